@@ -1,0 +1,106 @@
+"""What flows from data to models: the schema of encoded features, and a batch of them.
+
+Letters: B rows of a batch, D width of all dense features together, T tasks, F sparse features.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+NULL_ID = 0
+"""Row 0 of every table stands for null; the OOV buckets follow, then the vocabulary by falling count."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TableSpec(_Frozen):
+    """An embedding table's id space: ``1 + oov_buckets`` reserved rows, then one row a value of the vocabulary."""
+
+    name: str
+    rows: int
+    oov_buckets: int = 1
+
+    @property
+    def reserved(self) -> int:
+        """Rows before the first value of the vocabulary: null and the OOV buckets."""
+        return 1 + self.oov_buckets
+
+
+class SparseSpec(_Frozen):
+    """One sparse feature: what its bags hold and which table its ids index.
+
+    ``sequence`` names the history the feature belongs to: all features of one history have equal lengths row by row,
+    oldest event first, so that they can be read as one sequence of events. ``None`` for ids and bags.
+    """
+
+    name: str
+    table: str
+    kind: Literal["id", "bag", "history"]
+    weighted: bool = False
+    max_length: int | None = None
+    sequence: str | None = None
+
+
+class DenseSpec(_Frozen):
+    """One dense feature of ``width`` float32 numbers (a number, an indicator, a statistic, a vector)."""
+
+    name: str
+    width: int
+
+
+class Schema(_Frozen):
+    """Everything the models need to know about encoded data, and nothing about columns."""
+
+    tables: tuple[TableSpec, ...]
+    sparse: tuple[SparseSpec, ...]
+    dense: tuple[DenseSpec, ...]
+    tasks: tuple[str, ...]
+
+    def table(self, name: str) -> TableSpec:
+        return next(table for table in self.tables if table.name == name)
+
+    @property
+    def dense_width(self) -> int:
+        return sum(feature.width for feature in self.dense)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.sparse) + tuple(f.name for f in self.dense)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Encoded rows, as the loader and the scorer hand them to a ranker.
+
+    Attributes:
+        sparse: Bags of the unweighted sparse features, keys in schema order; ids are row numbers of their tables.
+        weighted: Bags with weights of the weighted features; ``None`` where the schema has none.
+        dense: (B, D) float32, features in schema order.
+        labels: (B, T) float32; NaN where a row has no label for a task. ``None`` when scoring.
+        rows: (B,) int64, positions of the rows in their split (or in the input when scoring).
+    """
+
+    sparse: KeyedJaggedTensor
+    weighted: KeyedJaggedTensor | None
+    dense: Tensor
+    labels: Tensor | None
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return self.dense.shape[0]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        return Batch(
+            self.sparse.to(device),
+            None if self.weighted is None else self.weighted.to(device),
+            self.dense.to(device),
+            None if self.labels is None else self.labels.to(device),
+            self.rows,
+        )

@@ -1,0 +1,1 @@
+"""The artifact, batch scoring jobs, and the scoring service."""
