@@ -1,0 +1,33 @@
+"""The ``recsys`` command: one verb for each step of the work, in the order of the work.
+
+Exit codes: 0 done; 2 the user's input or config is at fault (one sentence on standard error); 1 anything else.
+"""
+
+import importlib
+import sys
+from typing import NoReturn
+
+from data_pipelines.errors import UserError
+from recsys.cli.common import app
+
+VERBS = ("demo", "data", "train", "serve", "study", "doctor")
+"""Modules of this package that register verbs, in the order of ``recsys --help``."""
+
+for _module in VERBS:
+    try:
+        importlib.import_module(f"recsys.cli.{_module}")
+    except ModuleNotFoundError as error:
+        if error.name != f"recsys.cli.{_module}":
+            raise
+
+__all__ = ["app", "main"]
+
+
+def main() -> NoReturn:
+    """Run the command; exit with 2 and one sentence where the user can mend it."""
+    try:
+        app()
+    except UserError as error:
+        print(f"recsys: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(0)

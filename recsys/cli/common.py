@@ -1,0 +1,121 @@
+"""What every verb shares: the ``recsys`` app, common options, the progress bar, and how a verb ends.
+
+A verb's module imports only this module at its top; everything heavy is imported inside the verb, so that
+``recsys --help`` is instant.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="recsys",
+    help="Recommenders with sparsity as the main subject: from raw logs to scores.",
+    no_args_is_help=True,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON: the result.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config, e.g. train.batch_size=4096."),
+]
+
+Advance = Callable[..., None]
+"""``advance(rows, note="")``: count ``rows`` more as done, and show ``note`` beside the bar."""
+
+
+@app.callback()
+def _recsys(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from recsys import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def is_main_rank() -> bool:
+    """Whether this process speaks to the user: the only one, or rank 0 under ``torchrun``."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None = None, *, unit: str = "rows") -> Iterator[Advance]:
+    """Show progress with rate and time left on standard error; yield ``advance(rows, note="")``."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="progress.data.speed")
+
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}" + ("" if total is None else "/{task.total:,.0f}")),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (is_main_rank() and console.is_terminal)) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(rows: int, note: str = "") -> None:
+            progress.advance(task, rows)
+            if note:
+                progress.update(task, note=note)
+
+        yield advance
+
+
+def finish(result: Mapping[str, Any], json_line: bool, next_step: str = "") -> None:
+    """End a verb: print ``result``, and what to run next; with ``--json`` the last line is one JSON object.
+
+    Numbers that JSON does not know (NaN, infinities) become ``null``, paths become text. Ranks other than 0 are silent.
+    """
+    if not is_main_rank():
+        return
+    notes = sys.stderr if json_line else sys.stdout
+    for line in _lines(result):
+        print(line, file=notes)
+    if next_step:
+        print(f"\nNext: {next_step}", file=notes)
+    if json_line:
+        print(json.dumps(_plain(result), allow_nan=False), flush=True)
+
+
+def _lines(result: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    width = max((len(str(key)) for key in result), default=0)
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}"
+            yield from _lines(value, indent + "  ")
+        else:
+            shown = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else value
+            yield f"{indent}{key!s:<{width}}  {shown}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    number = float(value)
+    return number if abs(number) < float("inf") else None
