@@ -1,0 +1,60 @@
+"""A trained model in plain form: what a checkpoint gives, what levers shrink, what an artifact is made of.
+
+Letters: R rows of a table, d its stored width, D its width as the ranker sees it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from data_pipelines.batch import Schema
+
+if TYPE_CHECKING:
+    from models.ranker import Ranker, RankerConfig
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+
+@dataclass
+class Weights:
+    """Tables and dense parameters of one ranker, on the CPU, without a process group or a sharding plan.
+
+    Attributes:
+        config: The ranker's shape. A lever that removes units changes it together with ``dense``.
+        schema: The encoded features the ranker reads. A lever that removes a feature removes it here too.
+        tables: (R, d) float32 by table name; row i is id i of the table.
+        dense: Everything else of the ranker's state, by parameter name (see ``Ranker.dense_state``).
+        keep: (R,) bool by table name; ids of rows that are False mean OOV from now on. Tables without pruning are absent.
+            Export drops these rows from table and vocabulary, so that scores stay the same.
+        factors: (d, D) float32 by table name: the ranker sees ``tables[t] @ factors[t]``. Absent where d is D. This is
+            how removed dimensions and low-rank tables stay narrow on disk and in memory.
+        bits: 32, 16, 8, 4 or 2 bits a number by table name, used by the artifact; 32 where absent.
+        precision: How the artifact keeps ``dense``.
+    """
+
+    config: RankerConfig
+    schema: Schema
+    tables: dict[str, Tensor]
+    dense: dict[str, Tensor]
+    keep: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
+    precision: Precision = "fp32"
+
+    def to_ranker(self) -> Ranker:
+        """A ranker over plain float32 tables with these weights, in evaluation mode.
+
+        It gives the same logits as the sharded ranker the weights come from, and is differentiable: the tables are
+        ordinary parameters (copies; changing them leaves these weights as they are).
+        """
+        from models.plain_tables import PlainTables
+        from models.ranker import Ranker
+
+        ranker = Ranker(self.config, self.schema, PlainTables(self))
+        missing, unexpected = ranker.load_state_dict(self.dense, strict=False)
+        lost = [name for name in missing if not name.startswith("tables.")]
+        assert not lost and not unexpected, f"dense weights do not fit the ranker: {lost=} {unexpected=}"
+        return ranker.eval()
