@@ -1,1 +1,1 @@
-"""Levers of sparsity, one module each, behind the interface of :mod:`models.sparsity.lever`."""
+"""Levers of sparsity: each a small module behind :class:`models.sparsity.lever.Lever`."""

@@ -1,0 +1,186 @@
+"""Row-wise quantization of embedding tables in FBGEMM's layout, and how many bits each table gets.
+
+A row of a packed table is ``[scale fp16][bias fp16][codes]`` for 8, 4 and 2 bits (element ``i`` sits in the low bits of its
+byte first) and plain little-endian floats for 32 and 16: what ``fbgemm::int_nbit_split_embedding_codegen_lookup_function``
+reads on a CPU (row alignment 1). An element is ``code * scale + bias``.
+
+Letters: R rows, d embedding dimension, W bytes of a packed row.
+"""
+
+import heapq
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data_pipelines.errors import UserError
+
+Bits = Literal[32, 16, 8, 4, 2]
+BITS: tuple[Bits, ...] = (32, 16, 8, 4, 2)
+_CHUNK_ROWS = 1 << 12
+_SCALE_BIAS_BYTES = 4
+
+
+def padded_dim(dim: int, bits: int) -> int:
+    """Elements of a packed row: ``dim`` rounded up to a whole byte of codes."""
+    per_byte = max(8 // bits, 1)
+    return -(-dim // per_byte) * per_byte
+
+
+def row_bytes(dim: int, bits: int) -> int:
+    """W, the bytes of one packed row."""
+    payload = padded_dim(dim, bits) * bits // 8
+    return payload if bits >= 16 else payload + _SCALE_BIAS_BYTES
+
+
+def pack(weight_Rd: Tensor, bits: int, *, clip: bool = False) -> Tensor:
+    """Quantize a float32 table row by row.
+
+    Args:
+        bits: 32, 16, 8, 4 or 2.
+        clip: Search a tighter range for each row that lowers its squared error (:func:`clipped_range`).
+
+    Returns:
+        (R, W) uint8.
+    """
+    assert bits in BITS, bits
+    weight_Rd = weight_Rd.detach().float().contiguous()
+    if bits == 32:
+        return weight_Rd.view(torch.uint8)
+    if bits == 16:
+        return weight_Rd.half().view(torch.uint8)
+    if len(weight_Rd) == 0:
+        return torch.empty(0, row_bytes(weight_Rd.shape[1], bits), dtype=torch.uint8)
+    return torch.cat([_pack_codes(chunk, bits, clip) for chunk in weight_Rd.split(_CHUNK_ROWS)])
+
+
+def unpack(packed_RW: Tensor, dim: int, bits: int) -> Tensor:
+    """The (R, dim) float32 table that a lookup of ``packed_RW`` sees: the inverse of :func:`pack` up to rounding."""
+    if bits == 32:
+        return packed_RW.contiguous().view(torch.float32)
+    if bits == 16:
+        return packed_RW.contiguous().view(torch.float16).float()
+    scale_bias_R2 = packed_RW[:, :_SCALE_BIAS_BYTES].contiguous().view(torch.float16).float()
+    codes_RW = packed_RW[:, _SCALE_BIAS_BYTES:]
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    codes_Rd = ((codes_RW.unsqueeze(2) >> shifts) & (2**bits - 1)).flatten(1)[:, :dim].float()
+    return codes_Rd * scale_bias_R2[:, :1] + scale_bias_R2[:, 1:]
+
+
+def _pack_codes(weight_Rd: Tensor, bits: int, clip: bool) -> Tensor:
+    low_R, high_R = clipped_range(weight_Rd, bits) if clip else (weight_Rd.amin(1), weight_Rd.amax(1))
+    scale_R, bias_R = _scale_bias(low_R, high_R, bits)
+    codes_Rd = _codes(weight_Rd, scale_R, bias_R, bits).to(torch.uint8)
+    missing = padded_dim(weight_Rd.shape[1], bits) - weight_Rd.shape[1]
+    codes_Rd = torch.nn.functional.pad(codes_Rd, (0, missing))
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    payload_RW = (codes_Rd.unflatten(1, (-1, 8 // bits)) << shifts).sum(2, dtype=torch.uint8)
+    scale_bias = torch.stack([scale_R, bias_R], 1).half().view(torch.uint8)
+    return torch.cat([scale_bias, payload_RW], 1)
+
+
+def _scale_bias(low_R: Tensor, high_R: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and bias as their fp16 values, so that codes are chosen for the numbers that are stored."""
+    bias_R = low_R.half().float()
+    scale_R = ((high_R - bias_R) / (2**bits - 1)).half().float()
+    return torch.where(scale_R > 0, scale_R, 1.0), bias_R
+
+
+def _codes(weight_Rd: Tensor, scale_R: Tensor, bias_R: Tensor, bits: int) -> Tensor:
+    return ((weight_Rd - bias_R[:, None]) / scale_R[:, None]).round().clamp(0, 2**bits - 1)
+
+
+def _round_trip(weight_Rd: Tensor, low_R: Tensor, high_R: Tensor, bits: int) -> Tensor:
+    scale_R, bias_R = _scale_bias(low_R, high_R, bits)
+    return _codes(weight_Rd, scale_R, bias_R, bits) * scale_R[:, None] + bias_R[:, None]
+
+
+def clipped_range(weight_Rd: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """A range for each row that quantizes it with less squared error than its minimum and maximum.
+
+    The greedy search of post-training 4-bit quantization (Guan et al., 1911.02079): step by step either the lower or the
+    upper end moves inwards, whichever leaves the smaller error, and the best range met on the way is kept. Fewer bits
+    gain from a tighter range, so the search goes further for them.
+
+    Returns:
+        (R,) lower and (R,) upper ends.
+    """
+    low_R, high_R = weight_Rd.amin(1), weight_Rd.amax(1)
+    steps, reach = (8, 0.1) if bits == 8 else (24, 0.4) if bits == 4 else (32, 0.8)
+    stride_R = (high_R - low_R) * (reach / steps)
+
+    def error(low_R: Tensor, high_R: Tensor) -> Tensor:
+        return (_round_trip(weight_Rd, low_R, high_R, bits) - weight_Rd).square().sum(1)
+
+    best_low_R, best_high_R, best_R = low_R, high_R, error(low_R, high_R)
+    for _ in range(steps):
+        up_R, down_R = error(low_R + stride_R, high_R), error(low_R, high_R - stride_R)
+        raise_R = up_R <= down_R
+        low_R = torch.where(raise_R, low_R + stride_R, low_R)
+        high_R = torch.where(raise_R, high_R, high_R - stride_R)
+        error_R = torch.minimum(up_R, down_R)
+        better_R = error_R < best_R
+        best_low_R = torch.where(better_R, low_R, best_low_R)
+        best_high_R = torch.where(better_R, high_R, best_high_R)
+        best_R = torch.where(better_R, error_R, best_R)
+    return best_low_R, best_high_R
+
+
+def fake_quantize(weight_Rd: Tensor, bits: int) -> Tensor:
+    """What a lookup after :func:`pack` would see, with the gradient passed straight through (1308.3432)."""
+    if bits == 32:
+        return weight_Rd
+    with torch.no_grad():
+        rounded = (
+            weight_Rd.half().float()
+            if bits == 16
+            else _round_trip(weight_Rd, weight_Rd.amin(1), weight_Rd.amax(1), bits)
+        )
+    return weight_Rd + (rounded - weight_Rd).detach()
+
+
+def choose_bits(
+    tables: Mapping[str, Tensor], budget: int, *, importance: Mapping[str, Tensor] | None = None, lowest: Bits = 2
+) -> dict[str, int]:
+    """Bits for each table so that all packed tables together fit into ``budget`` bytes.
+
+    Every table starts at 32 bits; the step to fewer bits that adds the least squared error per byte saved is taken until
+    the budget holds. ``importance`` weighs the rows (R,) of a table, such as how often each is looked up.
+
+    Raises:
+        UserError: Not even ``lowest`` bits everywhere fit.
+    """
+    ladder = [bits for bits in BITS if bits >= lowest]
+    chosen = {name: 0 for name in tables}
+    errors = {name: _errors(table, ladder, importance and importance.get(name)) for name, table in tables.items()}
+    total = sum(len(table) * row_bytes(table.shape[1], 32) for table in tables.values())
+
+    def offer(name: str) -> tuple[float, str, int]:
+        at, (rows, dim) = chosen[name], tables[name].shape
+        saved = rows * (row_bytes(dim, ladder[at]) - row_bytes(dim, ladder[at + 1]))
+        return (errors[name][at + 1] - errors[name][at]) / max(saved, 1), name, saved
+
+    offers = [offer(name) for name in tables]
+    heapq.heapify(offers)
+    while total > budget:
+        if not offers:
+            raise UserError(
+                f"sparsity.quantization.byte_budget={budget} cannot be met: {lowest} bits in every table still take {total} "
+                "bytes. Prune rows, lower the embedding dimension, or raise the budget."
+            )
+        _, name, saved = heapq.heappop(offers)
+        total -= saved
+        chosen[name] += 1
+        if chosen[name] + 1 < len(ladder):
+            heapq.heappush(offers, offer(name))
+    return {name: ladder[at] for name, at in chosen.items()}
+
+
+def _errors(table_Rd: Tensor, ladder: list[Bits], importance_R: Tensor | None) -> list[float]:
+    """Squared error of a table at each rung of ``ladder``, rows weighed by their importance."""
+    result = []
+    for bits in ladder:
+        error_R = (unpack(pack(table_Rd, bits), table_Rd.shape[1], bits) - table_Rd).square().sum(1)
+        result.append(float((error_R if importance_R is None else error_R * importance_R).sum()))
+    return result
