@@ -1,8 +1,8 @@
 """The one interface of every lever of sparsity: what it does before, during and after training, and at export.
 
 A lever is built from its config, sees the bare :class:`~models.ranker.Ranker` (the module inside
-``DistributedModelParallel``), and may keep state that is saved with checkpoints. The trainer calls the hooks in the order
-they are written here; ``shrink`` is called at export, possibly years later and by a lever made anew from the config.
+``DistributedModelParallel``), and may keep state that is saved with checkpoints. The trainer calls the hooks in the
+order they are written here; ``shrink`` is called at export by a lever made anew from the config.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def dense_weights(
 ) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
     """Weight matrices of the dense part: ``(module, attribute, full name, parameter)`` in a fixed order.
 
-    Matrices and stacks of matrices only (at least two dimensions), without tables and routers: biases, norms and routers
-    are a sliver of the bytes and steer everything else. ``select`` keeps names that start with one of its prefixes.
+    Matrices and stacks of matrices only (at least two dimensions), without tables and routers: biases, norms and
+    routers are a sliver of the bytes and steer everything else. ``select`` keeps names that start with one of its
+    prefixes.
     """
     for path, module in ranker.named_modules():
         parts = path.split(".")
@@ -80,7 +81,7 @@ def dense_weights(
 
 
 def cubic(step: int, *, begin: int, end: int, final: float) -> float:
-    """Share pruned at ``step``: 0 before ``begin``, ``final`` from ``end`` on, cubic between (Zhu & Gupta, 1710.01878)."""
+    """Share pruned at ``step``: 0 before ``begin``, ``final`` from ``end`` on, cubic between (1710.01878)."""
     if step < begin:
         return 0.0
     if step >= end:

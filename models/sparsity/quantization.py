@@ -1,8 +1,9 @@
 """Row-wise quantization of embedding tables in FBGEMM's layout, and how many bits each table gets.
 
-A row of a packed table is ``[scale fp16][bias fp16][codes]`` for 8, 4 and 2 bits (element ``i`` sits in the low bits of its
-byte first) and plain little-endian floats for 32 and 16: what ``fbgemm::int_nbit_split_embedding_codegen_lookup_function``
-reads on a CPU (row alignment 1). An element is ``code * scale + bias``.
+A row of a packed table is ``[scale fp16][bias fp16][codes]`` for 8, 4 and 2 bits (the first element of a byte in its
+low bits) and plain little-endian floats for 32 and 16. That is what FBGEMM's
+``int_nbit_split_embedding_codegen_lookup_function`` reads on a CPU (row alignment 1). An element is
+``code * scale + bias``.
 
 Letters: R rows, d embedding dimension, W bytes of a packed row.
 """
@@ -34,7 +35,7 @@ def row_bytes(dim: int, bits: int) -> int:
     return payload if bits >= 16 else payload + _SCALE_BIAS_BYTES
 
 
-def pack(weight_Rd: Tensor, bits: int, *, clip: bool = False) -> Tensor:
+def quantize_rows(weight_Rd: Tensor, bits: Bits, *, clip: bool = False) -> Tensor:
     """Quantize a float32 table row by row.
 
     Args:
@@ -52,11 +53,11 @@ def pack(weight_Rd: Tensor, bits: int, *, clip: bool = False) -> Tensor:
         return weight_Rd.half().view(torch.uint8)
     if len(weight_Rd) == 0:
         return torch.empty(0, row_bytes(weight_Rd.shape[1], bits), dtype=torch.uint8)
-    return torch.cat([_pack_codes(chunk, bits, clip) for chunk in weight_Rd.split(_CHUNK_ROWS)])
+    return torch.cat([_pack_codes(chunk, bits, clip) for chunk in torch.split(weight_Rd, _CHUNK_ROWS)])
 
 
-def unpack(packed_RW: Tensor, dim: int, bits: int) -> Tensor:
-    """The (R, dim) float32 table that a lookup of ``packed_RW`` sees: the inverse of :func:`pack` up to rounding."""
+def dequantize_rows(packed_RW: Tensor, bits: Bits, dim: int) -> Tensor:
+    """The (R, dim) float32 table that a lookup of ``packed_RW`` sees: the inverse of :func:`quantize_rows` up to rounding."""
     if bits == 32:
         return packed_RW.contiguous().view(torch.float32)
     if bits == 16:
@@ -65,7 +66,8 @@ def unpack(packed_RW: Tensor, dim: int, bits: int) -> Tensor:
     codes_RW = packed_RW[:, _SCALE_BIAS_BYTES:]
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
     codes_Rd = ((codes_RW.unsqueeze(2) >> shifts) & (2**bits - 1)).flatten(1)[:, :dim].float()
-    return codes_Rd * scale_bias_R2[:, :1] + scale_bias_R2[:, 1:]
+    weight_Rd: Tensor = codes_Rd * scale_bias_R2[:, :1] + scale_bias_R2[:, 1:]
+    return weight_Rd
 
 
 def _pack_codes(weight_Rd: Tensor, bits: int, clip: bool) -> Tensor:
@@ -75,7 +77,7 @@ def _pack_codes(weight_Rd: Tensor, bits: int, clip: bool) -> Tensor:
     missing = padded_dim(weight_Rd.shape[1], bits) - weight_Rd.shape[1]
     codes_Rd = torch.nn.functional.pad(codes_Rd, (0, missing))
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    payload_RW = (codes_Rd.unflatten(1, (-1, 8 // bits)) << shifts).sum(2, dtype=torch.uint8)
+    payload_RW = (codes_Rd.reshape(len(codes_Rd), -1, 8 // bits) << shifts).sum(2, dtype=torch.uint8)
     scale_bias = torch.stack([scale_R, bias_R], 1).half().view(torch.uint8)
     return torch.cat([scale_bias, payload_RW], 1)
 
@@ -99,9 +101,9 @@ def _round_trip(weight_Rd: Tensor, low_R: Tensor, high_R: Tensor, bits: int) -> 
 def clipped_range(weight_Rd: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """A range for each row that quantizes it with less squared error than its minimum and maximum.
 
-    The greedy search of post-training 4-bit quantization (Guan et al., 1911.02079): step by step either the lower or the
-    upper end moves inwards, whichever leaves the smaller error, and the best range met on the way is kept. Fewer bits
-    gain from a tighter range, so the search goes further for them.
+    The greedy search of post-training 4-bit quantization (Guan et al., 1911.02079): step by step either the lower
+    or the upper end moves inwards, whichever leaves the smaller error, and the best range met on the way is kept.
+    Fewer bits gain from a tighter range, so the search goes further for them.
 
     Returns:
         (R,) lower and (R,) upper ends.
@@ -128,7 +130,7 @@ def clipped_range(weight_Rd: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def fake_quantize(weight_Rd: Tensor, bits: int) -> Tensor:
-    """What a lookup after :func:`pack` would see, with the gradient passed straight through (1308.3432)."""
+    """What a lookup after :func:`quantize_rows` would see, with the gradient passed straight through (1308.3432)."""
     if bits == 32:
         return weight_Rd
     with torch.no_grad():
@@ -145,15 +147,15 @@ def choose_bits(
 ) -> dict[str, int]:
     """Bits for each table so that all packed tables together fit into ``budget`` bytes.
 
-    Every table starts at 32 bits; the step to fewer bits that adds the least squared error per byte saved is taken until
-    the budget holds. ``importance`` weighs the rows (R,) of a table, such as how often each is looked up.
+    Every table starts at 32 bits; the step to fewer bits that adds the least squared error per byte saved is taken
+    until the budget holds. ``importance`` weighs the rows (R,) of a table, such as how often each is looked up.
 
     Raises:
         UserError: Not even ``lowest`` bits everywhere fit.
     """
     ladder = [bits for bits in BITS if bits >= lowest]
-    chosen = {name: 0 for name in tables}
-    errors = {name: _errors(table, ladder, importance and importance.get(name)) for name, table in tables.items()}
+    chosen = dict.fromkeys(tables, 0)
+    errors = {name: _errors(table, ladder, (importance or {}).get(name)) for name, table in tables.items()}
     total = sum(len(table) * row_bytes(table.shape[1], 32) for table in tables.values())
 
     def offer(name: str) -> tuple[float, str, int]:
@@ -166,8 +168,8 @@ def choose_bits(
     while total > budget:
         if not offers:
             raise UserError(
-                f"sparsity.quantization.byte_budget={budget} cannot be met: {lowest} bits in every table still take {total} "
-                "bytes. Prune rows, lower the embedding dimension, or raise the budget."
+                f"sparsity.quantization.byte_budget={budget} cannot be met: {lowest} bits in every table still take "
+                f"{total} bytes. Prune rows, lower the embedding dimension, or raise the budget."
             )
         _, name, saved = heapq.heappop(offers)
         total -= saved
@@ -181,6 +183,6 @@ def _errors(table_Rd: Tensor, ladder: list[Bits], importance_R: Tensor | None) -
     """Squared error of a table at each rung of ``ladder``, rows weighed by their importance."""
     result = []
     for bits in ladder:
-        error_R = (unpack(pack(table_Rd, bits), table_Rd.shape[1], bits) - table_Rd).square().sum(1)
+        error_R = (dequantize_rows(quantize_rows(table_Rd, bits), bits, table_Rd.shape[1]) - table_Rd).square().sum(1)
         result.append(float((error_R if importance_R is None else error_R * importance_R).sum()))
     return result
