@@ -87,7 +87,7 @@ class Task(Config):
     column: str
     kind: Literal["binary", "regression", "count"] = "binary"
     at_least: float | None = None
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     where: str | None = None
 
 
@@ -103,7 +103,7 @@ class Split(Config):
     by: Literal["time", "random", "leave_last", "column"] = "time"
     valid: float | str = 0.1
     test: float | str = 0.1
-    gap: float = Field(0.0, ge=0)
+    gap: float = Field(default=0.0, ge=0)
     column: str | None = None
     seed: int = 0
 
@@ -129,9 +129,9 @@ class Split(Config):
 class Sampling(Config):
     """Negatives for logs that hold positives only, drawn from the candidates of the training split."""
 
-    negatives: int = Field(4, ge=1)
+    negatives: int = Field(default=4, ge=1)
     by: Literal["uniform", "popularity"] = "uniform"
-    exponent: float = Field(0.75, ge=0)
+    exponent: float = Field(default=0.75, ge=0)
     seed: int = 0
 
 
@@ -142,9 +142,9 @@ class Vocabulary(Config):
     """Which values get an id of their own: those seen ``min_count`` times in train, at most the ``max_size`` most
     frequent. Others share ``oov_buckets`` ids by hash."""
 
-    min_count: int = Field(1, ge=1)
-    max_size: int | None = Field(None, ge=1)
-    oov_buckets: int = Field(1, ge=1)
+    min_count: int = Field(default=1, ge=1)
+    max_size: int | None = Field(default=None, ge=1)
+    oov_buckets: int = Field(default=1, ge=1)
 
 
 class IdFeature(Vocabulary):
@@ -164,7 +164,7 @@ class BagFeature(Vocabulary):
     table: str
     delimiter: str | None = None
     weights: str | None = None
-    max_length: int | None = Field(None, ge=1)
+    max_length: int | None = Field(default=None, ge=1)
 
 
 class NumberFeature(Config):
@@ -177,7 +177,7 @@ class NumberFeature(Config):
     column: str
     transform: Literal["none", "log1p", "standardize", "buckets"] = "none"
     clip: tuple[float, float] | None = None
-    buckets: int = Field(32, ge=2)
+    buckets: int = Field(default=32, ge=2)
     indicator: bool = False
 
     @model_validator(mode="after")
@@ -190,8 +190,8 @@ class NumberFeature(Config):
 
 
 class TimeFeature(Config):
-    """Parts of a time (UTC): ids (``hour``, ``weekday``, ``day``, ``month``), or numbers: ``cyclic`` (sine and cosine of
-    the hour of the day and of the week), ``age`` (log1p of the days from ``column`` to the row's own time)."""
+    """Parts of a time (UTC): ids (``hour``, ``weekday``, ``day``, ``month``), or numbers: ``cyclic`` (sine and cosine
+    of the hour of the day and of the week), ``age`` (log1p of the days from ``column`` to the row's own time)."""
 
     kind: Literal["time"] = "time"
     column: str
@@ -223,7 +223,7 @@ class HashFeature(Config):
     column: str
     table: str
     rows: int = Field(ge=1)
-    hashes: int = Field(1, ge=1)
+    hashes: int = Field(default=1, ge=1)
 
 
 class HistoryFeature(Config):
@@ -236,7 +236,7 @@ class HistoryFeature(Config):
     kind: Literal["history"] = "history"
     of: list[str] = Field(min_length=1)
     where: str | None = None
-    last: int = Field(50, ge=1, le=65535)
+    last: int = Field(default=50, ge=1, le=65535)
     entity: str
     age: bool = False
 
@@ -254,8 +254,8 @@ class StatisticFeature(Config):
     measure: Literal["count", "rate", "mean"]
     of: str | None = None
     by: list[str] = Field(min_length=1)
-    smoothing: float = Field(20.0, gt=0)
-    window: float | None = Field(None, gt=0)
+    smoothing: float = Field(default=20.0, gt=0)
+    window: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _needs_of(self) -> "StatisticFeature":
@@ -295,7 +295,7 @@ class DataConfig(Config):
     sampling: Sampling | None = None
     features: dict[str, Feature] = Field(min_length=1)
     groups: dict[str, list[str]] = {}
-    max_quarantined: float = Field(0.01, ge=0, le=1)
+    max_quarantined: float = Field(default=0.01, ge=0, le=1)
 
     @field_validator("log", mode="after")
     @classmethod
