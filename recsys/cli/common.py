@@ -35,6 +35,7 @@ Advance = Callable[..., None]
 
 @app.callback()
 def _recsys(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
@@ -42,6 +43,10 @@ def _recsys(
 
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand not in (None, "doctor"):
+        from recsys.doctor import guard
+
+        guard()
 
 
 def is_main_rank() -> bool:

@@ -1,0 +1,56 @@
+# Two commands on a machine with Python 3.11 and make: `make demo` and `make test`.
+# Each builds .venv from the pinned lists where it is missing or out of date, and starts at once where it is not.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types contracts docs config-reference lock bench wheel clean
+
+help:  ## List the commands.
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+demo: .venv/runtime  ## Generate a log, train, export, score and write a report: make demo ARGS="--json"
+	$(BIN)/recsys demo $(ARGS)
+
+test: .venv/dev  ## Run the tests: make test TESTS=tests/models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS)
+
+lint: .venv/dev  ## Style and format of the code.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev  ## Strict types.
+	$(BIN)/mypy
+
+contracts: .venv/dev  ## No import runs upwards, none in a circle.
+	$(BIN)/lint-imports
+
+docs: .venv/dev  ## Build the pages into site/, offline and strictly.
+	$(BIN)/python docs/build.py
+
+bench: .venv/dev  ## All benchmarks, or one: make bench NAME=prepare
+	$(BIN)/python -m benchmarks $(NAME)
+
+lock: .venv/dev  ## Write the pinned lists anew from .venv.
+	$(BIN)/python requirements/lock.py
+
+wheel: .venv/dev  ## Build wheel and sdist into dist/.
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## Remove the environment and everything that was built.
+	rm -rf .venv build dist site
+
+.venv/runtime: requirements/cpu.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed, $(PYTHON) is another version: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP_INSTALL) -r requirements/cpu.txt
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	touch $@
+
+.venv/dev: requirements/dev.txt .venv/runtime
+	$(PIP_INSTALL) -r requirements/dev.txt
+	touch $@
