@@ -143,11 +143,21 @@ def ndcg_at_k(
     labels_N: Floats, scores_N: Floats, groups_N: Groups, weights_N: Floats | None = None, *, k: int = 10
 ) -> float:
     """Mean over groups of DCG@k over the best DCG@k; groups without positives are left out."""
+    ndcg_G, weight_G = group_ndcg_at_k(labels_N, scores_N, groups_N, weights_N, k=k)
+    defined_G = ~np.isnan(ndcg_G)
+    return _mean(ndcg_G[defined_G], weight_G[defined_G])
+
+
+def group_ndcg_at_k(
+    labels_N: Floats, scores_N: Floats, groups_N: Groups, weights_N: Floats | None = None, *, k: int = 10
+) -> tuple[Floats, Floats]:
+    """NDCG@k (NaN where a group has no positives) and weight of each group, groups in sorted order."""
     ranked = _Ranked(labels_N, scores_N, groups_N, weights_N)
     ideal = _Ranked(labels_N, labels_N, groups_N, weights_N)
     best_G = ideal.sum(np.where(ideal.rank_N < k, ideal.labels_N / np.log2(ideal.rank_N + 2), 0.0))
     found_G = ranked.sum(np.where(ranked.rank_N < k, ranked.labels_N / np.log2(ranked.rank_N + 2), 0.0))
-    return ranked.mean(found_G, best_G)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return found_G / best_G, ranked.weight_G
 
 
 def recall_at_k(

@@ -1,0 +1,197 @@
+"""Is a difference between two models real? Paired comparisons on the same test rows, and over many arms.
+
+Letters: N rows, U users (clusters), K models, S seeds, R bootstrap replicates.
+
+Two things make a measured difference uncertain: which users happened to be in the test rows, and which seeds happened
+to train the models. The first is measured by a bootstrap over users or, for AUC, by DeLong's variance; the second by
+the spread over seeds. :func:`combine` puts both into one interval.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.floating]
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference between an arm and the base, with what is known about its uncertainty.
+
+    Attributes:
+        value: The difference, arm minus base, mean over seeds.
+        low, high: Limits of the confidence interval.
+        p_value: Two-sided, of "no difference".
+        standard_error: Of ``value``; test rows and seeds together.
+        freedom: Degrees of freedom (Welch-Satterthwaite).
+        rows_variance: The part of ``standard_error**2`` that comes from the test rows. More seeds do not shrink it.
+        seed_variance: Variance of the difference between seeds, of one seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    standard_error: float
+    freedom: float
+    rows_variance: float
+    seed_variance: float
+
+
+def delong(labels_N: ArrayLike, scores_KN: ArrayLike, clusters_N: ArrayLike | None = None) -> tuple[Floats, Floats]:
+    """AUC of K score vectors on the same rows, and the (K, K) covariance of the K estimates.
+
+    The placement values come from midranks, in O(N log N) (Sun and Xu, 2014, doi:10.1109/LSP.2014.2337313), after
+    DeLong et al., 1988. With ``clusters_N`` rows of one cluster may depend on each other (Obuchowski, 1997).
+
+    Raises:
+        ValueError: All labels are equal.
+    """
+    scores_KN = np.atleast_2d(np.asarray(scores_KN, dtype=np.float64))
+    positive = np.asarray(labels_N) > 0.5
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        raise ValueError("AUC needs rows of both labels")
+    placements_KN = np.empty_like(scores_KN)
+    for scores_N, placements_N in zip(scores_KN, placements_KN, strict=True):
+        rank = stats.rankdata(scores_N)
+        placements_N[positive] = (rank[positive] - stats.rankdata(scores_N[positive])) / negatives
+        placements_N[~positive] = 1 - (rank[~positive] - stats.rankdata(scores_N[~positive])) / positives
+    auc_K = placements_KN[:, positive].mean(axis=1)
+    influence_KN = placements_KN - auc_K[:, None]
+    influence_KN[:, positive] /= positives
+    influence_KN[:, ~positive] /= negatives
+    if clusters_N is None:
+        scale_N = np.where(positive, positives / max(positives - 1, 1), negatives / max(negatives - 1, 1))
+        return auc_K, np.asarray((influence_KN * scale_N) @ influence_KN.T)
+    clusters_N, index_N = np.unique(np.asarray(clusters_N), return_inverse=True)
+    clusters = len(clusters_N)
+    sums_KU = np.stack([np.bincount(index_N, weights=row, minlength=clusters) for row in influence_KN])
+    return auc_K, np.asarray(sums_KU @ sums_KU.T * (clusters / max(clusters - 1, 1)))
+
+
+def bootstrap_weights(clusters: int, replicates: int, seed: int = 0) -> NDArray[np.float32]:
+    """(R, U) how often each of U clusters was drawn, R times U draws with replacement."""
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(0, clusters, clusters) for _ in range(replicates))
+    return np.stack([np.bincount(draw, minlength=clusters) for draw in drawn]).astype(np.float32)
+
+
+def bootstrap_auc(
+    labels_N: ArrayLike, scores_N: ArrayLike, index_N: NDArray[np.int64], draws_RU: NDArray[np.float32]
+) -> Floats:
+    """(R,) AUC of each replicate; ``index_N`` is each row's cluster. Rows are sorted once, for all replicates."""
+    scores_N = np.asarray(scores_N, dtype=np.float64)
+    order_N = np.argsort(scores_N, kind="stable")
+    positive_N = np.asarray(labels_N)[order_N] > 0.5
+    rows_N = index_N[order_N]
+    ties = np.flatnonzero(np.diff(scores_N[order_N], prepend=np.nan) != 0)
+    replicates, result_R = len(draws_RU), np.empty(len(draws_RU))
+    step = max(1, _BLOCK // max(len(rows_N), 1))
+    for start in range(0, replicates, step):
+        weights_RN = draws_RU[start : start + step, rows_N].astype(np.float64)
+        positive_RG = np.add.reduceat(weights_RN * positive_N, ties, axis=1)
+        negative_RG = np.add.reduceat(weights_RN * ~positive_N, ties, axis=1)
+        below_RG = np.cumsum(negative_RG, axis=1) - negative_RG / 2
+        pairs_R = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
+        wins_R = (positive_RG * below_RG).sum(axis=1)
+        result_R[start : start + step] = np.divide(wins_R, pairs_R, out=np.full_like(wins_R, np.nan), where=pairs_R > 0)
+    return result_R
+
+
+def bootstrap_ratio(
+    numerator_N: ArrayLike, denominator_N: ArrayLike, index_N: NDArray[np.int64], draws_RU: NDArray[np.float32]
+) -> Floats:
+    """(R,) ratio of two sums over rows of each replicate: a mean, a calibration ratio, a GAUC, an NDCG."""
+    clusters = draws_RU.shape[1]
+    top_U = np.bincount(index_N, weights=np.asarray(numerator_N, dtype=np.float64), minlength=clusters)
+    bottom_U = np.bincount(index_N, weights=np.asarray(denominator_N, dtype=np.float64), minlength=clusters)
+    top_R, bottom_R = draws_RU @ top_U, draws_RU @ bottom_U
+    ratio_R: Floats = np.divide(top_R, bottom_R, out=np.full(len(top_R), np.nan), where=bottom_R != 0)
+    return ratio_R
+
+
+def pooled_seed_variance(differences_AS: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Variance between seeds that A arms have in common, and the degrees of freedom it is worth.
+
+    With three seeds one arm's own variance is a poor guess (two degrees of freedom). The median of the arms' variances,
+    put on the scale of a mean by the chi-squared median, is a steady one and is not moved by a few odd arms.
+    """
+    spread = [(np.var(row, ddof=1), len(row) - 1) for row in differences_AS if len(row) > 1]
+    if not spread:
+        return 0.0, 0.0
+    freedom = np.median([f for _, f in spread])
+    variance = np.median([v for v, _ in spread]) * freedom / stats.chi2.median(freedom)
+    return float(variance), float(freedom * max(1, len(spread) // 2))
+
+
+def combine(
+    differences_S: Sequence[float],
+    rows_variance: float,
+    *,
+    prior: tuple[float, float] = (0.0, 0.0),
+    level: float = 0.95,
+) -> Effect:
+    """Mean difference over seeds with an interval that holds test rows and seeds.
+
+    Args:
+        differences_S: The metric's difference, arm minus base, one number a seed.
+        rows_variance: Variance of the mean difference from the choice of test rows, the seeds held fixed.
+        prior: Variance between seeds that other arms suggest, and the degrees of freedom it is worth
+            (:func:`pooled_seed_variance`). The arm's own variance is shrunk towards it (Smyth, 2004,
+            doi:10.2202/1544-6115.1027).
+        level: Confidence level of the interval.
+    """
+    differences = np.asarray(differences_S, dtype=np.float64)
+    seeds = len(differences)
+    own = float(np.var(differences, ddof=1)) if seeds > 1 else 0.0
+    worth = seeds - 1 + prior[1]
+    seed_variance = ((seeds - 1) * own + prior[1] * prior[0]) / worth if worth else 0.0
+    value, parts = float(differences.mean()), (seed_variance / seeds, rows_variance)
+    error = float(np.sqrt(sum(parts)))
+    if not error > 0:
+        return Effect(value, value, value, 1.0 if value == 0 else 0.0, 0.0, float("inf"), rows_variance, seed_variance)
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / worth) if worth and parts[0] else float("inf")
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    p_value = float(2 * stats.t.sf(abs(value) / error, freedom))
+    return Effect(value, value - reach, value + reach, p_value, error, float(freedom), rows_variance, seed_variance)
+
+
+def seeds_that_tell(effect: Effect, *, level: float = 0.95, power: float = 0.8, at_most: int = 1000) -> int | None:
+    """The number of seeds at which an effect of this size would be found, or ``None`` where no number would.
+
+    ``None`` means that the test rows alone are too few: their share of the variance does not shrink with seeds.
+    """
+    if effect.value == 0:
+        return None
+    room = (effect.value / (stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power))) ** 2 - effect.rows_variance
+    if room <= 0:
+        return None
+    needed = max(2, int(np.ceil(effect.seed_variance / room)))
+    return needed if needed <= at_most else None
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """P-values adjusted after Holm (1979): the chance of any false finding among all stays below the level."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return _in_place_of(order, adjusted)
+
+
+def benjamini_hochberg(p_values: ArrayLike) -> Floats:
+    """P-values adjusted after Benjamini and Hochberg (1995): the share of false findings stays below the level."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    return _in_place_of(order, np.minimum.accumulate(scaled[::-1])[::-1])
+
+
+def _in_place_of(order: NDArray[np.int64], adjusted: Floats) -> Floats:
+    result = np.empty_like(adjusted)
+    result[order] = np.minimum(adjusted, 1.0)
+    return result
