@@ -30,9 +30,8 @@ def test_what_was_written_opens_with_its_meta(tmp_path: Path) -> None:
 
 
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_directory(tmp_path / "d", "dataset") as folder:
-        (folder / "a").write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), new_directory(tmp_path / "d", "dataset") as folder:
+        (folder / "no such folder" / "a").write_text("half")
     assert os.listdir(tmp_path) == []
 
 
