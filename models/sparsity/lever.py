@@ -8,9 +8,10 @@ order they are written here; ``shrink`` is called at export by a lever made anew
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -24,6 +25,76 @@ class LeverConfig(BaseModel):
     """Base of every lever's settings: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _within(low: float, high: float, *, low_too: bool, high_too: bool) -> AfterValidator:
+    """A validator that names the allowed range when a number is outside it."""
+    bounds = f"{low:g} {'' if low_too else '(excluded) '}to {high:g}{'' if high_too else ' (excluded)'}"
+
+    def check(value: float) -> float:
+        inside = (value >= low if low_too else value > low) and (value <= high if high_too else value < high)
+        if not inside:
+            raise ValueError(f"{value:g} is outside the allowed range, {bounds}")
+        return value
+
+    return AfterValidator(check)
+
+
+Share = Annotated[float, _within(0, 1, low_too=True, high_too=True)]
+"""From 0 to 1: a place in training, as a share of all steps."""
+Sparsity = Annotated[float, _within(0, 1, low_too=True, high_too=False)]
+"""Share of what is removed; 1 would leave nothing."""
+Density = Annotated[float, _within(0, 1, low_too=False, high_too=True)]
+"""Share of what is left."""
+Rate = Annotated[float, _within(0, 1, low_too=False, high_too=False)]
+"""Strictly between 0 and 1."""
+Strength = Annotated[float, _within(0, float("inf"), low_too=True, high_too=False)]
+"""Of a penalty or of a step: not negative."""
+Count = Annotated[int, _within(1, 2**31, low_too=True, high_too=True)]
+"""At least 1."""
+
+
+class Schedule(LeverConfig):
+    """When sparsity rises, as shares of all steps; ``begin`` equal to ``end`` does all of it in one shot.
+
+    Attributes:
+        begin: Nothing is removed before it.
+        end: The final sparsity is reached; what is left of training is fine-tuning.
+        every: Steps between two removals.
+    """
+
+    begin: Share = 0.2
+    end: Share = 0.7
+    every: Count = 50
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.begin > self.end:
+            raise ValueError(f"begin={self.begin:g} must lie between 0 and end={self.end:g}")
+        return self
+
+    def steps(self, total: int) -> Ramp:
+        """The schedule in steps of a training of ``total`` steps."""
+        return Ramp(int(self.begin * total), min(int(self.end * total), max(total - 1, 0)), self.every)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A cubic rise of sparsity between two steps (Zhu & Gupta, 1710.01878)."""
+
+    begin: int
+    end: int
+    every: int
+
+    def due(self, step: int) -> bool:
+        """Whether sparsity rises at ``step``."""
+        return step == self.end or (self.begin <= step < self.end and (step - self.begin) % self.every == 0)
+
+    def share(self, step: int) -> float:
+        """Share of the final sparsity that is reached at ``step``."""
+        if step >= self.end:
+            return 1.0
+        return 0.0 if step < self.begin else 1.0 - (1.0 - (step - self.begin) / (self.end - self.begin)) ** 3
 
 
 class Lever:
@@ -78,15 +149,6 @@ def dense_weights(
             name = f"{path}.{attribute}" if path else attribute
             if parameter.dim() >= 2 and min(parameter.shape) > 1 and (not select or name.startswith(tuple(select))):
                 yield module, attribute, name, parameter
-
-
-def cubic(step: int, *, begin: int, end: int, final: float) -> float:
-    """Share pruned at ``step``: 0 before ``begin``, ``final`` from ``end`` on, cubic between (1710.01878)."""
-    if step < begin:
-        return 0.0
-    if step >= end:
-        return final
-    return final * (1.0 - (1.0 - (step - begin) / (end - begin)) ** 3)
 
 
 def tensors(state: Mapping[str, Tensor]) -> State:

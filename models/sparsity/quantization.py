@@ -57,7 +57,7 @@ def quantize_rows(weight_Rd: Tensor, bits: Bits, *, clip: bool = False) -> Tenso
 
 
 def dequantize_rows(packed_RW: Tensor, bits: Bits, dim: int) -> Tensor:
-    """The (R, dim) float32 table that a lookup of ``packed_RW`` sees: the inverse of :func:`quantize_rows` up to rounding."""
+    """The (R, dim) float32 table that a lookup of ``packed_RW`` sees."""
     if bits == 32:
         return packed_RW.contiguous().view(torch.float32)
     if bits == 16:

@@ -1,0 +1,52 @@
+"""Binary masks over dense weights: shared by weight pruning, dynamic sparse training and fixed connectivity."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.sparsity.lever import State, dense_weights
+
+
+class Masks:
+    """One bool mask for each weight matrix (or stack of matrices) of the dense part; ``False`` means zero for good."""
+
+    def __init__(self, layers: Sequence[str] = ()) -> None:
+        self._layers = tuple(layers)
+        self.masks: dict[str, Tensor] = {}
+
+    def weights(self, ranker: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights the masks are for, by full name."""
+        return {name: parameter for _, _, name, parameter in dense_weights(ranker, select=self._layers)}
+
+    def fill(self, ranker: nn.Module) -> None:
+        """Start with nothing masked, unless a checkpoint gave the masks already."""
+        for name, weight in self.weights(ranker).items():
+            saved = self.masks.get(name)
+            self.masks[name] = (
+                torch.ones_like(weight, dtype=torch.bool) if saved is None else saved.to(weight.device, torch.bool)
+            )
+
+    @torch.no_grad()
+    def apply(self, ranker: nn.Module) -> None:
+        """Zero what is masked."""
+        for name, weight in self.weights(ranker).items():
+            weight.mul_(self.masks[name])
+
+    @torch.no_grad()
+    def apply_to_gradients(self, ranker: nn.Module) -> None:
+        """Zero the gradients of what is masked, so that no optimizer gathers moments for it."""
+        for name, weight in self.weights(ranker).items():
+            if weight.grad is not None:
+                weight.grad.mul_(self.masks[name])
+
+    def density(self) -> float:
+        """Share of weights that are alive."""
+        total = sum(mask.numel() for mask in self.masks.values())
+        return sum(int(mask.sum()) for mask in self.masks.values()) / max(total, 1)
+
+    def state_dict(self) -> State:
+        return {name: mask.cpu().clone() for name, mask in self.masks.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.masks = dict(state)

@@ -1,0 +1,34 @@
+"""Let a module compute with a function of its parameter, and leave the parameter itself where it is.
+
+``torch.nn.utils.parametrize`` renames the parameter, and with it every checkpoint and optimizer entry. Here an instance
+attribute hides the parameter while ``forward`` runs; names, state dicts and optimizers never notice.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+Transform = Callable[[Tensor], Tensor]
+
+
+def transform_weight(module: nn.Module, attribute: str, transform: Transform) -> Callable[[], None]:
+    """Make ``module.forward`` see ``transform(module.<attribute>)``; transforms compose in the order they are added.
+
+    Returns:
+        A function that takes the transform away again.
+    """
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        module.__dict__[attribute] = transform(getattr(module, attribute))
+
+    def leave(module: nn.Module, _args: Any, _output: Any) -> None:
+        module.__dict__.pop(attribute, None)
+
+    handles = (module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True))
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
