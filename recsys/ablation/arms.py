@@ -1,0 +1,194 @@
+"""The arms of a study: which variants of the experiment are trained, and what each is compared with.
+
+A *unit* is what an arm takes away or adds at once: one feature or one named group of features.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
+from recsys.ablation.config import StudyConfig
+
+Kind = Literal[
+    "base",
+    "core",
+    "leave_one_out",
+    "add_one_in",
+    "pair",
+    "permute",
+    "permute_within",
+    "mask",
+    "vary",
+    "grid",
+    "selection",
+    "warm_start",
+]
+Change = Literal["permute", "permute_within", "mask"]
+
+BASE = "all features"
+CORE = "core"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant of the experiment.
+
+    Attributes:
+        name: Unique in the study, readable in plots.
+        features: Features (by the config's names) that the ranker reads.
+        overrides: Config keys and their values.
+        change: What is done to the test rows of the trained reference instead of training anew, and to which
+            ``units``; ``None`` for arms that train.
+        units: The units that set the arm apart from its reference.
+        reference: Name of the arm it is compared with.
+    """
+
+    name: str
+    kind: Kind
+    features: tuple[str, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    change: Change | None = None
+    units: tuple[str, ...] = ()
+    reference: str = BASE
+
+    @property
+    def trains(self) -> bool:
+        return self.change is None
+
+
+def plan_arms(study: StudyConfig, data: DataConfig) -> list[Arm]:
+    """All arms that are known before anything runs, the base first.
+
+    Raises:
+        UserError: A name is neither a feature nor a group, or an arm would have no feature.
+    """
+    units = Units(data)
+    everything = tuple(data.features)
+    arms = [Arm(BASE, "base", everything)]
+    if study.core:
+        core = units.members(study.core, "core")
+        arms.append(Arm(CORE, "core", _in_order(everything, core)))
+    for unit in units.expand(study.leave_one_out, "leave_one_out"):
+        arms.append(_without(everything, units, "leave_one_out", (unit,)))
+    for unit in units.expand(study.add_one_in, "add_one_in"):
+        kept = _in_order(everything, {*arms[1].features, *units[unit]})
+        if kept != arms[1].features:
+            arms.append(Arm(f"core + {unit}", "add_one_in", kept, units=(unit,), reference=CORE))
+    arms.extend(_pair_arms(study, units, everything, arms))
+    for key in ("permute", "permute_within", "mask"):
+        for unit in units.expand(getattr(study, key), key):
+            arms.append(Arm(f"{key.replace('_', ' ')} {unit}", key, everything, change=key, units=(unit,)))
+    arms.extend(_config_arms(study, everything))
+    return list({arm.name: arm for arm in arms}.values())
+
+
+class Units(Mapping[str, tuple[str, ...]]):
+    """Features and groups by name, with the features each stands for."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self.features = tuple(data.features)
+        self.groups = {
+            name: tuple(dict.fromkeys(member.split(".")[0] for member in members))
+            for name, members in data.groups.items()
+        }
+        self._members = self.groups | {name: (name,) for name in self.features}
+
+    def __getitem__(self, unit: str) -> tuple[str, ...]:
+        return self._members[unit]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def expand(self, names: Sequence[str], key: str) -> list[str]:
+        """Units that ``names`` (the value of ``ablation.<key>``) stand for, each once."""
+        words = {"features": self.features, "groups": tuple(self.groups)}
+        units = [unit for name in names for unit in words.get(name, (name,))]
+        for unit in units:
+            if unit not in self._members:
+                groups = ", ".join(self.groups) or "none"
+                raise UserError(
+                    f"ablation.{key} names `{unit}`, which is neither a feature nor a group: the features are "
+                    f"{', '.join(self.features)}; the groups are {groups}."
+                )
+        return list(dict.fromkeys(units))
+
+    def members(self, names: Sequence[str], key: str) -> set[str]:
+        """All features of the units that ``names`` stand for."""
+        return {feature for unit in self.expand(names, key) for feature in self[unit]}
+
+
+def narrow(content: Mapping[str, Any], kept: Sequence[str], tables: Sequence[str]) -> dict[str, Any]:
+    """The config without what it says about features that are gone.
+
+    Args:
+        content: An experiment's resolved config, as plain values.
+        kept: Features that remain, by the config's names.
+        tables: Tables that remain.
+    """
+    gone = set(content["data"]["features"]) - set(kept)
+
+    def remains(name: str) -> bool:
+        return name.split(".")[0] not in gone
+
+    result: dict[str, Any] = json.loads(json.dumps(content))
+    model = result["model"]
+    model["pooling"] = {name: way for name, way in model["pooling"].items() if remains(name)}
+    model["context"] = [name for name in model["context"] if remains(name)]
+    model["tables"] = {name: table for name, table in model["tables"].items() if name in tables}
+    return result
+
+
+def label(value: Any) -> str:
+    """A config value as plots show it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")
+
+
+def _without(everything: tuple[str, ...], units: Units, kind: Kind, gone: tuple[str, ...]) -> Arm:
+    removed = {feature for unit in gone for feature in units[unit]}
+    kept = tuple(feature for feature in everything if feature not in removed)
+    if not kept:
+        raise UserError(
+            f"ablation.{'pairs' if kind == 'pair' else kind}: without {' and '.join(gone)} no feature is left: "
+            "take it out of the list."
+        )
+    return Arm(f"without {', '.join(gone)}", kind, kept, units=gone)
+
+
+def _pair_arms(study: StudyConfig, units: Units, everything: tuple[str, ...], arms: Sequence[Arm]) -> list[Arm]:
+    """Every pair of the named units, and each of them alone, which the interaction is computed against."""
+    members = units.expand(study.pairs, "pairs")
+    if len(members) == 1:
+        raise UserError(f"ablation.pairs names only `{members[0]}`: name two or more.")
+    known = {arm.name for arm in arms}
+    alone = [_without(everything, units, "leave_one_out", (unit,)) for unit in members]
+    pairs = itertools.combinations(members, 2)
+    return [arm for arm in alone if arm.name not in known] + [
+        _without(everything, units, "pair", pair) for pair in pairs if not set(units[pair[0]]) & set(units[pair[1]])
+    ]
+
+
+def _config_arms(study: StudyConfig, everything: tuple[str, ...]) -> Iterator[Arm]:
+    for key, values in study.vary.items():
+        for value in values:
+            yield Arm(f"{_short(key)} = {label(value)}", "vary", everything, {key: value})
+    keys = list(study.grid)
+    for values_of_arm in itertools.product(*study.grid.values()) if keys else ():
+        chosen = dict(zip(keys, values_of_arm, strict=True))
+        name = ", ".join(f"{_short(key)} = {label(value)}" for key, value in chosen.items())
+        yield Arm(name, "grid", everything, chosen)
+
+
+def _short(key: str) -> str:
+    """``model.tower.experts`` reads ``tower.experts``: the block says nothing that the rest does not."""
+    return key.partition(".")[2] or key
+
+
+def _in_order(everything: tuple[str, ...], kept: set[str]) -> tuple[str, ...]:
+    return tuple(feature for feature in everything if feature in kept)
