@@ -1,0 +1,242 @@
+"""Towers: a dense MLP, and a sparse mixture of experts that computes only the experts it chooses.
+
+Letters: N rows, D width of the model, H width of an expert's hidden layer, E experts, K experts chosen for a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Gate = Literal["softmax", "sigmoid"]
+Balance = Literal["loss", "bias", "none"]
+_BIAS_RATE = 0.001
+
+
+class Router(nn.Module):
+    """Scores every expert for every row and chooses the best ``top_k``; always in float32.
+
+    Gates are the chosen scores, divided by their sum where ``top_k`` > 1. ``softmax`` scores compete (Switch, arXiv
+    2101.03961), ``sigmoid`` scores do not (DeepSeek-V3, arXiv 2412.19437). ``noise`` is the standard deviation of
+    normal numbers added to the logits in training.
+
+    With ``balance="loss"``, :meth:`auxiliary_loss` is E times the sum over experts of (share of choices x mean score),
+    1 at perfect balance. With ``balance="bias"`` a bias that steers the choice, and not the gate, is moved by
+    :meth:`update_bias` towards experts that were chosen too rarely (arXiv 2408.15664): no gradient, no loss.
+    """
+
+    bias_E: Tensor
+    load_E: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        top_k: int,
+        *,
+        gate: Gate = "softmax",
+        noise: float = 0.0,
+        balance: Balance = "loss",
+    ) -> None:
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise ValueError(f"top_k must lie between 1 and the number of experts ({experts}), not {top_k}")
+        self.top_k, self.gate, self.noise, self.balance = top_k, gate, noise, balance
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.normal_(self.weight, std=width**-0.5)
+        self.register_buffer("bias_E", torch.zeros(experts) if balance == "bias" else None)
+        self.register_buffer("load_E", torch.zeros(experts, dtype=torch.int64), persistent=False)
+        self._since_update_E = torch.zeros(experts)
+        self._auxiliary: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, context_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates (N, K) float32, chosen experts (N, K) int64, and rows for each expert (E,) int32."""
+        with torch.autocast(context_ND.device.type, enabled=False):
+            logits_NE = F.linear(context_ND.float(), self.weight)
+            if self.training and self.noise:
+                logits_NE = logits_NE + self.noise * torch.randn_like(logits_NE)
+            scores_NE = logits_NE.softmax(1) if self.gate == "softmax" else logits_NE.sigmoid()
+            ranked_NE = scores_NE.detach() + self.bias_E if self.balance == "bias" else scores_NE.detach()
+            chosen_NK = ranked_NE.topk(self.top_k, dim=1, sorted=False).indices
+            gates_NK = scores_NE.gather(1, chosen_NK)
+            if self.top_k > 1:
+                gates_NK = gates_NK / gates_NK.sum(1, keepdim=True).clamp(min=1e-9)
+        experts = torch.arange(len(self.weight), device=chosen_NK.device)
+        counts_E = (chosen_NK.flatten().unsqueeze(1) == experts).sum(0)
+        if self.training:
+            self.load_E += counts_E
+            if self.balance == "loss":
+                share_E = counts_E / counts_E.sum().clamp(min=1)
+                mean_E = scores_NE.mean(0) if self.gate == "softmax" else F.normalize(scores_NE, 1, 1).mean(0)
+                balance = len(experts) * (share_E * mean_E).sum()
+                self._auxiliary = balance, logits_NE.logsumexp(1).square().mean()
+            elif self.balance == "bias":
+                self._since_update_E += counts_E
+        return gates_NK, chosen_NK, counts_E.int()
+
+    def auxiliary_loss(self) -> tuple[Tensor, Tensor] | None:
+        """Balance loss and z-loss (ST-MoE, arXiv 2202.08906) of the last training batch; ``None`` before one."""
+        return self._auxiliary
+
+    @torch.no_grad()
+    def update_bias(self) -> None:
+        """Move the bias one step against the load since the last call, summed over all ranks."""
+        if self.balance != "bias":
+            return
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(self._since_update_E)
+        self.bias_E += _BIAS_RATE * torch.sign(self._since_update_E.mean() - self._since_update_E)
+        self._since_update_E.zero_()
+
+
+class _Permute(torch.autograd.Function):
+    """Rows to the order of their experts, each row ``top_k`` times; the gradient is a gather as well, not a scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, source_M: Tensor, place_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(place_NK)
+        return x_ND.index_select(0, source_M)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (place_NK,) = ctx.saved_tensors
+        return grads[0].index_select(0, place_NK.flatten()).view(*place_NK.shape, -1).sum(1), None, None
+
+
+class _Unpermute(torch.autograd.Function):
+    """Gated sum of each row's expert outputs, back in the order of the rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y_MD: Tensor, gates_NK: Tensor, source_M: Tensor, order_M: Tensor, place_NK: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(y_MD, gates_NK, source_M, order_M, place_NK)
+        picked_NKD = y_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, -1)
+        return torch.bmm(gates_NK.to(y_MD.dtype).unsqueeze(1), picked_NKD).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        y_MD, gates_NK, source_M, order_M, place_NK = ctx.saved_tensors
+        grad_MD = grads[0].index_select(0, source_M)
+        gate_grad_M = (grad_MD * y_MD).sum(1, dtype=torch.float32)
+        gates_M = gates_NK.flatten().index_select(0, order_M).to(grad_MD.dtype)
+        gate_grad_NK = gate_grad_M.index_select(0, place_NK.flatten()).view_as(gates_NK)
+        return grad_MD * gates_M.unsqueeze(1), gate_grad_NK, None, None, None
+
+
+class Experts(nn.Module):
+    """Two-layer ReLU networks without biases, computed as two grouped products over rows sorted by expert."""
+
+    def __init__(self, width: int, hidden: int, experts: int) -> None:
+        super().__init__()
+        self.w1_EDH = nn.Parameter(torch.empty(experts, width, hidden))
+        self.w2_EHD = nn.Parameter(torch.empty(experts, hidden, width))
+        nn.init.normal_(self.w1_EDH, std=(2 / width) ** 0.5)
+        nn.init.normal_(self.w2_EHD, std=(1 / hidden) ** 0.5)
+
+    def forward(self, x_MD: Tensor, ends_E: Tensor) -> Tensor:
+        """(M, D) outputs of rows sorted by expert; expert e has rows ``ends_E[e - 1]`` to ``ends_E[e]``."""
+        width = x_MD.shape[1]
+        device = x_MD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
+        x_MD, w1_EDH, w2_EHD = _aligned(dtype, x_MD), _aligned(dtype, self.w1_EDH), _aligned(dtype, self.w2_EHD)
+        hidden_MH = F.grouped_mm(x_MD, w1_EDH, offs=ends_E).relu_()
+        return F.grouped_mm(hidden_MH, w2_EHD, offs=ends_E)[:, :width]
+
+
+def _aligned(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """``tensor`` in ``dtype``, its last two sizes (of a row list: the last) padded to what ``grouped_mm`` takes."""
+    unit = 16 // dtype.itemsize
+    padding = [part for size in reversed(tensor.shape[1:]) for part in (0, -size % unit)]
+    tensor = tensor.to(dtype)
+    return F.pad(tensor, padding) if any(padding) else tensor
+
+
+class MixtureOfExperts(nn.Module):
+    """Sends each row to its ``top_k`` best experts, computes only those, and adds their outputs, weighted by the gates.
+
+    No row is ever dropped and no expert has a capacity: rows are sorted by expert, and an expert's product is as tall
+    as its share. ``shared`` adds one expert that sees every row (DeepSeekMoE, arXiv 2401.06066).
+
+    Example:
+        >>> moe = MixtureOfExperts(16, hidden=32, experts=8, top_k=2)
+        >>> moe(torch.randn(100, 16)).shape
+        torch.Size([100, 16])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        experts: int,
+        top_k: int,
+        *,
+        context: int | None = None,
+        shared: bool = False,
+        gate: Gate = "softmax",
+        noise: float = 0.0,
+        balance: Balance = "loss",
+    ) -> None:
+        super().__init__()
+        self.router = Router(context or width, experts, top_k, gate=gate, noise=noise, balance=balance)
+        self.experts = Experts(width, hidden, experts)
+        self.shared = Experts(width, hidden, 1) if shared else None
+
+    def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
+        """(N, D); the router reads ``context_NC`` where given, ``x_ND`` otherwise."""
+        gates_NK, chosen_NK, counts_E = self.router(x_ND if context_NC is None else context_NC)
+        order_M = chosen_NK.flatten().argsort(stable=True)
+        source_M = order_M // chosen_NK.shape[1]
+        place_NK = torch.empty_like(order_M)
+        place_NK[order_M] = torch.arange(len(order_M), device=order_M.device)
+        place_NK = place_NK.view_as(chosen_NK)
+        ends_E = counts_E.cumsum(0, dtype=torch.int32)
+        x_MD = _Permute.apply(x_ND, source_M, place_NK)  # type: ignore[no-untyped-call]
+        y_MD = self.experts(x_MD, ends_E)
+        y_ND = _Unpermute.apply(y_MD, gates_NK, source_M, order_M, place_NK)  # type: ignore[no-untyped-call]
+        if self.shared is not None:
+            everyone = torch.tensor([len(x_ND)], dtype=torch.int32, device=x_ND.device)
+            y_ND = y_ND + self.shared(x_ND, everyone)
+        return cast(Tensor, y_ND)
+
+
+class MixtureTower(nn.Module):
+    """A stack of residual mixture blocks: ``x + dropout(mixture(norm(x)))``, and a last norm."""
+
+    def __init__(self, width: int, *, blocks: int = 1, dropout: float = 0.0, **mixture: Any) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.mixtures = nn.ModuleList(MixtureOfExperts(width, **mixture) for _ in range(blocks))
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.LayerNorm(width)
+        self.width = width
+
+    def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
+        for norm, mixture in zip(self.norms, self.mixtures, strict=True):
+            x_ND = x_ND + self.dropout(mixture(norm(x_ND), context_NC))
+        return cast(Tensor, self.out(x_ND))
+
+
+class DenseTower(nn.Module):
+    """Linear, ReLU, dropout for each width of ``hidden``."""
+
+    def __init__(self, width: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for out in hidden:
+            layers += [nn.Linear(width, out), nn.ReLU()]
+            layers += [nn.Dropout(dropout)] if dropout else []
+            width = out
+        self.layers = nn.Sequential(*layers)
+        self.width = width
+
+    def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
+        return cast(Tensor, self.layers(x_ND))
+
+
+def routers(module: nn.Module) -> dict[str, Router]:
+    """Every router inside ``module`` by its path."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, Router)}

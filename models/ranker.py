@@ -1,0 +1,234 @@
+"""The ranker: encoded rows in, one logit for each task out.
+
+Letters: B rows of a batch, D width of what tower and head read, F fields, d width of a field, T tasks.
+"""
+
+from typing import Annotated, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from data_pipelines.batch import Batch, Schema
+from data_pipelines.errors import UserError
+from models.embeddings import Embedded, TablesConfig
+from models.experts import Balance, DenseTower, Gate, MixtureTower, routers
+from models.heads import Heads, TasksConfig
+from models.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
+from models.sequence import Histories
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InteractionConfig(_Part):
+    """How features meet before the tower.
+
+    Attributes:
+        layers: Of ``cross`` and ``multiplicative``.
+        rank: Of each cross layer's matrix; full where absent.
+    """
+
+    kind: Literal["cross", "fm", "dot", "multiplicative", "none"] = "cross"
+    layers: int = Field(default=3, ge=1)
+    rank: int | None = Field(default=None, ge=1)
+
+
+class DenseTowerConfig(_Part):
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (400, 400)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class MixtureConfig(_Part):
+    """Sparse mixture of experts (see :class:`models.experts.MixtureOfExperts`).
+
+    Attributes:
+        hidden: Width of an expert's hidden layer.
+        shared: One more expert that sees every row.
+        balance: ``loss`` adds ``balance_weight`` x balance loss + ``z_weight`` x z-loss; ``bias`` needs no loss.
+        blocks: Mixtures on top of each other.
+    """
+
+    kind: Literal["moe"] = "moe"
+    experts: int = Field(default=8, ge=1)
+    top_k: int = Field(default=2, ge=1)
+    hidden: int = Field(default=256, ge=1)
+    shared: bool = False
+    gate: Gate = "softmax"
+    noise: float = Field(default=0.0, ge=0)
+    balance: Balance = "loss"
+    balance_weight: float = Field(default=0.01, ge=0)
+    z_weight: float = Field(default=0.001, ge=0)
+    blocks: int = Field(default=1, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _top_k_within_experts(self) -> "MixtureConfig":
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k ({self.top_k}) must not exceed experts ({self.experts})")
+        return self
+
+
+TowerConfig = Annotated[MixtureConfig | DenseTowerConfig, Field(discriminator="kind")]
+
+
+class RankerConfig(TablesConfig):
+    """The ``model`` block.
+
+    Attributes:
+        context: Features whose embeddings the router reads; all that the tower reads where empty.
+    """
+
+    context: tuple[str, ...] = ()
+    interaction: InteractionConfig = InteractionConfig()
+    tower: TowerConfig = MixtureConfig()
+    tasks: TasksConfig = TasksConfig()
+
+
+class Ranker(nn.Module):
+    """Embeddings, interaction, tower, heads.
+
+    Every pooled embedding and the dense features make one row (B, D); the interaction enriches it, the tower reads the
+    enriched row, and the heads read both.
+
+    Args:
+        config: The ``model`` block.
+        schema: What the encoded rows hold.
+        tables: Any module whose ``forward(batch)`` gives :class:`~models.embeddings.Embedded`: sharded tables in
+            training, quantized ones when serving.
+
+    Raises:
+        UserError: ``config`` does not fit ``schema``; the sentence names the key.
+    """
+
+    def __init__(self, config: RankerConfig, schema: Schema, tables: nn.Module) -> None:
+        super().__init__()
+        self.config, self.schema, self.tables = config, schema, tables
+        self.histories = Histories(schema, config)
+        dims = {feature.name: config.table_dim(feature.table) for feature in schema.sparse}
+        self.fields = [feature.name for feature in schema.sparse]
+        self._dims = dims
+        self.context = self._context_features()
+        kind = config.interaction.kind
+        width = sum(dims.values())
+        self.dense_field: nn.Module | None = None
+        if kind in ("fm", "dot"):
+            field = self._common_dim(kind)
+            if schema.dense_width:
+                self.dense_field = nn.Linear(schema.dense_width, field)
+            fields = len(self.fields) + (schema.dense_width > 0)
+            self.interaction: nn.Module = FactorizationMachine() if kind == "fm" else DotInteraction(fields)
+            width = fields * field
+            enriched = width + (field if kind == "fm" else cast(DotInteraction, self.interaction).width)
+        else:
+            width += schema.dense_width
+            self.interaction = self._flat_interaction(width)
+            enriched = width
+        if not width:
+            raise UserError("data.features is empty: a ranker needs at least one feature.")
+        self.tower = self._tower(enriched)
+        self.heads = Heads(config.tasks, enriched + self.tower.width, len(schema.tasks))
+        self.wide_bias = nn.Parameter(torch.zeros(len(schema.tasks))) if config.wide else None
+
+    def _context_features(self) -> tuple[str, ...]:
+        for name in self.config.context:
+            if name not in self.schema.feature_names:
+                names = ", ".join(self.schema.feature_names)
+                raise UserError(f"model.context: there is no feature {name!r}; the features are {names}.")
+        if self.config.context and self.config.tower.kind != "moe":
+            raise UserError("model.context steers a router: set model.tower.kind to 'moe', or leave it out.")
+        return self.config.context
+
+    def _common_dim(self, kind: str) -> int:
+        if len(set(self._dims.values())) > 1:
+            raise UserError(f"model.interaction.kind {kind!r} multiplies embeddings: give all tables the same dim.")
+        return next(iter(self._dims.values()), self.config.dim)
+
+    def _flat_interaction(self, width: int) -> nn.Module:
+        settings = self.config.interaction
+        if settings.kind == "cross":
+            return CrossNet(width, settings.layers, rank=settings.rank)
+        if settings.kind == "multiplicative":
+            return MultiplicativeBlocks(width, settings.layers)
+        return nn.Identity()
+
+    def _tower(self, width: int) -> MixtureTower | DenseTower:
+        tower = self.config.tower
+        if isinstance(tower, DenseTowerConfig):
+            return DenseTower(width, tower.hidden, dropout=tower.dropout)
+        dense = {feature.name: feature.width for feature in self.schema.dense}
+        context = sum((self._dims | dense)[name] for name in self.context)
+        return MixtureTower(
+            width,
+            blocks=tower.blocks,
+            dropout=tower.dropout,
+            hidden=tower.hidden,
+            experts=tower.experts,
+            top_k=tower.top_k,
+            context=context or None,
+            shared=tower.shared,
+            gate=tower.gate,
+            noise=tower.noise,
+            balance=tower.balance,
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, T), float32, in the order of the schema's tasks."""
+        embedded: Embedded = self.tables(batch)
+        pooled = embedded.pooled | self.histories(embedded)
+        dense_BD = squash(batch.dense)
+        x_BD = self._interact([pooled[name] for name in self.fields], dense_BD)
+        context_BC = self._context(pooled, dense_BD) if self.context else None
+        logits_BT = self.heads(torch.cat([x_BD, self.tower(x_BD, context_BC).to(x_BD.dtype)], 1))
+        if self.wide_bias is not None:
+            logits_BT = logits_BT + torch.cat(list(embedded.wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
+        return cast(Tensor, logits_BT)
+
+    def _interact(self, fields: list[Tensor], dense_BD: Tensor) -> Tensor:
+        if self.config.interaction.kind not in ("fm", "dot"):
+            return cast(Tensor, self.interaction(torch.cat([*fields, dense_BD], 1)))
+        if self.dense_field is not None:
+            fields = [*fields, self.dense_field(dense_BD).float()]
+        x_BD = torch.cat(fields, 1)
+        products = self.interaction(x_BD.view(len(x_BD), len(fields), -1))
+        return torch.cat([x_BD, products.to(x_BD.dtype)], 1)
+
+    def _context(self, pooled: dict[str, Tensor], dense_BD: Tensor) -> Tensor:
+        widths = [feature.width for feature in self.schema.dense]
+        names = (feature.name for feature in self.schema.dense)
+        dense = dict(zip(names, torch.split(dense_BD, widths, 1), strict=True)) if widths else {}
+        return torch.cat([(pooled | dense)[name] for name in self.context], 1)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Weighted balance and z losses of the last training batch, summed over mixtures; ``None`` without any."""
+        tower = self.config.tower
+        if not isinstance(tower, MixtureConfig):
+            return None
+        parts = [loss for router in routers(self).values() if (loss := router.auxiliary_loss()) is not None]
+        if not parts:
+            return None
+        return torch.stack([tower.balance_weight * balance + tower.z_weight * z for balance, z in parts]).sum()
+
+    def update_routing(self) -> None:
+        """After each optimizer step: move the biases of routers that balance without a loss."""
+        for router in routers(self).values():
+            router.update_bias()
+
+    def expert_load(self, *, reset: bool = False) -> dict[str, Tensor]:
+        """Rows sent to each expert (E,) in training by this process since the last reset, by router."""
+        loads = {name: router.load_E.clone() for name, router in routers(self).items()}
+        if reset:
+            for router in routers(self).values():
+                router.load_E.zero_()
+        return loads
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """The state dict without the tables."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("tables.")}
+
+
+def squash(dense_BD: Tensor) -> Tensor:
+    """``sign(x) log(1 + |x|)``: leaves small numbers nearly as they are and keeps any count from drowning the rest."""
+    return dense_BD.sign() * dense_BD.abs().log1p()
