@@ -119,14 +119,15 @@ def pooled_seed_variance(differences_AS: Sequence[Sequence[float]]) -> tuple[flo
     """Variance between seeds that A arms have in common, and the degrees of freedom it is worth.
 
     With three seeds one arm's own variance is a poor guess (two degrees of freedom). The median of the arms' variances,
-    put on the scale of a mean by the chi-squared median, is a steady one and is not moved by a few odd arms.
+    put on the scale of a mean by the chi-squared median, is a steady one and is not moved by a few odd arms. One arm
+    alone has nobody to learn from: (0, 0).
     """
     spread = [(np.var(row, ddof=1), len(row) - 1) for row in differences_AS if len(row) > 1]
-    if not spread:
+    if len(spread) < 2:
         return 0.0, 0.0
     freedom = np.median([f for _, f in spread])
     variance = np.median([v for v, _ in spread]) * freedom / stats.chi2.median(freedom)
-    return float(variance), float(freedom * max(1, len(spread) // 2))
+    return float(variance), float(freedom * (len(spread) // 2))
 
 
 def combine(

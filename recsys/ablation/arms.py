@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
@@ -72,16 +72,17 @@ def plan_arms(study: StudyConfig, data: DataConfig) -> list[Arm]:
     if study.core:
         core = units.members(study.core, "core")
         arms.append(Arm(CORE, "core", _in_order(everything, core)))
-    for unit in units.expand(study.leave_one_out, "leave_one_out"):
-        arms.append(_without(everything, units, "leave_one_out", (unit,)))
+    left_out = units.expand(study.leave_one_out, "leave_one_out")
+    arms.extend(_without(everything, units, "leave_one_out", (unit,)) for unit in left_out)
     for unit in units.expand(study.add_one_in, "add_one_in"):
         kept = _in_order(everything, {*arms[1].features, *units[unit]})
         if kept != arms[1].features:
             arms.append(Arm(f"core + {unit}", "add_one_in", kept, units=(unit,), reference=CORE))
     arms.extend(_pair_arms(study, units, everything, arms))
-    for key in ("permute", "permute_within", "mask"):
-        for unit in units.expand(getattr(study, key), key):
-            arms.append(Arm(f"{key.replace('_', ' ')} {unit}", key, everything, change=key, units=(unit,)))
+    for change in get_args(Change):
+        changed = units.expand(getattr(study, change), change)
+        verb = change.replace("_", " ")
+        arms.extend(Arm(f"{verb} {unit}", change, everything, change=change, units=(unit,)) for unit in changed)
     arms.extend(_config_arms(study, everything))
     return list({arm.name: arm for arm in arms}.values())
 
