@@ -3,17 +3,15 @@
 Letters: R rows of a table, d its stored width, D its width as the ranker sees it.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from data_pipelines.batch import Schema
-
-if TYPE_CHECKING:
-    from models.ranker import Ranker, RankerConfig
+from models.plain_tables import PlainTables
+from models.ranker import Ranker, RankerConfig
 
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -25,10 +23,11 @@ class Weights:
     Attributes:
         config: The ranker's shape. A lever that removes units changes it together with ``dense``.
         schema: The encoded features the ranker reads. A lever that removes a feature removes it here too.
-        tables: (R, d) float32 by table name; row i is id i of the table.
+        tables: (R, d) float32 by table name (see ``models.embeddings.table_layouts``); row i is id i.
         dense: Everything else of the ranker's state, by parameter name (see ``Ranker.dense_state``).
-        keep: (R,) bool by table name; ids of rows that are False mean OOV from now on. Tables without pruning are absent.
-            Export drops these rows from table and vocabulary, so that scores stay the same.
+        keep: (R,) bool by vocabulary (a table of the schema; its wide table shares it); ids of rows that are False mean
+            OOV from now on. Absent where nothing is pruned. Export drops these rows from tables and vocabulary, so that
+            scores stay the same.
         factors: (d, D) float32 by table name: the ranker sees ``tables[t] @ factors[t]``. Absent where d is D. This is
             how removed dimensions and low-rank tables stay narrow on disk and in memory.
         bits: 32, 16, 8, 4 or 2 bits a number by table name, used by the artifact; 32 where absent.
@@ -50,11 +49,14 @@ class Weights:
         It gives the same logits as the sharded ranker the weights come from, and is differentiable: the tables are
         ordinary parameters (copies; changing them leaves these weights as they are).
         """
-        from models.plain_tables import PlainTables
-        from models.ranker import Ranker
-
-        ranker = Ranker(self.config, self.schema, PlainTables(self))
-        missing, unexpected = ranker.load_state_dict(self.dense, strict=False)
-        lost = [name for name in missing if not name.startswith("tables.")]
-        assert not lost and not unexpected, f"dense weights do not fit the ranker: {lost=} {unexpected=}"
+        tables = PlainTables(self.schema, self.config, self.tables, self.keep, self.factors)
+        ranker = Ranker(self.config, self.schema, tables)
+        load_dense(ranker, self.dense)
         return ranker.eval()
+
+
+def load_dense(ranker: Ranker, dense: Mapping[str, Tensor]) -> None:
+    """Copy ``dense`` into the parameters and buffers of ``ranker`` that are outside its tables."""
+    missing, unexpected = ranker.load_state_dict(dense, strict=False)
+    lost = [name for name in missing if not name.startswith("tables.")]
+    assert not (lost or unexpected), f"dense weights do not fit the ranker: {lost=} {unexpected=}"
