@@ -99,9 +99,9 @@ class TableLayout:
         return self.name.startswith(_WIDE)
 
     @property
-    def collection(self) -> tuple[Route, int]:
-        """Tables with equal values live in one TorchRec collection; unpooled ones must agree in width."""
-        return self.route, self.stored_dim if self.route == "rows" else 0
+    def key(self) -> str:
+        """The table's name inside TorchRec's collections and plans."""
+        return _key(self.name)
 
     @property
     def stored_dim(self) -> int:
@@ -215,8 +215,8 @@ class SparseTables(nn.Module):
     """All embedding tables of a ranker, as TorchRec collections that ``DistributedModelParallel`` can shard.
 
     Bags that one table pools alike go through an ``EmbeddingBagCollection``, weighted ones through a second; tables of
-    sequences, or whose features differ in pooling, through an ``EmbeddingCollection``, and are pooled here. Results are
-    always read by key: under sharding the columns of a collection's output come in the order of the shards.
+    sequences, or whose features differ in pooling, each through an ``EmbeddingCollection``, and are pooled here. Results
+    are always read by key: under sharding the columns of a collection's output come in the order of the shards.
     """
 
     def __init__(self, schema: Schema, config: TablesConfig, *, device: torch.device | None = None) -> None:
@@ -227,8 +227,7 @@ class SparseTables(nn.Module):
         self._kept: list[str] = []
         self.pooled = self._bags("pooled", device)
         self.weighted = self._bags("weighted", device)
-        row_dims = sorted({layout.stored_dim for layout in self.layouts if layout.route == "rows"})
-        self.rows = nn.ModuleDict({f"dim {dim}": self._rows(device, dim) for dim in row_dims})
+        self.rows = nn.ModuleDict({t.key: self._rows(t, device) for t in self.layouts if t.route == "rows"})
         self._mean_weighted = [name for name, spec in self._specs.items() if spec.weighted and self._mean(name)]
         if device is None or device.type != "meta":
             initialise_tables(self)
@@ -239,7 +238,7 @@ class SparseTables(nn.Module):
     def _bags(self, route: Route, device: torch.device | None) -> EmbeddingBagCollection | None:
         tables = [
             EmbeddingBagConfig(
-                name=_key(layout.name),
+                name=layout.key,
                 num_embeddings=layout.rows,
                 embedding_dim=layout.stored_dim,
                 feature_names=list(layout.features),
@@ -250,18 +249,14 @@ class SparseTables(nn.Module):
         ]
         return EmbeddingBagCollection(tables, is_weighted=route == "weighted", device=device) if tables else None
 
-    def _rows(self, device: torch.device | None, dim: int) -> EmbeddingCollection:
-        tables = [
-            EmbeddingConfig(
-                name=_key(layout.name),
-                num_embeddings=layout.rows,
-                embedding_dim=layout.stored_dim,
-                feature_names=list(layout.features),
-            )
-            for layout in self.layouts
-            if layout.route == "rows" and layout.stored_dim == dim
-        ]
-        return EmbeddingCollection(tables, device=device)
+    def _rows(self, layout: TableLayout, device: torch.device | None) -> EmbeddingCollection:
+        config = EmbeddingConfig(
+            name=layout.key,
+            num_embeddings=layout.rows,
+            embedding_dim=layout.stored_dim,
+            feature_names=list(layout.features),
+        )
+        return EmbeddingCollection([config], device=device)
 
     @property
     def keep(self) -> dict[str, Tensor]:
@@ -320,17 +315,17 @@ class SparseTables(nn.Module):
 
     def _output_name(self, feature: str, layout: TableLayout) -> str:
         """TorchRec's name of a feature's embedding: with the table's name where the feature has several tables."""
-        several = sum(feature in other.features and other.collection == layout.collection for other in self.layouts) > 1
-        return f"{feature}@{_key(layout.name)}" if several else feature
+        several = sum(feature in other.features and other.route == layout.route for other in self.layouts) > 1
+        return f"{feature}@{layout.key}" if several else feature
 
     def _pool_rows(self, bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor | None, embedded: Embedded) -> None:
         merged = bags if weighted is None else _merge(bags, weighted)
-        looked_up = {name: collection(merged) for name, collection in self.rows.items()}
+        looked_up = {key: collection(merged) for key, collection in self.rows.items()}
         for layout in self.layouts:
             if layout.route != "rows":
                 continue
             for feature in layout.features:
-                jagged = looked_up[f"dim {layout.stored_dim}"][self._output_name(feature, layout)]
+                jagged = looked_up[layout.key][feature]
                 values_Ld, offsets = jagged.values()[:, : layout.dim], jagged.offsets()
                 spec, pooling = self._specs[feature], self._pooling[feature]
                 if spec.weighted:

@@ -26,8 +26,11 @@ class Router(nn.Module):
     With ``balance="loss"``, :meth:`auxiliary_loss` is E times the sum over experts of (share of choices x mean score),
     1 at perfect balance. With ``balance="bias"`` a bias that steers the choice, and not the gate, is moved by
     :meth:`update_bias` towards experts that were chosen too rarely (arXiv 2408.15664): no gradient, no loss.
+
+    Experts whose ``alive_E`` is False are never chosen: pruned ones, until export takes them out of the stack.
     """
 
+    alive_E: Tensor
     bias_E: Tensor
     load_E: Tensor
 
@@ -47,6 +50,7 @@ class Router(nn.Module):
         self.top_k, self.gate, self.noise, self.balance = top_k, gate, noise, balance
         self.weight = nn.Parameter(torch.empty(experts, width))
         nn.init.normal_(self.weight, std=width**-0.5)
+        self.register_buffer("alive_E", torch.ones(experts, dtype=torch.bool))
         self.register_buffer("bias_E", torch.zeros(experts) if balance == "bias" else None)
         self.register_buffer("load_E", torch.zeros(experts, dtype=torch.int64), persistent=False)
         self._since_update_E = torch.zeros(experts)
@@ -58,8 +62,10 @@ class Router(nn.Module):
             logits_NE = F.linear(context_ND.float(), self.weight)
             if self.training and self.noise:
                 logits_NE = logits_NE + self.noise * torch.randn_like(logits_NE)
+            logits_NE = logits_NE.masked_fill(~self.alive_E, -torch.inf)
             scores_NE = logits_NE.softmax(1) if self.gate == "softmax" else logits_NE.sigmoid()
             ranked_NE = scores_NE.detach() + self.bias_E if self.balance == "bias" else scores_NE.detach()
+            ranked_NE = ranked_NE.masked_fill(~self.alive_E, -torch.inf)
             chosen_NK = ranked_NE.topk(self.top_k, dim=1, sorted=False).indices
             gates_NK = scores_NE.gather(1, chosen_NK)
             if self.top_k > 1:

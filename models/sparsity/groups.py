@@ -1,0 +1,182 @@
+"""Group lasso by proximal steps: whole rows, dimensions, units and experts reach exactly zero, and go at export.
+
+After a step on the loss, a group w of n numbers moves towards zero as a whole, ``w <- w max(0, 1 - t sqrt(n) / |w|)``
+(Yuan & Lin 2006; Wen et al., 1608.03665), and one that has arrived stays.
+
+- A *row* moves towards the OOV row, not towards zero: a pruned row's ids mean OOV, so the moment it arrives it can be
+  dropped from the vocabulary and nothing changes.
+- A *dimension* is a column of a table; the table is stored without it.
+- A *neuron* is a hidden unit with all that goes in and out; the matrices get narrower.
+- An *expert* is the whole network; the router no longer offers it, and the stack gets shorter.
+
+Letters: R rows, d embedding dimension, U units, E experts.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from models.embeddings import OOV_ID
+from models.experts import routers
+from models.sparsity.experts import expert_layers, mark_dead_experts, remove_dead_experts
+from models.sparsity.l1 import adaptivity
+from models.sparsity.lever import Count, Lever, LeverConfig, State, Strength, tensors
+from models.sparsity.row_pruning import prepare_masks, redirect
+from models.sparsity.tables import chosen_tables, column_sums, reserved_rows, row, shards, squared_distance_to_oov
+from models.sparsity.units import remove_dead_units, unit_layers
+
+if TYPE_CHECKING:
+    from models.ranker import Ranker
+    from models.weights import Weights
+
+
+class GroupConfig(LeverConfig):
+    """Group lasso; a strength is what a number loses in one step: the learning rate times the weight of the term.
+
+    Attributes:
+        rows: Of embedding rows; under Adagrad divided by the root of the row's summed squared gradients.
+        dims: Of embedding dimensions.
+        neurons: Of hidden units.
+        experts: Of experts.
+        every: Steps between two sweeps over tables and groups; a sweep moves as far as so many steps would.
+        tables: Names of the tables whose rows and dimensions are meant; empty for all.
+    """
+
+    rows: Strength = 0.0
+    dims: Strength = 0.0
+    neurons: Strength = 0.0
+    experts: Strength = 0.0
+    every: Count = 20
+    tables: tuple[str, ...] = ()
+
+
+class GroupLasso(Lever):
+    """Structured sparsity over any of rows, dimensions, neurons and experts."""
+
+    name: ClassVar[str] = "group"
+    _KEY = "sparsity.group"
+
+    def __init__(self, config: GroupConfig) -> None:
+        self.config = config
+        self._dead: dict[str, Tensor] = {}
+
+    def build(self, ranker: "Ranker") -> None:
+        layouts = chosen_tables(ranker.tables, self.config.tables, f"{self._KEY}.tables")
+        if self.config.rows:
+            prepare_masks(ranker, {layout.vocabulary for layout in layouts}, self._KEY)
+
+    def start(self, ranker: "Ranker", total_steps: int) -> None:
+        layouts = chosen_tables(ranker.tables, self.config.tables, f"{self._KEY}.tables")
+        self._layouts = [layout for layout in layouts if not layout.wide]
+        self._reserved = {name: reserved_rows(ranker.schema.tables, name) for name in {t.vocabulary for t in layouts}}
+
+    @torch.no_grad()
+    def after_step(self, ranker: "Ranker", step: int) -> None:
+        due = (step + 1) % self.config.every == 0
+        if due and self.config.rows:
+            self._shrink_rows(ranker)
+        if self.config.dims:
+            self._shrink_dims(ranker, due)
+        if self.config.neurons:
+            self._shrink_units(ranker, due)
+        if self.config.experts:
+            self._shrink_experts(ranker, due)
+
+    def _shrink_rows(self, ranker: "Ranker") -> None:
+        oov = row(ranker.tables, self._layouts, OOV_ID)
+        distances = {
+            name: square.sqrt() for name, square in squared_distance_to_oov(ranker.tables, self._layouts).items()
+        }
+        arrived: dict[str, Tensor] = {}
+        for layout, shard in shards(ranker.tables, self._layouts):
+            held = slice(shard.row_offset, shard.row_offset + len(shard.weight))
+            distance_R = distances[layout.name][held]
+            rate = adaptivity(shard)
+            rate_R = rate if isinstance(rate, float) else rate.mean(1).cpu()
+            left_R = 1 - self.config.every * self.config.rows * layout.dim**0.5 * rate_R / distance_R.clamp_min(1e-12)
+            left_R = left_R.clamp_(min=0)
+            left_R[: max(self._reserved[layout.vocabulary] - shard.row_offset, 0)] = 1
+            target = oov[layout.name][shard.col_offset : shard.col_offset + shard.weight.shape[1]].to(shard.weight)
+            shard.weight.sub_(target).mul_(left_R.to(shard.weight)[:, None]).add_(target)
+        for name, square in squared_distance_to_oov(ranker.tables, self._layouts).items():
+            vocabulary = next(layout.vocabulary for layout in self._layouts if layout.name == name)
+            arrived[vocabulary] = square > 1e-12
+            arrived[vocabulary][: self._reserved[vocabulary]] = True
+        redirect(ranker, arrived)
+
+    def _shrink_dims(self, ranker: "Ranker", due: bool) -> None:
+        factors = self._factors(ranker) if due else {name: (~dead).float() for name, dead in self._dead.items()}
+        for layout, shard in shards(ranker.tables, self._layouts):
+            if layout.name in factors:
+                factor_d = factors[layout.name][shard.col_offset : shard.col_offset + shard.weight.shape[1]]
+                if not bool((factor_d == 1).all()):
+                    shard.weight.mul_(factor_d.to(shard.weight))
+
+    def _factors(self, ranker: "Ranker") -> dict[str, Tensor]:
+        """(d,) what each dimension is multiplied by now; dimensions that reach zero are remembered."""
+        factors = {}
+        squares = column_sums(ranker.tables, self._layouts, torch.Tensor.square)
+        for layout in self._layouts:
+            threshold = self.config.every * self.config.dims * layout.rows**0.5
+            factors[layout.name] = (1 - threshold / squares[layout.name].sqrt().clamp_min(1e-12)).clamp_(min=0)
+            self._dead[layout.name] = factors[layout.name] == 0
+        return factors
+
+    def _shrink_units(self, ranker: "Ranker", due: bool) -> None:
+        parameters = dict(ranker.named_parameters())
+        for layer in unit_layers(parameters):
+            dead = self._dead.setdefault(layer.name, torch.zeros(layer.units, dtype=torch.bool))
+            factor_U = (~dead).float()
+            if due:
+                numbers = sum(
+                    part.view(parameters, layer.units)[0].numel() for part in (*layer.incoming, *layer.outgoing)
+                )
+                norm_U = torch.stack(layer.squares(parameters)).sum(0).sqrt().cpu()
+                factor_U *= (
+                    1 - self.config.every * self.config.neurons * numbers**0.5 / norm_U.clamp_min(1e-12)
+                ).clamp_(min=0)
+                self._dead[layer.name] = factor_U == 0
+            if due or bool(dead.any()):
+                layer.scale_(parameters, factor_U)
+
+    def _shrink_experts(self, ranker: "Ranker", due: bool) -> None:
+        parameters = dict(ranker.named_parameters())
+        for layer in expert_layers(parameters):
+            router = routers(ranker)[layer.router]
+            alive_E = router.alive_E
+            factor_E = alive_E.float()
+            if due:
+                norm_E, numbers = layer.norms(parameters)
+                factor_E *= (
+                    1 - self.config.every * self.config.experts * numbers**0.5 / norm_E.clamp_min(1e-12)
+                ).clamp_(min=0)
+                mark_dead_experts(alive_E, factor_E, norm_E, router.top_k)
+            if due or not bool(alive_E.all()):
+                factor_E = torch.where(factor_E > 0, factor_E, 1.0) * alive_E
+                layer.scale_(parameters, factor_E)
+
+    def shrink(self, weights: "Weights") -> None:
+        if self.config.dims:
+            remove_dead_dims(weights)
+        if self.config.neurons:
+            remove_dead_units(weights)
+        if self.config.experts:
+            remove_dead_experts(weights)
+
+    def state_dict(self) -> State:
+        return tensors(self._dead)
+
+    def load_state_dict(self, state: State) -> None:
+        self._dead = {name: mask.bool() for name, mask in state.items()}
+
+
+def remove_dead_dims(weights: "Weights") -> None:
+    """Store tables without columns that are zero in every row; a 0/1 factor widens them again after the lookup."""
+    for name, table_Rd in weights.tables.items():
+        alive_d = (table_Rd != 0).any(0)
+        alive_d[0] |= not bool(alive_d.any())
+        if not bool(alive_d.all()):
+            factor_dD = weights.factors.get(name, torch.eye(table_Rd.shape[1]))
+            weights.tables[name] = table_Rd[:, alive_d].contiguous()
+            weights.factors[name] = factor_dD[alive_d].contiguous()
