@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts docs config-reference lock bench wheel clean
+.PHONY: help demo test lint types contracts docs lock bench wheel clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -29,7 +29,7 @@ contracts: .venv/dev  ## No import runs upwards, none in a circle.
 	$(BIN)/lint-imports
 
 docs: .venv/dev  ## Build the pages into site/, offline and strictly.
-	$(BIN)/python docs/build.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/dev  ## All benchmarks, or one: make bench NAME=prepare
 	$(BIN)/python -m benchmarks $(NAME)

@@ -1,0 +1,219 @@
+"""The generated pages: every config key from the pydantic models, every verb from the command itself.
+
+A MkDocs hook (``on_files``), so that the pages are made at each build and cannot fall behind the code.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from recsys.cli import app
+from recsys.config import ExperimentConfig
+
+BOUNDS = {
+    "ge": "at least {}",
+    "gt": "above {}",
+    "le": "at most {}",
+    "lt": "below {}",
+    "min_length": "at least {} of them",
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to the site."""
+    files.append(File.generated(config, "reference/config.md", content=config_page()))
+    files.append(File.generated(config, "reference/cli.md", content=command_page()))
+    return files
+
+
+def config_page() -> str:
+    """The reference of every key an experiment's YAML may have."""
+    lines = [
+        "# Config keys",
+        "",
+        "Made from the code. One YAML is one experiment; an unknown key is refused, and the nearest known one named.",
+        "Any key can be set on the command line: `recsys train CONFIG DATASET RUN train.batch_size=1024`.",
+        "",
+    ]
+    for path, model in _models(ExperimentConfig):
+        level = "###" if "." in path else "##"
+        kind = _kind_of(model)
+        title = (f"`{path}`" if path else "The whole file") + (f", kind `{kind}`" if kind else "")
+        lines += [f"{level} {title} {{ #{_anchor(model)} }}", "", *_prose(model), ""]
+        fields = {name: field for name, field in model.model_fields.items() if not (kind and name == "kind")}
+        if fields:
+            lines += ["| key | value | default | |", "|---|---|---|---|"]
+            said = _said_of_fields(model)
+            lines += [_row(name, field, said.get(name, "")) for name, field in fields.items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def command_page() -> str:
+    """The reference of every verb, its arguments and options."""
+    command = typer.main.get_command(app)
+    context = click.Context(command, info_name="recsys")
+    lines = [
+        "# The `recsys` command",
+        "",
+        "Made from the code. Exit codes: 0 done; 2 your input or config is at fault, with one sentence on standard "
+        "error; 1 anything else. With `--json` the last line of standard output is one JSON object of the result.",
+        "",
+    ]
+    for path, verb in _verbs(command, "recsys"):
+        lines += [f"## `{path}`", "", inspect.cleandoc(verb.help or ""), ""]
+        usage = " ".join(verb.collect_usage_pieces(click.Context(verb, parent=context, info_name=path)))
+        lines += ["```text", f"{path} {usage}", "```", ""]
+        options = [parameter for parameter in verb.params if getattr(parameter, "help", None)]
+        if options:
+            lines += ["| | |", "|---|---|"]
+            for parameter in options:
+                name = (
+                    "`, `".join(parameter.opts)
+                    if parameter.param_type_name == "option"
+                    else parameter.human_readable_name
+                )
+                lines.append(f"| `{name}` | {_cell(str(parameter.help))} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _verbs(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _verbs(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def _models(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every model of the tree under ``root`` with the path of keys that first leads to it, block by block."""
+    seen: set[type[BaseModel]] = set()
+
+    def walk(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+        if model in seen:
+            return
+        seen.add(model)
+        yield path, model
+        for name, field in model.model_fields.items():
+            for suffix, inner in _inner(field.annotation):
+                yield from walk(f"{path}.{name}{suffix}".lstrip("."), inner)
+
+    yield from walk("", root)
+
+
+def _inner(annotation: Any, suffix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Models inside an annotation, each with what its container adds to the path (``.<name>``, ``[]``)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield suffix, annotation
+        return
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        arguments = arguments[:1]
+    elif origin is dict:
+        suffix, arguments = suffix + ".<name>", arguments[1:]
+    elif origin in (list, tuple):
+        suffix += "[]"
+    for argument in arguments:
+        if origin is not Literal:
+            yield from _inner(argument, suffix)
+
+
+def _row(name: str, field: FieldInfo, said: str) -> str:
+    bounds = [text.format(value) for key, text in BOUNDS.items() for value in _bound(field, key)]
+    meaning = " ".join(part for part in (field.description or said, ", ".join(bounds).capitalize()) if part)
+    meaning = meaning + "." if bounds else meaning
+    return f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {_cell(meaning)} |"
+
+
+def _bound(field: FieldInfo, key: str) -> Iterator[Any]:
+    for constraint in field.metadata:
+        value = getattr(constraint, key, None)
+        if value is not None:
+            yield value
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        return ""
+    return f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(entry)}" for key, entry in value.items()) + "}"
+    return str(value)
+
+
+def _type(annotation: Any) -> str:
+    """An annotation in a reader's words, with links to the models it names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{_kind_of(annotation) or 'keys'}](#{_anchor(annotation)})"
+    if annotation in (None, NoneType):
+        return "null"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{_yaml(value)}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_type(argument) for argument in arguments))
+    if origin is dict:
+        return f"name → {_type(arguments[1])}"
+    if origin in (list, tuple):
+        return f"list of {_type(arguments[0])}"
+    return {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}.get(annotation, "any")
+
+
+def _prose(model: type[BaseModel]) -> list[str]:
+    """What a model's docstring says, without the part on its fields."""
+    return _markdown(inspect.cleandoc(model.__doc__ or "").partition("Attributes:")[0]).splitlines()
+
+
+def _said_of_fields(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstrings of a model and its bases say of their fields under ``Attributes:``."""
+    said: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            listed = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+            entries = re.split(r"^    (?=\w+: )", listed, flags=re.MULTILINE)
+            said |= {
+                name: _markdown(text) for name, colon, text in (entry.partition(": ") for entry in entries) if colon
+            }
+    return said
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`").strip()
+
+
+def _kind_of(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    values = get_args(kind.annotation) if kind is not None and get_origin(kind.annotation) is Literal else ()
+    return str(values[0]) if len(values) == 1 else None
+
+
+def _anchor(model: type[BaseModel]) -> str:
+    return f"{model.__module__}.{model.__name__}".replace(".", "-").replace("_", "-").lower()
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("``", "`").replace("|", "\\|").split())
