@@ -138,30 +138,29 @@ class Sampling(Config):
 # ----------------------------------------------------------------------------------------------------------- features
 
 
-class Vocabulary(Config):
+class VocabularyConfig(Config):
     """Which values get an id of their own: those seen ``min_count`` times in train, at most the ``max_size`` most
     frequent. Others share ``oov_buckets`` ids by hash."""
 
     min_count: int = Field(default=1, ge=1)
     max_size: int | None = Field(default=None, ge=1)
     oov_buckets: int = Field(default=1, ge=1)
+    table: str
 
 
-class IdFeature(Vocabulary):
+class IdFeature(VocabularyConfig):
     """One categorical value a row."""
 
     kind: Literal["id"] = "id"
     column: str
-    table: str
 
 
-class BagFeature(Vocabulary):
+class BagFeature(VocabularyConfig):
     """Any number of categorical values a row: a list column, text cut at ``delimiter``, or text that looks like a list
     (``[6285, 194]``). ``weights`` names a column of as many weights. The first ``max_length`` values are kept."""
 
     kind: Literal["bag"] = "bag"
     column: str
-    table: str
     delimiter: str | None = None
     weights: str | None = None
     max_length: int | None = Field(default=None, ge=1)
@@ -208,12 +207,11 @@ class VectorFeature(Config):
     width: int = Field(ge=1)
 
 
-class CrossFeature(Vocabulary):
+class CrossFeature(VocabularyConfig):
     """The combination of two or more id features (one of them may be a bag: then a bag of combinations)."""
 
     kind: Literal["cross"] = "cross"
     of: list[str] = Field(min_length=2)
-    table: str
 
 
 class HashFeature(Config):
@@ -358,14 +356,14 @@ class DataConfig(Config):
 
     def _check_tables(self) -> Iterator[str]:
         seen: dict[str, tuple[str, object]] = {}
+        rule: object
         for name, feature in self.features.items():
-            if isinstance(feature, Vocabulary):
-                rule: object = (feature.min_count, feature.max_size, feature.oov_buckets)
+            if isinstance(feature, VocabularyConfig):
+                table, rule = feature.table, (feature.min_count, feature.max_size, feature.oov_buckets)
             elif isinstance(feature, HashFeature):
-                rule = feature.rows
+                table, rule = feature.table, feature.rows
             else:
                 continue
-            table: str = getattr(feature, "table")  # noqa: B009
             other, expected = seen.setdefault(table, (name, rule))
             if expected != rule:
                 yield f"features `{other}` and `{name}` share the table `{table}` and must agree on its size keys"

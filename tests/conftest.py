@@ -1,0 +1,58 @@
+"""Fixtures that every room uses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Parquet log of 2,000 rows, ordered by time, whose clicks depend on user, item, tags and price.
+
+    Columns: ``user`` (int), ``item`` (text), ``tags`` (list of text), ``price`` (float, some null), ``device`` (text, some
+    null), ``time`` (unix seconds), ``rating`` (1 to 5), ``click`` (0/1).
+    """
+    rows, rng = 2000, np.random.default_rng(7)
+    user, item = rng.zipf(1.5, rows) % 60, rng.zipf(1.3, rows) % 200
+    tags = [[f"tag{(i * 7 + k) % 12}" for k in range(i % 4)] for i in item]
+    price = np.round(rng.lognormal(2, 0.7, rows), 2)
+    taste = np.sin(user * 1.7) * np.cos(item * 0.9) + 0.4 * (item % 4) - 0.1 * np.log(price)
+    click = rng.random(rows) < 1 / (1 + np.exp(-2 * taste))
+    frame = pl.DataFrame(
+        {
+            "user": user,
+            "item": [f"item-{i}" for i in item],
+            "tags": pl.Series(tags, dtype=pl.List(pl.String)),
+            "price": pl.Series(price).set(pl.Series(rng.random(rows) < 0.05), None),
+            "device": [None if d == 3 else ["phone", "web", "tv"][d] for d in rng.integers(0, 4, rows)],
+            "time": 1_700_000_000 + np.sort(rng.integers(0, 3_000_000, rows)),
+            "rating": np.clip(np.round(3 + taste * 1.5 + rng.normal(0, 0.5, rows)), 1, 5).astype(np.int64),
+            "click": click.astype(np.int64),
+        }
+    )
+    path = tmp_path_factory.mktemp("log") / "log.parquet"
+    frame.write_parquet(path, row_group_size=500)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_log: Path) -> dict[str, Any]:
+    """A ``data:`` block for ``tiny_log``, of ids, a bag and a number, split by time."""
+    return {
+        "log": str(tiny_log),
+        "time": "time",
+        "user": "user",
+        "tasks": {"click": {"column": "click"}},
+        "split": {"by": "time", "valid": 0.1, "test": 0.1},
+        "keys": ["user", "item"],
+        "features": {
+            "user": {"kind": "id"},
+            "item": {"kind": "id"},
+            "device": {"kind": "id"},
+            "tags": {"kind": "bag"},
+            "price": {"kind": "number", "transform": "log1p"},
+        },
+    }

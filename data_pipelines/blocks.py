@@ -1,0 +1,163 @@
+"""Contiguous encoded rows in memory, and batches cut from them by slicing and gathering: no Python per row.
+
+Letters: W rows of a block, B rows of a batch, L all ids of a bag in a block, D dense width, T tasks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from data_pipelines.batch import Batch, Schema
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Bags:
+    """Bags of W rows: values (L,) and offsets (W + 1,), with weights (L,) where there are any."""
+
+    values: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32] | None = None
+
+    def take(self, rows: Rows | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Values, lengths and weights of the bags of some rows, in their order."""
+        if isinstance(rows, slice):
+            offsets = self.offsets[rows.start : rows.stop + 1]
+            picked: np.ndarray | slice = slice(offsets[0], offsets[-1])
+            lengths = np.diff(offsets)
+        else:
+            starts = self.offsets[rows]
+            lengths = self.offsets[rows + 1] - starts
+            picked = spans(starts, lengths)
+        return self.values[picked], lengths, None if self.weights is None else self.weights[picked]
+
+
+@dataclass(slots=True)
+class Past:
+    """A history of W rows: where in the events each row's begin and how many there are.
+
+    ``events`` maps the features of the history to one encoded id an event. Where it has ages, ``age`` names their
+    feature and its first id, ``times`` are the events' and ``now`` (W,) the rows', in microseconds.
+    """
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    events: Mapping[str, npt.NDArray[np.int32]]
+    age: tuple[str, int] | None = None
+    times: npt.NDArray[np.int64] | None = None
+    now: npt.NDArray[np.int64] | None = None
+
+    def take(self, rows: Rows | slice) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Ids of the last events of some rows by feature, and how many events each row has."""
+        lengths = self.lengths[rows]
+        picked = spans(self.starts[rows], lengths)
+        values: dict[str, np.ndarray] = {name: ids[picked] for name, ids in self.events.items()}
+        if self.age is not None:
+            assert self.times is not None
+            assert self.now is not None
+            name, first = self.age
+            values[name] = age_bucket(np.repeat(self.now[rows], lengths) - self.times[picked]) + first
+        return values, lengths
+
+
+@dataclass(slots=True)
+class Block:
+    """W encoded rows.
+
+    Attributes:
+        ids: Row of ``id_matrix`` of each id feature.
+        id_matrix: (F, W) int32.
+        bags: By feature.
+        pasts: By history.
+        dense: (W, D) float32.
+        labels: (W, T) float32, or ``None``.
+        rows: (W,) positions in the split.
+        order: (W,) the order in which batches take the rows; ``None`` for the order they lie in.
+    """
+
+    ids: Mapping[str, int]
+    id_matrix: npt.NDArray[np.int32]
+    bags: Mapping[str, Bags]
+    pasts: Mapping[str, Past]
+    dense: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.float32] | None
+    rows: Rows
+    order: Rows | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def permuted(self, order: Rows) -> "Block":
+        """The same rows, to be taken in another order."""
+        self.order = order
+        return self
+
+    def batch(self, schema: Schema, start: int, stop: int) -> Batch:
+        """The batch of the rows from ``start`` to ``stop``, features in the order of ``schema``."""
+        n = stop - start
+        rows: Rows | slice = slice(start, stop) if self.order is None else self.order[start:stop]
+        id_matrix = self.id_matrix[:, rows] if isinstance(rows, slice) else self.id_matrix.take(rows, axis=1)
+        ones = np.ones(n, dtype=np.int64)
+        past = {name: history.take(rows) for name, history in self.pasts.items()}
+        plain: list[tuple[str, np.ndarray, np.ndarray]] = []
+        weighted: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
+        for feature in schema.sparse:
+            if feature.name in self.ids:
+                plain.append((feature.name, id_matrix[self.ids[feature.name]], ones))
+            elif feature.name in self.bags:
+                values, lengths, weights = self.bags[feature.name].take(rows)
+                if weights is None:
+                    plain.append((feature.name, values, lengths))
+                else:
+                    weighted.append((feature.name, values, lengths, weights))
+            else:
+                assert feature.sequence is not None
+                values_by_part, lengths = past[feature.sequence]
+                plain.append((feature.name, values_by_part[feature.name], lengths))
+        return Batch(
+            sparse=_keyed([p[0] for p in plain], [p[1] for p in plain], [p[2] for p in plain]),
+            weighted=_keyed(
+                [w[0] for w in weighted], [w[1] for w in weighted], [w[2] for w in weighted], [w[3] for w in weighted]
+            )
+            if weighted
+            else None,
+            dense=torch.from_numpy(np.ascontiguousarray(self.dense[rows])),
+            labels=None if self.labels is None else torch.from_numpy(np.ascontiguousarray(self.labels[rows])),
+            rows=torch.from_numpy(np.ascontiguousarray(self.rows[rows])),
+        )
+
+
+def spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Positions ``starts[i], starts[i] + 1, ...`` (``lengths[i]`` of them), one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def age_bucket(microseconds: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """floor(log2(1 + seconds)) of ages: the slot of the age table."""
+    seconds = np.maximum(microseconds, 0) // 1_000_000
+    exponent: npt.NDArray[np.int32] = np.frexp((seconds + 1).astype(np.float64))[1] - 1
+    return np.minimum(exponent, 32)
+
+
+def _keyed(
+    keys: Sequence[str],
+    values: Sequence[np.ndarray],
+    lengths: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray] | None = None,
+) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor.from_lengths_sync(
+        keys=list(keys),
+        values=torch.from_numpy(_joined(values, np.int64)),
+        lengths=torch.from_numpy(_joined(lengths, np.int32)),
+        weights=None if weights is None else torch.from_numpy(_joined(weights, np.float32)),
+    )
+
+
+def _joined(pieces: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    return np.concatenate(pieces, dtype=dtype, casting="unsafe") if pieces else np.empty(0, dtype)

@@ -1,0 +1,173 @@
+"""The encoded columns of one split, memory-mapped from its Arrow files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from data_pipelines.batch import NULL_ID, Schema
+from data_pipelines.blocks import Bags, Block, Past
+
+LABEL = "label:"
+KEY = "key:"
+START, LENGTH = ":start", ":length"
+WEIGHTS = ":weights"
+PART_ROWS = 1 << 20
+
+Range = tuple[int, int]
+
+
+class PartWriter:
+    """Writes frames of one schema into ``part-*.arrow`` files of at most about ``PART_ROWS`` rows."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.rows = folder, 0
+        self._schema, self._parts, self._in_part = schema, 0, 0
+        self._writer = self._open()
+
+    def _open(self) -> pa.RecordBatchFileWriter:
+        path = self.folder / f"part-{self._parts:05d}.arrow"
+        self._parts, self._in_part = self._parts + 1, 0
+        return pa.ipc.new_file(str(path), self._schema)
+
+    def write(self, frame: pl.DataFrame) -> None:
+        if frame.is_empty():
+            return
+        if self._in_part >= PART_ROWS:
+            self._writer.close()
+            self._writer = self._open()
+        self._writer.write_table(to_arrow(frame))
+        self._in_part += len(frame)
+        self.rows += len(frame)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def to_arrow(frame: pl.DataFrame) -> pa.Table:
+    """``frame`` in types that every Arrow reader knows (no string views)."""
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+@dataclass(frozen=True)
+class Events:
+    """The events of one history, by entity and time: encoded ids of each feature, and microseconds."""
+
+    ids: Mapping[str, npt.NDArray[np.int32]]
+    times: npt.NDArray[np.int64]
+
+    @staticmethod
+    def open(folder: Path) -> "Events":
+        arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+        return Events({name: ids for name, ids in arrays.items() if name != "times"}, arrays["times"])
+
+
+@dataclass
+class Columns:
+    """Encoded columns of one split. Nothing is read before it is asked for."""
+
+    batches: Sequence[pa.RecordBatch]
+    schema: Schema
+    events: Mapping[str, Events] = field(default_factory=dict)
+    labelled: bool = True
+
+    def __post_init__(self) -> None:
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+        self._cache: dict[str, list[pa.Array]] = {}
+
+    @staticmethod
+    def open(folder: Path, schema: Schema, events: Mapping[str, Events]) -> "Columns":
+        batches: list[pa.RecordBatch] = []
+        for path in sorted(folder.glob("part-*.arrow")):
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        return Columns(batches, schema, events)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def block(self, ranges: Iterable[Range]) -> Block:
+        """The rows of some ranges, one after the other."""
+        ranges = list(ranges)
+        pieces = [piece for start, stop in ranges for piece in self._pieces(start, stop)]
+        ids, id_rows, bags, pasts = dict[str, int](), list[np.ndarray](), dict[str, Bags](), dict[str, Past]()
+        for feature in self.schema.sparse:
+            if feature.kind == "id":
+                ids[feature.name] = len(id_rows)
+                id_rows.append(self._flat(feature.name, pieces))
+            elif feature.kind == "bag" or feature.sequence not in self.events:
+                bags[feature.name] = self._bags(feature.name, pieces, weighted=feature.weighted)
+            elif feature.sequence not in pasts:
+                assert feature.sequence is not None
+                pasts[feature.sequence] = self._past(feature.sequence, pieces)
+        size = sum(stop - start for start, stop in ranges)
+        dense = [self._flat(feature.name, pieces).reshape(size, feature.width) for feature in self.schema.dense]
+        labels = [self._flat(LABEL + task, pieces) for task in self.schema.tasks] if self.labelled else []
+        return Block(
+            ids=ids,
+            id_matrix=np.stack(id_rows) if id_rows else np.empty((0, size), np.int32),
+            bags=bags,
+            pasts=pasts,
+            dense=np.concatenate(dense, axis=1) if dense else np.empty((size, 0), np.float32),
+            labels=np.stack(labels, axis=1) if labels else None,
+            rows=np.concatenate([np.arange(start, stop) for start, stop in ranges] or [np.empty(0, np.int64)]),
+        )
+
+    def _pieces(self, start: int, stop: int) -> Iterable[tuple[int, int, int]]:
+        """(record batch, start, stop in it) that make up a range of rows."""
+        batch = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            low, high = int(self._starts[batch]), int(self._starts[batch + 1])
+            yield batch, start - low, min(stop, high) - low
+            start, batch = high, batch + 1
+
+    def _column(self, name: str) -> list[pa.Array]:
+        if name not in self._cache:
+            self._cache[name] = [batch.column(name) for batch in self.batches]
+        return self._cache[name]
+
+    def _flat(self, name: str, pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
+        column = self._column(name)
+        return _joined([_numpy(column[batch].slice(a, b - a)) for batch, a, b in pieces])
+
+    def _bags(self, name: str, pieces: Sequence[tuple[int, int, int]], *, weighted: bool) -> Bags:
+        column = self._column(name)
+        sliced = [column[batch].slice(a, b - a) for batch, a, b in pieces]
+        lengths = _joined([np.diff(array.offsets.to_numpy()) for array in sliced])
+        return Bags(
+            values=_joined([_numpy(array.flatten()) for array in sliced]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            weights=self._weights(name, pieces) if weighted else None,
+        )
+
+    def _weights(self, name: str, pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
+        column = self._column(name + WEIGHTS)
+        return _joined([_numpy(column[batch].slice(a, b - a).flatten()) for batch, a, b in pieces])
+
+    def _past(self, history: str, pieces: Sequence[tuple[int, int, int]]) -> Past:
+        events, age = self.events[history], f"{history}.age"
+        wanted = {feature.name for feature in self.schema.sparse if feature.sequence == history}
+        past = Past(
+            starts=self._flat(history + START, pieces).astype(np.int64),
+            lengths=self._flat(history + LENGTH, pieces).astype(np.int64),
+            events={name: ids for name, ids in events.ids.items() if name in wanted},
+        )
+        if age in wanted:
+            table = next(f.table for f in self.schema.sparse if f.name == age)
+            past.age = (age, NULL_ID + self.schema.table(table).reserved)
+            past.times, past.now = events.times, self._flat("__time", pieces)
+        return past
+
+
+def _numpy(array: pa.Array) -> np.ndarray:
+    flat: np.ndarray = (array.flatten() if pa.types.is_fixed_size_list(array.type) else array).to_numpy()
+    return flat
+
+
+def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]

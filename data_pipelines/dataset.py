@@ -1,0 +1,120 @@
+"""The data set on disk: encoded splits, the encoder that made them, and what was refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from data_pipelines import storage
+from data_pipelines.batch import Schema
+from data_pipelines.columns import KEY, LABEL, Columns, Events
+from data_pipelines.encoder import Encoder
+from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
+from data_pipelines.preparation import write
+from data_pipelines.splits import SPLITS
+from data_pipelines.storage import Manifest
+
+
+def prepare(
+    config: DataConfig, out: Path, *, log: str | None = None, progress: Callable[[int], None] | None = None
+) -> "Dataset":
+    """Make the data set of a log at ``out``: complete, or not there at all.
+
+    Args:
+        log: Read this log in place of ``config.log``.
+        progress: Is told how many more rows are done, now and then.
+
+    Raises:
+        UserError: The log cannot be read or used as ``config`` says, or ``out`` exists.
+    """
+    location = log or config.log
+    meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location}
+    with storage.new_directory(out, "dataset", meta=meta) as folder:
+        meta["splits"] = write(config, folder, location, progress or (lambda rows: None))
+    return Dataset.open(out, verify="sizes")
+
+
+class Dataset:
+    """A prepared data set, memory-mapped: opening it reads next to nothing.
+
+    Attributes:
+        path: Where it lies.
+        manifest: What made it, and its checksums.
+        splits: Rows of each split.
+        schema: Of its encoded features.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.splits: dict[str, int] = manifest.meta["splits"]
+
+    @staticmethod
+    def open(path: Path, verify: Literal["full", "sizes"] = "full") -> "Dataset":
+        """Open the data set at ``path``, its checksums compared (or, quicker, only sizes).
+
+        Raises:
+            UserError: There is no data set, or it is damaged.
+        """
+        path = Path(path)
+        return Dataset(path, storage.open_directory(path, "dataset", verify=verify))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder that made it."""
+        return Encoder.load(self.path)
+
+    @property
+    def config(self) -> DataConfig:
+        """What its columns mean."""
+        return self.encoder.config
+
+    @property
+    def schema(self) -> Schema:
+        return self.encoder.schema
+
+    @cached_property
+    def profile(self) -> dict[str, Any]:
+        """What ``profile.json`` says: rows read and refused with the reasons, sizes of tables and splits."""
+        profile: dict[str, Any] = json.loads((self.path / "profile.json").read_text())
+        return profile
+
+    def columns(self, split: str, features: Sequence[str] | None = None) -> Columns:
+        """The encoded columns of a split, of all features or only some.
+
+        Raises:
+            UserError: There is no such split or feature.
+        """
+        schema = self.schema if features is None else self.encoder.select(features).schema
+        histories = {f.sequence for f in schema.sparse if f.sequence is not None}
+        events = {name: Events.open(self.path / "events" / name) for name in histories}
+        return Columns.open(self._split(split), schema, events)
+
+    def labels(self, split: str) -> np.ndarray:
+        """(N, T) float32 labels of a split, NaN where a row has none."""
+        columns = [pl.col(LABEL + task) for task in self.schema.tasks]
+        return self.frame(split).select(columns).collect().to_numpy().reshape(-1, len(columns))
+
+    def keys(self, split: str) -> pl.DataFrame:
+        """The raw key, user and time columns of a split."""
+        frame = self.frame(split)
+        names = [name for name in frame.collect_schema().names() if name.startswith(KEY)]
+        return frame.select(pl.col(name).alias(name.removeprefix(KEY)) for name in names).collect()
+
+    def feature(self, split: str, name: str) -> pl.Series:
+        """One encoded column of a split."""
+        return self.frame(split).select(name).collect().to_series()
+
+    def frame(self, split: str) -> pl.LazyFrame:
+        """The encoded columns of a split as they lie on disk; histories as ``<name>:start`` and ``<name>:length``."""
+        return pl.scan_ipc(self._split(split) / "part-*.arrow")
+
+    def _split(self, split: str) -> Path:
+        if split not in self.splits:
+            raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(SPLITS)}.")
+        return self.path / "splits" / split

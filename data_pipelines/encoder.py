@@ -1,0 +1,143 @@
+"""THE encoder: every feature compiled once into a Polars expression over its vocabulary.
+
+Training data, ablations, batch jobs and requests all go through the same object, which is saved with the artifact.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import polars as pl
+
+from data_pipelines import compiling
+from data_pipelines.batch import Schema
+from data_pipelines.compiling import Compiled, Fitted
+from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
+from data_pipelines.fitting import fit
+from data_pipelines.vocabulary import Slots, Table, Vocabulary, spec
+
+
+class Encoder:
+    """Maps raw columns to encoded ones: a function of (value, vocabulary), row by row.
+
+    Attributes:
+        config: What the columns mean.
+        schema: What it makes of them.
+    """
+
+    def __init__(self, config: DataConfig, fitted: Fitted, selected: Iterable[str] | None = None) -> None:
+        self.config = config
+        self._fitted = fitted
+        specs = compiling.specs(config)
+        chosen = None if selected is None else frozenset(selected)
+        self._sparse = tuple(s for s in specs.sparse if chosen is None or s.name in chosen)
+        self._dense = tuple(d for d in specs.dense if chosen is None or d.name in chosen)
+        used = dict.fromkeys(s.table for s in self._sparse)
+        self._tables: dict[str, Table] = {name: fitted.tables[name] for name in used}
+        self.schema = Schema(
+            tables=tuple(spec(name, table) for name, table in self._tables.items()),
+            sparse=self._sparse,
+            dense=self._dense,
+            tasks=tuple(config.tasks),
+        )
+        self._cache: dict[tuple[tuple[str, str], ...], list[pl.Expr]] = {}
+
+    @staticmethod
+    def fit(config: DataConfig, train: pl.LazyFrame) -> "Encoder":
+        """Vocabularies, normalisations and buckets of the training rows, and of nothing else.
+
+        Raises:
+            UserError: A column is missing or of a type its feature cannot read.
+        """
+        return Encoder(config, fit(config, train))
+
+    def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = ()) -> pl.LazyFrame:
+        """The encoded columns of ``rows``, and the expressions of ``carry`` beside them.
+
+        Ids are Int32, bags List(Int32), weights ``<bag>:weights`` List(Float32), numbers Float32 (several: Array).
+        Histories and statistics read the columns that ``State.attach`` adds.
+
+        Raises:
+            UserError: ``rows`` lack a column, or have it in a type the feature cannot read.
+        """
+        schema = rows.collect_schema()
+        key = tuple((name, str(dtype)) for name, dtype in schema.items())
+        if key not in self._cache:
+            self._cache[key] = self._compile(schema)
+        return rows.select(*self._cache[key], *carry)
+
+    def _compile(self, schema: pl.Schema) -> list[pl.Expr]:
+        compiled = Compiled(self.config, self._fitted, schema)
+        return [
+            *(expression for feature in self._sparse for expression in compiled.sparse(feature)),
+            *(compiled.dense(feature) for feature in self._dense),
+        ]
+
+    def vocabulary(self, table: str) -> pl.DataFrame:
+        """``value``, ``id`` and training ``count`` of each row of ``table`` past the reserved ones."""
+        return self._fitted.tables[table].frame()
+
+    def select(self, features: Iterable[str]) -> "Encoder":
+        """The encoder of fewer features, named as in the config (``likes``) or in the schema (``likes.age``).
+
+        Raises:
+            UserError: There is no such feature.
+        """
+        wanted, chosen = list(features), set[str]()
+        for name in wanted:
+            found = {f for f in self.schema.feature_names if f == name or f.split(".")[0] == name}
+            if not found:
+                raise UserError(f"no feature is named {name!r}; there are {', '.join(self.schema.feature_names)}.")
+            chosen |= found
+        return Encoder(self.config, self._fitted, chosen)
+
+    def prune(self, keep: Mapping[str, np.ndarray]) -> "Encoder":
+        """The encoder whose tables have only the rows that ``keep[table]`` (bool, one a row) spares.
+
+        Kept values are numbered anew in their order; dropped values become OOV; reserved rows are always kept.
+        """
+        tables = dict(self._fitted.tables)
+        for name, mask in keep.items():
+            if mask.shape != (tables[name].rows,):
+                raise UserError(f"table {name!r} has {tables[name].rows} rows, and the mask {mask.shape}.")
+            tables[name] = tables[name].prune(mask)
+        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
+
+    def save(self, folder: Path) -> None:
+        """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``."""
+        (folder / "vocabularies").mkdir()
+        tables: dict[str, dict[str, int]] = {}
+        for name, table in self._tables.items():
+            tables[name] = {"oov_buckets": table.oov_buckets}
+            if isinstance(table, Slots):
+                tables[name]["size"] = table.size
+            else:
+                table.frame().write_parquet(_vocabulary_file(folder, name))
+        content = {
+            "config": self.config.model_dump(mode="json"),
+            "features": self.schema.feature_names,
+            "numbers": self._fitted.numbers,
+            "tables": tables,
+        }
+        (folder / "encoder.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
+
+    @staticmethod
+    def load(folder: Path) -> "Encoder":
+        """The encoder that :meth:`save` wrote into ``folder``."""
+        content = json.loads((folder / "encoder.json").read_text())
+        tables: dict[str, Table] = {}
+        for name, entry in content["tables"].items():
+            if "size" in entry:
+                tables[name] = Slots(entry["size"], entry["oov_buckets"])
+            else:
+                frame = pl.read_parquet(_vocabulary_file(folder, name))
+                tables[name] = Vocabulary(frame["value"], frame["count"], entry["oov_buckets"])
+        config = DataConfig.model_validate(content["config"])
+        return Encoder(config, Fitted(tables, content["numbers"]), content["features"])
+
+
+def _vocabulary_file(folder: Path, table: str) -> Path:
+    return folder / "vocabularies" / f"{quote(table, safe='')}.parquet"

@@ -1,0 +1,77 @@
+"""What the training split decides: vocabularies, means and deviations, bucket edges."""
+
+import polars as pl
+
+from data_pipelines.compiling import Fitted, Values, specs
+from data_pipelines.features import BagFeature, CrossFeature, DataConfig, NumberFeature, VocabularyConfig
+from data_pipelines.vocabulary import Slots, Table, Vocabulary
+
+
+def fit(config: DataConfig, train: pl.LazyFrame) -> Fitted:
+    """Fit everything in one pass over the training rows.
+
+    Raises:
+        UserError: A column is missing, or of a type its feature cannot read.
+    """
+    values = Values(config, train.collect_schema())
+    counting = _counting(config, values, train)
+    numbers = _summaries(config, values)
+    frames = [frame for table in counting.values() for frame in table]
+    if numbers:
+        frames.append(train.select(**numbers))
+    collected = iter(pl.collect_all(frames, engine="streaming"))
+
+    tables: dict[str, Table] = {}
+    for table, counted in counting.items():
+        rule = next(f for f in config.features.values() if isinstance(f, VocabularyConfig) and f.table == table)
+        tables[table] = Vocabulary.fit([next(collected) for _ in counted], rule)
+    for table, size in specs(config).slots.items():
+        tables[table] = Slots(size)
+    return Fitted(tables, _numbers(config, next(collected)) if numbers else {})
+
+
+def _counting(config: DataConfig, values: Values, train: pl.LazyFrame) -> dict[str, list[pl.LazyFrame]]:
+    counting: dict[str, list[pl.LazyFrame]] = {}
+    for name, feature in config.features.items():
+        if not isinstance(feature, VocabularyConfig):
+            continue
+        value = values.of(name)
+        bag = isinstance(feature, BagFeature) or (
+            isinstance(feature, CrossFeature)
+            and any(isinstance(config.features[part], BagFeature) for part in feature.of)
+        )
+        if bag:
+            value = value.explode(empty_as_null=False)
+        counted = train.select(value=value).group_by("value").agg(count=pl.len())
+        counting.setdefault(feature.table, []).append(counted)
+    return counting
+
+
+def _summaries(config: DataConfig, values: Values) -> dict[str, pl.Expr]:
+    summaries: dict[str, pl.Expr] = {}
+    for name, feature in config.features.items():
+        if not isinstance(feature, NumberFeature):
+            continue
+        value = values.number(f"feature {name!r}", feature.column)
+        value = value if feature.clip is None else value.clip(*feature.clip)
+        if feature.transform == "standardize":
+            summaries[f"{name}:mean"] = value.mean()
+            summaries[f"{name}:deviation"] = value.std(ddof=0)
+        elif feature.transform == "buckets":
+            for i in range(1, feature.buckets):
+                summaries[f"{name}:{i}"] = value.quantile(i / feature.buckets)
+    return summaries
+
+
+def _numbers(config: DataConfig, summary: pl.DataFrame) -> dict[str, list[float]]:
+    numbers: dict[str, list[float]] = {}
+    for name, feature in config.features.items():
+        if not isinstance(feature, NumberFeature):
+            continue
+        if feature.transform == "standardize":
+            mean, deviation = summary[f"{name}:mean"][0], summary[f"{name}:deviation"][0]
+            numbers[name] = [mean or 0.0, deviation or 1.0]
+        elif feature.transform == "buckets":
+            edges = {summary[f"{name}:{i}"][0] for i in range(1, feature.buckets)}
+            numbers[name] = sorted(edge for edge in edges if edge is not None)
+    return numbers

@@ -1,0 +1,170 @@
+"""Where rows come from: files, folders, globs and object stores of any common format, as one lazy frame."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import glob
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from data_pipelines.errors import UserError
+from data_pipelines.features import (
+    CsvFormat,
+    DataConfig,
+    DeltaFormat,
+    Format,
+    HistoryFeature,
+    IpcFormat,
+    LibsvmFormat,
+    NdjsonFormat,
+    ParquetFormat,
+    StatisticFeature,
+    expand,
+)
+
+ROW = "__row"
+"""Position of a row in its log, from 0."""
+
+_SUFFIXES: dict[str, Format] = {
+    ".parquet": ParquetFormat(),
+    ".pq": ParquetFormat(),
+    ".csv": CsvFormat(),
+    ".tsv": CsvFormat(delimiter="\t"),
+    ".ndjson": NdjsonFormat(),
+    ".jsonl": NdjsonFormat(),
+    ".arrow": IpcFormat(),
+    ".ipc": IpcFormat(),
+    ".feather": IpcFormat(),
+    ".svm": LibsvmFormat(),
+    ".libsvm": LibsvmFormat(),
+    ".ffm": LibsvmFormat(),
+    ".libffm": LibsvmFormat(),
+}
+_COMPRESSED = (".gz", ".zst", ".zlib")
+
+
+def scan(config: DataConfig, path: str | None = None) -> pl.LazyFrame:
+    """The log of ``config`` (or the one at ``path``) with its side tables joined, and the row number ``__row``.
+
+    Raises:
+        UserError: Nothing there, an unknown format, a file that cannot be read, or a column of a join that is missing.
+    """
+    frame = scan_files(path or config.log, config.format, text=text_columns(config)).with_row_index(ROW)
+    for join in config.joins:
+        side = scan_files(join.table, join.format, text=text_columns(config))
+        frame = _join(frame, side, join.table, join.keys)
+    return frame
+
+
+def text_columns(config: DataConfig) -> frozenset[str]:
+    """Columns whose values are names, not quantities: in text files they are read as they stand (``007``)."""
+    names = {config.user, *config.keys, *(key for join in config.joins for key in join.keys)}
+    for feature in config.features.values():
+        match feature.kind:
+            case "id" | "bag" | "hash":
+                names.add(feature.column)
+            case "history":
+                assert isinstance(feature, HistoryFeature)
+                names.add(feature.entity)
+            case "statistic":
+                assert isinstance(feature, StatisticFeature)
+                names.update(feature.by)
+    return frozenset(name for name in names if name is not None)
+
+
+def scan_files(location: str, format: Format | None, *, text: frozenset[str] = frozenset()) -> pl.LazyFrame:
+    """A lazy frame over one file, a folder, a glob or an object-store address.
+
+    Args:
+        format: How to read it; ``None`` to go by the suffix.
+        text: Columns to read as text, where the format has no types of its own.
+    """
+    location = expand(location)
+    paths = _paths(location)
+    format = format or _format_of(location, paths)
+    with reading(location):
+        match format:
+            case ParquetFormat():
+                frame = pl.scan_parquet(paths, hive_partitioning=format.hive or None)
+            case CsvFormat():
+                frame = _scan_csv(paths, format, text)
+            case NdjsonFormat():
+                frame = pl.scan_ndjson(paths, infer_schema_length=10_000)
+            case IpcFormat():
+                frame = pl.scan_ipc(paths)
+            case DeltaFormat():
+                frame = pl.scan_delta(location, version=format.version)
+            case LibsvmFormat():
+                raise UserError(f"{location}: libsvm is not read yet.")
+        frame.collect_schema()
+    return frame
+
+
+@contextmanager
+def reading(location: str) -> Iterator[None]:
+    """Turn the engine's errors about damaged or mixed files into one sentence that names ``location``."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{location} cannot be read: {reason}") from error
+
+
+def _paths(location: str) -> list[str]:
+    if "://" in location:
+        return [location]
+    path = Path(location)
+    if path.is_dir():
+        found = sorted(
+            str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")) and _suffix(p.name)
+        )
+    else:
+        found = sorted(glob(location, recursive=True)) if not path.is_file() else [location]
+    if not found:
+        raise UserError(f"{location} is not there: give the path of a file, a folder or a glob that holds the log.")
+    return found
+
+
+def _suffix(name: str) -> str | None:
+    path = Path(name)
+    while path.suffix in _COMPRESSED:
+        path = path.with_suffix("")
+    return path.suffix if path.suffix in _SUFFIXES else None
+
+
+def _format_of(location: str, paths: list[str]) -> Format:
+    if Path(location, "_delta_log").is_dir():
+        return DeltaFormat()
+    suffixes = {_suffix(path.split("?")[0]) for path in paths}
+    if len(suffixes) != 1 or None in suffixes:
+        raise UserError(
+            f"{location}: the format cannot be told from the file name; set the key `format`, such as {{kind: csv}}."
+        )
+    return _SUFFIXES[str(suffixes.pop())]
+
+
+def _scan_csv(paths: list[str], format: CsvFormat, text: frozenset[str]) -> pl.LazyFrame:
+    def read(overrides: dict[str, type[pl.DataType]] | None) -> pl.LazyFrame:
+        return pl.scan_csv(
+            paths,
+            separator=format.delimiter,
+            has_header=format.header,
+            new_columns=format.columns,
+            quote_char=format.quote,
+            infer_schema_length=10_000,
+            schema_overrides=overrides,
+        )
+
+    names = read(None).collect_schema().names()
+    return read({name: pl.String for name in names if name in text})
+
+
+def _join(frame: pl.LazyFrame, side: pl.LazyFrame, location: str, keys: list[str]) -> pl.LazyFrame:
+    left, right = frame.collect_schema(), side.collect_schema()
+    for key in keys:
+        for where, schema in (("the log", left), (location, right)):
+            if key not in schema:
+                raise UserError(f"{where} has no column {key!r} to join on; it has {', '.join(schema.names())}.")
+    side = side.with_columns(pl.col(key).cast(left[key]) for key in keys if left[key] != right[key])
+    return frame.join(side, on=keys, how="left", maintain_order="left")

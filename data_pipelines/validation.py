@@ -1,0 +1,102 @@
+"""Which rows are fit to be learnt from: labels, and the reasons why rows are refused.
+
+A row is refused for what makes it meaningless (no readable time, a label out of range), never for an unseen value.
+"""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from data_pipelines.compiling import Values
+from data_pipelines.errors import UserError
+from data_pipelines.features import BagFeature, DataConfig, NumberFeature, Task, VectorFeature
+
+TIME = "__time"
+"""Microseconds since 1970."""
+REASON = "__reason"
+"""Why a row is refused; null where it is not."""
+
+
+def label(config: DataConfig, name: str, schema: pl.Schema) -> pl.Expr:
+    """Float32 labels of a task; null where a row has none.
+
+    Raises:
+        UserError: The task's column is missing or holds no numbers, or its ``where`` is no SQL condition.
+    """
+    task = config.tasks[name]
+    value = Values(config, schema).number(f"task {name!r}", task.column)
+    if task.at_least is not None:
+        value = (value >= task.at_least).cast(pl.Float64)
+    if task.where is not None:
+        value = pl.when(condition(f"task {name!r}", task.where)).then(value)
+    return value.cast(pl.Float32)
+
+
+def condition(reader: str, sql: str) -> pl.Expr:
+    """A SQL condition over columns as an expression.
+
+    Raises:
+        UserError: It cannot be parsed.
+    """
+    try:
+        return pl.sql_expr(sql)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{reader}: `where` is no SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
+
+
+def checked(config: DataConfig, rows: pl.LazyFrame) -> pl.LazyFrame:
+    """``rows`` with ``__time`` (when there is a time) and ``__reason``.
+
+    Raises:
+        UserError: A column is missing or of a type that cannot be read.
+    """
+    schema = rows.collect_schema()
+    refused = [pl.when(bad).then(pl.lit(reason)) for reason, bad in _faults(config, schema)]
+    added = [pl.coalesce(refused).alias(REASON)]
+    if config.time is not None:
+        added.append(Values(config, schema).epoch("`time`", config.time).alias(TIME))
+    return rows.with_columns(added)
+
+
+def _faults(config: DataConfig, schema: pl.Schema) -> Iterator[tuple[str, pl.Expr]]:
+    """Reasons, and where each holds (true; null counts as false)."""
+    values = Values(config, schema)
+    if config.time is not None:
+        when = values.epoch("`time`", config.time)
+        yield f"{config.time}: no time that can be read", when.is_null()
+    for name, task in config.tasks.items():
+        yield from _label_faults(values, name, task)
+    yield "no label", pl.all_horizontal(label(config, name, schema).is_null() for name in config.tasks)
+    for name, feature in config.features.items():
+        match feature:
+            case NumberFeature():
+                read = values.number(f"feature {name!r}", feature.column)
+                if schema[feature.column] == pl.String:
+                    given = pl.col(feature.column).str.strip_chars()
+                    missing = given.str.to_lowercase().is_in(["", "nan", "null", "na", "none", "inf", "-inf"])
+                    yield f"{feature.column}: no number", given.is_not_null() & ~missing & read.is_null()
+            case BagFeature(weights=str()):
+                yield from _weight_faults(values, name, feature)
+            case VectorFeature():
+                dtype = values.column(f"feature {name!r}", feature.column)[1]
+                if isinstance(dtype, pl.List):
+                    width = pl.col(feature.column).list.len()
+                    yield f"{feature.column}: not {feature.width} numbers", width != feature.width
+
+
+def _label_faults(values: Values, name: str, task: Task) -> Iterator[tuple[str, pl.Expr]]:
+    read = values.number(f"task {name!r}", task.column)
+    if values.schema[task.column] == pl.String:
+        yield f"{task.column}: no number", pl.col(task.column).is_not_null() & read.is_null()
+    if task.kind == "binary" and task.at_least is None:
+        yield f"{task.column}: a label that is not 0 or 1 (set `at_least` to make it so)", ~read.is_in([0.0, 1.0])
+    elif task.kind == "count":
+        yield f"{task.column}: a count below 0", read < 0
+
+
+def _weight_faults(values: Values, name: str, feature: BagFeature) -> Iterator[tuple[str, pl.Expr]]:
+    assert feature.weights is not None
+    weights = values.weights(name, feature)
+    lengths = values.texts(name, feature).list.len()
+    yield f"{feature.weights}: a negative weight", weights.list.min() < 0
+    yield f"{feature.weights}: not as many weights as {feature.column} has values", weights.list.len() != lengths

@@ -1,0 +1,133 @@
+"""Id spaces: how the values of a table become row numbers, and how rows are pruned from it.
+
+Ids are 0 for null, then the OOV buckets, then the vocabulary by falling count (ties by value): stable, hot rows lie
+together, and the n most frequent values are a prefix. Appending never renumbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import polars_hash  # noqa: F401  (registers the expression namespace `nchash`)
+
+from data_pipelines.batch import NULL_ID, TableSpec
+from data_pipelines.features import VocabularyConfig
+
+
+def stable_hash(text: pl.Expr, seed: int = 0) -> pl.Expr:
+    """XXH64 of text: the same in every process, version and machine. Null stays null."""
+    hashed: pl.Expr = text.nchash.xxhash64(seed=seed)  # type: ignore[attr-defined]
+    return hashed
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A table whose rows are values: ``values[i]`` has the id ``1 + oov_buckets + i``.
+
+    Attributes:
+        values: Distinct canonical texts, in the order of their ids.
+        counts: How often each was seen in the training split.
+    """
+
+    values: pl.Series
+    counts: pl.Series
+    oov_buckets: int = 1
+
+    @staticmethod
+    def fit(counted: Sequence[pl.DataFrame], rule: VocabularyConfig) -> "Vocabulary":
+        """The vocabulary of counted values: frames of ``value`` (text, null ignored) and ``count``."""
+        frame = (
+            pl.concat(counted)
+            .lazy()
+            .drop_nulls("value")
+            .group_by("value")
+            .agg(pl.col("count").sum())
+            .filter(pl.col("count") >= rule.min_count)
+            .sort("count", "value", descending=[True, False])
+            .head(rule.max_size if rule.max_size is not None else 2**31)
+            .collect()
+        )
+        return Vocabulary(frame["value"].rename("value"), frame["count"].cast(pl.Int64), rule.oov_buckets)
+
+    @property
+    def reserved(self) -> int:
+        return 1 + self.oov_buckets
+
+    @property
+    def rows(self) -> int:
+        return self.reserved + len(self.values)
+
+    @cached_property
+    def _categories(self) -> pl.Enum:
+        return pl.Enum(self.values)
+
+    def ids(self, text: pl.Expr) -> pl.Expr:
+        """Int32 ids of an expression of canonical text."""
+        known = text.cast(self._categories, strict=False).to_physical().cast(pl.Int32) + self.reserved
+        if self.oov_buckets == 1:
+            unknown: pl.Expr = pl.lit(NULL_ID + 1, dtype=pl.Int32)
+        else:
+            unknown = (stable_hash(text) % self.oov_buckets).cast(pl.Int32) + 1
+        return pl.when(text.is_null()).then(pl.lit(NULL_ID, dtype=pl.Int32)).otherwise(known.fill_null(unknown))
+
+    def slot_ids(self, slot: pl.Expr) -> pl.Expr:
+        """Ids of whole numbers, where this table was pruned from :class:`Slots`."""
+        return self.ids(slot.cast(pl.String))
+
+    def prune(self, keep: np.ndarray) -> "Vocabulary":
+        """The vocabulary of the values that ``keep`` (bool, one a row of the table) spares; the rest become OOV."""
+        kept = pl.Series(keep[self.reserved :])
+        return Vocabulary(self.values.filter(kept), self.counts.filter(kept), self.oov_buckets)
+
+    def frame(self) -> pl.DataFrame:
+        """``value``, ``id``, ``count``."""
+        ids = pl.int_range(self.reserved, self.rows, dtype=pl.Int32, eager=True)
+        return pl.DataFrame({"value": self.values, "id": ids, "count": self.counts})
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A table whose rows are the whole numbers below ``size`` (buckets, hours, hashes): no values to store."""
+
+    size: int
+    oov_buckets: int = 1
+
+    @property
+    def reserved(self) -> int:
+        return 1 + self.oov_buckets
+
+    @property
+    def rows(self) -> int:
+        return self.reserved + self.size
+
+    def slot_ids(self, slot: pl.Expr) -> pl.Expr:
+        """Int32 ids of an expression of slots; null has the id of null."""
+        return (slot.cast(pl.Int32) + self.reserved).fill_null(NULL_ID)
+
+    def prune(self, keep: np.ndarray) -> "Vocabulary | Slots":
+        """The slots that ``keep`` spares, as a vocabulary of their numbers; the rest become OOV."""
+        if keep[self.reserved :].all():
+            return self
+        kept = pl.Series("value", np.flatnonzero(keep[self.reserved :])).cast(pl.String)
+        return Vocabulary(kept, pl.zeros(len(kept), dtype=pl.Int64, eager=True), self.oov_buckets)
+
+    def frame(self) -> pl.DataFrame:
+        """``value`` (the slot's number as text), ``id``, ``count`` (not kept: 0)."""
+        slots = pl.int_range(0, self.size, dtype=pl.Int32, eager=True)
+        return pl.DataFrame(
+            {
+                "value": slots.cast(pl.String),
+                "id": slots + self.reserved,
+                "count": pl.zeros(self.size, dtype=pl.Int64, eager=True),
+            }
+        )
+
+
+Table = Vocabulary | Slots
+
+
+def spec(name: str, table: Table) -> TableSpec:
+    """What models need to know about ``table``."""
+    return TableSpec(name=name, rows=table.rows, oov_buckets=table.oov_buckets)
