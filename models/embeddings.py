@@ -3,6 +3,8 @@
 Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d width of an embedding, F features.
 """
 
+import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,6 +35,11 @@ Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parall
 Route = Literal["pooled", "weighted", "rows"]
 OOV_ID = 1
 """The first OOV bucket: what ids of pruned rows become (see :meth:`SparseTables.set_keep`)."""
+
+# TorchRec 1.8 on Torch 2.13 says these on every start; results are right (tests compare them with plain modules).
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
+warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)
 
 _INIT_STD = 0.01
 _INIT_BLOCK = 1 << 16
@@ -215,8 +222,8 @@ class SparseTables(nn.Module):
     """All embedding tables of a ranker, as TorchRec collections that ``DistributedModelParallel`` can shard.
 
     Bags that one table pools alike go through an ``EmbeddingBagCollection``, weighted ones through a second; tables of
-    sequences, or whose features differ in pooling, each through an ``EmbeddingCollection``, and are pooled here. Results
-    are always read by key: under sharding the columns of a collection's output come in the order of the shards.
+    sequences, or whose features differ in pooling, each through an ``EmbeddingCollection``, and are pooled here.
+    Results are always read by key: under sharding the columns of a collection's output come in the order of the shards.
     """
 
     def __init__(self, schema: Schema, config: TablesConfig, *, device: torch.device | None = None) -> None:

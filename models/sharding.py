@@ -1,0 +1,202 @@
+"""A ranker spread over ranks: the plan of its tables, their optimizers, and ``DistributedModelParallel`` around it."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingPlan
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from data_pipelines.errors import UserError
+from models.embeddings import SparseTables, TableConfig, TableLayout, TablesConfig, initialise_tables, table_names
+from models.ranker import Ranker
+
+TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw"]
+_EPS = 1e-8
+_OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+_FUSED = ("rowwise_adagrad", "adagrad", "sgd")
+
+
+class TableOptimizerConfig(BaseModel):
+    """How tables learn: ``train.tables``.
+
+    ``rowwise_adagrad``, ``adagrad`` and ``sgd`` are fused: a row is updated in the backward pass, and only where the
+    batch has its id. ``adam`` and ``adamw`` keep tables data-parallel, with a dense gradient: for small tables.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    optimizer: TableOptimizer = "rowwise_adagrad"
+    learning_rate: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The same update as a plain optimizer, for data-parallel tables (see :func:`data_parallel_tables`)."""
+        return _OPTIMIZERS[self.optimizer](list(parameters), **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the optimizer's class."""
+        arguments: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        return arguments if self.optimizer == "sgd" else arguments | {"eps": _EPS}
+
+
+class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
+    """TorchRec's own sharder leaves row-wise out on CPU, though it runs there."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types: list[str] = super().sharding_types(compute_device_type)
+        return types if "row_wise" in types else [*types, "row_wise"]
+
+
+def sharders() -> list[Any]:
+    """One sharder for each kind of collection in :class:`SparseTables`."""
+    return [_BagSharder(), EmbeddingCollectionSharder()]
+
+
+def topology(world_size: int, device: torch.device, *, bytes_per_rank: int | None = None) -> Topology:
+    """``world_size`` ranks like this one; memory is measured where ``bytes_per_rank`` does not say it."""
+    local = min(world_size, dist.get_world_size() if dist.is_initialized() else world_size)
+    if device.type == "cuda":
+        memory = bytes_per_rank or torch.cuda.get_device_properties(device).total_memory
+        return Topology(world_size, "cuda", hbm_cap=memory, local_world_size=local)
+    memory = bytes_per_rank or psutil.virtual_memory().total // local
+    return Topology(world_size, "cpu", ddr_cap=memory, local_world_size=local)
+
+
+def constraints(
+    layouts: Iterable[TableLayout], config: TablesConfig, optimizer: TableOptimizerConfig, world_size: int
+) -> dict[str, ParameterConstraints]:
+    """What the planner may do with each table.
+
+    Raises:
+        UserError: A table is asked to be cut into more shards than it has rows, or columns in fours.
+    """
+    limits = {}
+    for layout in layouts:
+        sharding = config.tables.get(layout.vocabulary, TableConfig()).sharding
+        if sharding == "row_wise" and layout.rows < world_size:
+            raise UserError(
+                f"model.tables.{layout.vocabulary}.sharding: row_wise cannot cut {layout.rows} rows into {world_size} "
+                "shards; use table_wise or data_parallel."
+            )
+        types = ["table_wise", "row_wise"] if layout.rows >= world_size else ["table_wise"]
+        if optimizer.optimizer not in _FUSED:
+            types = ["data_parallel"]
+            if sharding not in ("auto", "data_parallel"):
+                raise UserError(
+                    f"model.tables.{layout.vocabulary}.sharding: {sharding} needs a fused optimizer; set "
+                    f"train.tables.optimizer to one of {', '.join(_FUSED)}, or the sharding to data_parallel."
+                )
+        elif sharding == "column_wise":
+            types = ["column_wise"] if layout.stored_dim % (4 * world_size) == 0 else ["table_wise"]
+            if types != ["column_wise"] and not layout.wide:
+                raise UserError(
+                    f"model.tables.{layout.vocabulary}.sharding: column_wise over {world_size} ranks needs a dim that "
+                    f"is a multiple of {4 * world_size}, not {layout.dim}."
+                )
+        elif sharding != "auto":
+            types = [sharding]
+        limits[layout.key] = ParameterConstraints(
+            sharding_types=types,
+            min_partition=max(4, layout.stored_dim // world_size),
+            pooling_factors=[1.0] * len(layout.features),
+            is_weighted=layout.route == "weighted",
+        )
+    return limits
+
+
+def shard(
+    ranker: Ranker,
+    optimizer: TableOptimizerConfig,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    plan: ShardingPlan | None = None,
+) -> DistributedModelParallel:
+    """``ranker`` with its tables spread over the ranks of the default process group, ready to train.
+
+    Tables start from ``seed`` and their names, whatever the plan (:func:`initialise_tables`); dense parameters start as
+    rank 0 has them. The global random state is left as it was.
+
+    Args:
+        ranker: On ``device``, its tables preferably on the meta device.
+        plan: Where each table lies; the planner chooses where absent.
+
+    Raises:
+        UserError: The config asks a plan that is impossible, or the tables do not fit.
+    """
+    tables = ranker.tables
+    assert isinstance(tables, SparseTables)
+    world_size = dist.get_world_size()
+    limits = constraints(tables.layouts, ranker.config, optimizer, world_size)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        if plan is None:
+            plan = _plan(ranker, limits, topology(world_size, device))
+        parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
+        for name, parameter in tables.named_parameters():
+            if name.split(".")[-2] not in parallel:
+                kind = _OPTIMIZERS[optimizer.optimizer]
+                apply_optimizer_in_backward(kind, [parameter], optimizer.arguments())
+        for layout in tables.layouts:
+            if layout.route == "rows" and layout.key in parallel:
+                # FBGEMM's dense kernel cannot look up single rows on CPU (it pools them): the collection stays plain.
+                plan.plan.pop(f"tables.rows.{layout.key}", None)
+        dmp = DistributedModelParallel(ranker, device=device, plan=plan, sharders=sharders())
+    initialise_tables(dmp, seed)
+    return dmp
+
+
+def _plan(ranker: Ranker, limits: dict[str, ParameterConstraints], ranks: Topology) -> ShardingPlan:
+    planner = EmbeddingShardingPlanner(topology=ranks, constraints=limits, debug=False)
+    try:
+        return planner.collective_plan(ranker, sharders(), dist.GroupMember.WORLD)
+    except PlannerError as error:
+        raise UserError(f"The embedding tables cannot be placed on {ranks.world_size} ranks: {error}") from None
+
+
+def data_parallel_tables(dmp: nn.Module) -> dict[str, nn.Parameter]:
+    """The tables that every rank holds whole, by parameter name: those that need a plain optimizer."""
+    parameters = dict(dmp.named_parameters())
+    return {name: parameters[name] for name in table_names(parameters) if not _is_fused(parameters[name])}
+
+
+def dense_parameters(dmp: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters that are not tables, by name."""
+    parameters = dict(dmp.named_parameters())
+    tables = table_names(parameters)
+    return {name: parameter for name, parameter in parameters.items() if name not in tables}
+
+
+def _is_fused(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "_in_backward_optimizers")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what the planner and sharder say on every start and nobody can act on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(before)
