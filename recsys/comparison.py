@@ -18,14 +18,14 @@ from recsys.significance import Floats, bootstrap_auc, bootstrap_ratio, bootstra
 METRICS = {
     "auc": "AUC",
     "gauc": "GAUC",
-    "log_loss": "log loss",
-    "normalized_entropy": "normalised entropy",
+    "logloss": "log loss",
+    "ne": "normalised entropy",
     "calibration": "calibration",
     "ndcg@10": "NDCG@10",
 }
 """Metrics by key, as tables name them. GAUC and NDCG are within users, so they need a user column."""
 
-LOWER_IS_BETTER = frozenset({"log_loss", "normalized_entropy"})
+LOWER_IS_BETTER = frozenset({"logloss", "ne"})
 NEEDS_USERS = frozenset({"gauc", "ndcg@10"})
 
 
@@ -125,8 +125,8 @@ def _entropy(rate: ArrayLike) -> Floats:
 _MEASURES: dict[str, Callable[[TestRows, Floats], Measured]] = {
     "auc": TestRows._auc,
     "gauc": lambda rows, logits_N: rows._within_users(metrics.group_auc, logits_N),
-    "log_loss": TestRows._log_loss,
-    "normalized_entropy": TestRows._normalized_entropy,
+    "logloss": TestRows._log_loss,
+    "ne": TestRows._normalized_entropy,
     "calibration": TestRows._calibration,
     "ndcg@10": lambda rows, logits_N: rows._within_users(metrics.group_ndcg_at_k, logits_N),
 }
