@@ -12,8 +12,8 @@ import pytest
 def tiny_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Parquet log of 2,000 rows, ordered by time, whose clicks depend on user, item, tags and price.
 
-    Columns: ``user`` (int), ``item`` (text), ``tags`` (list of text), ``price`` (float, some null), ``device`` (text, some
-    null), ``time`` (unix seconds), ``rating`` (1 to 5), ``click`` (0/1).
+    Columns: ``user`` (int), ``item`` (text), ``tags`` (list of text), ``price`` (float, some null), ``device`` (text,
+    some null), ``time`` (unix seconds), ``rating`` (1 to 5), ``click`` (0/1).
     """
     rows, rng = 2000, np.random.default_rng(7)
     user, item = rng.zipf(1.5, rows) % 60, rng.zipf(1.3, rows) % 200
