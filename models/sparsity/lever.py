@@ -118,8 +118,19 @@ class Lever:
     def after_step(self, ranker: Ranker, step: int) -> None:
         """The optimizer has stepped: proximal sweeps, masks, schedules."""
 
+    def settled(self, step: int) -> bool:
+        """Whether what the lever does is in place after ``step`` steps: only then may they be the best weights."""
+        return True
+
     def finish(self, ranker: Ranker) -> None:
         """After the last step: leave weights exactly as they are to be exported."""
+
+    def settled(self, step: int) -> bool:
+        """Whether ``step`` has all the sparsity that was asked for; only such a step can be the best of a run."""
+        return True
+
+    def settle(self, weights: Weights) -> None:
+        """After loading: fold what :meth:`build` added to the ranker into ordinary weights."""
 
     def shrink(self, weights: Weights) -> None:
         """At export: remove what is zero, choose bits. Must not change any logit, but by quantizing or factoring."""

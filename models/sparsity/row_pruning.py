@@ -57,11 +57,17 @@ class RowPruning(Lever):
         }
         self._ramp = self.config.steps(total_steps)
 
+    def settled(self, step: int) -> bool:
+        return step >= self._ramp.end
+
     def after_step(self, ranker: "Ranker", step: int) -> None:
         if self._ramp.due(step):
             sparsity = self._ramp.share(step) * self.config.sparsity
             masks = kept_rows(self._scores(ranker), self._reserved, sparsity, self.config.scope)
             redirect(ranker, masks)
+
+    def settled(self, step: int) -> bool:
+        return step > self._ramp.end
 
     def _scores(self, ranker: "Ranker") -> dict[str, Tensor]:
         if self.config.by == "frequency":

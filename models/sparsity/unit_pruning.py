@@ -42,6 +42,9 @@ class UnitPruning(Lever):
         for layer in self._layers:
             self._alive.setdefault(layer.name, torch.ones(layer.units, dtype=torch.bool))
 
+    def settled(self, step: int) -> bool:
+        return step >= self._ramp.end
+
     def after_step(self, ranker: "Ranker", step: int) -> None:
         parameters = dict(ranker.named_parameters())
         if self._ramp.due(step):
@@ -49,6 +52,9 @@ class UnitPruning(Lever):
                 self._alive[layer.name] &= self._best(layer, parameters, step)
         for layer in self._layers:
             layer.scale_(parameters, self._alive[layer.name])
+
+    def settled(self, step: int) -> bool:
+        return step > self._ramp.end
 
     def _best(self, layer: UnitLayer, parameters: dict[str, torch.nn.Parameter], step: int) -> Tensor:
         incoming, outgoing = layer.squares(parameters)
