@@ -1,0 +1,1 @@
+"""Public data sets, as their publishers wrote them, made ordinary Parquet logs."""
