@@ -5,8 +5,8 @@ Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
@@ -33,6 +33,8 @@ from data_pipelines.errors import UserError
 Pooling = Literal["sum", "mean", "last", "attention", "convolution"]
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
 Route = Literal["pooled", "weighted", "rows"]
+RowTransform = Callable[[Tensor, Tensor], Tensor]
+"""From (L, d) rows of a table and their (L,) ids to the (L, d) rows that are pooled."""
 OOV_ID = 1
 """The first OOV bucket: what ids of pruned rows become (see :meth:`SparseTables.set_keep`)."""
 
@@ -224,11 +226,26 @@ class SparseTables(nn.Module):
     Bags that one table pools alike go through an ``EmbeddingBagCollection``, weighted ones through a second; tables of
     sequences, or whose features differ in pooling, each through an ``EmbeddingCollection``, and are pooled here.
     Results are always read by key: under sharding the columns of a collection's output come in the order of the shards.
+
+    Args:
+        row_transforms: By table name, what every row looked up in that table goes through before it is pooled. Such
+            tables are looked up row by row.
     """
 
-    def __init__(self, schema: Schema, config: TablesConfig, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        config: TablesConfig,
+        *,
+        device: torch.device | None = None,
+        row_transforms: Mapping[str, RowTransform] | None = None,
+    ) -> None:
         super().__init__()
-        self.layouts = table_layouts(schema, config)
+        self.row_transforms = dict(row_transforms or {})
+        self.layouts = tuple(
+            replace(layout, route="rows") if layout.name in self.row_transforms else layout
+            for layout in table_layouts(schema, config)
+        )
         self._specs = {feature.name: feature for feature in schema.sparse}
         self._pooling = {name: config.pooling_of(spec) for name, spec in self._specs.items()}
         self._kept: list[str] = []
@@ -334,6 +351,8 @@ class SparseTables(nn.Module):
             for feature in layout.features:
                 jagged = looked_up[layout.key][feature]
                 values_Ld, offsets = jagged.values()[:, : layout.dim], jagged.offsets()
+                if layout.name in self.row_transforms:
+                    values_Ld = self.row_transforms[layout.name](values_Ld, merged[feature].values())
                 spec, pooling = self._specs[feature], self._pooling[feature]
                 if spec.weighted:
                     assert weighted is not None

@@ -1,1 +1,69 @@
 """Verbs of training: plan, train, evaluate, tune."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.common import Json, Overrides, app, finish, progress_bar
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML.")]
+DataFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.")]
+
+
+@app.command("train")
+def train_verb(
+    config: Config,
+    dataset: DataFolder,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of RUN.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a ranker; under torchrun, on several ranks."""
+    from data_pipelines.dataset import Dataset
+    from recsys.config import load_config
+    from recsys.training import train
+
+    experiment = load_config(config, overrides or ())
+    data = Dataset.open(dataset)
+    rows = data.splits["train"] * experiment.train.epochs
+    with progress_bar("training", rows) as advance:
+        result = train(experiment, data, run, resume=resume, report=advance)
+    summary = {
+        "run": result.run,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "stopped": result.stopped,
+        "valid": _first_task(result.valid),
+        "seconds": result.seconds,
+        "samples_per_s": result.samples_per_s,
+    }
+    finish(summary, json, f"recsys evaluate {run}")
+
+
+@app.command("evaluate")
+def evaluate_verb(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.")],
+    dataset: Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    slice_by: Annotated[str | None, typer.Option(help="Key column: metrics for each of its values.")] = None,
+    json: Json = False,
+) -> None:
+    """Score a split with a run's weights and measure everything."""
+    from data_pipelines.dataset import Dataset
+    from recsys.evaluation import dataset_of, evaluate
+
+    data = Dataset.open(dataset or dataset_of(run))
+    evaluation = evaluate(run, data, split, slice_by=slice_by)
+    result = {split: evaluation.summary()}
+    if evaluation.slices is not None:
+        result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
+    finish(result, json, f"recsys export {run} ARTIFACT")
+
+
+def _first_task(tasks: dict[str, dict[str, float]]) -> dict[str, object]:
+    if not tasks:
+        return {}
+    first = next(iter(tasks.values()))
+    return dict(first) if len(tasks) == 1 else {**first, "tasks": tasks}

@@ -1,0 +1,147 @@
+"""Checkpoints of a run: every tensor as safetensors through ``torch.distributed.checkpoint``, every number as JSON.
+
+A checkpoint is written by all ranks, each its own shards, and read at any number of ranks and under any sharding.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from data_pipelines.batch import Schema
+from data_pipelines.errors import UserError
+from data_pipelines.storage import new_directory, open_directory
+from models.embeddings import keep_masks, table_names, table_weights
+from models.weights import Weights
+from recsys.config import load_config
+from recsys.processes import Processes
+
+CONFIG_FILE = "config.yaml"
+SCHEMA_FILE = "schema.json"
+STATE_FILE = "state.json"
+FINAL = "final"
+"""Name of the checkpoint that holds a finished run's weights, as evaluated and exported."""
+
+MODEL, EMA, OPTIMIZER, LEVER = "model.", "ema.", "optimizer.", "lever."
+"""What the names of a checkpoint's tensors begin with: the ranker, its averaged weights, optimizers, levers."""
+
+Tensors = dict[str, Any]
+"""Tensors by name; tables and their optimizer state are ``ShardedTensor`` where they are sharded."""
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:09d}"
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the checkpoints of ``run``, rising."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+def save_checkpoint(path: Path, tensors: Tensors, state: Mapping[str, Any], processes: Processes) -> None:
+    """Write a checkpoint; every rank calls this with its shards. It is complete at ``path``, or absent.
+
+    Args:
+        state: Numbers and text as JSON knows them; that of rank 0 is kept.
+    """
+    meta = {"step": state.get("step"), "world_size": processes.world_size}
+    target = new_directory(path, "checkpoint", meta=meta, replace=True) if processes.is_main else nullcontext(path)
+    with target as folder:
+        shared = Path(processes.broadcast(str(folder)))
+        with _quiet():
+            save(tensors, storage_writer=HuggingFaceStorageWriter(str(shared), save_distributed=True))
+        processes.barrier()
+        if processes.is_main:
+            (folder / STATE_FILE).write_text(json.dumps(state))
+    processes.barrier()
+
+
+def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dict[str, Any]:
+    """Fill ``tensors`` in place from a checkpoint, whatever sharding wrote it; return its JSON state.
+
+    Tensors that the checkpoint does not have are left as they are: the optimizer state of a table whose optimizer
+    changed with its sharding.
+
+    Raises:
+        UserError: The checkpoint is missing or damaged, or a tensor's shape differs: the config has changed.
+    """
+    open_directory(path, "checkpoint", verify="full" if verify else "sizes")
+    saved = stored_tensors(path)
+    for name, tensor in tensors.items():
+        if name in saved and tuple(saved[name].size) != tuple(tensor.size()):
+            raise UserError(
+                f"{path}: {name} has shape {tuple(saved[name].size)}, the config asks {tuple(tensor.size())}: "
+                "use the config and the data set that the run was started with."
+            )
+    with _quiet():
+        load(
+            {name: tensor for name, tensor in tensors.items() if name in saved},
+            storage_reader=HuggingFaceStorageReader(str(path)),
+        )
+    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
+    return state
+
+
+def stored_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
+    """Sizes and types of a checkpoint's tensors, by name."""
+    return dict(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)  # type: ignore[arg-type]
+
+
+def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Whole tensors of a checkpoint whose names start with ``prefix``, without it; needs no process group."""
+    stored = {name: entry for name, entry in stored_tensors(path).items() if name.startswith(prefix)}
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in stored.items()}
+    with _quiet():
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def load_weights(run: Path) -> Weights:
+    """The weights of a finished run, from any number of ranks and any sharding, without a process group.
+
+    Raises:
+        UserError: ``run`` is not a run, or has not finished.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run} is not a run: give the folder that `recsys train` wrote.")
+    path = run / "checkpoints" / FINAL
+    if not path.exists():
+        raise UserError(f"{run} has not finished training: go on with `recsys train ... --resume`.")
+    open_directory(path, "checkpoint")
+    config, schema = load_config(run / CONFIG_FILE), Schema.model_validate_json((run / SCHEMA_FILE).read_bytes())
+    state = read_tensors(path, MODEL)
+    tables = set(table_names(state))
+    return Weights(
+        config=config.model,
+        schema=schema,
+        tables=table_weights(state, schema, config.model),
+        keep=keep_masks(state),
+        dense={name: tensor for name, tensor in state.items() if not name.startswith("tables.") and name not in tables},
+    )
+
+
+def prune_checkpoints(run: Path, keep: set[int]) -> None:
+    """Remove the step checkpoints of ``run`` but those of ``keep``; a removal cut short is harmless."""
+    for step in steps(run):
+        if step not in keep:
+            path = checkpoint_path(run, step)
+            doomed = path.with_name(f".{path.name}.removed")
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield

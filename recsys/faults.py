@@ -1,0 +1,59 @@
+"""Ends of a training that the user can do something about: diverged losses, memory that ran out."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import save_file
+
+from data_pipelines.batch import Batch
+from data_pipelines.errors import UserError
+
+EXPLODED = 1000.0
+"""A loss so many times its running mean (or 1, if that is more) has exploded."""
+
+_ALLOCATION = re.compile(r"tried to allocate (?:([\d.]+) ([KMGT]?i?B)|(\d+) bytes)")
+
+
+def diverged(loss: float, running_mean: float) -> bool:
+    """Whether training cannot go on from this loss."""
+    return not math.isfinite(loss) or loss > EXPLODED * max(1.0, running_mean)
+
+
+def save_batch(batch: Batch, path: Path) -> None:
+    """Write ``batch`` as safetensors: values and lengths of each sparse feature, ``dense``, ``labels``, ``rows``."""
+    tensors = {"dense": batch.dense, "rows": batch.rows}
+    if batch.labels is not None:
+        tensors["labels"] = batch.labels
+    for prefix, bags in (("sparse", batch.sparse), ("weighted", batch.weighted)):
+        for key, feature in bags.to_dict().items() if bags is not None else ():
+            tensors |= {f"{prefix}.{key}.values": feature.values(), f"{prefix}.{key}.lengths": feature.lengths()}
+            if feature.weights_or_none() is not None:
+                tensors[f"{prefix}.{key}.weights"] = feature.weights()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+@contextmanager
+def memory_guard(batch_size: int) -> Iterator[None]:
+    """Turn an allocation that failed into one sentence that says how much, and what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        failed = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+        if not failed:
+            raise
+        found = _ALLOCATION.search(text)
+        asked = "more"
+        if found is not None:
+            asked = f"{int(found[3]) / 2**30:.1f} GiB" if found[3] else f"{found[1]} {found[2]}"
+        free = psutil.virtual_memory().available / 2**30
+        raise UserError(
+            f"out of memory: {asked} asked for, {free:.1f} GiB of main memory free; lower train.batch_size (now "
+            f"{batch_size}), model.dim or the max_size of the largest vocabulary, or use more ranks."
+        ) from None

@@ -1,0 +1,99 @@
+"""A cluster of one or of many: the process group that training runs in."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        group: Gloo group for numbers on the CPU, whatever device the model is on.
+        stop_requested: A signal asked for the end; see :meth:`agree`.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    group: dist.ProcessGroup | None
+    stop_requested: bool = field(default=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of ``values`` over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values, group=self.group)
+            values /= self.world_size
+        return values
+
+    def gather(self, values_Nk: Tensor) -> Tensor:
+        """Rows of all ranks, ranks in order; every rank gets them. Ranks may hold different numbers of rows."""
+        if self.world_size == 1:
+            return values_Nk
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor([len(values_Nk)]), group=self.group)
+        longest = int(max(counts))
+        padded = values_Nk.new_zeros((longest, *values_Nk.shape[1:]))
+        padded[: len(values_Nk)] = values_Nk
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+    def broadcast(self, text: str) -> str:
+        """``text`` of rank 0, on every rank."""
+        if self.world_size == 1:
+            return text
+        holder = [text]
+        dist.broadcast_object_list(holder, src=0, group=self.group)
+        return holder[0]
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier(group=self.group)
+
+
+@contextmanager
+def process_group() -> Iterator[Processes]:
+    """Join the process group that ``torchrun`` describes, or form one of a single process.
+
+    SIGTERM and SIGINT set :attr:`Processes.stop_requested` instead of killing, as long as the block runs.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if world_size > 1:
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    processes = Processes(rank, world_size, device, group)
+
+    def request_stop(_signal: int, _frame: FrameType | None) -> None:
+        processes.stop_requested = True
+
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield processes
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        dist.destroy_process_group()

@@ -1,0 +1,371 @@
+"""The training loop: one process or many, resumable at any step to the same weights.
+
+Everything random is a function of (seed, step, rank), so a checkpoint needs no random state. Letters: T tasks.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import xxhash
+from torch import Tensor
+
+from data_pipelines.batch import Batch
+from data_pipelines.dataset import Dataset
+from data_pipelines.errors import UserError
+from data_pipelines.loader import Loader
+from data_pipelines.storage import MANIFEST, seal, write_file
+from models.embeddings import SparseTables
+from models.heads import task_losses
+from models.ranker import Ranker
+from models.sharding import shard
+from models.sparsity.config import build_levers
+from recsys.checkpoints import (
+    CONFIG_FILE,
+    FINAL,
+    SCHEMA_FILE,
+    checkpoint_path,
+    prune_checkpoints,
+    save_checkpoint,
+    steps,
+)
+from recsys.config import ExperimentConfig, chosen_features, load_config, to_yaml
+from recsys.evaluation import TaskMetrics, monitored, predict, task_metrics, users_of
+from recsys.faults import diverged, memory_guard, save_batch
+from recsys.model_state import ModelState
+from recsys.optimizers import schedule_factor
+from recsys.processes import Processes, process_group
+from recsys.tracking import Tracker
+
+LOG_EVERY = 50
+"""Steps between entries of the training loss."""
+
+Report = Callable[[int, str], None]
+Stopped = Literal["patience", "epochs"]
+
+
+class InterruptedTrainingError(Exception):
+    """SIGTERM or SIGINT: the run is saved and can be resumed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training ended.
+
+    Attributes:
+        steps: Done in all; ``best_step`` is the one whose weights were kept.
+        stopped: By early stop (``patience``), or after all ``epochs``.
+        valid: Metrics of the final weights by task; empty without a valid split.
+        samples_per_s: Rows trained on a second by all ranks, evaluation and checkpoints left out.
+    """
+
+    run: Path
+    steps: int
+    best_step: int
+    stopped: Stopped
+    valid: TaskMetrics
+    seconds: float
+    samples_per_s: float
+
+
+@dataclass
+class _Position:
+    """How far a training is: what a checkpoint holds beside tensors and the loader's position."""
+
+    step: int = 0
+    epoch: int = 0
+    best_step: int = 0
+    best_value: float = float("-inf")
+    worse: int = 0
+    loss_mean: float = 0.0
+
+
+def train(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    run: Path,
+    *,
+    resume: bool = False,
+    report: Report | None = None,
+) -> Result:
+    """Train a ranker on ``dataset`` and leave a run directory; under ``torchrun`` every rank calls this.
+
+    Args:
+        resume: Go on from the last checkpoint of ``run`` to the same weights as without the interruption; start
+            from the beginning if there is none.
+        report: Called after every step with the rows it took (of all ranks) and a note.
+
+    Raises:
+        UserError: The config does not fit the data, ``run`` exists, training diverged, or memory ran out.
+        InterruptedTrainingError: SIGTERM or SIGINT came; a checkpoint was written.
+    """
+    with process_group() as processes, memory_guard(config.train.batch_size):
+        return _Training(config, dataset, run, processes, report).complete(resume=resume)
+
+
+class _Training:
+    def __init__(
+        self, config: ExperimentConfig, dataset: Dataset, run: Path, processes: Processes, report: Report | None
+    ) -> None:
+        self.config, self.dataset, self.run, self.processes = config, dataset, run, processes
+        self.report = report or (lambda rows, note: None)
+        self.features = chosen_features(config.data, dataset)
+        self.loader = self._loader("train", config.train.batch_size, shuffle=True)
+        tasks = dataset.config.tasks.values()
+        self.kinds = [task.kind for task in tasks]
+        self.task_weights_T = torch.tensor([task.weight for task in tasks], device=processes.device)
+        torch.manual_seed(config.seed)
+        self.levers = build_levers(config.sparsity)
+        ranker = Ranker(
+            config.model,
+            self.loader.schema,
+            SparseTables(self.loader.schema, config.model, device=torch.device("meta")),
+        )
+        for lever in self.levers:
+            lever.build(ranker)
+        sharded = shard(ranker, config.train.tables, processes.device, seed=config.seed)
+        self.state = ModelState(sharded, self.levers, config.train)
+        self.total_steps = config.train.epochs * len(self.loader)
+        self.position = _Position()
+        self.valid: TaskMetrics = {}
+        self.tracker: Tracker | None = None
+        self.losses: list[float] = []
+        self.rows, self.seconds = 0, 0.0
+
+    def _loader(self, split: str, batch_size: int, *, shuffle: bool = False) -> Loader:
+        return Loader(
+            self.dataset,
+            split,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=self.config.seed,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            features=self.features,
+            threads=self.config.train.loader_threads,
+        )
+
+    def complete(self, *, resume: bool) -> Result:
+        began = time.perf_counter()
+        resume_step = self._open_run(resume)
+        for lever in self.levers:
+            lever.start(self.state.ranker, self.total_steps)
+        with ExitStack() as stack:
+            if self.processes.is_main:
+                parameters = self.config.model_dump(mode="json", exclude={"data"})
+                mlflow = self.config.train.mlflow
+                self.tracker = stack.enter_context(
+                    Tracker(self.run, resume_step=resume_step, mlflow=mlflow, parameters=parameters)
+                )
+            stopped = self._fit()
+            self._finish()
+        result = Result(
+            run=self.run,
+            steps=self.position.step,
+            best_step=self.position.best_step,
+            stopped=stopped,
+            valid=self.valid,
+            seconds=time.perf_counter() - began,
+            samples_per_s=self.rows / self.seconds if self.seconds else float("nan"),
+        )
+        if self.processes.is_main:
+            seal(self.run, "run", self._about() | {"result": asdict(result) | {"run": self.run.name}})
+        self.processes.barrier()
+        return result
+
+    def _open_run(self, resume: bool) -> int | None:
+        """Make the run's folder, or go on in it; the step that it was resumed at."""
+        if self.run.exists() and not resume:
+            raise UserError(f"{self.run} already exists: name another folder, or add --resume to go on with it.")
+        if (self.run / MANIFEST).exists():
+            raise UserError(f"{self.run} has finished: name another folder for a new run.")
+        if (self.run / CONFIG_FILE).exists():
+            self._compare_config()
+            if found := steps(self.run):
+                self._restore(checkpoint_path(self.run, found[-1]))
+                return self.position.step
+        if self.processes.is_main:
+            try:
+                self.run.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self.run} cannot be written ({error.strerror}): name another folder.") from None
+            write_file(self.run / SCHEMA_FILE, self.loader.schema.model_dump_json(indent=1))
+            write_file(self.run / CONFIG_FILE, to_yaml(self.config))
+        self.processes.barrier()
+        return None
+
+    def _compare_config(self) -> None:
+        """Refuse to go on with another config; the keys of ``_MAY_CHANGE`` do not touch the weights."""
+        before, now = load_config(self.run / CONFIG_FILE), self.config
+        keys = {name: getattr(now.train, name) for name in _MAY_CHANGE}
+        if before.model_copy(update={"train": before.train.model_copy(update=keys), "data": now.data}) != now:
+            raise UserError(
+                f"{self.run / CONFIG_FILE} differs from the config given: resume with the config that the run was "
+                f"started with (only train.{', train.'.join(_MAY_CHANGE)} may change)."
+            )
+
+    def _restore(self, path: Path) -> None:
+        state = self.state.load(path)
+        if state["dataset"] != self.dataset.manifest.fingerprint:
+            raise UserError(f"{self.dataset.path} is not the data set that {self.run} was started with: give that one.")
+        self.position = _Position(**state["position"])
+        self.loader.load_state_dict(state["loader"])
+
+    def _about(self) -> dict[str, object]:
+        return {
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "dataset": str(self.dataset.path.resolve()),
+            "dataset_fingerprint": self.dataset.manifest.fingerprint,
+        }
+
+    def _fit(self) -> Stopped:
+        position, settings = self.position, self.config.train
+        while position.epoch < settings.epochs:
+            for batch in self.loader:
+                self._step(batch)
+                if settings.evaluate_every and position.step % settings.evaluate_every == 0:
+                    self._evaluate()
+                if self.processes.stop_requested:
+                    self._save()
+                    raise InterruptedTrainingError(f"stopped at step {position.step}; go on with --resume")
+                if position.step % settings.checkpoint_every == 0:
+                    self._save()
+                if position.worse >= settings.patience:
+                    return "patience"
+            position.epoch += 1
+            if not settings.evaluate_every:
+                self._evaluate()
+            if position.worse >= settings.patience:
+                return "patience"
+        return "epochs"
+
+    def _step(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        position = self.position
+        torch.manual_seed(_seed(self.config.seed, position.step, self.processes.rank))
+        loss = self._loss(batch)
+        values = torch.tensor([float(loss.detach()), float(self.processes.stop_requested)], dtype=torch.float64)
+        mean_loss, stops = self.processes.mean(values).tolist()
+        self.processes.stop_requested = stops > 0
+        if diverged(mean_loss, position.loss_mean):
+            path = self.run / f"failed-batch-rank{self.processes.rank}.safetensors"
+            save_batch(batch, path)
+            raise UserError(
+                f"the loss became {mean_loss:.4g} at step {position.step}: the batch is saved in {path}; lower "
+                "train.dense.learning_rate or train.tables.learning_rate, or set train.dense.clip_norm."
+            )
+        settings = self.config.train.schedule
+        factor = schedule_factor(settings.kind, position.step, settings.warmup_steps, self.total_steps)
+        self.state.update(loss, position.step, factor)
+        position.step += 1
+        position.loss_mean += (mean_loss - position.loss_mean) / min(position.step, 100)
+        rows = len(batch) * self.processes.world_size
+        self.rows, self.seconds = self.rows + rows, self.seconds + time.perf_counter() - began
+        self.losses.append(mean_loss)
+        if position.step % LOG_EVERY == 0:
+            self._log("train", {"loss": sum(self.losses) / len(self.losses), "samples_per_s": self.rows / self.seconds})
+            self.losses.clear()
+        self.report(rows, f"epoch {position.epoch + 1} loss {position.loss_mean:.4f}")
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device = self.processes.device
+        batch = batch.to(device)
+        assert batch.labels is not None
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            logits_BT = self.state.model(batch)
+        loss = task_losses(logits_BT, batch.labels, self.kinds) @ self.task_weights_T
+        ranker = self.state.ranker
+        for extra in (ranker.auxiliary_loss(), *(lever.loss(ranker) for lever in self.levers)):
+            if extra is not None:
+                loss = loss + extra
+        return loss
+
+    def _evaluate(self) -> None:
+        """Measure the valid split, and save the weights if they are the best so far."""
+        self.state.swap_average()
+        tasks = self._measure_valid()
+        self.state.swap_average()
+        position = self.position
+        self._log("train", self._expert_shares())
+        if not tasks or not all(lever.settled(position.step) for lever in self.levers):
+            return
+        value = monitored(self.config.train.monitor, tasks)
+        if value > position.best_value:
+            position.best_value, position.best_step, position.worse = value, position.step, 0
+            self._save()
+        else:
+            position.worse += 1
+
+    def _measure_valid(self) -> TaskMetrics:
+        """Metrics of the valid split by task, the same on every rank; empty without valid rows."""
+        if not self.dataset.splits.get("valid"):
+            return {}
+        loader = self._loader("valid", self.config.train.eval_batch_size)
+        rows, logits_NT = predict(self.state.model, loader, self.processes.device)
+        rows, logits_NT = self.processes.gather(rows), self.processes.gather(logits_NT)
+        logits, labels = logits_NT[rows.argsort()].numpy(), self.dataset.labels("valid")
+        users = users_of(self.dataset, "valid")
+        names = self.loader.schema.tasks
+        tasks = {
+            name: task_metrics(kind, labels[:, index], logits[:, index], users)
+            for index, (name, kind) in enumerate(zip(names, self.kinds, strict=True))
+        }
+        for name, values in tasks.items():
+            self._log("valid", {f"{name}/{metric}": value for metric, value in values.items()})
+        if self.tracker is not None:
+            self.tracker.flush()
+        return tasks
+
+    def _expert_shares(self) -> dict[str, float]:
+        """Share of the rows that each expert was given since the last evaluation, over all ranks."""
+        shares: dict[str, float] = {}
+        for name, load_E in self.state.ranker.expert_load(reset=True).items():
+            share_E = self.processes.mean(load_E.double().cpu())
+            total = float(share_E.sum())
+            shares |= {f"experts/{name}/{index}": float(rows) / total for index, rows in enumerate(share_E) if total}
+        return shares
+
+    def _log(self, split: str, values: dict[str, float]) -> None:
+        if self.tracker is not None:
+            self.tracker.log(self.position.step, self.position.epoch, split, values)
+
+    def _save(self) -> None:
+        """Write a checkpoint of this step, and drop those that are neither recent nor the best."""
+        if self.tracker is not None:
+            self.tracker.flush()
+        state = {
+            "step": self.position.step,
+            "position": asdict(self.position),
+            "loader": self.loader.state_dict(),
+            "dataset": self.dataset.manifest.fingerprint,
+            "numbers": self.state.numbers(),
+        }
+        save_checkpoint(checkpoint_path(self.run, self.position.step), self.state.tensors(), state, self.processes)
+        if self.processes.is_main:
+            recent = steps(self.run)[-self.config.train.keep_checkpoints :]
+            prune_checkpoints(self.run, {*recent, self.position.best_step})
+
+    def _finish(self) -> None:
+        """Keep the best weights (the last ones, if nothing was measured) as the run's final checkpoint."""
+        if self.position.best_value == float("-inf"):
+            self.position.best_step = self.position.step
+            self._save()
+        self.state.load_final(checkpoint_path(self.run, self.position.best_step))
+        for lever in self.levers:
+            lever.finish(self.state.ranker)
+        self.valid = self._measure_valid()
+        state = {"step": self.position.best_step, "dataset": self.dataset.manifest.fingerprint}
+        path = self.run / "checkpoints" / FINAL
+        save_checkpoint(path, self.state.model_tensors(), state, self.processes)
+
+
+def _seed(*parts: int) -> int:
+    return xxhash.xxh3_64_intdigest("/".join(map(str, parts)).encode()) >> 1
+
+
+_MAY_CHANGE = ("checkpoint_every", "keep_checkpoints", "loader_threads", "mlflow")
