@@ -125,10 +125,6 @@ class Lever:
     def finish(self, ranker: Ranker) -> None:
         """After the last step: leave weights exactly as they are to be exported."""
 
-    def settled(self, step: int) -> bool:
-        """Whether ``step`` has all the sparsity that was asked for; only such a step can be the best of a run."""
-        return True
-
     def settle(self, weights: Weights) -> None:
         """After loading: fold what :meth:`build` added to the ranker into ordinary weights."""
 

@@ -129,6 +129,16 @@ def clipped_range(weight_Rd: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return best_low_R, best_high_R
 
 
+def clip_rows(weight_Rd: Tensor, bits: Bits) -> Tensor:
+    """``weight_Rd`` with each row clamped to its :func:`clipped_range`, which become its first and last code."""
+    chunks = [
+        torch.clamp(chunk, low_R[:, None], high_R[:, None])
+        for chunk in torch.split(weight_Rd, _CHUNK_ROWS)
+        for low_R, high_R in [clipped_range(chunk, bits)]
+    ]
+    return torch.cat(chunks) if chunks else weight_Rd
+
+
 def fake_quantize(weight_Rd: Tensor, bits: int) -> Tensor:
     """What a lookup after :func:`quantize_rows` would see, with the gradient passed straight through (1308.3432)."""
     if bits == 32:
@@ -144,7 +154,7 @@ def fake_quantize(weight_Rd: Tensor, bits: int) -> Tensor:
 
 def choose_bits(
     tables: Mapping[str, Tensor], budget: int, *, importance: Mapping[str, Tensor] | None = None, lowest: Bits = 2
-) -> dict[str, int]:
+) -> dict[str, Bits]:
     """Bits for each table so that all packed tables together fit into ``budget`` bytes.
 
     Every table starts at 32 bits; the step to fewer bits that adds the least squared error per byte saved is taken

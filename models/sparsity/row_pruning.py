@@ -57,9 +57,6 @@ class RowPruning(Lever):
         }
         self._ramp = self.config.steps(total_steps)
 
-    def settled(self, step: int) -> bool:
-        return step >= self._ramp.end
-
     def after_step(self, ranker: "Ranker", step: int) -> None:
         if self._ramp.due(step):
             sparsity = self._ramp.share(step) * self.config.sparsity

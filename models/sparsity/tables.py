@@ -7,7 +7,9 @@ numbers it added; after the all-reduce the sums are scaled by the counts, so tha
 Letters: R rows, d embedding dimension.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,7 +17,11 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import TableSpec
 from data_pipelines.errors import UserError
-from models.embeddings import OOV_ID, SparseTables, TableLayout, TableShard, local_rows
+from models.embeddings import OOV_ID, RowTransform, SparseTables, TableLayout, TableShard, local_rows, table_layouts
+
+if TYPE_CHECKING:
+    from models.ranker import Ranker
+    from models.weights import Weights
 
 
 def chosen_tables(tables: nn.Module, names: Collection[str], key: str) -> list[TableLayout]:
@@ -97,6 +103,34 @@ def squared_distance_to_oov(tables: nn.Module, layouts: Collection[TableLayout])
         return (weight - columns.to(weight.device)).square()
 
     return row_sums(tables, layouts, distance)
+
+
+def transform_rows(ranker: "Ranker", transforms: Mapping[str, RowTransform]) -> None:
+    """Before sharding: rows looked up in a table go through its transform, after those that it has already."""
+    tables = ranker.tables
+    assert isinstance(tables, SparseTables)
+    together = dict(tables.row_transforms)
+    for name, transform in transforms.items():
+        first = together.get(name)
+        together[name] = transform if first is None else partial(_one_after_the_other, first, transform)
+    device = next(tables.parameters()).device
+    ranker.tables = SparseTables(ranker.schema, ranker.config, device=device, row_transforms=together)
+    for vocabulary, keep in tables.keep.items():
+        ranker.tables.set_keep(vocabulary, keep)
+
+
+def _one_after_the_other(first: RowTransform, second: RowTransform, rows_Ld: Tensor, ids_L: Tensor) -> Tensor:
+    return second(first(rows_Ld, ids_L), ids_L)
+
+
+def kept_tables(weights: "Weights") -> dict[str, Tensor]:
+    """The rows of every table that an artifact keeps."""
+    kept = {}
+    for layout in table_layouts(weights.schema, weights.config):
+        table_Rd = weights.tables[layout.name]
+        mask = weights.keep.get(layout.vocabulary)
+        kept[layout.name] = table_Rd if mask is None else table_Rd[mask]
+    return kept
 
 
 def reserved_rows(tables: Collection[TableSpec], vocabulary: str) -> int:

@@ -42,9 +42,6 @@ class UnitPruning(Lever):
         for layer in self._layers:
             self._alive.setdefault(layer.name, torch.ones(layer.units, dtype=torch.bool))
 
-    def settled(self, step: int) -> bool:
-        return step >= self._ramp.end
-
     def after_step(self, ranker: "Ranker", step: int) -> None:
         parameters = dict(ranker.named_parameters())
         if self._ramp.due(step):

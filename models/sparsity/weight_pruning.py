@@ -41,9 +41,6 @@ class WeightPruning(Lever):
         self._masks.fill(ranker)
         self._masks.apply(ranker)
 
-    def settled(self, step: int) -> bool:
-        return step >= self._ramp.end
-
     def after_step(self, ranker: "Ranker", step: int) -> None:
         if self._ramp.due(step):
             scores = {name: weight.detach().abs() for name, weight in self._masks.weights(ranker).items()}

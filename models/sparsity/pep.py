@@ -1,0 +1,148 @@
+"""Learnable thresholds on embedding tables: how much of each table, row or dimension is pruned is learned (PEP).
+
+The forward pass sees ``sign(w) max(|w| - sigmoid(s), 0)`` (Liu et al., 2101.07577). The thresholds s learn from the
+loss of the task, helped by a pressure upwards, until the wished sparsity is reached; then they stand still, and what is
+left of training tunes the survivors.
+
+Letters: R rows, d embedding dimension, L looked-up rows.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.embeddings import OOV_ID, TableShard, table_layouts
+from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity, Strength
+from models.sparsity.row_pruning import prepare_masks, redirect
+from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, transform_rows
+
+if TYPE_CHECKING:
+    from models.ranker import Ranker
+    from models.weights import Weights
+
+_MODULE = "pep"
+
+
+class PepConfig(LeverConfig):
+    """Learnable thresholds.
+
+    Attributes:
+        sparsity: Share of all numbers of the tables at which thresholds stop.
+        granularity: One threshold for a ``table``, for each ``dimension``, or for each ``row``.
+        initial: First value of s: the first threshold is sigmoid(s).
+        speed: How many times faster than other parameters thresholds move.
+        pressure: Weight of the term ``-mean(s)``.
+        every: Steps between two counts of what is zero; rows that are all zero are pruned then.
+        tables: Names of tables; empty for all.
+    """
+
+    sparsity: Sparsity
+    granularity: Literal["table", "dimension", "row"] = "dimension"
+    initial: float = -7.0
+    speed: Strength = 10.0
+    pressure: Strength = 1e-3
+    every: Count = 50
+    tables: tuple[str, ...] = ()
+
+
+class Thresholds(nn.Module):
+    """The thresholds of all tables; parameters of the ranker while it trains.
+
+    They are stored as ``(s - initial) / speed``, so that one optimizer step moves s by ``speed`` times its usual size.
+    """
+
+    frozen: Tensor
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], config: PepConfig) -> None:
+        super().__init__()
+        self._config = config
+        self.moves = nn.ParameterDict({key: nn.Parameter(torch.zeros(shape)) for key, shape in shapes.items()})
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+
+    def threshold(self, key: str) -> Tensor:
+        """(1 or R, 1 or d) threshold of a table."""
+        move = self.moves[key]
+        return _threshold(torch.where(self.frozen, move.detach(), move), self._config)
+
+    def pressure(self) -> Tensor:
+        """Mean of s over tables, but for a constant."""
+        return self._config.speed * torch.stack([move.mean() for move in self.moves.values()]).mean()
+
+
+def _threshold(move: Tensor, config: PepConfig) -> Tensor:
+    return torch.sigmoid(config.initial + config.speed * move)
+
+
+def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
+    """``sign(w) max(|w| - threshold, 0)``."""
+    return weight.sign() * (weight.abs() - threshold).relu()
+
+
+class Pep(Lever):
+    """PEP on sharded tables."""
+
+    name: ClassVar[str] = "pep"
+    _KEY = "sparsity.pep"
+
+    def __init__(self, config: PepConfig) -> None:
+        self.config = config
+
+    def build(self, ranker: "Ranker") -> None:
+        layouts = [t for t in chosen_tables(ranker.tables, self.config.tables, f"{self._KEY}.tables") if not t.wide]
+        by_row, by_dimension = (self.config.granularity == kind for kind in ("row", "dimension"))
+        self._thresholds = Thresholds(
+            {t.key: (t.rows if by_row else 1, t.dim if by_dimension else 1) for t in layouts}, self.config
+        )
+        ranker.add_module(_MODULE, self._thresholds)
+        transform_rows(ranker, {layout.name: partial(self._shrink_rows, layout.key) for layout in layouts})
+        prepare_masks(ranker, {layout.vocabulary for layout in layouts}, self._KEY)
+
+    def _shrink_rows(self, key: str, rows_Ld: Tensor, ids_L: Tensor) -> Tensor:
+        threshold = self._thresholds.threshold(key)
+        return soft_threshold(rows_Ld, threshold[ids_L] if len(threshold) > 1 else threshold)
+
+    def start(self, ranker: "Ranker", total_steps: int) -> None:
+        layouts = chosen_tables(ranker.tables, self.config.tables, f"{self._KEY}.tables")
+        self._layouts = [layout for layout in layouts if not layout.wide]
+        self._keys = {layout.name: layout.key for layout in self._layouts}
+        self._reserved = {t.vocabulary: reserved_rows(ranker.schema.tables, t.vocabulary) for t in self._layouts}
+
+    def loss(self, ranker: "Ranker") -> Tensor | None:
+        if not self.config.pressure or bool(self._thresholds.frozen):
+            return None
+        return -self.config.pressure * self._thresholds.pressure()
+
+    @torch.no_grad()
+    def after_step(self, ranker: "Ranker", step: int) -> None:
+        if (step + 1) % self.config.every == 0 and not bool(self._thresholds.frozen):
+            living = row_sums(ranker.tables, self._layouts, self._living)
+            numbers = sum(layout.rows * layout.dim for layout in self._layouts)
+            density = sum(float(count.sum()) for count in living.values()) / numbers
+            self._thresholds.frozen.fill_(1 - density >= self.config.sparsity)
+            masks = {}
+            for layout in self._layouts:
+                masks[layout.vocabulary] = living[layout.name] > 0
+                masks[layout.vocabulary][: max(self._reserved[layout.vocabulary], OOV_ID + 1)] = True
+            redirect(ranker, masks)
+
+    def settled(self, step: int) -> bool:
+        return bool(self._thresholds.frozen) or self.config.pressure == 0
+
+    def _living(self, weight: Tensor, shard: TableShard) -> Tensor:
+        threshold = self._thresholds.threshold(self._keys[shard.table])
+        if self.config.granularity == "row":
+            threshold = threshold[shard.row_offset : shard.row_offset + len(weight)]
+        elif self.config.granularity == "dimension":
+            threshold = threshold[:, shard.col_offset : shard.col_offset + weight.shape[1]]
+        return (weight.abs() > threshold).float()
+
+    def settle(self, weights: "Weights") -> None:
+        """Bake the thresholds into the tables."""
+        state = {name: weights.dense.pop(name) for name in list(weights.dense) if name.startswith(f"{_MODULE}.")}
+        for layout in table_layouts(weights.schema, weights.config):
+            move = state.get(f"{_MODULE}.moves.{layout.key}")
+            if move is not None:
+                threshold = _threshold(move, self.config)
+                weights.tables[layout.name] = soft_threshold(weights.tables[layout.name], threshold)

@@ -1,0 +1,93 @@
+"""How many bits the artifact spends on tables and on the dense part, and training that knows it beforehand."""
+
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from models.sparsity.lever import Count, Lever, LeverConfig, dense_weights
+from models.sparsity.quantization import Bits, choose_bits, clip_rows, fake_quantize
+from models.sparsity.shadow import transform_weight
+from models.sparsity.tables import check_names, chosen_tables, kept_tables, transform_rows
+from models.weights import Precision
+
+if TYPE_CHECKING:
+    from models.ranker import Ranker
+    from models.weights import Weights
+
+
+class QuantizationConfig(LeverConfig):
+    """Bits of the artifact.
+
+    Attributes:
+        table_bits: 32, 16, 8, 4 or 2 for all tables, or by table name (32 where absent).
+        byte_budget: Instead of ``table_bits``: bits are chosen for each table so that all rows fit into so many bytes.
+        clip: Search a range for each row of 8, 4 and 2 bits that lowers its squared error.
+        dense: How matrices of the dense part are kept.
+        aware: Train with what the artifact will see: rows and matrices are rounded in the forward pass, gradients pass
+            straight through (quantization-aware training).
+    """
+
+    table_bits: Bits | dict[str, Bits] = 32
+    byte_budget: Count | None = None
+    clip: bool = True
+    dense: Precision = "fp32"
+    aware: bool = False
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.byte_budget is not None and self.table_bits != 32:
+            raise ValueError("byte_budget chooses the bits itself: leave out table_bits, or byte_budget")
+        if self.byte_budget is not None and self.aware:
+            raise ValueError("aware training must know the bits beforehand: set table_bits instead of byte_budget")
+        return self
+
+    def bits(self, table: str) -> Bits:
+        """Bits of a table, where no budget chooses them."""
+        return self.table_bits.get(table, 32) if isinstance(self.table_bits, dict) else self.table_bits
+
+
+class Quantization(Lever):
+    """Sets the bits at export; with ``aware`` also rounds in training."""
+
+    name: ClassVar[str] = "quantization"
+    _KEY = "sparsity.quantization"
+
+    def __init__(self, config: QuantizationConfig) -> None:
+        self.config = config
+
+    def build(self, ranker: "Ranker") -> None:
+        layouts = chosen_tables(ranker.tables, (), self._KEY)
+        if isinstance(self.config.table_bits, dict):
+            check_names(self.config.table_bits, {t.name for t in layouts}, f"{self._KEY}.table_bits", "table")
+        if self.config.aware:
+            bits = {layout.name: self.config.bits(layout.name) for layout in layouts if not layout.wide}
+            transform_rows(ranker, {name: partial(_rounded_rows, n) for name, n in bits.items() if n < 32})
+
+    def start(self, ranker: "Ranker", total_steps: int) -> None:
+        if self.config.aware and self.config.dense == "int8":
+            for module, attribute, _, _ in list(dense_weights(ranker)):
+                transform_weight(module, attribute, partial(_rounded_matrix, module))
+
+    def shrink(self, weights: "Weights") -> None:
+        budget = self.config.byte_budget
+        if budget is None:
+            bits = {name: self.config.bits(name) for name in weights.tables}
+        else:
+            bits = choose_bits(kept_tables(weights), budget)
+        for name, n in bits.items():
+            if self.config.clip and not self.config.aware and n < 16:
+                weights.tables[name] = clip_rows(weights.tables[name], n)
+        weights.bits = dict(bits)
+        weights.precision = self.config.dense
+
+
+def _rounded_rows(bits: Bits, rows_Ld: Tensor, ids_L: Tensor) -> Tensor:
+    return fake_quantize(rows_Ld, bits)
+
+
+def _rounded_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """What int8 with one scale an output row gives (:func:`models.weights.compress`)."""
+    scale = (weight.detach().abs().amax(-1, keepdim=True) / 127).clamp_min(1e-12)
+    return weight + ((weight / scale).round() * scale - weight).detach()
