@@ -94,9 +94,11 @@ class RunFiles:
         users = frame[user].to_numpy() if user else None
         return TestRows(frame[f"{task}:label"].to_numpy(), users), frame[f"{task}:logit"].to_numpy()
 
-    def curve(self, split: str, metric: str, *, by: str = "step") -> tuple[list[float], list[float]]:
+    def curve(self, split: str, metric: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric while it was trained."""
         part = self.history.filter((pl.col("split") == split) & (pl.col("metric") == metric))
-        return part[by].to_list(), part["value"].to_list()
+        part = part.unique("step", keep="first", maintain_order=True)
+        return part["step"].to_list(), part["value"].to_list()
 
 
 def write_report(runs: Sequence[Path], out: Path, *, extras: Extras | None = None) -> Path:
@@ -168,31 +170,31 @@ def _alerts(runs: Sequence[RunFiles]) -> Iterator[str]:
 
 
 def _task_sections(runs: Sequence[RunFiles], task: str, extras: Extras) -> Iterator[Section]:
-    lines, split_names = [], [split for split in _SPLITS if runs[0].predictions(split) is not None]
+    splits = [split for split in _SPLITS if runs[0].predictions(split) is not None]
     metrics = [m for m in METRICS if runs[0].config.data.user or m not in NEEDS_USERS]
+    columns, cells = [], []
     for run in runs:
-        for split in split_names:
+        for split in splits:
             found = run.rows(split, task)
-            if found is None:
-                continue
-            rows, logits_N = found
-            measured = (rows.measure(metric, logits_N) for metric in metrics)
-            cells = [with_interval(m.value, m.interval) for m in measured]
-            name = f"{run.path.name}, {split}" if len(runs) > 1 else split
-            lines.append(Line([name, f"{len(rows):,}", *cells], "strong" if split == "test" else ""))
-    grid = Grid(["Split" if len(runs) == 1 else "Run", "Rows", *(METRICS[metric] for metric in metrics)], lines)
+            if found is not None:
+                rows, logits_N = found
+                measured = (rows.measure(metric, logits_N) for metric in metrics)
+                columns.append(f"{run.path.name}, {split}" if len(runs) > 1 else split)
+                cells.append([f"{len(rows):,}", *(with_interval(m.value, m.interval) for m in measured)])
+    names = ["rows", *(METRICS[metric] for metric in metrics)]
+    lines = [Line(line) for line in zip(names, *cells, strict=True)]
     yield Section(
         f"How good: {task}",
         "Small figures are 95% intervals of a bootstrap over "
         + ("users." if runs[0].config.data.user else "rows.")
         + " Calibration is expected over observed positives: above 1 the model promises too much.",
-        [grid],
-        list(_quality_figures(runs, task, split_names[0], extras)),
+        [Grid(["", *columns], lines)],
+        list(_quality_figures(runs, task, splits[0], extras)),
     )
     if extras.baselines:
         yield Section("Baselines", "Other models on the same split.", [_baseline_grid(extras)])
     if len(runs) > 1:
-        yield _differences(runs, task, split_names[0], metrics)
+        yield _differences(runs, task, splits[0], metrics)
 
 
 def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Extras) -> Iterator[tuple[Markup, str]]:
@@ -284,7 +286,8 @@ def _learning(runs: Sequence[RunFiles]) -> Section:
         if len(x) > 30 and not several:
             losses.append(plots.Curve("as measured", x, y, faint=True))
         losses.append(plots.Curve(run.path.name if several else "smoothed", x, _smooth(y)))
-    figures.append((svg(plots.curves("Training loss", "step", losses), "Training loss by step"), ""))
+    if any(len(line.x) > 1 for line in losses):
+        figures.append((svg(plots.curves("Training loss", "step", losses), "Training loss by step"), ""))
     for metric, title in (("auc", "Validation AUC"), ("logloss", "Validation log loss")):
         lines = []
         for run in runs:
