@@ -1,0 +1,55 @@
+"""The demo: the whole road in one command."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys.cli.common import Json, app, finish
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder of everything the demo makes.")] = Path("demo"),
+    rows: Annotated[int, typer.Option(help="Rows of the generated log.", min=10_000)] = 300_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same log.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Generate a log with a known truth, and go the whole road on it: prepare, train, export, score, report."""
+    from rich.console import Console
+
+    from recsys.demo import run_demo
+
+    console = Console(stderr=json)
+    console.print("The demo takes one to three minutes on two cores.\n")
+
+    def announce(step: str, seconds: float) -> None:
+        console.print(f"  [green]✓[/green] {step} [dim]{seconds:.1f} s[/dim]")
+
+    result = run_demo(out, rows=rows, seed=seed, announce=announce)
+    console.print()
+    console.print(_table(result))
+    if json:
+        finish(result, True)
+    else:
+        console.print(f"\nOpen {result['report']} in a browser.")
+        console.print(f"Next: recsys ablate {out / 'config.yaml'} {out / 'dataset'} {out / 'study'}")
+
+
+def _table(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    from recsys.pages import byte_size
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_row("test AUC", f"[bold]{result['test_auc']:.4f}[/bold]")
+    table.add_row("best reachable AUC", f"{result['auc_ceiling']:.4f}")
+    table.add_row("linear model", f"{result['linear_auc']:.4f}")
+    table.add_row("popularity", f"{result['popularity_auc']:.4f}")
+    table.add_row("checkpoint", byte_size(result["checkpoint_bytes"]))
+    table.add_row("artifact", byte_size(result["artifact_bytes"]))
+    table.add_row("artifact's test AUC", f"{result['artifact_auc']:.4f}")
+    table.add_row("scoring rate", f"{result['score_rows_per_s']:,.0f} rows/s")
+    return table

@@ -1,0 +1,122 @@
+"""The whole road on a generated log whose truth is known: from raw rows to scores, with the report at the end."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from data_pipelines.dataset import prepare
+from data_pipelines.errors import UserError
+from data_pipelines.storage import write_file
+from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
+from recsys import metrics
+from recsys.baselines import linear, popularity
+from recsys.config import ExperimentConfig, load_config
+from recsys.evaluation import evaluate
+from recsys.pages import Tile, byte_size
+from recsys.reports import Extras, write_report
+from recsys.training import train
+from serving.artifact import Artifact
+from serving.batch_job import JobOptions, run_job
+from serving.export import export
+
+MARK = "planted.json"
+"""The file by which a folder is known as one that a demo may replace."""
+
+Announce = Callable[[str, float], None]
+"""``announce(step, seconds)``: a step is done."""
+
+
+@dataclass
+class _Clock:
+    announce: Announce
+    began: float = field(default_factory=time.perf_counter)
+
+    def done(self, step: str) -> None:
+        now = time.perf_counter()
+        self.announce(step, now - self.began)
+        self.began = now
+
+
+def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> dict[str, Any]:
+    """Generate, prepare, train, evaluate, compare, export, score, report; everything is left in ``out``.
+
+    An ``out`` that an earlier demo wrote is replaced.
+
+    Returns:
+        Figures and paths, as ``recsys demo --json`` prints them.
+
+    Raises:
+        UserError: ``out`` holds something else, or the demo is too small.
+    """
+    _clear(out)
+    clock = _Clock(announce)
+    log = out / "log.parquet"
+    planted = generate(DemoConfig(rows=rows, seed=seed), log)
+    clock.done(f"generated {rows:,} rows with a planted truth")
+    config = _config(out, log, seed)
+    dataset = prepare(config.data, out / "dataset")
+    clock.done("prepared the data set")
+    result = train(config, dataset, out / "run")
+    clock.done(f"trained {result.steps:,} steps at {result.samples_per_s:,.0f} rows/s")
+    test = evaluate(out / "run", dataset, "test").tasks["click"]
+    evaluate(out / "run", dataset, "valid")
+    clock.done("evaluated")
+    baselines = {"popularity": popularity(dataset), "linear": linear(dataset)}
+    clock.done("trained the baselines")
+    export(out / "run", out / "artifact")
+    artifact = Artifact.open(out / "artifact")
+    clock.done("exported the artifact")
+    job = run_job(artifact, str(log), out / "scores", JobOptions())
+    artifact_auc = _test_auc(log, out / "scores", dataset.splits["test"])
+    clock.done(f"scored {job.rows_out:,} rows")
+    checkpoint_bytes = _folder_bytes(out / "run" / "checkpoints" / "final")
+    tiles = [
+        Tile("Artifact", byte_size(artifact.bytes), f"checkpoint {byte_size(checkpoint_bytes)}"),
+        Tile("Scoring rate", f"{(job.rows_per_s or 0) / 1000:,.0f}k rows/s", "raw Parquet to scores"),
+    ]
+    extras = Extras(baselines=baselines, ceiling=planted.auc_ceiling, tiles=tiles)
+    report = write_report([out / "run"], out / "report.html", extras=extras)
+    clock.done("wrote the report")
+    return {
+        "test_auc": test["auc"],
+        "auc_ceiling": planted.auc_ceiling,
+        "popularity_auc": baselines["popularity"]["auc"],
+        "linear_auc": baselines["linear"]["auc"],
+        "checkpoint_bytes": checkpoint_bytes,
+        "artifact_bytes": artifact.bytes,
+        "artifact_auc": artifact_auc,
+        "score_rows_per_s": job.rows_per_s,
+        "report": str(report),
+    }
+
+
+def _clear(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists()):
+        raise UserError(f"{out} holds something that no demo wrote: name another folder.")
+    shutil.rmtree(out)
+
+
+def _config(out: Path, log: Path, seed: int) -> ExperimentConfig:
+    """The experiment, also left as ``config.yaml`` for whoever wants to play with it."""
+    content = {**demo_experiment(str(log)), "seed": seed}
+    write_file(out / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+    return load_config(out / "config.yaml")
+
+
+def _test_auc(log: Path, scores: Path, test_rows: int) -> float:
+    """AUC of the scores of the log's last rows, which are the test split."""
+    clicked = pl.scan_parquet(log).select("clicked").tail(test_rows).collect()["clicked"].to_numpy()
+    score = pl.scan_parquet(scores / "part-*.parquet").select("click").tail(test_rows).collect()["click"].to_numpy()
+    return metrics.auc(clicked.astype(float), score)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
