@@ -48,6 +48,9 @@ class ScheduleConfig(_Config):
 class TrainConfig(_Config):
     """How a ranker is trained."""
 
+    features: list[str] | None = Field(
+        default=None, min_length=1, description="Features that the ranker reads; all of data.features where absent."
+    )
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=4096, ge=1, description="Rows a step and rank.")
     eval_batch_size: int = Field(default=16384, ge=1)
@@ -136,12 +139,15 @@ def parse_config(model: type[_Model], content: Mapping[str, Any], *, source: str
         raise UserError(f"{source}: {_explain(model, error)}") from None
 
 
-def chosen_features(data: DataConfig, dataset: Dataset) -> list[str]:
-    """The features of ``dataset`` that ``data`` names: all of them, or fewer (then fewer columns are read).
+def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:
+    """The features of ``dataset`` that the ranker reads: ``train.features``, or all that ``data`` names.
+
+    Fewer features read fewer columns; nothing is prepared again.
 
     Raises:
-        UserError: ``data`` asks what the data set was not prepared with.
+        UserError: ``data`` asks what the data set was not prepared with, or ``train.features`` names what is not there.
     """
+    data = config.data
     for name, feature in data.features.items():
         if dataset.config.features.get(name) != feature:
             known = "differs from what" if name in dataset.config.features else "is not among the features"
@@ -149,7 +155,11 @@ def chosen_features(data: DataConfig, dataset: Dataset) -> list[str]:
     for key in ("tasks", "split", "time", "user"):
         if getattr(data, key) != getattr(dataset.config, key):
             raise UserError(f"data.{key} differs from what {dataset.path} was prepared with: prepare the data again.")
-    return list(data.features)
+    chosen = list(data.features) if config.train.features is None else config.train.features
+    for name in chosen:
+        if name not in data.features:
+            raise UserError(f"train.features: there is no feature {name!r}; there are {', '.join(data.features)}.")
+    return chosen
 
 
 def to_yaml(config: BaseModel) -> str:

@@ -113,7 +113,7 @@ class _Training:
     ) -> None:
         self.config, self.dataset, self.run, self.processes = config, dataset, run, processes
         self.report = report or (lambda rows, note: None)
-        self.features = chosen_features(config.data, dataset)
+        self.features = chosen_features(config, dataset)
         self.loader = self._loader("train", config.train.batch_size, shuffle=True)
         tasks = dataset.config.tasks.values()
         self.kinds = [task.kind for task in tasks]
