@@ -77,13 +77,13 @@ def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dic
     """
     open_directory(path, "checkpoint", verify="full" if verify else "sizes")
     saved = stored_tensors(path)
-    for name, tensor in tensors.items():
-        if name in saved and tuple(saved[name].size) != tuple(tensor.size()):
-            raise UserError(
-                f"{path}: {name} has shape {tuple(saved[name].size)}, the config asks {tuple(tensor.size())}: "
-                "use the config and the data set that the run was started with."
-            )
     with _quiet():
+        for name, tensor in tensors.items():
+            if name in saved and tuple(saved[name].size) != tuple(tensor.size()):
+                raise UserError(
+                    f"{path}: {name} has shape {tuple(saved[name].size)}, the config asks {tuple(tensor.size())}: "
+                    "use the config and the data set that the run was started with."
+                )
         load(
             {name: tensor for name, tensor in tensors.items() if name in saved},
             storage_reader=HuggingFaceStorageReader(str(path)),
@@ -142,6 +142,7 @@ def prune_checkpoints(run: Path, keep: set[int]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Silence what torch says about its own sharded tensors, and about running without a process group."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore")
         yield

@@ -18,7 +18,7 @@ from models.ranker import RankerConfig
 from models.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig
 from recsys.optimizers import DenseOptimizer, ScheduleKind
-from serving.export import ExportConfig
+from serving.config import ExportConfig
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _CONTAINERS = (dict, list, tuple)

@@ -1,0 +1,18 @@
+"""The ``export:`` block of an experiment."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ExportConfig(BaseModel):
+    """What `recsys export` does beside writing the weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    calibrate: bool = Field(default=True, description="Fit probabilities of binary tasks on the validation split.")
+    calibration: Literal["platt", "isotonic"] = Field(
+        default="platt", description="Platt keeps the order of rows exactly."
+    )
+    sample: int = Field(
+        default=100_000, ge=1, description="Validation rows for calibration and for the drift reference."
+    )
