@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.activations import activation
+
 Gate = Literal["softmax", "sigmoid"]
 Balance = Literal["loss", "bias", "none"]
 _BIAS_RATE = 0.001
@@ -109,7 +111,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (place_NK,) = ctx.saved_tensors
-        return grads[0].index_select(0, place_NK.flatten()).view(*place_NK.shape, -1).sum(1), None, None
+        return grads[0].index_select(0, place_NK.flatten()).view(*place_NK.shape, grads[0].shape[1]).sum(1), None, None
 
 
 class _Unpermute(torch.autograd.Function):
@@ -120,7 +122,7 @@ class _Unpermute(torch.autograd.Function):
         ctx: Any, y_MD: Tensor, gates_NK: Tensor, source_M: Tensor, order_M: Tensor, place_NK: Tensor
     ) -> Tensor:
         ctx.save_for_backward(y_MD, gates_NK, source_M, order_M, place_NK)
-        picked_NKD = y_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, -1)
+        picked_NKD = y_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, y_MD.shape[1])
         return torch.bmm(gates_NK.to(y_MD.dtype).unsqueeze(1), picked_NKD).squeeze(1)
 
     @staticmethod
@@ -136,8 +138,9 @@ class _Unpermute(torch.autograd.Function):
 class Experts(nn.Module):
     """Two-layer ReLU networks without biases, computed as two grouped products over rows sorted by expert."""
 
-    def __init__(self, width: int, hidden: int, experts: int) -> None:
+    def __init__(self, width: int, hidden: int, experts: int, *, winners: float | None = None) -> None:
         super().__init__()
+        self.activation = activation(hidden, winners)
         self.w1_EDH = nn.Parameter(torch.empty(experts, width, hidden))
         self.w2_EHD = nn.Parameter(torch.empty(experts, hidden, width))
         nn.init.normal_(self.w1_EDH, std=(2 / width) ** 0.5)
@@ -145,12 +148,12 @@ class Experts(nn.Module):
 
     def forward(self, x_MD: Tensor, ends_E: Tensor) -> Tensor:
         """(M, D) outputs of rows sorted by expert; expert e has rows ``ends_E[e - 1]`` to ``ends_E[e]``."""
-        width = x_MD.shape[1]
+        width, hidden = self.w1_EDH.shape[1:]
         device = x_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
         x_MD, w1_EDH, w2_EHD = _aligned(dtype, x_MD), _aligned(dtype, self.w1_EDH), _aligned(dtype, self.w2_EHD)
-        hidden_MH = F.grouped_mm(x_MD, w1_EDH, offs=ends_E).relu_()
-        return F.grouped_mm(hidden_MH, w2_EHD, offs=ends_E)[:, :width]
+        hidden_MH = self.activation(F.grouped_mm(x_MD, w1_EDH, offs=ends_E)[:, :hidden])
+        return F.grouped_mm(_aligned(dtype, hidden_MH), w2_EHD, offs=ends_E)[:, :width]
 
 
 def _aligned(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -185,11 +188,12 @@ class MixtureOfExperts(nn.Module):
         gate: Gate = "softmax",
         noise: float = 0.0,
         balance: Balance = "loss",
+        winners: float | None = None,
     ) -> None:
         super().__init__()
         self.router = Router(context or width, experts, top_k, gate=gate, noise=noise, balance=balance)
-        self.experts = Experts(width, hidden, experts)
-        self.shared = Experts(width, hidden, 1) if shared else None
+        self.experts = Experts(width, hidden, experts, winners=winners)
+        self.shared = Experts(width, hidden, 1, winners=winners) if shared else None
 
     def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
         """(N, D); the router reads ``context_NC`` where given, ``x_ND`` otherwise."""
@@ -227,13 +231,15 @@ class MixtureTower(nn.Module):
 
 
 class DenseTower(nn.Module):
-    """Linear, ReLU, dropout for each width of ``hidden``."""
+    """Linear, ReLU (or k-winners), dropout for each width of ``hidden``."""
 
-    def __init__(self, width: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, hidden: Sequence[int], *, dropout: float = 0.0, winners: float | None = None
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for out in hidden:
-            layers += [nn.Linear(width, out), nn.ReLU()]
+            layers += [nn.Linear(width, out), activation(out, winners)]
             layers += [nn.Dropout(dropout)] if dropout else []
             width = out
         self.layers = nn.Sequential(*layers)

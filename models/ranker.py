@@ -13,6 +13,7 @@ from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
 from models.embeddings import Embedded, TablesConfig
 from models.experts import Balance, DenseTower, Gate, MixtureTower, routers
+from models.gates import FeatureGates
 from models.heads import Heads, TasksConfig
 from models.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
 from models.sequence import Histories
@@ -39,6 +40,7 @@ class DenseTowerConfig(_Part):
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (400, 400)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    winners: float | None = Field(default=None, gt=0, le=1)
 
 
 class MixtureConfig(_Part):
@@ -63,6 +65,7 @@ class MixtureConfig(_Part):
     z_weight: float = Field(default=0.001, ge=0)
     blocks: int = Field(default=1, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    winners: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _top_k_within_experts(self) -> "MixtureConfig":
@@ -79,12 +82,14 @@ class RankerConfig(TablesConfig):
 
     Attributes:
         context: Features whose embeddings the router reads; all that the tower reads where empty.
+        gates: Multiply each feature by a learned gate (see :class:`models.gates.FeatureGates`).
     """
 
     context: tuple[str, ...] = ()
     interaction: InteractionConfig = InteractionConfig()
     tower: TowerConfig = MixtureConfig()
     tasks: TasksConfig = TasksConfig()
+    gates: bool = False
 
 
 class Ranker(nn.Module):
@@ -107,6 +112,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.config, self.schema, self.tables = config, schema, tables
         self.histories = Histories(schema, config)
+        self.gates = FeatureGates(schema) if config.gates else None
         dims = {feature.name: config.table_dim(feature.table) for feature in schema.sparse}
         self.fields = [feature.name for feature in schema.sparse]
         self._dims = dims
@@ -157,7 +163,7 @@ class Ranker(nn.Module):
     def _tower(self, width: int) -> MixtureTower | DenseTower:
         tower = self.config.tower
         if isinstance(tower, DenseTowerConfig):
-            return DenseTower(width, tower.hidden, dropout=tower.dropout)
+            return DenseTower(width, tower.hidden, dropout=tower.dropout, winners=tower.winners)
         dense = {feature.name: feature.width for feature in self.schema.dense}
         context = sum((self._dims | dense)[name] for name in self.context)
         return MixtureTower(
@@ -172,18 +178,21 @@ class Ranker(nn.Module):
             gate=tower.gate,
             noise=tower.noise,
             balance=tower.balance,
+            winners=tower.winners,
         )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, T), float32, in the order of the schema's tasks."""
         embedded: Embedded = self.tables(batch)
         pooled = embedded.pooled | self.histories(embedded)
-        dense_BD = squash(batch.dense)
+        dense_BD, wide = squash(batch.dense), embedded.wide
+        if self.gates is not None:
+            pooled, dense_BD, wide = self.gates(pooled, dense_BD, wide)
         x_BD = self._interact([pooled[name] for name in self.fields], dense_BD)
         context_BC = self._context(pooled, dense_BD) if self.context else None
         logits_BT = self.heads(torch.cat([x_BD, self.tower(x_BD, context_BC).to(x_BD.dtype)], 1))
         if self.wide_bias is not None:
-            logits_BT = logits_BT + torch.cat(list(embedded.wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
+            logits_BT = logits_BT + torch.cat(list(wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
         return cast(Tensor, logits_BT)
 
     def _interact(self, fields: list[Tensor], dense_BD: Tensor) -> Tensor:

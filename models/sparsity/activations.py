@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.activations import KWinners
 from models.sparsity.lever import Density, Lever, LeverConfig, Rate, Strength, dense_weights
 from models.sparsity.shadow import transform_weight
 
@@ -57,36 +58,6 @@ class KWinnersConfig(LeverConfig):
 
     density: Density
     boost: Strength = 0.5
-
-
-class KWinners(nn.Module):
-    """Top-k activation over the last dimension (after ReLU), with boosting by duty cycle while training.
-
-    Args:
-        density: Share of units that pass; ``k = max(1, round(density * units))``.
-        boost: Units are ranked by ``x * exp(boost * (density - duty))`` while training, ``duty`` being the running
-            share of rows in which a unit won.
-    """
-
-    duty_H: Tensor
-
-    def __init__(self, units: int, density: float, boost: float) -> None:
-        super().__init__()
-        self.density, self.boost = density, boost
-        self.k = max(1, round(density * units))
-        self.register_buffer("duty_H", torch.full((units,), density))
-
-    def forward(self, x_BH: Tensor) -> Tensor:
-        x_BH = x_BH.relu()
-        ranked_BH = x_BH.detach()
-        if self.training and self.boost:
-            ranked_BH = ranked_BH * torch.exp(self.boost * (self.density - self.duty_H))
-        winners_Bk = ranked_BH.topk(self.k, dim=-1).indices
-        mask_BH = torch.zeros_like(x_BH).scatter_(-1, winners_Bk, 1.0)
-        if self.training:
-            share_H = (mask_BH * (x_BH > 0)).flatten(0, -2).mean(0)
-            self.duty_H.lerp_(share_H.detach(), 0.01)
-        return x_BH * mask_BH
 
 
 @contextmanager
