@@ -43,6 +43,7 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
 warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)
 
+_META = torch.device("meta")
 _INIT_STD = 0.01
 _INIT_BLOCK = 1 << 16
 _WIDE = "wide "
@@ -249,17 +250,18 @@ class SparseTables(nn.Module):
         self._specs = {feature.name: feature for feature in schema.sparse}
         self._pooling = {name: config.pooling_of(spec) for name, spec in self._specs.items()}
         self._kept: list[str] = []
-        self.pooled = self._bags("pooled", device)
-        self.weighted = self._bags("weighted", device)
-        self.rows = nn.ModuleDict({t.key: self._rows(t, device) for t in self.layouts if t.route == "rows"})
+        self.pooled = self._bags("pooled")
+        self.weighted = self._bags("weighted")
+        self.rows = nn.ModuleDict({t.key: self._rows(t) for t in self.layouts if t.route == "rows"})
         self._mean_weighted = [name for name, spec in self._specs.items() if spec.weighted and self._mean(name)]
         if device is None or device.type != "meta":
+            self.to_empty(device=device or torch.device("cpu"))
             initialise_tables(self)
 
     def _mean(self, feature: str) -> bool:
         return self._pooling[feature] == "mean" and self._specs[feature].kind != "id"
 
-    def _bags(self, route: Route, device: torch.device | None) -> EmbeddingBagCollection | None:
+    def _bags(self, route: Route) -> EmbeddingBagCollection | None:
         tables = [
             EmbeddingBagConfig(
                 name=layout.key,
@@ -271,16 +273,16 @@ class SparseTables(nn.Module):
             for layout in self.layouts
             if layout.route == route
         ]
-        return EmbeddingBagCollection(tables, is_weighted=route == "weighted", device=device) if tables else None
+        return EmbeddingBagCollection(tables, is_weighted=route == "weighted", device=_META) if tables else None
 
-    def _rows(self, layout: TableLayout, device: torch.device | None) -> EmbeddingCollection:
+    def _rows(self, layout: TableLayout) -> EmbeddingCollection:
         config = EmbeddingConfig(
             name=layout.key,
             num_embeddings=layout.rows,
             embedding_dim=layout.stored_dim,
             feature_names=list(layout.features),
         )
-        return EmbeddingCollection([config], device=device)
+        return EmbeddingCollection([config], device=_META)
 
     @property
     def keep(self) -> dict[str, Tensor]:
