@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.activations import KWinners
-from models.sparsity.lever import Density, Lever, LeverConfig, Rate, Strength, dense_weights
+from models.sparsity.lever import Density, Lever, LeverConfig, Rate, dense_weights
 from models.sparsity.shadow import transform_weight
 
 if TYPE_CHECKING:
@@ -49,15 +49,13 @@ class DropConnect(Lever):
 
 
 class KWinnersConfig(LeverConfig):
-    """Let only the largest units of every hidden layer pass.
+    """Let only the largest units of every hidden layer pass; sets ``model.tower.winners``.
 
     Attributes:
         density: Share of a layer's units that pass.
-        boost: Strength of the advantage of units that rarely win while training; 0 for none.
     """
 
     density: Density
-    boost: Strength = 0.5
 
 
 @contextmanager

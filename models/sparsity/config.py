@@ -1,33 +1,71 @@
 """The ``sparsity`` block: which levers are on, and the levers it builds."""
 
-from models.sparsity.activations import DropConnect, DropConnectConfig
+from collections.abc import Callable
+from typing import Any
+
+from models.ranker import RankerConfig
+from models.sparsity.activations import DropConnect, DropConnectConfig, KWinnersConfig
 from models.sparsity.dynamic_sparse import DynamicSparse, DynamicSparseConfig, FixedMask, FixedMaskConfig
+from models.sparsity.feature_gates import FeatureGatesConfig, FeatureSelection
+from models.sparsity.ftrl import Ftrl, FtrlConfig
+from models.sparsity.groups import GroupConfig, GroupLasso
+from models.sparsity.l1 import L1, L1Config
 from models.sparsity.lever import Lever, LeverConfig
+from models.sparsity.low_rank import LowRank, LowRankConfig
+from models.sparsity.pep import Pep, PepConfig
+from models.sparsity.precision import Quantization, QuantizationConfig
 from models.sparsity.row_pruning import RowPruning, RowPruningConfig
+from models.sparsity.unit_pruning import UnitPruning, UnitPruningConfig
 from models.sparsity.weight_pruning import WeightPruning, WeightPruningConfig
 
 
 class SparsityConfig(LeverConfig):
     """Levers by name; one that is absent is off. They work alone or together, in the order they stand here."""
 
+    feature_gates: FeatureGatesConfig | None = None
+    k_winners: KWinnersConfig | None = None
     dropconnect: DropConnectConfig | None = None
+    pep: PepConfig | None = None
+    l1: L1Config | None = None
+    ftrl: FtrlConfig | None = None
+    group: GroupConfig | None = None
     row_pruning: RowPruningConfig | None = None
+    unit_pruning: UnitPruningConfig | None = None
     weight_pruning: WeightPruningConfig | None = None
     dynamic_sparse: DynamicSparseConfig | None = None
     fixed_mask: FixedMaskConfig | None = None
+    low_rank: LowRankConfig | None = None
+    quantization: QuantizationConfig | None = None
+
+
+_LEVERS: dict[str, Callable[[Any], Lever]] = {
+    "feature_gates": FeatureSelection,
+    "dropconnect": DropConnect,
+    "pep": Pep,
+    "l1": L1,
+    "ftrl": Ftrl,
+    "group": GroupLasso,
+    "row_pruning": RowPruning,
+    "unit_pruning": UnitPruning,
+    "weight_pruning": WeightPruning,
+    "dynamic_sparse": DynamicSparse,
+    "fixed_mask": FixedMask,
+    "low_rank": LowRank,
+    "quantization": Quantization,
+}
 
 
 def build_levers(config: SparsityConfig) -> list[Lever]:
     """The levers that ``config`` switches on, in its order."""
-    levers: list[Lever] = []
-    if config.dropconnect:
-        levers.append(DropConnect(config.dropconnect))
-    if config.row_pruning:
-        levers.append(RowPruning(config.row_pruning))
-    if config.weight_pruning:
-        levers.append(WeightPruning(config.weight_pruning))
-    if config.dynamic_sparse:
-        levers.append(DynamicSparse(config.dynamic_sparse))
-    if config.fixed_mask:
-        levers.append(FixedMask(config.fixed_mask))
-    return levers
+    settings = ((lever, getattr(config, name)) for name, lever in _LEVERS.items())
+    return [lever(chosen) for lever, chosen in settings if chosen is not None]
+
+
+def shape_model(model: RankerConfig, sparsity: SparsityConfig) -> RankerConfig:
+    """The ``model`` block with what levers ask of the ranker's shape: gates on features, k-winners in the tower."""
+    if sparsity.feature_gates is not None:
+        model = model.model_copy(update={"gates": True})
+    if sparsity.k_winners is not None:
+        tower = model.tower.model_copy(update={"winners": sparsity.k_winners.density})
+        model = model.model_copy(update={"tower": tower})
+    return model
