@@ -3,12 +3,13 @@
 Everything random is a function of (seed, step, rank), so a checkpoint needs no random state. Letters: T tasks.
 """
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import xxhash
@@ -178,7 +179,26 @@ class _Training:
         return result
 
     def _open_run(self, resume: bool) -> int | None:
-        """Make the run's folder, or go on in it; the step that it was resumed at."""
+        """Make the run's folder, or go on in it; the step that it was resumed at.
+
+        Rank 0 looks and tells the others, who may come when its folder is already there.
+        """
+        found: dict[str, Any] = {}
+        if self.processes.is_main:
+            try:
+                found = {"step": self._claim_run(resume)}
+            except UserError as error:
+                found = {"refused": str(error)}
+        found = json.loads(self.processes.broadcast(json.dumps(found)))
+        if "refused" in found:
+            raise UserError(found["refused"])
+        if found["step"] is None:
+            return None
+        self._restore(checkpoint_path(self.run, found["step"]))
+        return self.position.step
+
+    def _claim_run(self, resume: bool) -> int | None:
+        """The step of the last checkpoint; ``None`` where there is none, and then the folder is made."""
         if self.run.exists() and not resume:
             raise UserError(f"{self.run} already exists: name another folder, or add --resume to go on with it.")
         if (self.run / MANIFEST).exists():
@@ -186,16 +206,13 @@ class _Training:
         if (self.run / CONFIG_FILE).exists():
             self._compare_config()
             if found := steps(self.run):
-                self._restore(checkpoint_path(self.run, found[-1]))
-                return self.position.step
-        if self.processes.is_main:
-            try:
-                self.run.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{self.run} cannot be written ({error.strerror}): name another folder.") from None
-            write_file(self.run / SCHEMA_FILE, self.loader.schema.model_dump_json(indent=1))
-            write_file(self.run / CONFIG_FILE, to_yaml(self.config))
-        self.processes.barrier()
+                return found[-1]
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.run} cannot be written ({error.strerror}): name another folder.") from None
+        write_file(self.run / SCHEMA_FILE, self.loader.schema.model_dump_json(indent=1))
+        write_file(self.run / CONFIG_FILE, to_yaml(self.config))
         return None
 
     def _compare_config(self) -> None:

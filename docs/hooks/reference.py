@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import click
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -61,7 +60,7 @@ def config_page() -> str:
 def command_page() -> str:
     """The reference of every verb, its arguments and options."""
     command = typer.main.get_command(app)
-    context = click.Context(command, info_name="recsys")
+    context = typer.Context(command, info_name="recsys")
     lines = [
         "# The `recsys` command",
         "",
@@ -71,7 +70,7 @@ def command_page() -> str:
     ]
     for path, verb in _verbs(command, "recsys"):
         lines += [f"## `{path}`", "", inspect.cleandoc(verb.help or ""), ""]
-        usage = " ".join(verb.collect_usage_pieces(click.Context(verb, parent=context, info_name=path)))
+        usage = " ".join(verb.collect_usage_pieces(typer.Context(verb, parent=context, info_name=path)))
         lines += ["```text", f"{path} {usage}", "```", ""]
         options = [parameter for parameter in verb.params if getattr(parameter, "help", None)]
         if options:
