@@ -9,14 +9,14 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
 from models.ranker import RankerConfig
 from models.sharding import TableOptimizerConfig
-from models.sparsity.config import SparsityConfig
+from models.sparsity.config import SparsityConfig, shape_model
 from recsys.optimizers import DenseOptimizer, ScheduleKind
 from serving.config import ExportConfig
 
@@ -86,6 +86,12 @@ class ExperimentConfig(_Config):
     train: TrainConfig = TrainConfig()
     sparsity: SparsityConfig = SparsityConfig()
     export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_model(cls, content: Any) -> Any:
+        """Levers that ask something of the ranker's shape write it into the ``model`` block."""
+        return shape_model(content) if isinstance(content, dict) else content
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -1,9 +1,10 @@
 """The ``sparsity`` block: which levers are on, and the levers it builds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.ranker import RankerConfig
+from pydantic import BaseModel
+
 from models.sparsity.activations import DropConnect, DropConnectConfig, KWinnersConfig
 from models.sparsity.dynamic_sparse import DynamicSparse, DynamicSparseConfig, FixedMask, FixedMaskConfig
 from models.sparsity.feature_gates import FeatureGatesConfig, FeatureSelection
@@ -61,11 +62,21 @@ def build_levers(config: SparsityConfig) -> list[Lever]:
     return [lever(chosen) for lever, chosen in settings if chosen is not None]
 
 
-def shape_model(model: RankerConfig, sparsity: SparsityConfig) -> RankerConfig:
-    """The ``model`` block with what levers ask of the ranker's shape: gates on features, k-winners in the tower."""
-    if sparsity.feature_gates is not None:
-        model = model.model_copy(update={"gates": True})
-    if sparsity.k_winners is not None:
-        tower = model.tower.model_copy(update={"winners": sparsity.k_winners.density})
-        model = model.model_copy(update={"tower": tower})
-    return model
+def shape_model(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment with what levers ask of the ranker's shape in ``model``: feature gates, k-winners in the tower."""
+    blocks = {name: _mapping(experiment, name) for name in ("sparsity", "model")}
+    gates, winners = (_mapping(blocks["sparsity"], name) for name in ("feature_gates", "k_winners"))
+    if gates:
+        blocks["model"]["gates"] = True
+    if winners:
+        blocks["model"]["tower"] = (
+            {"kind": "moe"} | _mapping(blocks["model"], "tower") | {"winners": winners.get("density")}
+        )
+    return dict(experiment) | {"model": blocks["model"]} if gates or winners else dict(experiment)
+
+
+def _mapping(block: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = block.get(name)
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    return dict(value) if isinstance(value, Mapping) else {}

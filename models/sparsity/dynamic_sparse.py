@@ -84,6 +84,9 @@ class DynamicSparse(Lever):
             )
             self._masks.masks[name] = moved(self._masks.masks[name], weight, growth.to(weight.device), share)
 
+    def finish(self, ranker: "Ranker") -> None:
+        self._masks.apply(ranker)
+
     def state_dict(self) -> State:
         return self._masks.state_dict()
 
@@ -156,6 +159,9 @@ class FixedMask(Lever):
         self._masks.apply_to_gradients(ranker)
 
     def after_step(self, ranker: "Ranker", step: int) -> None:
+        self._masks.apply(ranker)
+
+    def finish(self, ranker: "Ranker") -> None:
         self._masks.apply(ranker)
 
 

@@ -56,6 +56,11 @@ class FeatureSelection(Lever):
             self._closed[name] = self._closed[name].to(gate.device) | (gate == 0)
             gate.masked_fill_(self._closed[name], 0.0)
 
+    @torch.no_grad()
+    def finish(self, ranker: "Ranker") -> None:
+        for name, gate in self._gates(ranker).items():
+            gate.masked_fill_(self._closed[name].to(gate.device), 0.0)
+
     @staticmethod
     def _gates(ranker: "Ranker") -> dict[str, torch.nn.Parameter]:
         assert isinstance(ranker.gates, FeatureGates), "the config sets model.gates together with this lever"

@@ -83,6 +83,14 @@ class GroupLasso(Lever):
         if self.config.experts:
             self._shrink_experts(ranker, due)
 
+    def finish(self, ranker: "Ranker") -> None:
+        if self.config.dims:
+            self._shrink_dims(ranker, due=False)
+        if self.config.neurons:
+            self._shrink_units(ranker, due=False)
+        if self.config.experts:
+            self._shrink_experts(ranker, due=False)
+
     def _shrink_rows(self, ranker: "Ranker") -> None:
         oov = row(ranker.tables, self._layouts, OOV_ID)
         distances = {

@@ -7,7 +7,7 @@ order they are written here; ``shrink`` is called at export by a lever made anew
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from data_pipelines.batch import Batch
     from models.ranker import Ranker
     from models.weights import Weights
 
@@ -123,10 +124,14 @@ class Lever:
         return True
 
     def finish(self, ranker: Ranker) -> None:
-        """After the last step: leave weights exactly as they are to be exported."""
+        """After training, with the weights that are kept (the best, or averaged): make them what is exported.
 
-    def settle(self, weights: Weights) -> None:
-        """After loading: fold what :meth:`build` added to the ranker into ordinary weights."""
+        Masks are applied once more, for averages are never exactly zero; what :meth:`build` added to the ranker
+        beside the config's parts is folded into ordinary weights and removed.
+        """
+
+    def calibrate(self, weights: Weights, batches: Iterable[Batch]) -> None:
+        """At export, before :meth:`shrink`: look at rows of the valid split."""
 
     def shrink(self, weights: Weights) -> None:
         """At export: remove what is zero, choose bits. Must not change any logit, but by quantizing or factoring."""

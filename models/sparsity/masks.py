@@ -31,7 +31,7 @@ class Masks:
     def apply(self, ranker: nn.Module) -> None:
         """Zero what is masked."""
         for name, weight in self.weights(ranker).items():
-            weight.mul_(self.masks[name])
+            weight.mul_(self.masks[name].to(weight.device))
 
     @torch.no_grad()
     def apply_to_gradients(self, ranker: nn.Module) -> None:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.embeddings import OOV_ID, TableShard, table_layouts
+from models.embeddings import OOV_ID, SparseTables, TableShard
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity, Strength
 from models.sparsity.row_pruning import prepare_masks, redirect
-from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, transform_rows
+from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, shards, transform_rows
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
-    from models.weights import Weights
 
 _MODULE = "pep"
 
@@ -64,15 +63,11 @@ class Thresholds(nn.Module):
     def threshold(self, key: str) -> Tensor:
         """(1 or R, 1 or d) threshold of a table."""
         move = self.moves[key]
-        return _threshold(torch.where(self.frozen, move.detach(), move), self._config)
+        return torch.sigmoid(self._config.initial + self._config.speed * torch.where(self.frozen, move.detach(), move))
 
     def pressure(self) -> Tensor:
         """Mean of s over tables, but for a constant."""
         return self._config.speed * torch.stack([move.mean() for move in self.moves.values()]).mean()
-
-
-def _threshold(move: Tensor, config: PepConfig) -> Tensor:
-    return torch.sigmoid(config.initial + config.speed * move)
 
 
 def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
@@ -131,18 +126,22 @@ class Pep(Lever):
         return bool(self._thresholds.frozen) or self.config.pressure == 0
 
     def _living(self, weight: Tensor, shard: TableShard) -> Tensor:
+        return (weight.abs() > self._of_shard(shard)).float()
+
+    def _of_shard(self, shard: TableShard) -> Tensor:
         threshold = self._thresholds.threshold(self._keys[shard.table])
         if self.config.granularity == "row":
-            threshold = threshold[shard.row_offset : shard.row_offset + len(weight)]
-        elif self.config.granularity == "dimension":
-            threshold = threshold[:, shard.col_offset : shard.col_offset + weight.shape[1]]
-        return (weight.abs() > threshold).float()
+            return threshold[shard.row_offset : shard.row_offset + len(shard.weight)]
+        if self.config.granularity == "dimension":
+            return threshold[:, shard.col_offset : shard.col_offset + shard.weight.shape[1]]
+        return threshold
 
-    def settle(self, weights: "Weights") -> None:
+    @torch.no_grad()
+    def finish(self, ranker: "Ranker") -> None:
         """Bake the thresholds into the tables."""
-        state = {name: weights.dense.pop(name) for name in list(weights.dense) if name.startswith(f"{_MODULE}.")}
-        for layout in table_layouts(weights.schema, weights.config):
-            move = state.get(f"{_MODULE}.moves.{layout.key}")
-            if move is not None:
-                threshold = _threshold(move, self.config)
-                weights.tables[layout.name] = soft_threshold(weights.tables[layout.name], threshold)
+        assert isinstance(ranker.tables, SparseTables)
+        for _, shard in shards(ranker.tables, self._layouts):
+            shard.weight.copy_(soft_threshold(shard.weight, self._of_shard(shard)))
+        for layout in self._layouts:
+            del ranker.tables.row_transforms[layout.name]
+        delattr(ranker, _MODULE)

@@ -60,6 +60,11 @@ class UnitPruning(Lever):
         best[(incoming * outgoing).cpu().topk(max(count, 1)).indices] = True
         return best
 
+    def finish(self, ranker: "Ranker") -> None:
+        parameters = dict(ranker.named_parameters())
+        for layer in self._layers:
+            layer.scale_(parameters, self._alive[layer.name])
+
     def shrink(self, weights: "Weights") -> None:
         remove_dead_units(weights)
 

@@ -51,6 +51,9 @@ class WeightPruning(Lever):
     def settled(self, step: int) -> bool:
         return step > self._ramp.end
 
+    def finish(self, ranker: "Ranker") -> None:
+        self._masks.apply(ranker)
+
     def state_dict(self) -> State:
         return self._masks.state_dict()
 
