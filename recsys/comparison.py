@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from recsys import metrics
-from recsys.significance import Floats, bootstrap_auc, bootstrap_ratio, bootstrap_weights
+from recsys.significance import Floats, auc_influence, bootstrap_auc, bootstrap_ratio, bootstrap_weights
 
 METRICS = {
     "auc": "AUC",
@@ -89,6 +89,11 @@ class TestRows:
     def measure(self, metric: str, logits_N: ArrayLike) -> Measured:
         """One of :data:`METRICS` for a model's (N,) logits on all rows, those of the slice and the others."""
         return _MEASURES[metric](self, np.asarray(logits_N, dtype=np.float64)[self.kept])
+
+    def auc_influence(self, logits_N: ArrayLike) -> tuple[float, Floats]:
+        """AUC and how much each user's rows move it, (U,): what DeLong's variance over users is made of."""
+        auc, influence_N = auc_influence(self.labels_N, np.asarray(logits_N, dtype=np.float64)[self.kept])
+        return auc, np.bincount(self.user_N, weights=influence_N, minlength=self.users)
 
     def _ratio(self, top_N: ArrayLike, bottom_N: ArrayLike, index_N: NDArray[np.int64] | None = None) -> Measured:
         top_N, bottom_N = np.asarray(top_N, dtype=np.float64), np.asarray(bottom_N, dtype=np.float64)

@@ -21,9 +21,8 @@ from recsys.evaluation import evaluate
 from recsys.pages import Tile, byte_size
 from recsys.reports import Extras, write_report
 from recsys.training import train
-from serving.artifact import Artifact
 from serving.batch_job import JobOptions, run_job
-from serving.export import export
+from recsys.exporting import export_run
 
 MARK = "planted.json"
 """The file by which a folder is known as one that a demo may replace."""
@@ -69,8 +68,7 @@ def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> dict[str
     clock.done("evaluated")
     baselines = {"popularity": popularity(dataset), "linear": linear(dataset)}
     clock.done("trained the baselines")
-    export(out / "run", out / "artifact")
-    artifact = Artifact.open(out / "artifact")
+    artifact = export_run(out / "run", out / "artifact")
     clock.done("exported the artifact")
     job = run_job(artifact, str(log), out / "scores", JobOptions())
     artifact_auc = _test_auc(log, out / "scores", dataset.splits["test"])

@@ -52,26 +52,35 @@ def delong(labels_N: ArrayLike, scores_KN: ArrayLike, clusters_N: ArrayLike | No
         ValueError: All labels are equal.
     """
     scores_KN = np.atleast_2d(np.asarray(scores_KN, dtype=np.float64))
+    auc_K, influence_KN = zip(*(auc_influence(labels_N, scores_N) for scores_N in scores_KN), strict=True)
+    if clusters_N is None:
+        positive = np.asarray(labels_N) > 0.5
+        counts_N = np.where(positive, positive.sum(), (~positive).sum())
+        return np.array(auc_K), np.asarray(
+            influence_KN * counts_N / np.maximum(counts_N - 1, 1) @ np.transpose(influence_KN)
+        )
+    clusters, index_N = np.unique(np.asarray(clusters_N), return_inverse=True)
+    sums_KU = np.stack([np.bincount(index_N.reshape(-1), weights=row) for row in influence_KN])
+    return np.array(auc_K), np.asarray(sums_KU @ sums_KU.T * (len(clusters) / max(len(clusters) - 1, 1)))
+
+
+def auc_influence(labels_N: ArrayLike, scores_N: ArrayLike) -> tuple[float, Floats]:
+    """AUC, and how much each row moves it: its placement value less the mean, over the rows of its class.
+
+    Raises:
+        ValueError: All labels are equal.
+    """
+    scores_N = np.asarray(scores_N, dtype=np.float64)
     positive = np.asarray(labels_N) > 0.5
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if not positives or not negatives:
         raise ValueError("AUC needs rows of both labels")
-    placements_KN = np.empty_like(scores_KN)
-    for scores_N, placements_N in zip(scores_KN, placements_KN, strict=True):
-        rank = stats.rankdata(scores_N)
-        placements_N[positive] = (rank[positive] - stats.rankdata(scores_N[positive])) / negatives
-        placements_N[~positive] = 1 - (rank[~positive] - stats.rankdata(scores_N[~positive])) / positives
-    auc_K = placements_KN[:, positive].mean(axis=1)
-    influence_KN = placements_KN - auc_K[:, None]
-    influence_KN[:, positive] /= positives
-    influence_KN[:, ~positive] /= negatives
-    if clusters_N is None:
-        scale_N = np.where(positive, positives / max(positives - 1, 1), negatives / max(negatives - 1, 1))
-        return auc_K, np.asarray((influence_KN * scale_N) @ influence_KN.T)
-    clusters_N, index_N = np.unique(np.asarray(clusters_N), return_inverse=True)
-    clusters = len(clusters_N)
-    sums_KU = np.stack([np.bincount(index_N, weights=row, minlength=clusters) for row in influence_KN])
-    return auc_K, np.asarray(sums_KU @ sums_KU.T * (clusters / max(clusters - 1, 1)))
+    rank_N = stats.rankdata(scores_N)
+    placements_N = np.empty(len(scores_N))
+    placements_N[positive] = (rank_N[positive] - stats.rankdata(scores_N[positive])) / negatives
+    placements_N[~positive] = 1 - (rank_N[~positive] - stats.rankdata(scores_N[~positive])) / positives
+    auc = float(placements_N[positive].mean())
+    return auc, (placements_N - auc) / np.where(positive, positives, negatives)
 
 
 def bootstrap_weights(clusters: int, replicates: int, seed: int = 0) -> NDArray[np.float32]:

@@ -19,8 +19,8 @@ class SliceConfig(_Config):
     """
 
     column: str | None = None
-    seen_at_least: int | None = Field(None, ge=0)
-    seen_at_most: int | None = Field(None, ge=0)
+    seen_at_least: int | None = Field(default=None, ge=0)
+    seen_at_most: int | None = Field(default=None, ge=0)
     where: str | None = None
 
     @model_validator(mode="after")
@@ -39,32 +39,34 @@ class StudyConfig(_Config):
     hyperparameters of the experiment unless an arm varies them.
     """
 
-    seeds: int = Field(3, ge=1, description="Trainings of each arm; fewer than 3 say little.")
-    leave_one_out: list[str] = Field(["features", "groups"], description="Train without each of these.")
-    core: list[str] = Field([], description="What `add_one_in` and forward selection start from.")
-    add_one_in: list[str] = Field([], description="Train with `core` and each of these.")
-    pairs: list[str] = Field([], description="Train without each pair of these: do they replace each other?")
-    permute: list[str] = Field([], description="Shuffle each of these among the test rows of the trained base.")
+    seeds: int = Field(default=3, ge=1, description="Trainings of each arm; fewer than 3 say little.")
+    leave_one_out: list[str] = Field(default=["features", "groups"], description="Train without each of these.")
+    core: list[str] = Field(default=[], description="What `add_one_in` and forward selection start from.")
+    add_one_in: list[str] = Field(default=[], description="Train with `core` and each of these.")
+    pairs: list[str] = Field(default=[], description="Train without each pair of these: do they replace each other?")
+    permute: list[str] = Field(default=[], description="Shuffle each of these among the test rows of the trained base.")
     permute_within: list[str] = Field(
         [], description="The same, but only among rows that are alike in the features that go with it."
     )
-    mask: list[str] = Field([], description="Set each of these to null in the test rows of the trained base.")
-    vary: dict[str, list[Any]] = Field({}, description="Values of config keys, one key at a time.")
-    grid: dict[str, list[Any]] = Field({}, description="Values of config keys, in all combinations.")
+    mask: list[str] = Field(default=[], description="Set each of these to null in the test rows of the trained base.")
+    vary: dict[str, list[Any]] = Field(default={}, description="Values of config keys, one key at a time.")
+    grid: dict[str, list[Any]] = Field(default={}, description="Values of config keys, in all combinations.")
     selection: Literal["none", "forward", "backward", "path"] = Field(
         "none",
         description="Search for a small set of features: greedily up, greedily down, or down in order of effect.",
     )
-    slices: dict[str, SliceConfig] | None = Field(None, description="Parts of the test rows; a few by default.")
-    metrics: list[str] = Field(list(METRICS), min_length=1)
-    task: str | None = Field(None, description="The task to judge by; the first one by default.")
-    level: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of intervals.")
-    correction: Literal["holm", "benjamini_hochberg"] = Field("holm", description="For many arms.")
-    tolerance: float = Field(0.001, ge=0, description="AUC that is not worth a feature.")
+    slices: dict[str, SliceConfig] | None = Field(default=None, description="Parts of the test rows; a few by default.")
+    metrics: list[str] = Field(default=list(METRICS), min_length=1)
+    task: str | None = Field(default=None, description="The task to judge by; the first one by default.")
+    level: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence level of intervals.")
+    correction: Literal["holm", "benjamini_hochberg"] = Field(default="holm", description="For many arms.")
+    tolerance: float = Field(default=0.001, ge=0, description="AUC that is not worth a feature.")
     leak_share: float = Field(
         0.5, gt=0, le=1, description="A feature that carries more than this share of the AUC above 0.5 is suspicious."
     )
-    halving: bool = Field(False, description="After each seed, stop the worse half of the `vary` and `grid` arms.")
+    halving: bool = Field(
+        default=False, description="After each seed, stop the worse half of the `vary` and `grid` arms."
+    )
     warm_start: bool = Field(
         False, description="Also estimate `leave_one_out` by one epoch from the trained base, and how well that ranks."
     )

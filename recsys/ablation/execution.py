@@ -1,0 +1,212 @@
+"""How a trial is carried out: in a process of its own kind, with the threads it was given.
+
+Letters: N rows, T tasks.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from data_pipelines.blocks import Block
+from data_pipelines.dataset import Dataset
+from data_pipelines.errors import UserError
+from data_pipelines.loader import Loader
+from data_pipelines.sources import scan
+from models.ranker import Ranker
+from recsys.ablation.perturb import masked, random_order, shuffled, strata
+from recsys.ablation.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
+from recsys.config import ExperimentConfig, parse_config
+from recsys.evaluation import predict, task_metrics
+from recsys.exporting import export_run, shrunk_weights
+from recsys.training import train
+from serving.export import as_served
+from serving.scorer import Scorer
+
+_SCORED_ROWS = 20_000
+_SCORING_REPEATS = 3
+_BATCH_ROWS = 16384
+
+Logits = dict[str, NDArray[np.float32]]
+"""(N, T) by split."""
+
+
+def experiment(trial: Trial, dataset: Dataset) -> ExperimentConfig:
+    """The config that a trial trains with."""
+    content = {**trial.config, "seed": trial.seed, "data": dataset.config.model_dump(mode="json")}
+    content["train"] = {
+        **trial.config["train"],
+        "features": list(trial.features),
+        "mlflow": None,
+        "checkpoint_every": 1 << 30,
+        "keep_checkpoints": 1,
+    }
+    return parse_config(ExperimentConfig, content, source="ablation")
+
+
+def execute(trial: Trial, dataset_path: Path, store_path: Path) -> None:
+    """Carry out ``trial`` and put it into the store, unless it is there."""
+    torch.set_num_threads(trial.threads)
+    store = TrialStore(store_path)
+    with store.writing(trial) as folder:
+        if folder is None:
+            return
+        began = time.perf_counter()
+        dataset = Dataset.open(dataset_path, verify="sizes")
+        if trial.change is None:
+            logits, figures = _train(trial, dataset, folder)
+        else:
+            logits, figures = _look(trial, dataset, store)
+        figures = figures.model_copy(update={"seconds": time.perf_counter() - began})
+        _write_logits(logits, dataset.schema.tasks, folder / LOGITS)
+        (folder / FIGURES).write_text(figures.model_dump_json(indent=1))
+
+
+def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figures]:
+    """Train, export, and score valid and test with the weights as they will be served."""
+    config, run = experiment(trial, dataset), folder / RUN
+    result = train(config, dataset, run)
+    weights = as_served(shrunk_weights(run, config))
+    ranker, logits = weights.to_ranker(), Logits()
+    for split in ("valid", "test"):
+        if dataset.splits.get(split):
+            loader = Loader(dataset, split, batch_size=_BATCH_ROWS, features=weights.schema.feature_names)
+            rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
+            logits[split] = logits_NT.numpy()[rows_N.argsort().numpy()]
+    with TemporaryDirectory(dir=folder) as scratch:
+        artifact = export_run(run, Path(scratch) / "artifact", dataset=dataset.path)
+        artifact_bytes, rate = artifact.bytes, _scoring_rate(Scorer(artifact), dataset)
+    if not trial.keep_run:
+        shutil.rmtree(run)
+    kinds = [task.kind for task in dataset.config.tasks.values()]
+    labels_NT = dataset.labels("valid") if "valid" in logits else np.empty((0, len(kinds)))
+    valid_auc = {
+        name: task_metrics(kind, labels_NT[:, t], logits["valid"][:, t])["auc"]
+        for t, (name, kind) in enumerate(zip(dataset.schema.tasks, kinds, strict=True))
+        if kind == "binary" and "valid" in logits
+    }
+    return logits, Figures(
+        valid_auc=valid_auc,
+        seconds=0,
+        train_seconds=result.seconds,
+        steps=result.steps,
+        artifact_bytes=artifact_bytes,
+        score_rows_per_s=rate,
+    )
+
+
+def _scoring_rate(scorer: Scorer, dataset: Dataset) -> float | None:
+    """Rows scored a second, from raw rows; the best of a few repeats. ``None`` where the log is out of reach."""
+    try:
+        rows = scan(dataset.config).head(_SCORED_ROWS).collect()
+    except (UserError, OSError, pl.exceptions.PolarsError):
+        return None
+    seconds = []
+    for _ in range(_SCORING_REPEATS):
+        began = time.perf_counter()
+        scorer.score(rows)
+        seconds.append(time.perf_counter() - began)
+    return len(rows) / min(seconds)
+
+
+def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Figures]:
+    """Score the test rows with the parent's weights after changing a few features in them."""
+    assert trial.parent is not None
+    config = experiment(trial, dataset)
+    weights = as_served(shrunk_weights(store.path(trial.parent) / RUN, config))
+    columns = dataset.columns("test", weights.schema.feature_names)
+    block, note = columns.block([(0, len(columns))]), ""
+    match trial.change:
+        case "mask":
+            block = masked(block, columns.schema, trial.changed)
+        case "permute":
+            block = shuffled(block, columns.schema, trial.changed, random_order(len(block), trial.seed))
+        case "permute_within":
+            stratum_N, partners = strata(block, columns.schema, trial.changed)
+            order_N = random_order(len(block), trial.seed, stratum_N)
+            block = shuffled(block, columns.schema, trial.changed, order_N)
+            note = f"among rows alike in {' and '.join(partners)}" if partners else "goes with no other feature"
+        case _:
+            raise AssertionError(trial.change)
+    return {"test": _score(weights.to_ranker(), block)}, Figures(seconds=0, note=note)
+
+
+@torch.inference_mode()
+def _score(ranker: Ranker, block: Block) -> NDArray[np.float32]:
+    starts = range(0, len(block), _BATCH_ROWS)
+    batches = (block.batch(ranker.schema, start, min(start + _BATCH_ROWS, len(block))) for start in starts)
+    return np.concatenate([ranker(batch).numpy() for batch in batches])
+
+
+def _write_logits(logits: Logits, tasks: Sequence[str], path: Path) -> None:
+    parts = [
+        pl.DataFrame({task: logits_NT[:, t] for t, task in enumerate(tasks)}).insert_column(
+            0, pl.repeat(split, len(logits_NT), eager=True).alias("split")
+        )
+        for split, logits_NT in logits.items()
+    ]
+    pl.concat(parts).write_parquet(path)
+
+
+class Workers:
+    """Processes that carry out trials, ``jobs`` at a time; ``threads`` in each.
+
+    Args:
+        jobs: As many as the processors allow if ``None``.
+    """
+
+    def __init__(self, dataset: Path, store: TrialStore, *, threads: int = 1, jobs: int | None = None) -> None:
+        self.dataset, self.store, self.threads = dataset, store, threads
+        self.jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
+
+    def run(self, trials: Sequence[Trial], done: Callable[[Trial], None] = lambda trial: None) -> None:
+        """Carry out the ``trials`` that the store does not have, in their order; tell ``done`` of each as it ends.
+
+        Raises:
+            UserError: What a trial's own training says, with the features it was about.
+        """
+        wanted = list({trial.name: trial for trial in trials if trial not in self.store}.values())
+        if not wanted:
+            return
+        with self._pool(min(self.jobs, len(wanted))) as pool:
+            futures: dict[Future[None], Trial] = {
+                pool.submit(execute, trial, self.dataset, self.store.folder): trial for trial in wanted
+            }
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done(futures[future])
+            except BrokenProcessPool:
+                raise RuntimeError(
+                    f"a process of the study died (out of memory?): try fewer than {self.jobs} jobs; "
+                    "what is done stays done."
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    @contextmanager
+    def _pool(self, jobs: int) -> Iterator[ProcessPoolExecutor]:
+        """Fresh processes whose libraries start with the right number of threads."""
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
+        before = {name: os.environ.get(name) for name in names}
+        os.environ.update(dict.fromkeys(names, str(self.threads)))
+        try:
+            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+                yield pool
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
