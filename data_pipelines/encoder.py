@@ -108,7 +108,7 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``."""
-        (folder / "vocabularies").mkdir()
+        (folder / "vocabularies").mkdir(parents=True)
         tables: dict[str, dict[str, int]] = {}
         for name, table in self._tables.items():
             tables[name] = {"oov_buckets": table.oov_buckets}
