@@ -17,6 +17,7 @@ from data_pipelines.features import DataConfig
 from models.ranker import RankerConfig
 from models.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
+from recsys.ablation.config import StudyConfig
 from recsys.optimizers import DenseOptimizer, ScheduleKind
 from serving.config import ExportConfig
 
@@ -86,6 +87,7 @@ class ExperimentConfig(_Config):
     train: TrainConfig = TrainConfig()
     sparsity: SparsityConfig = SparsityConfig()
     export: ExportConfig = ExportConfig()
+    ablation: StudyConfig = StudyConfig()
 
     @model_validator(mode="before")
     @classmethod
