@@ -76,6 +76,11 @@ class Encoder:
             *(compiled.dense(feature) for feature in self._dense),
         ]
 
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The id space of each table in use."""
+        return self._tables
+
     def vocabulary(self, table: str) -> pl.DataFrame:
         """``value``, ``id`` and training ``count`` of each row of ``table`` past the reserved ones."""
         return self._fitted.tables[table].frame()
