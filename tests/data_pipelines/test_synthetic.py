@@ -1,6 +1,7 @@
 """Demo logs: the same bytes from the same seed, and a truth that is what it claims to be."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_signal_is_ordered_by_what_its_loss_costs(demo: tuple[Path, Planted]) ->
     effects = [planted.effects[name] for name in planted.signal]
     assert sorted(planted.signal) == sorted(SIGNAL)
     assert effects == sorted(effects, reverse=True)
-    assert all(small < 0.95 * large for large, small in zip(effects, effects[1:], strict=False))
+    assert all(small < 0.95 * large for large, small in pairwise(effects))
     assert effects[-1] > 0.004
 
 
