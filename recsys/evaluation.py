@@ -115,6 +115,19 @@ def monitored(monitor: Mapping[str, float], tasks: Mapping[str, Mapping[str, flo
     return total
 
 
+def check_monitor(monitor: Mapping[str, float], dataset: Dataset) -> None:
+    """Refuse a monitor that no evaluation of ``dataset`` could compute.
+
+    Raises:
+        UserError: A key names no metric.
+    """
+    rows = np.array([0.0, 1.0])
+    users = None if dataset.config.user is None else rows
+    monitored(
+        monitor, {name: task_metrics(task.kind, rows, rows, users) for name, task in dataset.config.tasks.items()}
+    )
+
+
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows (N,) and logits (N, T) of ``batches``, on the CPU; the model's mode is left as it was."""

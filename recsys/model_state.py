@@ -51,11 +51,14 @@ class ModelState:
         self._rates = [(group, group["lr"]) for group in groups]
         self._average = AveragedWeights(self._live(), config.ema) if config.ema else None
 
-    def update(self, loss: Tensor, step: int, rate_factor: float) -> None:
-        """Backward pass, optimizers and levers of one step; every learning rate is multiplied by ``rate_factor``."""
+    def scale_rates(self, factor: float) -> None:
+        """Multiply every configured learning rate by ``factor``; before the forward pass, where fused tables read it."""
         for group, rate in self._rates:
-            group["lr"] = rate * rate_factor
-        self._fused.zero_grad()  # hands the rate to the fused kernels, which step inside backward
+            group["lr"] = rate * factor
+        self._fused.zero_grad()  # hands its rate to the kernels
+
+    def update(self, loss: Tensor, step: int) -> None:
+        """Backward pass, optimizers and levers of one step."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

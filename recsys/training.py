@@ -35,7 +35,7 @@ from recsys.checkpoints import (
     steps,
 )
 from recsys.config import ExperimentConfig, chosen_features, load_config, to_yaml
-from recsys.evaluation import TaskMetrics, monitored, predict, task_metrics, users_of
+from recsys.evaluation import TaskMetrics, check_monitor, monitored, predict, task_metrics, users_of
 from recsys.faults import diverged, memory_guard, save_batch
 from recsys.model_state import ModelState
 from recsys.optimizers import schedule_factor
@@ -118,6 +118,7 @@ class _Training:
         self.loader = self._loader("train", config.train.batch_size, shuffle=True)
         tasks = dataset.config.tasks.values()
         self.kinds = [task.kind for task in tasks]
+        check_monitor(config.train.monitor, dataset)
         self.task_weights_T = torch.tensor([task.weight for task in tasks], device=processes.device)
         torch.manual_seed(config.seed)
         self.levers = build_levers(config.sparsity)
@@ -265,6 +266,8 @@ class _Training:
         began = time.perf_counter()
         position = self.position
         torch.manual_seed(_seed(self.config.seed, position.step, self.processes.rank))
+        schedule = self.config.train.schedule
+        self.state.scale_rates(schedule_factor(schedule.kind, position.step, schedule.warmup_steps, self.total_steps))
         loss = self._loss(batch)
         values = torch.tensor([float(loss.detach()), float(self.processes.stop_requested)], dtype=torch.float64)
         mean_loss, stops = self.processes.mean(values).tolist()
@@ -276,9 +279,7 @@ class _Training:
                 f"the loss became {mean_loss:.4g} at step {position.step}: the batch is saved in {path}; lower "
                 "train.dense.learning_rate or train.tables.learning_rate, or set train.dense.clip_norm."
             )
-        settings = self.config.train.schedule
-        factor = schedule_factor(settings.kind, position.step, settings.warmup_steps, self.total_steps)
-        self.state.update(loss, position.step, factor)
+        self.state.update(loss, position.step)
         position.step += 1
         position.loss_mean += (mean_loss - position.loss_mean) / min(position.step, 100)
         rows = len(batch) * self.processes.world_size

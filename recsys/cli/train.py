@@ -23,13 +23,17 @@ def train_verb(
     """Train a ranker; under torchrun, on several ranks."""
     from data_pipelines.dataset import Dataset
     from recsys.config import load_config
-    from recsys.training import train
+    from recsys.training import InterruptedTrainingError, train
 
     experiment = load_config(config, overrides or ())
     data = Dataset.open(dataset)
     rows = data.splits["train"] * experiment.train.epochs
-    with progress_bar("training", rows) as advance:
-        result = train(experiment, data, run, resume=resume, report=advance)
+    try:
+        with progress_bar("training", rows) as advance:
+            result = train(experiment, data, run, resume=resume, report=advance)
+    except InterruptedTrainingError as stop:
+        typer.echo(f"recsys: {stop}", err=True)
+        raise typer.Exit(1) from None
     summary = {
         "run": result.run,
         "steps": result.steps,

@@ -1,0 +1,256 @@
+"""Training as a user meets it: runs that can be killed, resumed, moved to other ranks, and evaluated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.errors import UserError
+from recsys.checkpoints import load_weights, read_tensors, steps
+from recsys.config import ExperimentConfig, load_config
+from recsys.evaluation import evaluate
+from recsys.training import InterruptedTrainingError, train
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": 3,
+        "data": tiny_data,
+        "model": {"dim": 8, "tower": {"kind": "moe", "experts": 4, "hidden": 16, "noise": 0.1, "dropout": 0.1}},
+        "train": {"epochs": 3, "batch_size": 128, "checkpoint_every": 5, "patience": 9},
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(experiment: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    config = ExperimentConfig.model_validate(experiment)
+    return prepare(config.data, tmp_path_factory.mktemp("data") / "dataset")
+
+
+def configure(experiment: dict[str, Any], **changes: Any) -> ExperimentConfig:
+    """The experiment with some ``block__key=value`` changed."""
+    content = {key: dict(value) if isinstance(value, dict) else value for key, value in experiment.items()}
+    for name, value in changes.items():
+        block, _, key = name.partition("__")
+        if key:
+            content.setdefault(block, {})[key] = value
+        else:
+            content[block] = value
+    return ExperimentConfig.model_validate(content)
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(run / "checkpoints" / "final", "")
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def command(*arguments: str | Path, ranks: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else ["-P"]
+    return [sys.executable, *launcher, "-m", "recsys", *map(str, arguments)]
+
+
+def run_command(*arguments: str | Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(*arguments, ranks=ranks), capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_a_killed_training_resumes_to_the_same_weights(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    long = experiment | {"train": experiment["train"] | {"epochs": 4, "batch_size": 64, "checkpoint_every": 20}}
+    config.write_text(yaml.safe_dump(long))
+    undisturbed = run_command("train", config, dataset.path, tmp_path / "undisturbed", "--json")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    killed = subprocess.Popen(
+        command("train", config, dataset.path, tmp_path / "killed"),
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not steps(tmp_path / "killed") or steps(tmp_path / "killed")[-1] < 40:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+
+    resumed = run_command("train", config, dataset.path, tmp_path / "killed", "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "killed"))
+    results = [json.loads(run.stdout.splitlines()[-1]) for run in (undisturbed, resumed)]
+    assert results[0]["valid"] == results[1]["valid"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train__tables": {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.001}},
+        {"train__ema": 0.9, "train__dense": {"optimizer": "adam", "clip_norm": 1.0}, "train__evaluate_every": 7},
+        {"train__schedule": {"kind": "cosine", "warmup_steps": 10}, "train__precision": "bf16"},
+        {"sparsity": {"row_pruning": {"sparsity": 0.5}}},
+    ],
+)
+def test_a_stopped_training_resumes_to_the_same_weights(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = configure(experiment, **changes)
+    train(config, dataset, tmp_path / "undisturbed")
+    reported = 0
+
+    def stop_in_the_second_epoch(rows: int, note: str) -> None:
+        nonlocal reported
+        reported += rows
+        if reported > 2000:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedTrainingError, match="--resume"):
+        train(config, dataset, tmp_path / "stopped", report=stop_in_the_second_epoch)
+    train(config, dataset, tmp_path / "stopped", resume=True)
+    assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "stopped"))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(configure(experiment, seed=seed, train__epochs=1), dataset, tmp_path / name)
+    assert_same(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
+    key = "model.heads.linear.weight"
+    assert not torch.equal(final_tensors(tmp_path / "a")[key], final_tensors(tmp_path / "c")[key])
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+def test_two_ranks_train_and_their_checkpoint_goes_on_at_one(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, sharding: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    tables = {table.name: {"sharding": sharding} for table in dataset.schema.tables}
+    config.write_text(yaml.safe_dump(experiment | {"model": experiment["model"] | {"tables": tables}}))
+    run = tmp_path / "run"
+    two = run_command("train", config, dataset.path, run, "--json", ranks=2)
+    assert two.returncode == 0, two.stderr
+    result = json.loads(two.stdout.splitlines()[-1])
+
+    alone = evaluate(run, dataset, "valid", draws=0)
+    assert alone.tasks["click"]["logloss"] == pytest.approx(result["valid"]["logloss"], abs=1e-6)
+    assert alone.tasks["click"]["auc"] == pytest.approx(result["valid"]["auc"], abs=1e-6)
+
+    # Take the end away, so that the run is one that was killed, and go on at one rank under another sharding.
+    (run / "manifest.json").unlink()
+    last = steps(run)[-1]
+    weights = load_weights(run)
+    for table in tables:
+        tables[table] = {"sharding": "row_wise" if sharding == "table_wise" else "table_wise"}
+    one = load_config(run / "config.yaml").model_copy(update={"model": config_model(experiment, tables)})
+    (run / "config.yaml").write_text(yaml.safe_dump(one.model_dump(mode="json")))
+    result_one = train(one, dataset, run, resume=True)
+    assert result_one.steps == last
+    for name, table in load_weights(run).tables.items():
+        assert torch.equal(table, weights.tables[name])
+
+
+def config_model(experiment: dict[str, Any], tables: dict[str, Any]) -> Any:
+    return ExperimentConfig.model_validate(experiment | {"model": experiment["model"] | {"tables": tables}}).model
+
+
+def test_weights_score_as_training_did(experiment: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
+    result = train(configure(experiment), dataset, tmp_path / "run")
+    evaluation = evaluate(tmp_path / "run", dataset, "valid")
+    for metric, value in result.valid["click"].items():
+        assert evaluation.tasks["click"][metric] == pytest.approx(value, abs=1e-6)
+    kept = pl.read_parquet(tmp_path / "run" / "predictions" / "valid.parquet")
+    assert kept.columns[:1] == ["row"]
+    assert {"user", "item", "click:label", "click:logit"} <= set(kept.columns)
+    low, high = evaluation.intervals["click"]["auc"]
+    assert low < evaluation.tasks["click"]["auc"] < high
+
+
+def test_metrics_are_kept_as_one_row_a_measurement(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    train(configure(experiment), dataset, tmp_path / "run")
+    kept = pl.read_parquet(tmp_path / "run" / "metrics.parquet")
+    assert kept.columns == ["step", "epoch", "seconds", "split", "metric", "value"]
+    aucs = kept.filter((pl.col("split") == "valid") & (pl.col("metric") == "click/auc"))
+    assert len(aucs) == 4  # three epochs, and the weights that are kept
+    shares = kept.filter(pl.col("metric").str.starts_with("experts/"))
+    assert shares.group_by("step").agg(pl.col("value").sum())["value"].to_list() == pytest.approx([1.0] * 3)
+
+
+def test_early_stop_keeps_the_best_weights(experiment: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
+    config = configure(
+        experiment, train__epochs=30, train__patience=2, train__tables={"optimizer": "adagrad", "learning_rate": 0.5}
+    )
+    result = train(config, dataset, tmp_path / "run")
+    assert result.stopped == "patience"
+    kept = pl.read_parquet(tmp_path / "run" / "metrics.parquet").filter(pl.col("metric") == "click/auc")
+    assert result.valid["click"]["auc"] == pytest.approx(kept["value"].max())
+    assert result.best_step < result.steps
+
+
+def test_fewer_features_are_read_from_the_same_data_set(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    fewer = {name: feature for name, feature in experiment["data"]["features"].items() if name != "tags"}
+    train(configure(experiment, data__features=fewer, train__epochs=1), dataset, tmp_path / "run")
+    assert "tags" not in load_weights(tmp_path / "run").tables
+    assert evaluate(tmp_path / "run", dataset).tasks["click"]["auc"] > 0.5
+
+
+def test_diverging_training_stops_with_the_batch_saved(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    config = configure(experiment, train__dense={"learning_rate": 1e30})
+    with pytest.raises(UserError, match="the loss became"):
+        train(config, dataset, tmp_path / "run")
+    batch = load_file(tmp_path / "run" / "failed-batch-rank0.safetensors")
+    assert len(batch["labels"]) == len(batch["sparse.user.values"]) == 128 or len(batch["labels"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train__monitor": {"aucc": 1.0}}, "train.monitor.aucc"),
+        ({"data__user": None}, "data.user differs"),
+        ({"model__context": ["nobody"]}, "model.context"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(configure(experiment, **changes), dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_another_config(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    train(configure(experiment, train__epochs=1), dataset, tmp_path / "run")
+    with pytest.raises(UserError, match="already exists"):
+        train(configure(experiment), dataset, tmp_path / "run")
+    with pytest.raises(UserError, match="has finished"):
+        train(configure(experiment), dataset, tmp_path / "run", resume=True)
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="differs from the config given"):
+        train(configure(experiment, train__batch_size=64), dataset, tmp_path / "run", resume=True)
