@@ -50,7 +50,17 @@ def scan(config: DataConfig, path: str | None = None) -> pl.LazyFrame:
     Raises:
         UserError: Nothing there, an unknown format, a file that cannot be read, or a column of a join that is missing.
     """
-    frame = scan_files(path or config.log, config.format, text=text_columns(config)).with_row_index(ROW)
+    return join_sides(
+        config, scan_files(path or config.log, config.format, text=text_columns(config)).with_row_index(ROW)
+    )
+
+
+def join_sides(config: DataConfig, frame: pl.LazyFrame) -> pl.LazyFrame:
+    """``frame`` with the side tables of ``config`` joined, rows in their order.
+
+    Raises:
+        UserError: A side table cannot be read, or a column to join on is missing.
+    """
     for join in config.joins:
         side = scan_files(join.table, join.format, text=text_columns(config))
         frame = _join(frame, side, join.table, join.keys)
@@ -81,8 +91,8 @@ def scan_files(location: str, format: Format | None, *, text: frozenset[str] = f
         text: Columns to read as text, where the format has no types of its own.
     """
     location = expand(location)
-    paths = _paths(location)
-    format = format or _format_of(location, paths)
+    paths = find_files(location)
+    format = format or format_of(location, paths)
     with reading(location):
         match format:
             case ParquetFormat():
@@ -111,7 +121,12 @@ def reading(location: str) -> Iterator[None]:
         raise UserError(f"{location} cannot be read: {reason}") from error
 
 
-def _paths(location: str) -> list[str]:
+def find_files(location: str) -> list[str]:
+    """The files of a path, a folder or a glob, sorted; an object-store address as it is.
+
+    Raises:
+        UserError: Nothing is there.
+    """
     if "://" in location:
         return [location]
     path = Path(location)
@@ -133,7 +148,12 @@ def _suffix(name: str) -> str | None:
     return path.suffix if path.suffix in _SUFFIXES else None
 
 
-def _format_of(location: str, paths: list[str]) -> Format:
+def format_of(location: str, paths: list[str]) -> Format:
+    """The format that the suffixes of ``paths`` tell.
+
+    Raises:
+        UserError: They tell none, or several.
+    """
     if Path(location, "_delta_log").is_dir():
         return DeltaFormat()
     suffixes = {_suffix(path.split("?")[0]) for path in paths}

@@ -44,29 +44,33 @@ def condition(reader: str, sql: str) -> pl.Expr:
         raise UserError(f"{reader}: `where` is no SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
 
 
-def checked(config: DataConfig, rows: pl.LazyFrame) -> pl.LazyFrame:
+def checked(config: DataConfig, rows: pl.LazyFrame, *, labelled: bool = True) -> pl.LazyFrame:
     """``rows`` with ``__time`` (when there is a time) and ``__reason``.
+
+    Args:
+        labelled: Whether the rows must have labels and a time: those to learn from do, those to score do not.
 
     Raises:
         UserError: A column is missing or of a type that cannot be read.
     """
     schema = rows.collect_schema()
-    refused = [pl.when(bad).then(pl.lit(reason)) for reason, bad in _faults(config, schema)]
-    added = [pl.coalesce(refused).alias(REASON)]
-    if config.time is not None:
+    refused = [pl.when(bad).then(pl.lit(reason)) for reason, bad in _faults(config, schema, labelled)]
+    added = [pl.coalesce(*refused, pl.lit(None, dtype=pl.String)).alias(REASON)]
+    if config.time is not None and (labelled or config.time in schema):
         added.append(Values(config, schema).epoch("`time`", config.time).alias(TIME))
     return rows.with_columns(added)
 
 
-def _faults(config: DataConfig, schema: pl.Schema) -> Iterator[tuple[str, pl.Expr]]:
+def _faults(config: DataConfig, schema: pl.Schema, labelled: bool) -> Iterator[tuple[str, pl.Expr]]:
     """Reasons, and where each holds (true; null counts as false)."""
     values = Values(config, schema)
-    if config.time is not None:
+    if config.time is not None and (labelled or config.time in schema):
         when = values.epoch("`time`", config.time)
         yield f"{config.time}: no time that can be read", when.is_null()
-    for name, task in config.tasks.items():
-        yield from _label_faults(values, name, task)
-    yield "no label", pl.all_horizontal(label(config, name, schema).is_null() for name in config.tasks)
+    if labelled:
+        for name, task in config.tasks.items():
+            yield from _label_faults(values, name, task)
+        yield "no label", pl.all_horizontal(label(config, name, schema).is_null() for name in config.tasks)
     for name, feature in config.features.items():
         match feature:
             case NumberFeature():
