@@ -30,7 +30,7 @@ Overrides = Annotated[
 ]
 
 Advance = Callable[..., None]
-"""``advance(rows, note="")``: count ``rows`` more as done, and show ``note`` beside the bar."""
+"""``advance(rows, note="", total=None)``: count ``rows`` more as done, show ``note``, learn the total."""
 
 
 @app.callback()
@@ -66,10 +66,14 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "row
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="progress.data.speed")
 
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.completed:,.0f}" + ("" if task.total is None else f"/{task.total:,.0f}"))
+
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}" + ("" if total is None else "/{task.total:,.0f}")),
+        Count(),
         Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
@@ -78,8 +82,10 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "row
     with Progress(*columns, console=console, disable=not (is_main_rank() and console.is_terminal)) as progress:
         task = progress.add_task(description, total=total, note="")
 
-        def advance(rows: int, note: str = "") -> None:
+        def advance(rows: int, note: str = "", *, total: int | None = None) -> None:
             progress.advance(task, rows)
+            if total is not None:
+                progress.update(task, total=total)
             if note:
                 progress.update(task, note=note)
 
