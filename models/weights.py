@@ -12,6 +12,7 @@ from torch import Tensor
 from data_pipelines.batch import Schema
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
+from models.sparsity.quantization import Bits
 
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -40,7 +41,7 @@ class Weights:
     dense: dict[str, Tensor]
     keep: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
-    bits: dict[str, int] = field(default_factory=dict)
+    bits: dict[str, Bits] = field(default_factory=dict)
     precision: Precision = "fp32"
 
     def to_ranker(self) -> Ranker:

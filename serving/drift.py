@@ -1,8 +1,8 @@
 """Drift: how far the rows that are scored have moved from the rows the model was trained on.
 
 Every feature and every score is summed up as a histogram over bins that hold about equal shares of the training rows;
-two histograms are compared by the population stability index, ``sum((p - q) * ln(p / q))``. Below 0.1 is commonly read as
-stable, above 0.25 as moved.
+two histograms are compared by the population stability index, ``sum((p - q) * ln(p / q))``. Below 0.1 is commonly read
+as stable, above 0.25 as moved.
 """
 
 from collections.abc import Iterable, Mapping

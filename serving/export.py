@@ -1,14 +1,89 @@
-"""Export: from trained weights and the data set they were trained on to an artifact."""
+"""Export: from trained weights, and the data set they were trained on, to an artifact."""
 
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipelines.batch import Batch
+from data_pipelines.dataset import Dataset
+from data_pipelines.encoder import Encoder
+from data_pipelines.features import HistoryFeature, StatisticFeature
+from data_pipelines.loader import Loader
+from models.sparsity.quantization import Bits, dequantize_rows, quantize_rows
+from models.weights import Weights
+from serving.artifact import ModelCard, served_encoder, write_artifact
+from serving.calibration import Calibration, fit_isotonic, fit_platt, predictions
+from serving.config import ExportConfig
+from serving.drift import fit_reference
+from serving.translation import Translation
 
 
-class ExportConfig(BaseModel):
-    """The ``export:`` block of an experiment."""
+def export(
+    weights: Weights, dataset: Dataset, card: ModelCard, config: ExportConfig, out: Path, *, replace: bool = False
+) -> None:
+    """Write ``weights``, as the levers left them, as an artifact at ``out``.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    calibrate: bool = Field(True, description="Fit probabilities of binary tasks on the validation split.")
-    calibration: Literal["platt", "isotonic"] = Field("platt", description="Platt keeps the order of rows exactly.")
-    sample: int = Field(100_000, ge=1, description="Validation rows for calibration and for the drift reference.")
+    Calibration and the drift reference come from the validation split (the training split where there is none), scored
+    with the rows as they will be served: quantized.
+
+    Raises:
+        UserError: ``out`` exists and ``replace`` is false, or cannot be written.
+    """
+    split = "valid" if dataset.splits.get("valid") else "train"
+    loader = Loader(
+        dataset,
+        split,
+        batch_size=min(config.sample, dataset.splits[split]),
+        features=weights.schema.feature_names,
+        max_rows=config.sample,
+        threads=0,
+    )
+    sample = next(iter(loader))
+    with torch.inference_mode():
+        logits_NT = as_served(weights).to_ranker()(sample).numpy()
+    calibration = _calibrate(dataset, sample, logits_NT, config) if config.calibrate and split == "valid" else {}
+    encoder = served_encoder(weights, dataset.encoder)
+    translated = Translation(dataset.encoder, encoder)(sample)
+    scores = predictions(logits_NT, dataset.config.tasks, calibration)
+    write_artifact(
+        weights,
+        encoder,
+        dataset.path / "state" if _needs_past(encoder) else None,
+        card,
+        out,
+        calibration=calibration,
+        reference=fit_reference(encoder.schema, translated, scores),
+        replace=replace,
+    )
+
+
+def _needs_past(encoder: Encoder) -> bool:
+    left = {name.split(".")[0] for name in encoder.schema.feature_names}
+    return any(isinstance(encoder.config.features[name], HistoryFeature | StatisticFeature) for name in left)
+
+
+def as_served(weights: Weights) -> Weights:
+    """``weights`` with every table as a lookup of its quantized rows sees it."""
+    tables = {}
+    for name, table in weights.tables.items():
+        bits: Bits = weights.bits.get(name, 32)
+        tables[name] = dequantize_rows(quantize_rows(table, bits), bits, table.shape[1])
+    return replace(weights, tables=tables)
+
+
+def _calibrate(
+    dataset: Dataset, sample: Batch, logits_NT: NDArray[np.float32], config: ExportConfig
+) -> dict[str, Calibration]:
+    """Calibrations of the binary tasks of which the sample has both classes."""
+    assert sample.labels is not None
+    fit = fit_platt if config.calibration == "platt" else fit_isotonic
+    found: dict[str, Calibration] = {}
+    for t, (name, task) in enumerate(dataset.config.tasks.items()):
+        labels_N = sample.labels[:, t].numpy()
+        labelled_N = ~np.isnan(labels_N)
+        if task.kind == "binary" and len(np.unique(labels_N[labelled_N])) == 2:
+            found[name] = fit(logits_NT[labelled_N, t], labels_N[labelled_N])
+    return found

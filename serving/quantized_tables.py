@@ -1,7 +1,7 @@
 """Embedding lookups straight from the bytes of an artifact: FBGEMM's n-bit kernel over memory-mapped rows.
 
-Rows lie as :func:`models.sparsity.quantization.quantize_rows` makes them. Several processes that score with one artifact share
-its pages, and a row that no id ever asks for is never read from the disk.
+Rows lie as :func:`models.sparsity.quantization.quantize_rows` makes them. Several processes that score with one
+artifact share its pages, and a row that no id ever asks for is never read from the disk.
 
 Letters: B rows of a batch, L ids of all bags of a feature, d stored width of a table, D its width in the ranker.
 """

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests of the jobs' database."""
+"""A trained run and its artifact, and a real PostgreSQL for the jobs' database."""
 
 import os
 import shutil
@@ -7,8 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from data_pipelines.dataset import Dataset, prepare
+from recsys.config import ExperimentConfig
+from recsys.exporting import export_run
+from recsys.training import train
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +53,27 @@ def postgres_url(postgres: str) -> str:
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     return postgres.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Path]:
+    """A data set of the tiny log, and a short run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = ExperimentConfig.model_validate(
+        {
+            "data": tiny_data,
+            "model": {"dim": 8, "tower": {"kind": "moe", "experts": 4, "top_k": 2, "hidden": 16}},
+            "train": {"epochs": 2, "batch_size": 256},
+        }
+    )
+    dataset = prepare(config.data, folder / "dataset")
+    train(config, dataset, folder / "run")
+    return dataset, folder / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(trained: tuple[Dataset, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact of that run, with float32 rows."""
+    out = tmp_path_factory.mktemp("exported") / "artifact"
+    export_run(trained[1], out)
+    return out

@@ -25,7 +25,13 @@ SCHEMA = Schema(
     dense=(DenseSpec(name="price", width=1),),
     tasks=("click",),
 )
-POOLINGS = [{}, {"tags": "sum"}, {"likes": "attention"}, {"likes": "last", "seen": "sum"}, {"likes": "sum", "tags": "sum"}]
+POOLINGS = [
+    {},
+    {"tags": "sum"},
+    {"likes": "attention"},
+    {"likes": "last", "seen": "sum"},
+    {"likes": "sum", "tags": "sum"},
+]
 
 
 def random_batch(rows: int, generator: torch.Generator) -> Batch:
@@ -42,7 +48,9 @@ def random_batch(rows: int, generator: torch.Generator) -> Batch:
             for spec, n in zip(specs, lengths, strict=True)
         ]
         weights = torch.rand(sum(map(len, values)), generator=generator) + 0.1 if weighted else None
-        return KeyedJaggedTensor([s.name for s in specs], torch.cat(values), weights=weights, lengths=torch.cat(lengths))
+        return KeyedJaggedTensor(
+            [s.name for s in specs], torch.cat(values), weights=weights, lengths=torch.cat(lengths)
+        )
 
     return Batch(bags(False), bags(True), torch.zeros(rows, 1), None, torch.arange(rows))
 
@@ -88,7 +96,10 @@ def test_mapped_lookups_equal_plain_ones(pooling, bits, dims, wide, rows, seed):
     tables = random_tables(config, generator)
     by_name = dict(zip(names, bits, strict=True))
     bits = {name: by_name[name.removeprefix("wide ")] for name in tables}
-    seen = {name: dequantize_rows(quantize_rows(table, bits[name]), bits[name], table.shape[1]) for name, table in tables.items()}
+    seen = {
+        name: dequantize_rows(quantize_rows(table, bits[name]), bits[name], table.shape[1])
+        for name, table in tables.items()
+    }
     batch = random_batch(rows, generator)
     assert_same(quantized(config, tables, bits)(batch), PlainTables(SCHEMA, config, seen, {}, {})(batch))
 

@@ -1,0 +1,180 @@
+"""Batch jobs: raw rows of any size in, Parquet of scores out, each part exactly once.
+
+Parts are read, encoded, scored and written by a few threads at a time, so that reading overlaps with computing and
+memory stays that of a few parts. Within a part Torch runs on one thread: a part's bytes do not depend on how many
+threads there are, nor on where a killed job went on.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from data_pipelines.errors import UserError
+from data_pipelines.sources import ROW, reading
+from data_pipelines.state import State
+from serving.artifact import Artifact
+from serving.drift import DriftMonitor
+from serving.inputs import Input, Part
+from serving.ledger import Entry, Ledger
+from serving.scorer import Scorer
+
+
+class JobOptions(BaseModel):
+    """What a job may choose; two jobs that differ in any of it are two jobs.
+
+    Attributes:
+        bad_rows: What happens to rows with a value that cannot be read (a time that is none, a negative weight):
+            ``quarantine`` leaves them out and writes them to ``quarantine-*.parquet`` with the reason, ``score`` reads
+            such a value as null.
+        logits: Add the logits beside the predictions.
+        bf16: Matrix products in bfloat16.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bad_rows: Literal["quarantine", "score"] = "quarantine"
+    logits: bool = False
+    bf16: bool = False
+
+
+_DEFAULTS = JobOptions()
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job did: rows of the whole job, and the rate of what this process scored of it."""
+
+    output: Path
+    rows_in: int
+    rows_out: int
+    quarantined: int
+    parts: int
+    rows_per_s: float | None
+
+
+class ParkedError(Exception):
+    """The job was asked to stop; what is done stays done, and the same job goes on from there."""
+
+
+def run_job(
+    artifact: Artifact,
+    source: str,
+    output: Path,
+    options: JobOptions = _DEFAULTS,
+    *,
+    events: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Event | None = None,
+    drift: DriftMonitor | None = None,
+) -> JobResult:
+    """Score every row at ``source`` into ``output``, or go on with the same job where it was killed.
+
+    Args:
+        source: Path, glob or address of the rows, in any format a log may have.
+        output: Folder of the scores: ``part-*.parquet`` in the order of the input, ``ledger.ndjson``, a manifest.
+        events: A log of what happened since the artifact's state: histories and statistics go on from there.
+        threads: Parts in work at a time; one a processor by default.
+        progress: Called with rows newly done (first with those done before a kill) and rows in all.
+        stop: When set, the parts in work are finished and :class:`ParkedError` is raised.
+
+    Raises:
+        UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was begun;
+            another process works on it; the output is that of another job.
+        ParkedError: ``stop`` was set.
+    """
+    config = artifact.encoder.config
+    rows = Input.find(source, config)
+    terms: dict[str, Any] = {
+        "artifact": artifact.fingerprint,
+        "input": rows.fingerprint(),
+        "events": None if events is None else Input.find(events, config).fingerprint(),
+        "options": options.model_dump(),
+    }
+    ledger = Ledger(output, terms)
+    try:
+        began, scored = perf_counter(), 0
+        if not ledger.finished:
+            parts = rows.parts(ledger.folder / ".stage.parquet", config)
+            total = sum(part.rows for part in parts)
+            done = sum(entry.rows_in for entry in ledger.entries.values())
+            scorer = Scorer(artifact, bf16=options.bf16, state=_state(artifact, events, ledger.folder / ".state"))
+
+            def score(number: int) -> Entry:
+                torch.set_num_threads(1)
+                return _score_part(scorer, number, parts[number], options, ledger, drift)
+
+            todo = [number for number in range(len(parts)) if number not in ledger.entries]
+            began = perf_counter()
+            if progress is not None:
+                progress(done, total)
+            for entry in _overlapped(score, todo, threads or torch.get_num_threads(), stop):
+                done, scored = done + entry.rows_in, scored + entry.rows_in
+                if progress is not None:
+                    progress(entry.rows_in, total)
+            if stop is not None and stop.is_set() and len(ledger.entries) < len(parts):
+                raise ParkedError
+            if rows.fingerprint() != terms["input"]:
+                raise UserError(f"{source} changed while it was scored: remove {ledger.folder} and score it again.")
+            assert done == total, f"{done} rows went in of {total}"
+            ledger.finish()
+    finally:
+        ledger.close()
+    entries = ledger.entries.values()
+    return JobResult(
+        output=output,
+        rows_in=sum(entry.rows_in for entry in entries),
+        rows_out=sum(entry.rows_out for entry in entries),
+        quarantined=sum(entry.quarantined for entry in entries),
+        parts=len(ledger.entries),
+        rows_per_s=scored / (perf_counter() - began) if scored else None,
+    )
+
+
+def _overlapped(
+    work: Callable[[int], Entry], numbers: Iterable[int], threads: int, stop: Event | None
+) -> Iterator[Entry]:
+    """``work`` of each number on ``threads`` threads, as they finish; after ``stop`` only what has begun."""
+    waiting = iter(numbers)
+    running: set[Future[Entry]] = set()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while True:
+                while len(running) < threads and not (stop is not None and stop.is_set()):
+                    number = next(waiting, None)
+                    if number is None:
+                        break
+                    running.add(pool.submit(work, number))
+                if not running:
+                    return
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _score_part(
+    scorer: Scorer, number: int, part: Part, options: JobOptions, ledger: Ledger, drift: DriftMonitor | None
+) -> Entry:
+    with reading(part.file):
+        rows = scorer.read(part.scan()).collect().with_row_index(ROW, offset=part.first_row)
+    assert len(rows) == part.rows
+    rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
+    return ledger.write(number, scorer.score(rows, logits=options.logits, drift=drift), refused, part.rows)
+
+
+def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:
+    """The artifact's past, brought forward by ``events`` in ``folder`` when there are any."""
+    if artifact.state is None or events is None:
+        return artifact.state
+    if not folder.exists():
+        State.open(artifact.state).update(events, folder)
+    return folder

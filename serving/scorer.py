@@ -1,0 +1,136 @@
+"""The scorer: raw rows in, key columns and one probability a task out, through the encoder training used.
+
+Letters: B rows of a batch, T tasks.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from data_pipelines.batch import Batch
+from data_pipelines.encoder import Encoder
+from data_pipelines.features import CrossFeature, DataConfig, HistoryFeature, StatisticFeature
+from data_pipelines.loader import collate
+from data_pipelines.sources import ROW, join_sides
+from data_pipelines.state import State
+from data_pipelines.validation import REASON, checked
+from serving.artifact import Artifact
+from serving.calibration import predictions
+from serving.drift import DriftMonitor
+
+_MICROBATCH = 8192
+
+
+class Scorer:
+    """Scores raw rows with one artifact. Safe to call from several threads at once.
+
+    Args:
+        bf16: Run matrix products of the dense part in bfloat16: faster where the processor has the instructions, and
+            about three digits of a logit.
+        state: Folder of the past to read histories and statistics from, instead of the artifact's own.
+    """
+
+    def __init__(self, artifact: Artifact, *, bf16: bool = False, state: Path | None = None) -> None:
+        self.artifact = artifact
+        self._bf16 = bf16
+        folder = state or artifact.state
+        self._state = None if folder is None else State.open(folder)
+        self._ranker = artifact.ranker()
+        self._encoder = artifact.encoder
+        self._schema = artifact.encoder.schema
+        self._config = _served_config(artifact.encoder)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._schema.tasks
+
+    def read(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Of ``rows`` the columns that scoring needs, with side tables joined where columns are missing."""
+        wanted = raw_columns(self._encoder)
+        if not wanted <= set(rows.collect_schema().names()) and self._config.joins:
+            rows = join_sides(self._config, rows)
+        return rows.select(name for name in rows.collect_schema().names() if name in wanted or name == ROW)
+
+    def split(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The rows of ``frame`` that can be scored, and those with a value that cannot be read, with ``__reason``."""
+        reasons = checked(self._config, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
+        good = reasons.is_null()
+        return frame.filter(good), frame.with_columns(reasons).filter(~good)
+
+    def score(self, frame: pl.DataFrame, *, logits: bool = False, drift: DriftMonitor | None = None) -> pl.DataFrame:
+        """Key columns of ``frame`` that are there, then one column a task, row by row in the order of ``frame``.
+
+        A binary task gives a probability (calibrated if the artifact is), a count its expected value, a regression the
+        value itself.
+
+        Args:
+            logits: Add ``<task>:logit`` columns, as the ranker gave them.
+            drift: Counts what is scored, when given.
+
+        Raises:
+            UserError: A feature's column is missing, or of a type the feature cannot read.
+        """
+        parts = []
+        for batch in self.encode(frame):
+            parts.append(self.logits(batch))
+            if drift is not None:
+                drift.observe(batch, self.predict(parts[-1]))
+        logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
+        columns = [frame[key] for key in self._config.keys if key in frame.columns]
+        columns += [pl.Series(task, values) for task, values in self.predict(logits_NT).items()]
+        if logits:
+            columns += [pl.Series(f"{task}:logit", logits_NT[:, t]) for t, task in enumerate(self.tasks)]
+        return pl.DataFrame(columns)
+
+    def encode(self, frame: pl.DataFrame) -> Iterator[Batch]:
+        """Encoded rows, in batches that fit a processor's cache."""
+        rows = frame.lazy()
+        if self._state is not None:
+            rows = self._state.attach(rows.drop(ROW, strict=False))
+        encoded = self._encoder.encode(rows).collect()
+        for start in range(0, len(encoded), _MICROBATCH):
+            piece = encoded.slice(start, _MICROBATCH)
+            yield collate(self._schema, piece, np.arange(start, start + len(piece)))
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        """(B, T) logits of encoded rows."""
+        autocast = torch.autocast("cpu", torch.bfloat16) if self._bf16 else nullcontext()
+        with autocast:
+            logits_BT: torch.Tensor = self._ranker(batch)
+        return logits_BT.float().numpy()
+
+    def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(B,) predictions by task, from logits."""
+        return predictions(logits_BT, self._encoder.config.tasks, self.artifact.model.calibration)
+
+
+def _served_config(encoder: Encoder) -> DataConfig:
+    """The encoder's config with the features that it still encodes."""
+    left = {name.split(".")[0] for name in encoder.schema.feature_names}
+    features = {name: feature for name, feature in encoder.config.features.items() if name in left}
+    return encoder.config.model_copy(update={"features": features})
+
+
+def raw_columns(encoder: Encoder) -> frozenset[str]:
+    """Every raw column that encoding, or carrying keys along, reads."""
+    config = encoder.config
+    names: set[str | None] = {config.time, *config.keys}
+    waiting = list(_served_config(encoder).features.values())
+    while waiting:
+        feature = waiting.pop()
+        match feature:
+            case CrossFeature(of=parts):
+                waiting += [config.features[part] for part in parts]
+            case HistoryFeature(entity=entity):
+                names.add(entity)
+            case StatisticFeature(by=by):
+                names |= set(by)
+            case _:
+                names |= {feature.column, getattr(feature, "weights", None)}
+    return frozenset(name for name in names if name is not None)

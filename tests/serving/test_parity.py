@@ -1,0 +1,168 @@
+"""A row gets the same logit in evaluation, through the artifact in a batch, and alone."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.dataset import prepare
+from data_pipelines.encoder import Encoder
+from data_pipelines.features import DataConfig
+from data_pipelines.loader import collate
+from models.embeddings import table_layouts
+from models.plain_tables import PlainTables
+from models.ranker import Ranker, RankerConfig
+from models.weights import Weights
+from recsys.config import ExperimentConfig
+from recsys.evaluation import evaluate
+from recsys.exporting import export_run, verify_artifact
+from recsys.training import train
+from serving.artifact import Artifact, ModelCard, served_encoder, write_artifact
+from serving.scorer import Scorer
+
+
+def test_raw_rows_through_the_artifact_score_as_in_evaluation(trained, exported, tiny_log):
+    dataset, run = trained
+    expected = evaluate(run, dataset, "test", draws=0).predictions
+    log = pl.read_parquet(tiny_log)
+    test = log.sort("time", maintain_order=True).tail(len(expected)).drop("click", "rating")
+    scores = Scorer(Artifact.open(exported)).score(test, logits=True)
+    assert scores["user"].to_list() == expected["user"].to_list()
+    np.testing.assert_allclose(scores["click:logit"], expected["click:logit"], atol=2e-6)
+    alone = Scorer(Artifact.open(exported)).score(test.slice(7, 1), logits=True)
+    np.testing.assert_allclose(alone["click:logit"], expected["click:logit"][7:8], atol=2e-6)
+
+
+def test_verify_reports_no_difference_at_fp32(trained, exported):
+    result = verify_artifact(Artifact.open(exported), trained[1])
+    assert result["max_difference"] < 2e-6
+    assert result["run"]["click"] == pytest.approx(result["artifact"]["click"], abs=1e-6)
+
+
+CARD = ModelCard(name="test", metrics={}, sparsity={}, training={}, versions={})
+ROWS = pl.DataFrame(
+    {
+        "user": [f"u{i % 9}" for i in range(60)],
+        "item": [i % 13 for i in range(60)],
+        "tags": [[f"t{(i * k) % 11}" for k in range(i % 5)] for i in range(60)],
+        "strengths": [[0.5 + k for k in range(i % 5)] for i in range(60)],
+        "price": [None if i % 7 == 0 else float(i) for i in range(60)],
+        "click": [i % 2 for i in range(60)],
+    }
+)
+CONFIG = DataConfig.model_validate(
+    {
+        "log": "none",
+        "tasks": {"click": {"column": "click"}},
+        "features": {
+            "user": {"kind": "id"},
+            "item": {"kind": "id"},
+            "tags": {"kind": "bag"},
+            "strong": {"kind": "bag", "column": "tags", "weights": "strengths", "table": "tags"},
+            "price": {"kind": "number", "transform": "buckets", "buckets": 6},
+        },
+    }
+)
+ENCODER = Encoder.fit(CONFIG, ROWS.lazy())
+
+
+def random_weights(config: RankerConfig, generator: torch.Generator) -> Weights:
+    tables = {t.name: torch.randn(t.rows, t.dim, generator=generator) for t in table_layouts(ENCODER.schema, config)}
+    ranker = Ranker(config, ENCODER.schema, PlainTables(ENCODER.schema, config, tables, {}, {}))
+    return Weights(config, ENCODER.schema, tables, ranker.dense_state())
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    density=st.floats(0, 1),
+    pooling=st.dictionaries(st.sampled_from(["tags", "strong"]), st.sampled_from(["sum", "mean"])),
+    wide=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_a_pruned_artifact_scores_as_the_masked_checkpoint(density, pooling, wide, seed):
+    generator = torch.Generator().manual_seed(seed)
+    config = RankerConfig(dim=4, pooling=pooling, wide=wide, tower={"kind": "mlp", "hidden": [8]})
+    weights = random_weights(config, generator)
+    for table in ENCODER.schema.tables:
+        keep = torch.rand(table.rows, generator=generator) < density
+        keep[: table.reserved] = True
+        weights.keep[table.name] = keep
+    masked = weights.to_ranker()(collate(ENCODER.schema, ENCODER.encode(ROWS.lazy()).collect(), np.arange(len(ROWS))))
+    with tempfile.TemporaryDirectory() as folder:
+        write_artifact(weights, served_encoder(weights, ENCODER), None, CARD, Path(folder) / "artifact")
+        artifact = Artifact.open(Path(folder) / "artifact")
+        scores = Scorer(artifact).score(ROWS, logits=True)
+    np.testing.assert_allclose(scores["click:logit"], masked[:, 0].detach(), atol=1e-5, rtol=1e-5)
+    for name, entry in artifact.model.tables.items():
+        assert entry.rows == int(weights.keep[name.removeprefix("wide ")].sum())
+
+
+def test_a_feature_that_left_the_schema_is_neither_stored_nor_asked_for(tmp_path):
+    config = RankerConfig(dim=4, tower={"kind": "mlp", "hidden": [8]})
+    encoder = ENCODER.select(["user", "price"])
+    tables = {t.name: torch.randn(t.rows, t.dim) for t in table_layouts(encoder.schema, config)}
+    ranker = Ranker(config, encoder.schema, PlainTables(encoder.schema, config, tables, {}, {}))
+    weights = Weights(config, encoder.schema, tables, ranker.dense_state())
+    write_artifact(weights, served_encoder(weights, ENCODER), None, CARD, tmp_path / "artifact")
+    scorer = Scorer(Artifact.open(tmp_path / "artifact"))
+    assert set(scorer.artifact.model.tables) == {"user", "price"}
+    assert len(scorer.score(ROWS.select("user", "price"))) == len(ROWS)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("int8", 0.05), ("fp32", 1e-5)])
+def test_the_dense_part_may_be_kept_in_fewer_bits(tmp_path, precision, tolerance):
+    weights = random_weights(RankerConfig(dim=4), torch.Generator().manual_seed(3))
+    batch = collate(ENCODER.schema, ENCODER.encode(ROWS.lazy()).collect(), np.arange(len(ROWS)))
+    expected = weights.to_ranker()(batch)[:, 0].detach()
+    weights.precision = precision
+    write_artifact(weights, ENCODER, None, CARD, tmp_path / "artifact")
+    scores = Scorer(Artifact.open(tmp_path / "artifact")).score(ROWS, logits=True)
+    np.testing.assert_allclose(scores["click:logit"], expected, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def with_past(tiny_data, tmp_path_factory):
+    """A run with a history and a statistic, and its artifact with int8 rows."""
+    folder = tmp_path_factory.mktemp("past")
+    past = {
+        "likes": {"kind": "history", "of": ["item"], "where": "click = 1", "last": 5, "age": True},
+        "rate": {"kind": "statistic", "measure": "rate", "of": "click", "by": ["item"]},
+    }
+    config = ExperimentConfig.model_validate(
+        {
+            "data": tiny_data | {"features": tiny_data["features"] | past},
+            "model": {"dim": 8, "pooling": {"likes": "attention"}, "tower": {"kind": "mlp", "hidden": [16]}},
+            "train": {"epochs": 1, "batch_size": 256},
+        }
+    )
+    dataset = prepare(config.data, folder / "dataset")
+    train(config, dataset, folder / "run")
+    export_run(folder / "run", folder / "artifact")
+    return dataset, folder / "run", folder / "artifact"
+
+
+def test_rows_after_the_log_score_from_the_state_as_if_they_were_part_of_it(with_past, tiny_log, tiny_data, tmp_path):
+    dataset, _, artifact = with_past
+    log = pl.read_parquet(tiny_log)
+    later = log.sample(50, seed=1).with_columns(time=pl.lit(log["time"].max() + 3600, dtype=pl.Int64))
+    whole = tmp_path / "whole.parquet"
+    pl.concat([log, later]).write_parquet(whole)
+    split = {"by": "time", "valid": 50 / 2050, "test": 50 / 2050}
+    config = dataset.config.model_copy(update={"split": type(dataset.config.split)(**split)})
+    frame = prepare(config, tmp_path / "dataset", log=str(whole)).frame("test").collect()
+    scorer = Scorer(Artifact.open(artifact))
+    batches = list(scorer.encode(later.drop("click", "rating")))
+    assert len(frame) == 50
+    lengths = batches[0].sparse["likes.item"].lengths()
+    assert lengths.tolist() == frame["likes:length"].to_list()
+    np.testing.assert_allclose(batches[0].dense[:, 1], frame["rate"], rtol=1e-5)
+
+
+def test_verify_agrees_where_histories_are_attended(with_past):
+    _, run, artifact = with_past
+    assert verify_artifact(Artifact.open(artifact), run)["max_difference"] < 1e-5
