@@ -24,29 +24,27 @@ Range = tuple[int, int]
 class PartWriter:
     """Writes frames of one schema into ``part-*.arrow`` files of at most about ``PART_ROWS`` rows."""
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.folder, self.rows = folder, 0
-        self._schema, self._parts, self._in_part = schema, 0, 0
-        self._writer = self._open()
-
-    def _open(self) -> pa.RecordBatchFileWriter:
-        path = self.folder / f"part-{self._parts:05d}.arrow"
-        self._parts, self._in_part = self._parts + 1, 0
-        return pa.ipc.new_file(str(path), self._schema)
+        self._parts, self._in_part = 0, 0
+        self._writer: pa.RecordBatchFileWriter | None = None
 
     def write(self, frame: pl.DataFrame) -> None:
-        if frame.is_empty():
-            return
-        if self._in_part >= PART_ROWS:
-            self._writer.close()
-            self._writer = self._open()
-        self._writer.write_table(to_arrow(frame))
+        """Append rows; an empty frame only makes sure that there is a part to take the schema from."""
+        if self._writer is None or self._in_part >= PART_ROWS:
+            self.close()
+            path = self.folder / f"part-{self._parts:05d}.arrow"
+            self._writer = pa.ipc.new_file(str(path), to_arrow(frame.clear()).schema)
+            self._parts, self._in_part = self._parts + 1, 0
+        if len(frame):
+            self._writer.write_table(to_arrow(frame))
         self._in_part += len(frame)
         self.rows += len(frame)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:
@@ -56,15 +54,16 @@ def to_arrow(frame: pl.DataFrame) -> pa.Table:
 
 @dataclass(frozen=True)
 class Events:
-    """The events of one history, by entity and time: encoded ids of each feature, and microseconds."""
+    """The events of one history, by entity and time: encoded ids of each feature, microseconds, rows of the log."""
 
     ids: Mapping[str, npt.NDArray[np.int32]]
     times: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.uint32]
 
     @staticmethod
     def open(folder: Path) -> "Events":
-        arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-        return Events({name: ids for name, ids in arrays.items() if name != "times"}, arrays["times"])
+        ids = {path.stem: _mapped(path, np.int32) for path in sorted(folder.glob("*.i32"))}
+        return Events(ids, _mapped(folder / "times.i64", np.int64), _mapped(folder / "rows.u32", np.uint32))
 
 
 @dataclass
@@ -162,6 +161,11 @@ class Columns:
             past.age = (age, NULL_ID + self.schema.table(table).reserved)
             past.times, past.now = events.times, self._flat("__time", pieces)
         return past
+
+
+def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

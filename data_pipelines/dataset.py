@@ -15,6 +15,7 @@ from data_pipelines.columns import KEY, LABEL, Columns, Events
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
+from data_pipelines.originals import originals
 from data_pipelines.preparation import write
 from data_pipelines.splits import SPLITS
 from data_pipelines.storage import Manifest
@@ -113,6 +114,20 @@ class Dataset:
     def frame(self, split: str) -> pl.LazyFrame:
         """The encoded columns of a split as they lie on disk; histories as ``<name>:start`` and ``<name>:length``."""
         return pl.scan_ipc(self._split(split) / "part-*.arrow")
+
+    def raw(self, split: str, rows: Sequence[int] | np.ndarray | None = None) -> pl.DataFrame:
+        """Rows of a split as they are in the log, with the past of each as ``State.attach`` would give it.
+
+        Reads the log again. Encoded anew, these rows are the rows of the split.
+
+        Args:
+            rows: Positions in the split; all if ``None``.
+
+        Raises:
+            UserError: The log is no longer there.
+        """
+        encoded = self.frame(split).collect() if rows is None else self.frame(split).collect()[np.asarray(rows)]
+        return originals(self.config, self.manifest.meta["log"], encoded, self.path / "events")
 
     def _split(self, split: str) -> Path:
         if split not in self.splits:

@@ -127,8 +127,14 @@ class Split(Config):
 
 
 class Sampling(Config):
-    """Negatives for logs that hold positives only, drawn from the candidates of the training split."""
+    """Negatives for logs that hold positives only, drawn from the candidates of the training split.
 
+    ``item`` is the column they differ in from the row they are drawn for (by default the one key that is not the
+    user); what describes an item must be joined from a side table. The log gains the column ``positive``, 1 in its own
+    rows and 0 in the negatives: the task to learn.
+    """
+
+    item: str
     negatives: int = Field(default=4, ge=1)
     by: Literal["uniform", "popularity"] = "uniform"
     exponent: float = Field(default=0.75, ge=0)
@@ -309,6 +315,9 @@ class DataConfig(Config):
         values = dict(values)
         if "split" not in values and values.get("time") is not None:
             values["split"] = {"by": "time"}
+        if isinstance(values.get("sampling"), dict):
+            others = [key for key in values.get("keys") or [] if key != values.get("user")]
+            values["sampling"] = {**({"item": others[0]} if len(others) == 1 else {}), **values["sampling"]}
         values["features"] = {
             name: _with_defaults(name, feature, values) for name, feature in values["features"].items()
         }
@@ -325,6 +334,8 @@ class DataConfig(Config):
             yield "split by time needs the key `time`: the column that holds it"
         if self.split.by == "leave_last" and (self.user is None or self.time is None):
             yield "split by leave_last needs the keys `user` and `time`"
+        if self.sampling is not None and self.user is None:
+            yield "`sampling` needs the key `user`: negatives are what a user has not chosen"
         for join in self.joins:
             if join.time is not None and self.time is None:
                 yield f"the as-of join with {join.table} needs the key `time`"

@@ -2,21 +2,26 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import polars as pl
-import pyarrow as pa
 
-from data_pipelines import sources
-from data_pipelines.columns import KEY, LABEL, PartWriter, to_arrow
+from data_pipelines import sources, storage
+from data_pipelines.columns import KEY, LABEL, PartWriter
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
+from data_pipelines.past import Past, compute, past_features
+from data_pipelines.sampling import write_with_negatives
+from data_pipelines.snapshots import Snapshots
 from data_pipelines.sources import ROW
+from data_pipelines.spill import CHUNK_ROWS
 from data_pipelines.splits import SPLIT, SPLITS, Survey, assign
+from data_pipelines.state import save
 from data_pipelines.validation import REASON, TIME, checked, label
-
-_CHUNK_ROWS = 1 << 17
 
 
 def write(config: DataConfig, folder: Path, location: str, progress: Callable[[int], None]) -> dict[str, int]:
@@ -26,8 +31,12 @@ def write(config: DataConfig, folder: Path, location: str, progress: Callable[[i
         survey, refused = _survey(config, rows, location)
         rows = assign(config, rows, survey)
         accepted = rows.filter(pl.col(REASON).is_null())
-        encoder = Encoder.fit(config, accepted.filter(pl.col(SPLIT) == 0))
-        splits = _encode(config, encoder, accepted, folder, progress)
+        with TemporaryDirectory(dir=folder) as scratch:
+            if config.sampling is not None:
+                accepted, survey = _sampled(config, accepted, survey, location, folder, Path(scratch))
+            encoder = Encoder.fit(config, accepted.filter(pl.col(SPLIT) == 0))
+            past = _past(config, encoder, accepted, survey, folder, Path(scratch))
+            splits = _encode(config, encoder, accepted, past, folder, progress)
         rows.filter(pl.col(REASON).is_not_null()).drop(SPLIT).sink_parquet(folder / "quarantine.parquet")
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
@@ -35,6 +44,18 @@ def write(config: DataConfig, folder: Path, location: str, progress: Callable[[i
     profile = {"rows": survey.rows, "refused": refused, "splits": splits, "tables": _sizes(encoder)}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits
+
+
+def _sampled(
+    config: DataConfig, rows: pl.LazyFrame, survey: Survey, location: str, folder: Path, scratch: Path
+) -> tuple[pl.LazyFrame, Survey]:
+    """The rows with their negatives, as if the log had held both. ``candidates.parquet`` says how they were drawn."""
+    raw = sources.scan_files(location, config.format).collect_schema().names()
+    drawn = scratch / "log.parquet"
+    write_with_negatives(config, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
+    config = config.model_copy(update={"format": None})
+    rows = checked(config, sources.scan(config, str(drawn))).filter(pl.col(REASON).is_null())
+    return rows, replace(survey, rows=rows.select(pl.len()).collect(engine="streaming").item())
 
 
 def _survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> tuple[Survey, dict[str, int]]:
@@ -67,27 +88,44 @@ def _survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> tuple[Surv
     return Survey(good["n"][0], good["first"][0], good["last"][0]), refused
 
 
+def _past(
+    config: DataConfig, encoder: Encoder, rows: pl.LazyFrame, survey: Survey, folder: Path, scratch: Path
+) -> Past:
+    if not past_features(config):
+        return Past()
+    assert survey.last is not None
+    with storage.new_directory(folder / "state", "state") as state:
+        snapshots = Snapshots(config, state, survey.last)
+        past = compute(config, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
+        snapshots.close()
+        save(state, snapshots)
+    return past
+
+
 def _encode(
-    config: DataConfig, encoder: Encoder, rows: pl.LazyFrame, folder: Path, progress: Callable[[int], None]
+    config: DataConfig,
+    encoder: Encoder,
+    rows: pl.LazyFrame,
+    past: Past,
+    folder: Path,
+    progress: Callable[[int], None],
 ) -> dict[str, int]:
+    now = {name for name, feature in config.features.items() if name not in past_features(config)}
     schema = rows.collect_schema()
     carried = [label(config, task, schema).alias(LABEL + task) for task in config.tasks]
     carried += [pl.col(name).alias(KEY + name) for name in _keys(config)]
     carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in schema]
-    encoded = encoder.encode(rows, carry=carried)
-    arrow = _arrow_schema(encoded.drop(SPLIT))
-    writers = {split: PartWriter(folder / "splits" / split, arrow) for split in SPLITS}
-    for chunk in encoded.collect_batches(chunk_size=_CHUNK_ROWS, maintain_order=True, engine="streaming"):
+    encoded = encoder.select(now).encode(rows, carry=carried)
+    writers = {split: PartWriter(folder / "splits" / split) for split in SPLITS}
+    for chunk in encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"):
+        times = chunk[TIME].to_numpy() if TIME in chunk.columns else np.empty(0)
+        chunk = chunk.with_columns(past.take(chunk[ROW].to_numpy(), times)) if len(chunk) else chunk
         for code, split in enumerate(SPLITS):
             writers[split].write(chunk.filter(pl.col(SPLIT) == code).drop(SPLIT))
         progress(len(chunk))
     for writer in writers.values():
         writer.close()
     return {split: writer.rows for split, writer in writers.items()}
-
-
-def _arrow_schema(frame: pl.LazyFrame) -> pa.Schema:
-    return to_arrow(frame.collect_schema().to_frame()).schema
 
 
 def _keys(config: DataConfig) -> list[str]:

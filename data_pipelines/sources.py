@@ -25,6 +25,8 @@ from data_pipelines.features import (
 
 ROW = "__row"
 """Position of a row in its log, from 0."""
+POSITIVE = "positive"
+"""With ``sampling``: 1 in the rows of the log, 0 in the negatives drawn for them."""
 
 _SUFFIXES: dict[str, Format] = {
     ".parquet": ParquetFormat(),
@@ -42,6 +44,15 @@ _SUFFIXES: dict[str, Format] = {
     ".libffm": LibsvmFormat(),
 }
 _COMPRESSED = (".gz", ".zst", ".zlib")
+_UNREADABLE = (
+    pl.exceptions.ComputeError,
+    pl.exceptions.SchemaError,
+    pl.exceptions.ColumnNotFoundError,
+    pl.exceptions.InvalidOperationError,
+    pl.exceptions.NoDataError,
+    pl.exceptions.ShapeError,
+    pl.exceptions.StructFieldNotFoundError,
+)
 
 
 def scan(config: DataConfig, path: str | None = None) -> pl.LazyFrame:
@@ -50,9 +61,10 @@ def scan(config: DataConfig, path: str | None = None) -> pl.LazyFrame:
     Raises:
         UserError: Nothing there, an unknown format, a file that cannot be read, or a column of a join that is missing.
     """
-    return join_sides(
-        config, scan_files(path or config.log, config.format, text=text_columns(config)).with_row_index(ROW)
-    )
+    frame = scan_files(path or config.log, config.format, text=text_columns(config))
+    if config.sampling is not None and POSITIVE not in frame.collect_schema():
+        frame = frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
+    return join_sides(config, frame.with_row_index(ROW))
 
 
 def join_sides(config: DataConfig, frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -116,7 +128,7 @@ def reading(location: str) -> Iterator[None]:
     """Turn the engine's errors about damaged or mixed files into one sentence that names ``location``."""
     try:
         yield
-    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+    except (*_UNREADABLE, pa.ArrowException, OSError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{location} cannot be read: {reason}") from error
 

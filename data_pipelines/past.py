@@ -1,0 +1,160 @@
+"""Histories and statistics of a whole log: each row sees what was strictly earlier, and nothing else."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data_pipelines import histories, statistics
+from data_pipelines.columns import LENGTH, START
+from data_pipelines.compiling import Values
+from data_pipelines.features import BagFeature, DataConfig, HistoryFeature, StatisticFeature
+from data_pipelines.histories import Slices
+from data_pipelines.snapshots import Snapshots
+from data_pipelines.sources import ROW
+from data_pipelines.spill import KEY, ByRow, partitions
+from data_pipelines.statistics import Prior, Running
+from data_pipelines.timelines import Timeline, key_of
+from data_pipelines.validation import TIME
+from data_pipelines.vocabulary import Table
+
+PastFeature = HistoryFeature | StatisticFeature
+
+
+def past_features(config: DataConfig) -> dict[str, PastFeature]:
+    """The features that depend on earlier rows."""
+    return {n: f for n, f in config.features.items() if isinstance(f, HistoryFeature | StatisticFeature)}
+
+
+def groups(config: DataConfig) -> dict[tuple[str, ...], list[str]]:
+    """The features that depend on the past, by the columns that say whose past it is."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, feature in past_features(config).items():
+        by = (feature.entity,) if isinstance(feature, HistoryFeature) else tuple(feature.by)
+        found.setdefault(by, []).append(name)
+    return found
+
+
+def keyed(config: DataConfig, by: Iterable[str], rows: pl.LazyFrame, columns: Iterable[pl.Expr]) -> pl.LazyFrame:
+    """``columns`` of each row beside the ``key`` of its values of ``by``; a row a distinct element where one is a bag.
+
+    Rows without a key (a null, an empty bag) are left out.
+    """
+    values = Values(config, rows.collect_schema())
+    texts: list[pl.Expr] = []
+    parts: list[pl.Expr] = []
+    bags: list[str] = []
+    for i, column in enumerate(by):
+        name = f"__by{i}"
+        bag = next((n for n, f in config.features.items() if isinstance(f, BagFeature) and f.column == column), None)
+        if bag is None:
+            parts.append(values.text(f"the past of {column!r}", column).alias(name))
+        else:
+            parts.append(values.of(bag).list.unique(maintain_order=True).alias(name))
+            bags.append(name)
+        texts.append(pl.col(name))
+    frame = rows.select(*columns, *parts)
+    for bag_column in bags:
+        frame = frame.explode(bag_column, empty_as_null=False)
+    names = [f"__by{i}" for i in range(len(texts))]
+    return frame.with_columns(key_of(texts).alias(KEY)).drop(names).drop_nulls(KEY)
+
+
+@dataclass
+class Past:
+    """The past of every row of a log, ready to be taken in the order of the rows."""
+
+    histories: dict[str, ByRow] = field(default_factory=dict)
+    statistics: dict[str, tuple[StatisticFeature, Prior | None, ByRow]] = field(default_factory=dict)
+
+    def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
+        """The columns of ``rows``: all that were not taken before, up to the last of them."""
+        if not len(rows):
+            return []
+        columns, end = [], int(rows[-1]) + 1
+        for name, by_row in self.histories.items():
+            records = by_row.take(end)
+            place = np.searchsorted(rows, records["row"])
+            for suffix, values in ((START, records["start"]), (LENGTH, records["length"])):
+                column = np.zeros(len(rows), np.uint32)
+                column[place] = values
+                columns.append(pl.Series(name + suffix, column))
+        for name, (feature, prior, by_row) in self.statistics.items():
+            totals, elements = statistics.collect(by_row, rows, end)
+            before = None if prior is None else prior.at(times, feature)
+            columns.append(pl.Series(name, statistics.finish(feature, totals, elements, before)))
+        return columns
+
+
+def compute(
+    config: DataConfig,
+    rows: pl.LazyFrame,
+    size: int,
+    tables: Mapping[str, Table],
+    folder: Path,
+    scratch: Path,
+    snapshots: Snapshots,
+) -> Past:
+    """Work out the past of each of the ``size`` accepted rows.
+
+    Encoded events go to ``folder/events``, what new rows need to ``snapshots``, what is only for now to ``scratch``.
+    """
+    past = Past()
+    for by, names in groups(config).items():
+        workers: dict[str, Running | Slices] = {}
+        for name in names:
+            feature = config.features[name]
+            if isinstance(feature, HistoryFeature):
+                past.histories[name] = ByRow(scratch / name, [("start", "<u4"), ("length", "<u4")])
+                parts = {part: tables[config.features[part].table] for part in feature.of}  # type: ignore[union-attr]
+                workers[name] = Slices(name, feature, parts, folder / "events" / name, past.histories[name])
+            else:
+                assert isinstance(feature, StatisticFeature)
+                prior = _prior(config, name, rows, snapshots)
+                by_row = ByRow(scratch / name, [("level", "<f4")])
+                past.statistics[name] = (feature, prior, by_row)
+                workers[name] = Running(name, feature, prior, by_row)
+        frame = keyed(
+            config, by, rows, [pl.col(TIME).alias("time"), pl.col(ROW).alias("row"), *_read(config, names, rows)]
+        )
+        for part in partitions(frame, size, scratch):
+            line = Timeline.of(part[KEY].to_numpy(), part["time"].to_numpy())
+            row_numbers = part["row"].to_numpy()
+            for name, worker in workers.items():
+                snapshots.add(name, worker.add(part, row_numbers, line))
+    return past
+
+
+def remember(config: DataConfig, rows: pl.LazyFrame, snapshots: Snapshots) -> None:
+    """Only the snapshots of :func:`compute`."""
+    for by, names in groups(config).items():
+        frame = keyed(config, by, rows, [pl.col(TIME).alias("time"), *_read(config, names, rows)]).collect()
+        for name in names:
+            feature = config.features[name]
+            if isinstance(feature, HistoryFeature):
+                snapshots.add(name, histories.events(name, feature, frame))
+            else:
+                _prior(config, name, rows, snapshots)
+                snapshots.add(name, frame.select(KEY, "time", value=name))
+
+
+def _read(config: DataConfig, names: Iterable[str], rows: pl.LazyFrame) -> Iterator[pl.Expr]:
+    values = Values(config, rows.collect_schema())
+    for name in names:
+        if isinstance(config.features[name], HistoryFeature):
+            yield from histories.columns(config, name, values)
+        else:
+            yield statistics.value(config, name, values)
+
+
+def _prior(config: DataConfig, name: str, rows: pl.LazyFrame, snapshots: Snapshots) -> Prior | None:
+    feature = config.features[name]
+    assert isinstance(feature, StatisticFeature)
+    if feature.measure == "count":
+        return None
+    value = statistics.value(config, name, Values(config, rows.collect_schema()))
+    minutes = statistics.by_minute(rows, value).collect(engine="streaming")
+    snapshots.add_prior(name, minutes)
+    return Prior.of(minutes)
