@@ -76,12 +76,8 @@ def command_page() -> str:
         if options:
             lines += ["| | |", "|---|---|"]
             for parameter in options:
-                name = (
-                    "`, `".join(parameter.opts)
-                    if parameter.param_type_name == "option"
-                    else parameter.human_readable_name
-                )
-                lines.append(f"| `{name}` | {_cell(str(parameter.help))} |")
+                names = parameter.opts if parameter.param_type_name == "option" else [parameter.make_metavar(context)]
+                lines.append(f"| `{'`, `'.join(names)}` | {_cell(str(parameter.help))} |")
             lines.append("")
     return "\n".join(lines)
 
