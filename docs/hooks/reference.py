@@ -60,7 +60,6 @@ def config_page() -> str:
 def command_page() -> str:
     """The reference of every verb, its arguments and options."""
     command = typer.main.get_command(app)
-    context = typer.Context(command, info_name="recsys")
     lines = [
         "# The `recsys` command",
         "",
@@ -70,16 +69,27 @@ def command_page() -> str:
     ]
     for path, verb in _verbs(command, "recsys"):
         lines += [f"## `{path}`", "", inspect.cleandoc(verb.help or ""), ""]
-        usage = " ".join(verb.collect_usage_pieces(typer.Context(verb, parent=context, info_name=path)))
-        lines += ["```text", f"{path} {usage}", "```", ""]
+        lines += ["```text", " ".join([path, *map(_argument, verb.params)]), "```", ""]
         options = [parameter for parameter in verb.params if getattr(parameter, "help", None)]
         if options:
             lines += ["| | |", "|---|---|"]
             for parameter in options:
-                names = parameter.opts if parameter.param_type_name == "option" else [parameter.make_metavar(context)]
+                names = parameter.opts if parameter.param_type_name == "option" else [_named(parameter)]
                 lines.append(f"| `{'`, `'.join(names)}` | {_cell(str(parameter.help))} |")
             lines.append("")
     return "\n".join(lines)
+
+
+def _argument(parameter: Any) -> str:
+    """A parameter as a usage line shows it."""
+    if parameter.param_type_name == "argument":
+        name = _named(parameter)
+        return name if parameter.required or name.startswith("[") else f"[{name}]"
+    return f"[{parameter.opts[0]}]"
+
+
+def _named(argument: Any) -> str:
+    return str(argument.metavar or argument.name.upper())
 
 
 def _verbs(group: Any, path: str) -> Iterator[tuple[str, Any]]:
