@@ -38,19 +38,13 @@ def export_run(
     """
     if out.exists() and not replace:
         raise UserError(f"{out} already exists: name another path, or remove it first.")
+    weights = load_weights(run)
     config = load_config(run / CONFIG_FILE, overrides)
     data = Dataset.open(dataset or dataset_of(run))
-    weights = shrunk_weights(run, config)
-    export(weights, data, _card(run, config, data, weights), config.export, out, replace=replace)
-    return Artifact.open(out, verify="sizes")
-
-
-def shrunk_weights(run: Path, config: ExperimentConfig) -> Weights:
-    """The final weights of ``run`` after every lever removed what it can."""
-    weights = load_weights(run)
     for lever in build_levers(config.sparsity):
         lever.shrink(weights)
-    return weights
+    export(weights, data, _card(run, config, data, weights), config.export, out, replace=replace)
+    return Artifact.open(out, verify="sizes")
 
 
 def _card(run: Path, config: ExperimentConfig, data: Dataset, weights: Weights) -> ModelCard:
