@@ -46,13 +46,13 @@ class StudyConfig(_Config):
     pairs: list[str] = Field(default=[], description="Train without each pair of these: do they replace each other?")
     permute: list[str] = Field(default=[], description="Shuffle each of these among the test rows of the trained base.")
     permute_within: list[str] = Field(
-        [], description="The same, but only among rows that are alike in the features that go with it."
+        default=[], description="The same, but only among rows that are alike in the features that go with it."
     )
     mask: list[str] = Field(default=[], description="Set each of these to null in the test rows of the trained base.")
     vary: dict[str, list[Any]] = Field(default={}, description="Values of config keys, one key at a time.")
     grid: dict[str, list[Any]] = Field(default={}, description="Values of config keys, in all combinations.")
     selection: Literal["none", "forward", "backward", "path"] = Field(
-        "none",
+        default="path",
         description="Search for a small set of features: greedily up, greedily down, or down in order of effect.",
     )
     slices: dict[str, SliceConfig] | None = Field(default=None, description="Parts of the test rows; a few by default.")
@@ -62,13 +62,17 @@ class StudyConfig(_Config):
     correction: Literal["holm", "benjamini_hochberg"] = Field(default="holm", description="For many arms.")
     tolerance: float = Field(default=0.001, ge=0, description="AUC that is not worth a feature.")
     leak_share: float = Field(
-        0.5, gt=0, le=1, description="A feature that carries more than this share of the AUC above 0.5 is suspicious."
+        default=0.5,
+        gt=0,
+        le=1,
+        description="A feature that carries more than this share of the AUC above 0.5 is suspicious.",
     )
     halving: bool = Field(
         default=False, description="After each seed, stop the worse half of the `vary` and `grid` arms."
     )
     warm_start: bool = Field(
-        False, description="Also estimate `leave_one_out` by one epoch from the trained base, and how well that ranks."
+        default=False,
+        description="Also estimate `leave_one_out` by one epoch from the trained base, and how well that ranks.",
     )
 
     @model_validator(mode="after")

@@ -6,10 +6,10 @@ Letters: N rows, T tasks.
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +25,14 @@ from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
 from data_pipelines.sources import scan
 from models.ranker import Ranker
+from models.sparsity.config import build_levers
+from models.weights import Weights
 from recsys.ablation.perturb import masked, random_order, shuffled, strata
 from recsys.ablation.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
+from recsys.checkpoints import load_weights
 from recsys.config import ExperimentConfig, parse_config
 from recsys.evaluation import predict, task_metrics
-from recsys.exporting import export_run, shrunk_weights
+from recsys.exporting import export_run
 from recsys.training import train
 from serving.export import as_served
 from serving.scorer import Scorer
@@ -37,6 +40,7 @@ from serving.scorer import Scorer
 _SCORED_ROWS = 20_000
 _SCORING_REPEATS = 3
 _BATCH_ROWS = 16384
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 
 Logits = dict[str, NDArray[np.float32]]
 """(N, T) by split."""
@@ -77,7 +81,7 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
     """Train, export, and score valid and test with the weights as they will be served."""
     config, run = experiment(trial, dataset), folder / RUN
     result = train(config, dataset, run)
-    weights = as_served(shrunk_weights(run, config))
+    weights = _served_weights(run, config)
     ranker, logits = weights.to_ranker(), Logits()
     for split in ("valid", "test"):
         if dataset.splits.get(split):
@@ -106,6 +110,14 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
     )
 
 
+def _served_weights(run: Path, config: ExperimentConfig) -> Weights:
+    """A run's weights as its artifact serves them: after every lever removed what it can, rows quantized."""
+    weights = load_weights(run)
+    for lever in build_levers(config.sparsity):
+        lever.shrink(weights)
+    return as_served(weights)
+
+
 def _scoring_rate(scorer: Scorer, dataset: Dataset) -> float | None:
     """Rows scored a second, from raw rows; the best of a few repeats. ``None`` where the log is out of reach."""
     try:
@@ -124,7 +136,7 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
     """Score the test rows with the parent's weights after changing a few features in them."""
     assert trial.parent is not None
     config = experiment(trial, dataset)
-    weights = as_served(shrunk_weights(store.path(trial.parent) / RUN, config))
+    weights = _served_weights(store.path(trial.parent) / RUN, config)
     columns = dataset.columns("test", weights.schema.feature_names)
     block, note = columns.block([(0, len(columns))]), ""
     match trial.change:
@@ -159,54 +171,60 @@ def _write_logits(logits: Logits, tasks: Sequence[str], path: Path) -> None:
     pl.concat(parts).write_parquet(path)
 
 
-class Workers:
-    """Processes that carry out trials, ``jobs`` at a time; ``threads`` in each.
+class Workers(ExitStack):
+    """Processes that carry out trials, ``jobs`` at a time with ``threads`` in each; they end with the ``with`` block.
 
     Args:
         jobs: As many as the processors allow if ``None``.
     """
 
     def __init__(self, dataset: Path, store: TrialStore, *, threads: int = 1, jobs: int | None = None) -> None:
+        super().__init__()
         self.dataset, self.store, self.threads = dataset, store, threads
         self.jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, trials: Sequence[Trial], done: Callable[[Trial], None] = lambda trial: None) -> None:
         """Carry out the ``trials`` that the store does not have, in their order; tell ``done`` of each as it ends.
 
         Raises:
-            UserError: What a trial's own training says, with the features it was about.
+            UserError: What a trial's own training says.
         """
         wanted = list({trial.name: trial for trial in trials if trial not in self.store}.values())
         if not wanted:
             return
-        with self._pool(min(self.jobs, len(wanted))) as pool:
-            futures: dict[Future[None], Trial] = {
-                pool.submit(execute, trial, self.dataset, self.store.folder): trial for trial in wanted
-            }
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    done(futures[future])
-            except BrokenProcessPool:
-                raise RuntimeError(
-                    f"a process of the study died (out of memory?): try fewer than {self.jobs} jobs; "
-                    "what is done stays done."
-                ) from None
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    @contextmanager
-    def _pool(self, jobs: int) -> Iterator[ProcessPoolExecutor]:
-        """Fresh processes whose libraries start with the right number of threads."""
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
-        before = {name: os.environ.get(name) for name in names}
-        os.environ.update(dict.fromkeys(names, str(self.threads)))
+        pool = self._started()
+        futures = {pool.submit(execute, trial, self.dataset, self.store.folder): trial for trial in wanted}
         try:
-            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-                yield pool
+            for future in as_completed(futures):
+                future.result()
+                done(futures[future])
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"a process of the study died (out of memory?): use fewer jobs than {self.jobs}; what is done stays."
+            ) from None
         finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            for future in futures:
+                future.cancel()
+
+    def _started(self) -> ProcessPoolExecutor:
+        """The pool, whose processes start when they are first needed, and whose libraries then see the thread count."""
+        if self._pool is None:
+            self.enter_context(_environment(dict.fromkeys(_THREADS, str(self.threads))))
+            pool = ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn"))
+            self._pool = self.enter_context(pool)
+        return self._pool
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

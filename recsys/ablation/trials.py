@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 import data_pipelines
 import models
 import serving
-from data_pipelines.storage import checksum, fingerprint, new_directory, open_directory
+from data_pipelines.storage import MANIFEST, Manifest, checksum, fingerprint, new_directory, open_directory
 
 LOGITS = "logits.parquet"
 FIGURES = "figures.json"
@@ -90,10 +90,18 @@ class TrialStore:
         return self.folder / name
 
     def __contains__(self, trial: Trial) -> bool:
-        return (self.path(trial.name) / "manifest.json").is_file()
+        return (self.path(trial.name) / MANIFEST).is_file()
 
     def figures(self, trial: Trial) -> Figures:
         return Figures.model_validate_json((self.path(trial.name) / FIGURES).read_bytes())
+
+    def figures_of(self, dataset: str) -> list[Figures]:
+        """Figures of all finished trials on the data set of this fingerprint."""
+        return [
+            Figures.model_validate_json((path.parent / FIGURES).read_bytes())
+            for path in self.folder.glob(f"*/{MANIFEST}")
+            if Manifest.model_validate_json(path.read_bytes()).meta["trial"]["dataset"] == dataset
+        ]
 
     def logits(self, trial: Trial, split: str, task: str) -> np.ndarray:
         """(N,) logits of a split's rows, in their order."""

@@ -1,0 +1,294 @@
+"""A study from its plan to its effects: which trials are needed, carrying them out, and what they say.
+
+Letters: N test rows, S seeds.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+import torch
+
+from data_pipelines.dataset import Dataset
+from data_pipelines.errors import UserError
+from models.embeddings import SparseTables
+from models.ranker import Ranker
+from recsys.ablation import selection
+from recsys.ablation.arms import BASE, CORE, Arm, narrow, plan_arms
+from recsys.ablation.config import StudyConfig
+from recsys.ablation.effects import Judge
+from recsys.ablation.execution import Workers, experiment
+from recsys.ablation.slices import slice_masks
+from recsys.ablation.trials import Figures, Trial, TrialStore, code_fingerprint
+from recsys.comparison import METRICS, NEEDS_USERS
+from recsys.config import ExperimentConfig, override
+from recsys.significance import Floats
+
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is: trials done, trials known so far, and the arms that are complete."""
+
+    done: int
+    known: int
+    latest: str
+    complete: Sequence[Arm]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would do.
+
+    Attributes:
+        missing: Trials of each arm that are not in the store.
+        seconds: Time of the missing trials, by what trials of this data set took so far; ``None`` if none was run.
+        disk: Bytes that the missing trials will leave.
+    """
+
+    arms: Sequence[Arm]
+    missing: Mapping[str, int]
+    seconds: float | None
+    disk: int
+    jobs: int
+
+
+@dataclass
+class Study:
+    """Arms, seeds and their trials.
+
+    Args:
+        config: The experiment; its ``ablation`` block is the study.
+        workers: Carry out the trials, and hold the store.
+
+    Raises:
+        UserError: The study names what is not there, an arm would have no feature, or a metric lacks its column.
+    """
+
+    config: ExperimentConfig
+    dataset: Dataset
+    workers: Workers
+    arms: list[Arm] = field(init=False)
+    stopped: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check()
+        self.arms = plan_arms(self.study, self.config.data)
+        for arm in self.arms:
+            if arm.trains:
+                self._check_arm(arm)
+
+    @property
+    def study(self) -> StudyConfig:
+        return self.config.ablation
+
+    @property
+    def store(self) -> TrialStore:
+        return self.workers.store
+
+    @property
+    def seeds(self) -> range:
+        return range(self.config.seed, self.config.seed + self.study.seeds)
+
+    @cached_property
+    def task(self) -> str:
+        return self.study.task or next(iter(self.dataset.schema.tasks))
+
+    @cached_property
+    def judge(self) -> Judge:
+        data = self.dataset.config
+        labels_N = self.dataset.labels("test")[:, self.dataset.schema.tasks.index(self.task)]
+        users_N = self.dataset.keys("test")[data.user].to_numpy() if data.user else None
+        metrics = [metric for metric in self.study.metrics if data.user or metric not in NEEDS_USERS]
+        study = self.study.model_copy(update={"metrics": metrics})
+        return Judge(study, labels_N, users_N, slice_masks(self.study, self.dataset))
+
+    def trials(self, arm: Arm) -> list[Trial]:
+        """One trial a seed."""
+        return [self._trial(arm, seed) for seed in self.seeds[: self.stopped.get(arm.name, self.study.seeds)]]
+
+    def plan(self) -> Plan:
+        """What is missing, and what it will take."""
+        missing = {arm.name: sum(trial not in self.store for trial in self.trials(arm)) for arm in self.arms}
+        of_arm = [arm for arm in self.arms for _ in range(missing[arm.name])]
+        known = self.store.figures_of(self.dataset.manifest.fingerprint)
+        trained = [figures.seconds for figures in known if figures.steps]
+        looks = [figures.seconds for figures in known if not figures.steps]
+        seconds = None
+        if trained:
+            each = {True: statistics.median(trained), False: statistics.median(looks or [2.0])}
+            seconds = sum(each[arm.trains] for arm in of_arm) / self.workers.jobs
+        rows = self.dataset.splits["test"] + self.dataset.splits.get("valid", 0)
+        tables = sum(table.rows * self.config.model.table_dim(table.name) for table in self.dataset.schema.tables)
+        disk = len(of_arm) * 4 * rows + missing[BASE] * 4 * tables
+        return Plan(self.arms, missing, seconds, disk, self.workers.jobs)
+
+    def run(self, observe: Callable[[Progress], None] = lambda progress: None) -> None:
+        """Carry out every trial that the store lacks; what a kill left undone is all that is done again."""
+        varied = [arm for arm in self.arms if arm.kind in ("vary", "grid")]
+        halved = {arm.name for arm in varied} if self.study.halving else set()
+        self._carry_out([arm for arm in self.arms if arm.trains and arm.name not in halved], observe)
+        if halved:
+            self._halve(varied, observe)
+        self._carry_out([arm for arm in self.arms if not arm.trains], observe)
+        self._search(observe)
+
+    def effects(self) -> pl.DataFrame:
+        """Every arm's effects, see :data:`~recsys.ablation.effects.EFFECT_COLUMNS`."""
+        return self.judge.effects([arm for arm in self.arms if arm.kind != "selection"], self.logits)
+
+    def interactions(self) -> pl.DataFrame:
+        """Interactions of the pairs, see :data:`~recsys.ablation.effects.INTERACTION_COLUMNS`."""
+        return self.judge.interactions(self.arms, self.logits)
+
+    @property
+    def logits(self) -> dict[str, dict[str, Floats]]:
+        """Test logits by arm, then by trial."""
+        return {
+            arm.name: {trial.name: self.store.logits(trial, "test", self.task) for trial in self.trials(arm)}
+            for arm in self.arms
+        }
+
+    def figures(self, arm: Arm) -> list[Figures]:
+        return [self.store.figures(trial) for trial in self.trials(arm)]
+
+    def valid_auc(self, arm: Arm) -> float:
+        """Mean over seeds."""
+        return statistics.mean(figures.valid_auc[self.task] for figures in self.figures(arm))
+
+    def recommended(self) -> Arm:
+        """The arm of fewest features whose validation AUC is within the tolerance of the best."""
+        arms = {arm.features: arm for arm in reversed(self.arms) if arm.trains and not arm.overrides}
+        scores = {features: self.valid_auc(arm) for features, arm in arms.items()}
+        return arms[selection.smallest_within(scores, self.study.tolerance)]
+
+    def experiment(self, arm: Arm) -> ExperimentConfig:
+        """The config of an arm, ready to be trained with ``recsys train``."""
+        config = experiment(self._trial(arm, self.config.seed), self.dataset)
+        keys = {"mlflow", "checkpoint_every", "keep_checkpoints"}
+        train = config.train.model_copy(update={key: getattr(self.config.train, key) for key in keys})
+        return config.model_copy(update={"name": self.config.name, "data": self.config.data, "train": train})
+
+    def _trial(self, arm: Arm, seed: int) -> Trial:
+        if not arm.trains:
+            base = self._trial(self.arms[0], seed)
+            members = {feature for unit in arm.units for feature in self._members(unit)}
+            changed = tuple(name for name in arm.features if name in members)
+            return base.model_copy(
+                update={"keep_run": False, "parent": base.name, "change": arm.change, "changed": changed}
+            )
+        content = self._content(arm)
+        return Trial(
+            config={block: content[block] for block in ("model", "train", "sparsity", "export")},
+            features=arm.features,
+            seed=seed,
+            dataset=self.dataset.manifest.fingerprint,
+            threads=self.workers.threads,
+            keep_run=arm.kind == "base",
+            code=code_fingerprint(),
+        )
+
+    def _content(self, arm: Arm) -> dict[str, Any]:
+        """The arm's config as plain values, without what it says about features that are gone."""
+        assignments = [f"{key}={json.dumps(value)}" for key, value in arm.overrides.items()]
+        schema = self.dataset.encoder.select(arm.features).schema
+        content = override(self.config.model_dump(mode="json"), assignments)
+        return narrow(content, arm.features, [table.name for table in schema.tables])
+
+    def _members(self, unit: str) -> tuple[str, ...]:
+        groups = self.config.data.groups
+        return tuple(member.split(".")[0] for member in groups[unit]) if unit in groups else (unit,)
+
+    def _check(self) -> None:
+        task = self.dataset.config.tasks.get(self.task)
+        if task is None or task.kind != "binary":
+            raise UserError(f"ablation.task: `{self.task}` is no binary task of {self.dataset.path}.")
+        if not self.dataset.splits.get("test") or not self.dataset.splits.get("valid"):
+            raise UserError(
+                f"{self.dataset.path} lacks a valid or a test split: a study selects on one, judges on the other."
+            )
+        asked = "metrics" in self.study.model_fields_set
+        for metric in self.study.metrics:
+            if asked and metric in NEEDS_USERS and not self.dataset.config.user:
+                raise UserError(f"ablation.metrics: {METRICS[metric]} needs `data.user`, the column of users: add it.")
+        slice_masks(self.study, self.dataset)
+
+    def _check_arm(self, arm: Arm) -> None:
+        """Refuse an arm whose config cannot be trained, before anything is."""
+        config = experiment(self._trial(arm, self.config.seed), self.dataset)
+        schema = self.dataset.encoder.select(arm.features).schema
+        try:
+            with _META:
+                Ranker(config.model, schema, SparseTables(schema, config.model, device=_META))
+        except UserError as error:
+            raise UserError(f"arm `{arm.name}` cannot be trained: {error}") from None
+
+    def _carry_out(self, arms: Iterable[Arm], observe: Callable[[Progress], None], seeds: int | None = None) -> None:
+        """Seed by seed, so that the leaderboard is complete in its first seed early."""
+        arms = list(arms)
+        trials = {arm.name: self.trials(arm)[:seeds] for arm in arms}
+        by_seed = [(arm, ts[s]) for s in range(self.study.seeds) for arm in arms if s < len(ts := trials[arm.name])]
+        names = {trial.name: arm.name for arm, trial in by_seed}
+        known = len(names)
+
+        def done(trial: Trial) -> None:
+            left = sum(trial not in self.store for _, trial in by_seed)
+            complete = [arm for arm in arms if all(trial in self.store for trial in trials[arm.name])]
+            observe(Progress(known - left, known, names[trial.name], complete))
+
+        self.workers.run([trial for _, trial in by_seed], done)
+
+    def _halve(self, arms: list[Arm], observe: Callable[[Progress], None]) -> None:
+        """Successive halving over seeds: after each, only the better half goes on (arXiv 1502.07943)."""
+        running = arms
+        for seeds in range(1, self.study.seeds + 1):
+            self._carry_out(running, observe, seeds)
+            if seeds == self.study.seeds:
+                return
+            score = {arm.name: self._mean_valid_auc(arm, seeds) for arm in running}
+            running = sorted(running, key=lambda arm: -score[arm.name])
+            for arm in running[max(1, -(-len(running) // 2)) :]:
+                self.stopped[arm.name] = seeds
+            running = [arm for arm in running if arm.name not in self.stopped]
+
+    def _mean_valid_auc(self, arm: Arm, seeds: int) -> float:
+        return statistics.mean(self.store.figures(trial).valid_auc[self.task] for trial in self.trials(arm)[:seeds])
+
+    def _search(self, observe: Callable[[Progress], None]) -> None:
+        """Let the selection strategy ask for sets of features until it has no more to ask."""
+        everything, tolerance = self.arms[0].features, self.study.tolerance
+        core = next((arm.features for arm in self.arms if arm.name == CORE), ())
+        match self.study.selection:
+            case "none":
+                return
+            case "forward":
+                search = selection.forward(everything, core, tolerance=tolerance)
+            case "backward":
+                search = selection.backward(everything, tolerance=tolerance)
+            case "path":
+                search = selection.path(everything, tolerance=tolerance)
+        wanted = next(search, None)
+        while wanted is not None:
+            arms = [self._arm_of(features) for features in wanted]
+            self._carry_out(arms, observe)
+            try:
+                wanted = search.send({arm.features: self.valid_auc(arm) for arm in arms})
+            except StopIteration:
+                wanted = None
+
+    def _arm_of(self, features: tuple[str, ...]) -> Arm:
+        """The arm that trains on ``features`` alone: one that is there, or a new one of kind ``selection``."""
+        for arm in self.arms:
+            if arm.features == features and arm.trains and not arm.overrides:
+                return arm
+        gone = [name for name in self.arms[0].features if name not in features]
+        name = f"only {', '.join(features)}" if len(features) < len(gone) else f"without {', '.join(gone)}"
+        arm = Arm(name, "selection", features, units=tuple(gone))
+        self._check_arm(arm)
+        self.arms.append(arm)
+        return arm
