@@ -161,15 +161,15 @@ def open_directory(path: Path, kind: str, *, verify: Literal["full", "sizes"] = 
         UserError: No such directory, not one of ``kind``, of another format, or a file missing or changed.
     """
     if not path.is_dir():
-        raise UserError(f"{path} is not a directory: give the path of a {kind}.")
+        raise UserError(f"{path} is not a directory: give the path of {_a(kind)}.")
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path} has no {MANIFEST}: it is not a {kind}.") from None
+        raise UserError(f"{path} has no {MANIFEST}: it is not {_a(kind)}.") from None
     except ValidationError:
         raise UserError(f"{path / MANIFEST} is damaged: make the {kind} again.") from None
     if manifest.kind != kind:
-        raise UserError(f"{path} is a {manifest.kind}, not a {kind}.")
+        raise UserError(f"{path} is {_a(manifest.kind)}, not {_a(kind)}.")
     if manifest.format != FORMAT:
         raise UserError(
             f"{path} has format {manifest.format}, this version reads format {FORMAT}: make the {kind} again, "
@@ -183,3 +183,7 @@ def open_directory(path: Path, kind: str, *, verify: Literal["full", "sizes"] = 
         if file.stat().st_size != entry.bytes or actual != entry:
             raise UserError(f"{file} is damaged (its checksum is off): make the {kind} again or restore it.")
     return manifest
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
