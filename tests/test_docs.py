@@ -1,6 +1,7 @@
 """Every command and every snippet in the README and the docs is run; the generated reference is whole."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ import docs_runner
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("data_pipelines", "models", "serving", "recsys")
 START = ROOT / "docs/start.md"
 PAGES = sorted(page for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")] if page != START)
 
@@ -33,6 +35,14 @@ def test_page(page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkey
     folder = tmp_path / "work"
     shutil.copytree(request.getfixturevalue("after_start"), folder)
     docs_runner.run(page, folder, monkeypatch)
+
+
+def test_architecture_names_modules_that_are_there():
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", (ROOT / "ARCHITECTURE.md").read_text()))
+    there = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    assert [
+        name for name in sorted(named) if not any(path == name or path.endswith(f"/{name}") for path in there)
+    ] == []
 
 
 @pytest.fixture(scope="module")
