@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -41,19 +41,45 @@ class Grid:
     texts: Iterable[int] = (0,)
 
 
-def write_page(template: str, path: Path, *, title: str, kind: str, lead: str, **content: Any) -> None:
-    """Render a template of this package into one HTML file."""
+@dataclass(frozen=True)
+class Section:
+    """A part of a report. Figures are drawings with their captions; ``wide`` ones take the whole width."""
+
+    title: str
+    text: str = ""
+    grids: Sequence[Grid] = ()
+    figures: Sequence[tuple[Markup, str]] = ()
+    wide: Sequence[tuple[Markup, str]] = ()
+    listings: Sequence[tuple[str, str]] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.grids or self.figures or self.wide or self.listings)
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    kind: str,
+    lead: str,
+    alerts: Iterable[str],
+    tiles: Iterable[Tile],
+    sections: Iterable[Section],
+) -> None:
+    """Write a report as one HTML file; sections without content are left out."""
     environment = Environment(
         loader=PackageLoader("recsys"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.get_template(template).render(
+    page = environment.get_template("report.html").render(
         title=title,
         kind=kind,
         lead=lead,
         light=css_variables("light"),
         dark=css_variables("dark"),
         footer=f"Written by recsys {__version__}. This page is one file and needs no network.",
-        **content,
+        alerts=list(alerts),
+        tiles=list(tiles),
+        sections=[section for section in sections if section],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, page)

@@ -18,24 +18,25 @@ from data_pipelines.errors import UserError
 from recsys.comparison import METRICS, NEEDS_USERS, TestRows
 from recsys.config import ExperimentConfig, load_config, to_yaml
 from recsys.metrics import interval, reliability
-from recsys.pages import NONE, Grid, Line, Tile, byte_size, duration, figure_of, signed, with_interval, write_page
+from recsys.pages import (
+    NONE,
+    Grid,
+    Line,
+    Section,
+    Tile,
+    byte_size,
+    duration,
+    figure_of,
+    signed,
+    with_interval,
+    write_page,
+)
 from recsys.plots import runs as plots
 from recsys.plots.style import svg
 
 PREDICTIONS = "predictions"
 _SMOOTHING = 0.9
 _SPLITS = ("test", "valid")
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a report."""
-
-    title: str
-    text: str = ""
-    grids: Sequence[Grid] = ()
-    figures: Sequence[tuple[Markup, str]] = ()
-    listings: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,14 @@ def write_report(runs: Sequence[Path], out: Path, *, extras: Extras | None = Non
             raise UserError(f"{run.path} has no predictions to report: run `recsys evaluate {run.path}` first.")
     extras = extras or Extras()
     first = files[0]
-    sections = _sections(files, extras)
     write_page(
-        "run.html",
         out,
         title=" and ".join(dict.fromkeys(run.path.resolve().name for run in files)),
         kind="Run report" if len(files) == 1 else "Comparison of runs",
         lead=_lead(first),
-        alerts=list(_alerts(files)),
+        alerts=_alerts(files),
         tiles=[*_tiles(first), *extras.tiles],
-        sections=[section for section in sections if section.grids or section.figures or section.listings],
+        sections=_sections(files, extras),
     )
     return out
 

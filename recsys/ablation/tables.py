@@ -1,0 +1,136 @@
+"""The tables of a finished study: what its page, its Markdown and its CSV files are made of."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+from scipy import stats
+
+from recsys.ablation.arms import BASE, Arm
+from recsys.ablation.effects import ALL_ROWS
+from recsys.ablation.study import Study
+
+COSTS = ("artifact_bytes", "train_seconds", "score_rows_per_s")
+_WORKS = ("better", "worse")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a study found.
+
+    Attributes:
+        arms: One row an arm: what it is, its validation AUC and costs (means over seeds), and how costs differ from
+            its reference.
+        effects: One row an arm, metric and slice (:data:`~recsys.ablation.effects.EFFECT_COLUMNS`).
+        interactions: One row a pair (:data:`~recsys.ablation.effects.INTERACTION_COLUMNS`).
+        trials: One row a trial: arm, seed, name in the store, figures.
+        leaks: Units whose removal costs implausibly much, with the share of the AUC above 0.5 that they carry.
+        recommended: The arm of fewest features within the tolerance.
+        warm_rank_correlation: Spearman's, of warm-started effects against retrained ones; ``None`` without.
+    """
+
+    arms: pl.DataFrame
+    effects: pl.DataFrame
+    interactions: pl.DataFrame
+    trials: pl.DataFrame
+    leaks: dict[str, float]
+    recommended: Arm
+    warm_rank_correlation: float | None
+
+    def main(self, kinds: Sequence[str]) -> pl.DataFrame:
+        """Effects on the AUC of all rows of some kinds of arms, the worst first."""
+        chosen = (pl.col("metric") == "auc") & (pl.col("slice") == ALL_ROWS) & pl.col("kind").is_in(list(kinds))
+        return self.effects.filter(chosen).sort("effect", "arm")
+
+
+def find(study: Study) -> Findings:
+    """Judge a study whose trials are all there."""
+    effects = study.effects()
+    return Findings(
+        arms=_arms(study),
+        effects=effects,
+        interactions=study.interactions(),
+        trials=_trials(study),
+        leaks=_leaks(study, effects),
+        recommended=study.recommended(),
+        warm_rank_correlation=_warm_rank_correlation(effects),
+    )
+
+
+def _arms(study: Study) -> pl.DataFrame:
+    costs = {arm.name: _costs(study, arm) for arm in study.arms}
+    rows = []
+    for arm in study.arms:
+        own, reference = costs[arm.name], costs[arm.reference]
+        row: dict[str, object] = {
+            "arm": arm.name,
+            "kind": arm.kind,
+            "reference": arm.reference,
+            "features": len(arm.features),
+            "seeds": len(study.trials(arm)),
+            "stopped_early": arm.name in study.stopped,
+            "valid_auc": study.valid_auc(arm) if arm.trains else None,
+            "note": next((f.note for f in study.figures(arm) if f.note), ""),
+        }
+        for name in COSTS:
+            ours, theirs = own[name], reference[name]
+            row[name] = ours
+            row[f"{name}_change"] = None if ours is None or theirs is None else ours - theirs
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _costs(study: Study, arm: Arm) -> dict[str, float | None]:
+    """Means over seeds; ``None`` where a trial did not measure it."""
+    found: dict[str, float | None] = {}
+    for name in COSTS:
+        values = [getattr(figures, name) for figures in study.figures(arm)]
+        found[name] = None if None in values else statistics.mean(values)
+    return found
+
+
+def _trials(study: Study) -> pl.DataFrame:
+    rows = [
+        {
+            "arm": arm.name,
+            "seed": trial.seed,
+            "trial": trial.name,
+            "steps": figures.steps,
+            "seconds": figures.seconds,
+            **{name: getattr(figures, name) for name in COSTS},
+        }
+        for arm in study.arms
+        for trial, figures in zip(study.trials(arm), study.figures(arm), strict=True)
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _leaks(study: Study, effects: pl.DataFrame) -> dict[str, float]:
+    """Features, not groups, that alone carry most of what the model knows."""
+    features = {f"without {name}": name for name in study.arms[0].features}
+    losses = effects.filter(
+        (pl.col("metric") == "auc")
+        & (pl.col("slice") == ALL_ROWS)
+        & (pl.col("kind") == "leave_one_out")
+        & pl.col("verdict").is_in(_WORKS)
+        & pl.col("arm").is_in(list(features))
+    )
+    return {
+        features[row["arm"]]: share
+        for row in losses.iter_rows(named=True)
+        if (share := -row["effect"] / (row["reference_value"] - 0.5)) > study.study.leak_share
+    }
+
+
+def _warm_rank_correlation(effects: pl.DataFrame) -> float | None:
+    chosen = effects.filter((pl.col("metric") == "auc") & (pl.col("slice") == ALL_ROWS))
+    warm = chosen.filter(kind="warm_start").select(pl.col("arm").str.strip_prefix("warm "), warm="effect")
+    both = warm.join(chosen.filter(kind="leave_one_out").select("arm", retrained="effect"), on="arm")
+    if len(both) < 3:
+        return None
+    return float(stats.spearmanr(both["warm"], both["retrained"]).statistic)
+
+
+def is_base(arm: Arm) -> bool:
+    return arm.name == BASE
