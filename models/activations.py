@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def activation(units: int, winners: float | None) -> nn.Module:
     """ReLU, or with ``winners`` the k-winners activation that lets this share of the units pass."""
-    return nn.ReLU() if winners is None else KWinners(units, winners)
+    return nn.ReLU(inplace=True) if winners is None else KWinners(units, winners)
 
 
 class KWinners(nn.Module):

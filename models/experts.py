@@ -72,14 +72,14 @@ class Router(nn.Module):
             gates_NK = scores_NE.gather(1, chosen_NK)
             if self.top_k > 1:
                 gates_NK = gates_NK / gates_NK.sum(1, keepdim=True).clamp(min=1e-9)
-        experts = torch.arange(len(self.weight), device=chosen_NK.device)
-        counts_E = (chosen_NK.flatten().unsqueeze(1) == experts).sum(0)
+        chosen_M = chosen_NK.flatten()
+        counts_E = torch.zeros_like(self.load_E).scatter_add_(0, chosen_M, torch.ones_like(chosen_M))
         if self.training:
             self.load_E += counts_E
             if self.balance == "loss":
                 share_E = counts_E / counts_E.sum().clamp(min=1)
                 mean_E = scores_NE.mean(0) if self.gate == "softmax" else F.normalize(scores_NE, 1, 1).mean(0)
-                balance = len(experts) * (share_E * mean_E).sum()
+                balance = len(self.weight) * (share_E * mean_E).sum()
                 self._auxiliary = balance, logits_NE.logsumexp(1).square().mean()
             elif self.balance == "bias":
                 self._since_update_E += counts_E
@@ -100,8 +100,15 @@ class Router(nn.Module):
         self._since_update_E.zero_()
 
 
+def _sum_bags(rows_MD: Tensor, bags_NK: Tensor, weights_NK: Tensor | None = None) -> Tensor:
+    """(N, D) sums of the K rows that each bag names: gather, scale and add in one pass."""
+    starts_N = torch.arange(0, bags_NK.numel(), bags_NK.shape[1], device=bags_NK.device)
+    weights = None if weights_NK is None else weights_NK.to(rows_MD.dtype).flatten()
+    return F.embedding_bag(bags_NK.flatten(), rows_MD, starts_N, mode="sum", per_sample_weights=weights)
+
+
 class _Permute(torch.autograd.Function):
-    """Rows to the order of their experts, each row ``top_k`` times; the gradient is a gather as well, not a scatter."""
+    """Rows to the order of their experts, each row ``top_k`` times; the gradient gathers as well, it never scatters."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, source_M: Tensor, place_NK: Tensor) -> Tensor:
@@ -111,7 +118,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (place_NK,) = ctx.saved_tensors
-        return grads[0].index_select(0, place_NK.flatten()).view(*place_NK.shape, grads[0].shape[1]).sum(1), None, None
+        return _sum_bags(grads[0], place_NK), None, None
 
 
 class _Unpermute(torch.autograd.Function):
@@ -122,17 +129,16 @@ class _Unpermute(torch.autograd.Function):
         ctx: Any, y_MD: Tensor, gates_NK: Tensor, source_M: Tensor, order_M: Tensor, place_NK: Tensor
     ) -> Tensor:
         ctx.save_for_backward(y_MD, gates_NK, source_M, order_M, place_NK)
-        picked_NKD = y_MD.index_select(0, place_NK.flatten()).view(*place_NK.shape, y_MD.shape[1])
-        return torch.bmm(gates_NK.to(y_MD.dtype).unsqueeze(1), picked_NKD).squeeze(1)
+        return _sum_bags(y_MD, place_NK, gates_NK)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         y_MD, gates_NK, source_M, order_M, place_NK = ctx.saved_tensors
         grad_MD = grads[0].index_select(0, source_M)
-        gate_grad_M = (grad_MD * y_MD).sum(1, dtype=torch.float32)
+        gate_grad_M = torch.linalg.vecdot(grad_MD, y_MD).to(gates_NK.dtype)
         gates_M = gates_NK.flatten().index_select(0, order_M).to(grad_MD.dtype)
         gate_grad_NK = gate_grad_M.index_select(0, place_NK.flatten()).view_as(gates_NK)
-        return grad_MD * gates_M.unsqueeze(1), gate_grad_NK, None, None, None
+        return grad_MD.mul_(gates_M.unsqueeze(1)), gate_grad_NK, None, None, None
 
 
 class Experts(nn.Module):
@@ -152,8 +158,8 @@ class Experts(nn.Module):
         device = x_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
         x_MD, w1_EDH, w2_EHD = _aligned(dtype, x_MD), _aligned(dtype, self.w1_EDH), _aligned(dtype, self.w2_EHD)
-        hidden_MH = self.activation(F.grouped_mm(x_MD, w1_EDH, offs=ends_E)[:, :hidden])
-        return F.grouped_mm(_aligned(dtype, hidden_MH), w2_EHD, offs=ends_E)[:, :width]
+        hidden_MH = self.activation(_cut(F.grouped_mm(x_MD, w1_EDH, offs=ends_E), hidden))
+        return _cut(F.grouped_mm(_aligned(dtype, hidden_MH), w2_EHD, offs=ends_E), width)
 
 
 def _aligned(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -162,6 +168,11 @@ def _aligned(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     padding = [part for size in reversed(tensor.shape[1:]) for part in (0, -size % unit)]
     tensor = tensor.to(dtype)
     return F.pad(tensor, padding) if any(padding) else tensor
+
+
+def _cut(tensor: Tensor, width: int) -> Tensor:
+    """The first ``width`` columns; without padding the tensor itself, which unlike a view is cheap to change."""
+    return tensor if tensor.shape[1] == width else tensor[:, :width]
 
 
 class MixtureOfExperts(nn.Module):

@@ -97,7 +97,7 @@ def constraints(
                 f"model.tables.{layout.vocabulary}.sharding: row_wise cannot cut {layout.rows} rows into {world_size} "
                 "shards; use table_wise or data_parallel."
             )
-        types = ["table_wise", "row_wise"] if layout.rows >= world_size else ["table_wise"]
+        types = ["table_wise", "row_wise"] if 1 < world_size <= layout.rows else ["table_wise"]
         if optimizer.optimizer not in _FUSED:
             types = ["data_parallel"]
             if sharding not in ("auto", "data_parallel"):
