@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from data_pipelines.storage import write_file
 from recsys import __version__
 from recsys.metrics import Interval
-from recsys.plots.style import css_variables
+from recsys.plots import style
 
 NONE = "\N{EN DASH}"
 """What tables show where there is no value."""
@@ -74,8 +74,8 @@ def write_page(
         title=title,
         kind=kind,
         lead=lead,
-        light=css_variables("light"),
-        dark=css_variables("dark"),
+        light=style.css_variables("light"),
+        dark=style.css_variables("dark"),
         footer=f"Written by recsys {__version__}. This page is one file and needs no network.",
         alerts=list(alerts),
         tiles=list(tiles),
@@ -92,7 +92,7 @@ def figure_of(value: float | None, digits: int = 4) -> str:
 
 def signed(value: float | None, digits: int = 4) -> str:
     """A difference, with its sign."""
-    return NONE if value is None or value != value else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return NONE if value is None or value != value else style.signed(value, digits)
 
 
 def with_interval(value: float, interval: Interval, digits: int = 4) -> Markup:

@@ -33,10 +33,18 @@ _META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a study is: trials done, trials known so far, and the arms that are complete."""
+    """How far a study is.
+
+    Attributes:
+        done: Trials that are there, of those ``known`` so far.
+        fresh: Trials carried out since the study was started or resumed.
+        latest: Arm of the trial that was done last.
+        complete: Arms all of whose trials are there.
+    """
 
     done: int
     known: int
+    fresh: int
     latest: str
     complete: Sequence[Arm]
 
@@ -75,6 +83,8 @@ class Study:
     workers: Workers
     arms: list[Arm] = field(init=False)
     stopped: dict[str, int] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)
+    _fresh: int = 0
 
     def __post_init__(self) -> None:
         self._check()
@@ -234,12 +244,13 @@ class Study:
         trials = {arm.name: self.trials(arm)[:seeds] for arm in arms}
         by_seed = [(arm, ts[s]) for s in range(self.study.seeds) for arm in arms if s < len(ts := trials[arm.name])]
         names = {trial.name: arm.name for arm, trial in by_seed}
-        known = len(names)
+        self._known |= names.keys()
 
         def done(trial: Trial) -> None:
+            self._fresh += 1
             left = sum(trial not in self.store for _, trial in by_seed)
-            complete = [arm for arm in arms if all(trial in self.store for trial in trials[arm.name])]
-            observe(Progress(known - left, known, names[trial.name], complete))
+            complete = [arm for arm in self.arms if all(trial in self.store for trial in self.trials(arm))]
+            observe(Progress(len(self._known) - left, len(self._known), self._fresh, names[trial.name], complete))
 
         self.workers.run([trial for _, trial in by_seed], done)
 

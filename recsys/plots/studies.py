@@ -3,16 +3,18 @@
 Everywhere colour says the same: teal is better than the reference, rose is worse, grey is no effect or cannot tell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from recsys.plots.style import Draw, Palette, panel
+from recsys.plots.style import MINUS, Draw, Palette, panel, signed
 
 Floats = NDArray[np.floating]
 
@@ -64,7 +66,7 @@ def forest(title: str, x_label: str, rows: Sequence[Row], *, tolerance: float = 
                 color=colour if known else "none",
             )
             axes.annotate(
-                f"{row.value:+.4f}",
+                signed(row.value),
                 (1, y),
                 xycoords=("axes fraction", "data"),
                 xytext=(8, 0),
@@ -79,7 +81,9 @@ def forest(title: str, x_label: str, rows: Sequence[Row], *, tolerance: float = 
         axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
         axes.tick_params(axis="y", length=0, labelcolor=palette.ink)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, symmetric=False))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "0" if abs(x) < 1e-12 else f"{x:+.4g}"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda x, _: "0" if abs(x) < 1e-12 else f"{x:+.4g}".replace("-", MINUS))
+        )
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
         return figure
@@ -87,33 +91,44 @@ def forest(title: str, x_label: str, rows: Sequence[Row], *, tolerance: float = 
     return draw
 
 
-def cost_benefit(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> Draw:
-    """Benefit (more is better) over cost (less is better); the line joins the arms that no other arm beats in both."""
+def cost_benefit(
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Sequence[Point],
+    *,
+    x_text: Callable[[float], str],
+    less_is_better: bool = True,
+) -> Draw:
+    """Benefit over cost, or over rate (``less_is_better=False``); the line joins the arms that none beats in both."""
 
     def draw(palette: Palette) -> Figure:
-        figure, axes = panel(4.7, 3.5)
-        front = frontier([point.cost for point in points], [point.benefit for point in points])
-        costs = [points[i].cost for i in front]
+        figure, axes = panel(4.7, 3.6)
+        sign = 1 if less_is_better else -1
+        front = frontier([sign * point.cost for point in points], [point.benefit for point in points])
+        end = max(sign * point.cost for point in points)
         axes.plot(
-            [*costs, max(point.cost for point in points)],
+            [*(points[i].cost for i in front), sign * end],
             [*(points[i].benefit for i in front), points[front[-1]].benefit],
             color=palette.blue,
-            alpha=0.5,
+            alpha=0.45,
             linewidth=1.3,
             drawstyle="steps-post",
         )
         for index, point in enumerate(points):
             on_front = index in front
             colour = palette.orange if point.strong else palette.blue if on_front else palette.muted
-            alpha = 1.0 if on_front or point.strong else 0.5
-            axes.vlines(point.cost, point.low, point.high, color=colour, alpha=0.3 * alpha, linewidth=2.2)
+            alpha = 1.0 if on_front or point.strong else 0.55
+            axes.vlines(point.cost, point.low, point.high, color=colour, alpha=0.35 * alpha, linewidth=2.2)
             axes.plot(point.cost, point.benefit, "o", color=colour, markersize=5.5, alpha=alpha)
-        named = [points[i] for i in front] + [p for i, p in enumerate(points) if p.strong and i not in front]
-        _name_points(axes, named, palette)
         axes.set_title(title)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.margins(x=0.14, y=0.12)
+        axes.margins(x=0.16, y=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: x_text(x)))
+        named = [*front, *(i for i, point in enumerate(points) if point.strong and i not in front)]
+        _place_names(figure, axes, [points[i] for i in named], points, palette)
         return figure
 
     return draw
@@ -151,7 +166,7 @@ def heat_map(title: str, names: Sequence[str], value_FF: Floats, *, known_FF: ND
                     )
                 )
                 weight = "bold" if known_FF[i, j] else "normal"
-                axes.text(j, i, f"{1000 * value:+.1f}", ha="center", va="center", fontsize=8, fontweight=weight)
+                axes.text(j, i, signed(1000 * value, 1), ha="center", va="center", fontsize=8, fontweight=weight)
         axes.set_title(title)
         axes.set_xlabel(note)
         axes.set_xlim(-0.5, count - 1.5)
@@ -166,16 +181,46 @@ def heat_map(title: str, names: Sequence[str], value_FF: Floats, *, known_FF: ND
     return draw
 
 
-def _name_points(axes: object, points: Sequence[Point], palette: Palette) -> None:
-    """Names beside points, alternately above and below, so that neighbours on the frontier do not collide."""
-    for index, point in enumerate(sorted(points, key=lambda p: p.cost)):
-        axes.annotate(  # type: ignore[attr-defined]
+def _place_names(figure: Figure, axes: Axes, named: Sequence[Point], points: Sequence[Point], palette: Palette) -> None:
+    """Write each name beside its point, where it covers no other name and the fewest points."""
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72
+    inside = axes.get_window_extent()
+    dots = axes.transData.transform([(point.cost, point.benefit) for point in points]) / scale
+    taken: list[Bbox] = []
+    for point in named:
+        x, y = axes.transData.transform((point.cost, point.benefit)) / scale
+        width, height = 4.4 * len(point.name), 9.0
+        boxes = {
+            (dx, dy): Bbox.from_bounds(x + dx - width * (0.5 - 0.5 * np.sign(dx)), y + dy - height / 2, width, height)
+            for dx, dy in (
+                (0, 11),
+                (0, -11),
+                (8, 0),
+                (-8, 0),
+                (8, 11),
+                (-8, 11),
+                (8, -11),
+                (-8, -11),
+                (0, 22),
+                (0, -22),
+            )
+        }
+
+        def cost(box: Bbox) -> float:
+            covered = sum(bool(box.contains(*dot)) for dot in dots) + 5 * sum(box.overlaps(other) for other in taken)
+            outside = max(0.0, inside.x0 / scale - box.x0) + max(0.0, box.x1 - inside.x1 / scale)
+            return float(covered + outside / 20)
+
+        (dx, dy), box = min(boxes.items(), key=lambda entry: cost(entry[1]))
+        taken.append(box)
+        axes.annotate(
             point.name,
             (point.cost, point.benefit),
-            xytext=(0, 9 if index % 2 == 0 else -9),
+            xytext=(dx, dy),
             textcoords="offset points",
-            ha="center",
-            va="bottom" if index % 2 == 0 else "top",
+            ha="center" if dx == 0 else "left" if dx > 0 else "right",
+            va="center",
             fontsize=8,
             color=palette.ink,
         )

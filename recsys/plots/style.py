@@ -70,6 +70,8 @@ PALETTES: dict[Theme, Palette] = {
 
 Draw = Callable[[Palette], Figure]
 
+MINUS = "\N{MINUS SIGN}"
+
 _VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 _CLEAN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"<style.*?</style>", re.DOTALL), ""),
@@ -159,3 +161,8 @@ def png(draw: Draw, path: Path, theme: Theme = "light") -> None:
 def css_variables(theme: Theme) -> Markup:
     """The palette of ``theme`` as CSS declarations."""
     return Markup(" ".join(f"--{role}: {colour};" for role, colour in asdict(PALETTES[theme]).items()))
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign, a true minus where it is one."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
