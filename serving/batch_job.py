@@ -7,12 +7,15 @@ threads there are, nor on where a killed job went on.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import perf_counter
 from typing import Any, Literal
 
+import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -58,6 +61,22 @@ class JobResult:
     rows_per_s: float | None
 
 
+Scored = tuple[pl.DataFrame, pl.DataFrame | None]
+"""Of one part: its scores, and the rows that were refused with ``__reason``."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who scores parts, ``count`` of them at a time: threads of this process, or actors of a cluster."""
+
+    score: Callable[[Part], Scored]
+    count: int
+
+
+Engine = Callable[[Artifact, JobOptions, Path | None], AbstractContextManager[Workers]]
+"""Makes the workers of a job; the path is the state to read the past from, where that is not the artifact's own."""
+
+
 class ParkedError(Exception):
     """The job was asked to stop; what is done stays done, and the same job goes on from there."""
 
@@ -73,6 +92,7 @@ def run_job(
     progress: Callable[[int, int], None] | None = None,
     stop: Event | None = None,
     drift: DriftMonitor | None = None,
+    engine: Engine | None = None,
 ) -> JobResult:
     """Score every row at ``source`` into ``output``, or go on with the same job where it was killed.
 
@@ -83,6 +103,7 @@ def run_job(
         threads: Parts in work at a time; one a processor by default.
         progress: Called with rows newly done (first with those done before a kill) and rows in all.
         stop: When set, the parts in work are finished and :class:`ParkedError` is raised.
+        engine: Who scores the parts; ``threads`` threads of this process if absent. Only this process writes.
 
     Raises:
         UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was begun;
@@ -104,20 +125,23 @@ def run_job(
             parts = rows.parts(ledger.folder / ".stage.parquet", config)
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())
-            scorer = Scorer(artifact, bf16=options.bf16, state=_state(artifact, events, ledger.folder / ".state"))
-
-            def score(number: int) -> Entry:
-                torch.set_num_threads(1)
-                return _score_part(scorer, number, parts[number], options, ledger, drift)
-
+            state = _state(artifact, events, ledger.folder / ".state")
             todo = [number for number in range(len(parts)) if number not in ledger.entries]
-            began = perf_counter()
             if progress is not None:
                 progress(done, total)
-            for entry in _overlapped(score, todo, threads or torch.get_num_threads(), stop):
-                done, scored = done + entry.rows_in, scored + entry.rows_in
-                if progress is not None:
-                    progress(entry.rows_in, total)
+            engine = engine or partial(_threads, threads, drift)
+            with engine(artifact, options, state) as workers:
+                began = perf_counter()
+
+                def score(number: int) -> Entry:
+                    torch.set_num_threads(1)
+                    scores, refused = workers.score(parts[number])
+                    return ledger.write(number, scores, refused, parts[number].rows)
+
+                for entry in _overlapped(score, todo, workers.count, stop):
+                    done, scored = done + entry.rows_in, scored + entry.rows_in
+                    if progress is not None:
+                        progress(entry.rows_in, total)
             if stop is not None and stop.is_set() and len(ledger.entries) < len(parts):
                 raise ParkedError
             if rows.fingerprint() != terms["input"]:
@@ -161,14 +185,25 @@ def _overlapped(
                 future.cancel()
 
 
-def _score_part(
-    scorer: Scorer, number: int, part: Part, options: JobOptions, ledger: Ledger, drift: DriftMonitor | None
-) -> Entry:
+@contextmanager
+def _threads(
+    count: int | None, drift: DriftMonitor | None, artifact: Artifact, options: JobOptions, state: Path | None
+) -> Iterator[Workers]:
+    scorer = Scorer(artifact, bf16=options.bf16, state=state)
+    yield Workers(partial(score_part, scorer, options, drift=drift), count or torch.get_num_threads())
+
+
+def score_part(scorer: Scorer, options: JobOptions, part: Part, *, drift: DriftMonitor | None = None) -> Scored:
+    """Read one part and score it.
+
+    Raises:
+        UserError: The part cannot be read, or lacks a column.
+    """
     with reading(part.file):
         rows = scorer.read(part.scan()).collect().with_row_index(ROW, offset=part.first_row)
     assert len(rows) == part.rows
     rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
-    return ledger.write(number, scorer.score(rows, logits=options.logits, drift=drift), refused, part.rows)
+    return scorer.score(rows, logits=options.logits, drift=drift), refused
 
 
 def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:

@@ -174,14 +174,14 @@ def test_changed_input_options_or_artifact_are_refused(artifact, rows, tmp_path)
 
 def test_two_processes_given_the_same_job_do_not_spoil_it(artifact, rows, tmp_path, monkeypatch):
     entered, go_on = threading.Event(), threading.Event()
-    slow = batch_job._score_part
+    slow = batch_job.score_part
 
-    def waiting(*arguments):
+    def waiting(*arguments, **options):
         entered.set()
         go_on.wait(10)
-        return slow(*arguments)
+        return slow(*arguments, **options)
 
-    monkeypatch.setattr(batch_job, "_score_part", waiting)
+    monkeypatch.setattr(batch_job, "score_part", waiting)
     first = threading.Thread(target=run_job, args=(artifact, str(rows), tmp_path / "out"))
     first.start()
     entered.wait(10)
