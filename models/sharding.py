@@ -22,9 +22,10 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from data_pipelines.errors import UserError
 from models.embeddings import SparseTables, TableConfig, TableLayout, TablesConfig, initialise_tables, table_names
+from models.lazy_adam import LazyAdam
 from models.ranker import Ranker
 
-TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw"]
+TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]
 _EPS = 1e-8
 _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -32,6 +33,7 @@ _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "lazy_adam": LazyAdam,
 }
 _FUSED = ("rowwise_adagrad", "adagrad", "sgd")
 
@@ -40,7 +42,8 @@ class TableOptimizerConfig(BaseModel):
     """How tables learn: ``train.tables``.
 
     ``rowwise_adagrad``, ``adagrad`` and ``sgd`` are fused: a row is updated in the backward pass, and only where the
-    batch has its id. ``adam`` and ``adamw`` keep tables data-parallel, with a dense gradient: for small tables.
+    batch has its id. The others keep tables data-parallel, with a dense gradient, for small tables: ``adam`` and
+    ``adamw`` move (and decay) every row at every step, ``lazy_adam`` only rows that the batch has.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
