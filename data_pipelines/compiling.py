@@ -121,7 +121,7 @@ class Values:
             UserError: It is not there.
         """
         if column not in self.schema:
-            there = ", ".join(self.schema.names())
+            there = ", ".join(name for name in self.schema.names() if not name.startswith("__"))
             raise UserError(f"{feature} reads the column {column!r}, which is not there; there are {there}.")
         return pl.col(column), self.schema[column]
 

@@ -6,6 +6,8 @@ same value, so that a log, a request in JSON and a file of another format agree.
 
 import polars as pl
 
+from data_pipelines.errors import UserError
+
 MICROSECONDS = 1_000_000
 _ZONED = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
 _NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
@@ -113,6 +115,18 @@ def epoch(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.Null:
         return column.cast(pl.Int64)
     raise TypeError(f"{dtype} is no time")
+
+
+def condition(reader: str, sql: str) -> pl.Expr:
+    """A SQL condition over columns as an expression.
+
+    Raises:
+        UserError: It cannot be parsed.
+    """
+    try:
+        return pl.sql_expr(sql)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{reader}: `where` is no SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
 
 
 def _read_time(value: pl.Expr) -> pl.Expr:

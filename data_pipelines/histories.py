@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from data_pipelines.compiling import Values
+from data_pipelines.expressions import condition
 from data_pipelines.features import BagFeature, DataConfig, HistoryFeature
 from data_pipelines.spill import ByRow
 from data_pipelines.timelines import Int64s, Keys, Timeline, bisect, running
-from data_pipelines.validation import condition
 from data_pipelines.vocabulary import Table, Vocabulary
 
 _FLAG = "?"

@@ -19,31 +19,53 @@ from data_pipelines.sampling import write_with_negatives
 from data_pipelines.snapshots import Snapshots
 from data_pipelines.sources import ROW
 from data_pipelines.spill import CHUNK_ROWS
-from data_pipelines.splits import SPLIT, SPLITS, Survey, assign
+from data_pipelines.splits import SPLIT, SPLITS, assign
 from data_pipelines.state import save
+from data_pipelines.surveys import Survey, take_survey
 from data_pipelines.validation import REASON, TIME, checked, label
 
 
 def write(config: DataConfig, folder: Path, location: str, progress: Callable[[int], None]) -> dict[str, int]:
     """Write everything but the manifest into ``folder``; returns the rows of each split."""
-    with sources.reading(location):
-        rows = checked(config, sources.scan(config, location))
-        survey, refused = _survey(config, rows, location)
-        rows = assign(config, rows, survey)
-        accepted = rows.filter(pl.col(REASON).is_null())
-        with TemporaryDirectory(dir=folder) as scratch:
-            if config.sampling is not None:
-                accepted, survey = _sampled(config, accepted, survey, location, folder, Path(scratch))
-            encoder = Encoder.fit(config, accepted.filter(pl.col(SPLIT) == 0))
-            past = _past(config, encoder, accepted, survey, folder, Path(scratch))
-            splits = _encode(config, encoder, accepted, past, folder, progress)
-        rows.filter(pl.col(REASON).is_not_null()).drop(SPLIT).sink_parquet(folder / "quarantine.parquet")
+    with sources.reading(location), TemporaryDirectory(dir=folder) as scratch_name:
+        scratch = Path(scratch_name)
+        source = staged(config, sources.scan(config, location), location, scratch)
+        rows = checked(config, source)
+        survey = take_survey(config, rows, location)
+        _quarantine(rows, survey, folder)
+        rows = rows.filter(pl.col(REASON).is_null()) if survey.refused else rows
+        rows = assign(config, rows.drop(REASON), survey, scratch)
+        if config.sampling is not None:
+            rows, survey = _sampled(config, rows, survey, location, folder, scratch)
+        encoder = Encoder.fit(config, rows.filter(pl.col(SPLIT) == 0))
+        past = _past(config, encoder, rows, survey, folder, scratch)
+        splits = _encode(config, encoder, rows, past, folder, progress)
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
     encoder.save(folder)
-    profile = {"rows": survey.rows, "refused": refused, "splits": splits, "tables": _sizes(encoder)}
+    profile = {"rows": survey.total, "refused": survey.refused, "splits": splits, "tables": _sizes(encoder)}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits
+
+
+def staged(config: DataConfig, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:
+    """``source`` as it is where reading it again is cheap; otherwise its columns in use, written out once.
+
+    Several passes go over a log: parsing text or joining again in each would cost more than a copy.
+    """
+    format = config.format or sources.format_of(location, sources.find_files(location))
+    if format.kind in ("parquet", "ipc", "delta") and not config.joins:
+        return source
+    there = source.collect_schema().names()
+    source.select(name for name in there if name in sources.used_columns(config)).sink_ipc(scratch / "log.arrow")
+    return pl.scan_ipc(scratch / "log.arrow")
+
+
+def _quarantine(rows: pl.LazyFrame, survey: Survey, folder: Path) -> None:
+    refused = rows.filter(pl.col(REASON).is_not_null()).rename({REASON: "reason"})
+    if not survey.refused:
+        refused = pl.LazyFrame(schema=refused.collect_schema())
+    refused.sink_parquet(folder / "quarantine.parquet")
 
 
 def _sampled(
@@ -54,38 +76,9 @@ def _sampled(
     drawn = scratch / "log.parquet"
     write_with_negatives(config, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
     config = config.model_copy(update={"format": None})
-    rows = checked(config, sources.scan(config, str(drawn))).filter(pl.col(REASON).is_null())
+    source = staged(config, sources.scan(config, str(drawn)), str(drawn), scratch)
+    rows = checked(config, source).filter(pl.col(REASON).is_null()).drop(REASON)
     return rows, replace(survey, rows=rows.select(pl.len()).collect(engine="streaming").item())
-
-
-def _survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> tuple[Survey, dict[str, int]]:
-    """Count rows by reason of refusal, and see what span of time they cover.
-
-    Raises:
-        UserError: No rows, or more refused than ``max_quarantined`` allows.
-    """
-    time = pl.col(TIME) if config.time is not None else pl.lit(None, dtype=pl.Int64)
-    found = (
-        rows.group_by(REASON)
-        .agg(n=pl.len(), first=time.min(), last=time.max(), row=pl.col(ROW).min())
-        .collect(engine="streaming")
-        .sort("n", descending=True)
-    )
-    total = int(found["n"].sum())
-    if total == 0:
-        raise UserError(f"{location} holds no rows.")
-    bad = found.filter(pl.col(REASON).is_not_null())
-    refused: dict[str, int] = dict(zip(bad[REASON], bad["n"], strict=True))
-    if sum(refused.values()) > config.max_quarantined * total:
-        reasons = "; ".join(f"{n:,} x {reason}" for reason, n in list(refused.items())[:3])
-        raise UserError(
-            f"{location}: {sum(refused.values()):,} of {total:,} rows are refused, more than the share "
-            f"{config.max_quarantined} that `max_quarantined` allows: {reasons} (first in row {bad['row'][0] + 1})."
-        )
-    good = found.filter(pl.col(REASON).is_null())
-    if good.is_empty():
-        raise UserError(f"{location}: every row is refused.")
-    return Survey(good["n"][0], good["first"][0], good["last"][0]), refused
 
 
 def _past(
@@ -120,8 +113,11 @@ def _encode(
     for chunk in encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"):
         times = chunk[TIME].to_numpy() if TIME in chunk.columns else np.empty(0)
         chunk = chunk.with_columns(past.take(chunk[ROW].to_numpy(), times)) if len(chunk) else chunk
+        codes = chunk[SPLIT]
+        chunk = chunk.drop(SPLIT)
         for code, split in enumerate(SPLITS):
-            writers[split].write(chunk.filter(pl.col(SPLIT) == code).drop(SPLIT))
+            here = (codes == code).fill_null(False)
+            writers[split].write(chunk if here.all() else chunk.filter(here))
         progress(len(chunk))
     for writer in writers.values():
         writer.close()

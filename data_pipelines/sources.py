@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from data_pipelines.errors import UserError
+from data_pipelines.expressions import condition
 from data_pipelines.features import (
     CsvFormat,
     DataConfig,
@@ -93,6 +94,22 @@ def text_columns(config: DataConfig) -> frozenset[str]:
                 assert isinstance(feature, StatisticFeature)
                 names.update(feature.by)
     return frozenset(name for name in names if name is not None)
+
+
+def used_columns(config: DataConfig) -> frozenset[str]:
+    """Every column that ``config`` reads, and those the product adds itself."""
+    names = {ROW, POSITIVE, "__split", config.time, config.split.column, *(t.column for t in config.tasks.values())}
+    conditions = [task.where for task in config.tasks.values()]
+    for feature in config.features.values():
+        names.update((getattr(feature, "column", None), getattr(feature, "weights", None)))
+        match feature:
+            case StatisticFeature():
+                names.add(feature.of)
+            case HistoryFeature():
+                conditions.append(feature.where)
+    for where in conditions:
+        names.update(condition("`where`", where).meta.root_names() if where is not None else ())
+    return text_columns(config) | frozenset(name for name in names if name is not None)
 
 
 def scan_files(location: str, format: Format | None, *, text: frozenset[str] = frozenset()) -> pl.LazyFrame:

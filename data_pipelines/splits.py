@@ -1,38 +1,34 @@
 """Which rows are for training, validation and test."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.expressions import MICROSECONDS
 from data_pipelines.features import DataConfig, Split
+from data_pipelines.past import keyed
 from data_pipelines.sources import ROW
-from data_pipelines.validation import REASON, TIME
+from data_pipelines.spill import KEY, partitions
+from data_pipelines.surveys import MINUTE, Survey
+from data_pipelines.timelines import Timeline
+from data_pipelines.validation import TIME
 from data_pipelines.vocabulary import stable_hash
 
 SPLITS = ("train", "valid", "test")
 SPLIT = "__split"
 """Position of a row's split in ``SPLITS``; null for rows of a gap."""
 
-_BINS = 1 << 16
 
-
-@dataclass(frozen=True)
-class Survey:
-    """What is known of a log before it is split: rows that were not refused, and their times in microseconds."""
-
-    rows: int
-    first: int | None
-    last: int | None
-
-
-def assign(config: DataConfig, rows: pl.LazyFrame, survey: Survey) -> pl.LazyFrame:
-    """``rows`` (checked, numbered) with the column ``__split``.
+def assign(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.LazyFrame:
+    """Accepted ``rows`` with the column ``__split``.
 
     Raises:
-        UserError: The split has no row for training, or its column is missing.
+        UserError: A date of the split cannot be read, or its column is missing.
     """
     split = config.split
     match split.by:
@@ -43,8 +39,22 @@ def assign(config: DataConfig, rows: pl.LazyFrame, survey: Survey) -> pl.LazyFra
         case "column":
             code = _by_column(split, rows)
         case "leave_last":
-            raise UserError("split by leave_last is not there yet.")
+            code = _by_user(config, rows, survey, scratch)
     return rows.with_columns(code.cast(pl.Int8).alias(SPLIT))
+
+
+def _by_user(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.Expr:
+    assert config.user is not None
+    test, valid = int(config.split.test), int(config.split.valid)
+    code = np.zeros(survey.last_row + 1, np.int8)
+    frame = keyed(config, [config.user], rows, [pl.col(TIME).alias("time"), pl.col(ROW).alias("row")])
+    for part in partitions(frame, survey.rows, scratch):
+        line = Timeline.of(part[KEY].to_numpy(), part["time"].to_numpy())
+        ends = line.last_places()
+        from_end = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(part))
+        row = part["row"].to_numpy()[line.order]
+        code[row] = np.select([from_end < test, from_end < test + valid], [2, 1], 0)
+    return pl.lit(pl.Series(code)).gather(pl.col(ROW))
 
 
 def _by_hash(split: Split) -> pl.Expr:
@@ -70,8 +80,8 @@ def _by_time(split: Split, rows: pl.LazyFrame, survey: Survey) -> pl.Expr:
         valid, test = (_Cut(_microseconds(date), -1) for date in (split.valid, split.test))
     else:
         assert not isinstance(split.test, str)
-        held_out = [round(survey.rows * split.test), round(survey.rows * (split.valid + split.test))]
-        test, valid = (_cut(rows, survey, survey.rows - n) for n in held_out)
+        held_out = [round(survey.rows * share) for share in (split.valid + split.test, split.test)]
+        valid, test = _cuts(rows, survey, [survey.rows - n for n in held_out])
     gap = round(split.gap * MICROSECONDS)
     time = pl.col(TIME)
     return (
@@ -99,25 +109,23 @@ class _Cut:
         return (time > self.time) | ((time == self.time) & (pl.col(ROW) >= self.row))
 
 
-def _cut(rows: pl.LazyFrame, survey: Survey, rank: int) -> _Cut:
-    """The row of that rank (from 0) in the order of (time, row): exact, and in little memory.
+def _cuts(rows: pl.LazyFrame, survey: Survey, ranks: Sequence[int]) -> list[_Cut]:
+    """The rows of those ranks (from 0) in the order of (time, row): exact, and in little memory.
 
-    A histogram finds the narrow span of time the row lies in, and only the rows of that span are sorted.
+    The survey says in which minutes they lie, and only the rows of those minutes are sorted.
     """
-    assert survey.first is not None
     assert survey.last is not None
-    if rank >= survey.rows:
-        return _Cut(survey.last + 1, 0)
-    accepted = rows.filter(pl.col(REASON).is_null()).select(TIME, ROW)
-    width = (survey.last - survey.first) // _BINS + 1
-    bin_of = (pl.col(TIME) - survey.first) // width
-    histogram = (
-        accepted.select(bin=bin_of).group_by("bin").agg(n=pl.len()).collect(engine="streaming").sort("bin")
-    ).with_columns(before=pl.col("n").cum_sum() - pl.col("n"))
-    bin_, before = histogram.filter(pl.col("before") <= rank).select("bin", "before").row(-1)
-    span = accepted.filter(bin_of == bin_).collect(engine="streaming").sort(TIME, ROW)
-    time, row = span.row(rank - before)
-    return _Cut(time, row)
+    before = survey.minutes.with_columns(before=pl.col("n").cum_sum() - pl.col("n"))
+    places = [before.filter(pl.col("before") <= rank).row(-1, named=True) for rank in ranks]
+    minute = pl.col(TIME) // MINUTE
+    wanted = list({place["minute"] for place in places})
+    near = rows.select(TIME, ROW).filter(minute.is_in(wanted)).collect(engine="streaming").sort(TIME, ROW)
+    cuts = []
+    for rank, place in zip(ranks, places, strict=True):
+        inside = near.filter(minute == place["minute"])
+        at_end = rank >= survey.rows
+        cuts.append(_Cut(survey.last + 1, 0) if at_end else _Cut(*inside.row(rank - place["before"])))
+    return cuts
 
 
 def _microseconds(date: str) -> int:

@@ -14,11 +14,11 @@ import polars as pl
 from data_pipelines.compiling import Values
 from data_pipelines.features import DataConfig, StatisticFeature
 from data_pipelines.spill import ByRow
+from data_pipelines.surveys import MINUTE
 from data_pipelines.timelines import Int64s, Timeline, running
 from data_pipelines.validation import TIME, label
 
 STEPS = 1 << 16
-_MINUTE = 60_000_000
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,7 +57,7 @@ class Prior:
 
     def at(self, times: Int64s, feature: StatisticFeature) -> Floats:
         """The mean before each time; of a rate it starts from one half, and never reaches 0 or 1."""
-        place = np.searchsorted(self.minutes, times // _MINUTE, side="left")
+        place = np.searchsorted(self.minutes, times // MINUTE, side="left")
         if feature.measure == "rate":
             return (self.sums[place] + 0.5) / (self.counts[place] + 1)
         return self.sums[place] / np.maximum(self.counts[place], 1)
@@ -66,7 +66,7 @@ class Prior:
 def by_minute(rows: pl.LazyFrame, value: pl.Expr) -> pl.LazyFrame:
     """``count`` and ``sum`` of a value in each ``minute`` that has any, rising."""
     return (
-        rows.select(value.alias("sum"), minute=pl.col(TIME) // _MINUTE)
+        rows.select(value.alias("sum"), minute=pl.col(TIME) // MINUTE)
         .drop_nulls("sum")
         .group_by("minute")
         .agg(pl.len().cast(pl.Int64).alias("count"), pl.col("sum").sum())

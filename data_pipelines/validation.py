@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from data_pipelines.compiling import Values
-from data_pipelines.errors import UserError
+from data_pipelines.expressions import condition
 from data_pipelines.features import BagFeature, DataConfig, NumberFeature, Task, VectorFeature
 
 TIME = "__time"
@@ -30,18 +30,6 @@ def label(config: DataConfig, name: str, schema: pl.Schema) -> pl.Expr:
     if task.where is not None:
         value = pl.when(condition(f"task {name!r}", task.where)).then(value)
     return value.cast(pl.Float32)
-
-
-def condition(reader: str, sql: str) -> pl.Expr:
-    """A SQL condition over columns as an expression.
-
-    Raises:
-        UserError: It cannot be parsed.
-    """
-    try:
-        return pl.sql_expr(sql)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{reader}: `where` is no SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
 
 
 def checked(config: DataConfig, rows: pl.LazyFrame, *, labelled: bool = True) -> pl.LazyFrame:

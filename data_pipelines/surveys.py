@@ -1,0 +1,76 @@
+"""The first look at a log: how many rows it has, which are refused and why, and when they happened."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
+from data_pipelines.sources import ROW
+from data_pipelines.validation import REASON, TIME
+
+MINUTE = 60_000_000
+"""Microseconds."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts of a log.
+
+    Attributes:
+        rows: Rows that are not refused.
+        refused: Rows that are, by reason.
+        last_row: The largest row number.
+        last: Time of the latest row in microseconds; ``None`` where the log has no time.
+        minutes: ``minute`` (since 1970, rising) and ``n`` rows in it, of the rows that are not refused.
+    """
+
+    rows: int
+    refused: dict[str, int]
+    last_row: int
+    last: int | None
+    minutes: pl.DataFrame
+
+    @property
+    def total(self) -> int:
+        return self.rows + sum(self.refused.values())
+
+
+def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey:
+    """Look over checked rows once.
+
+    Raises:
+        UserError: No rows, or more refused than ``max_quarantined`` allows.
+    """
+    time = pl.col(TIME) if config.time is not None else pl.lit(0, dtype=pl.Int64)
+    found = (
+        rows.select(REASON, ROW, time=time)
+        .group_by(REASON, minute=pl.col("time") // MINUTE)
+        .agg(n=pl.len().cast(pl.Int64), last=pl.col("time").max(), row=pl.col(ROW).min(), last_row=pl.col(ROW).max())
+        .collect(engine="streaming")
+        .sort("minute")
+    )
+    total = int(found["n"].sum())
+    if total == 0:
+        raise UserError(f"{location} holds no rows.")
+    bad = (
+        found.filter(pl.col(REASON).is_not_null())
+        .group_by(REASON)
+        .agg(pl.col("n").sum(), pl.col("row").min())
+        .sort("n", REASON, descending=[True, False])
+    )
+    refused: dict[str, int] = dict(bad.select(REASON, "n").iter_rows())
+    if sum(refused.values()) > config.max_quarantined * total:
+        reasons = "; ".join(
+            f"{reason} ({n:,} rows, first row {row + 1:,})" for reason, n, row in bad.head(3).iter_rows()
+        )
+        raise UserError(
+            f"{location}: {sum(refused.values()):,} of {total:,} rows are refused, more than the share "
+            f"{config.max_quarantined} that `max_quarantined` allows: {reasons}."
+        )
+    good = found.filter(pl.col(REASON).is_null())
+    if good.is_empty():
+        raise UserError(f"{location}: every row is refused.")
+    last = good["last"].max() if config.time is not None else None
+    assert last is None or isinstance(last, int)
+    return Survey(int(good["n"].sum()), refused, int(found["last_row"].max() or 0), last, good.select("minute", "n"))  # type: ignore[arg-type]
