@@ -1,6 +1,7 @@
 """Towers: a dense MLP, and a sparse mixture of experts that computes only the experts it chooses.
 
-Letters: N rows, D width of the model, H width of an expert's hidden layer, E experts, K experts chosen for a row.
+Letters: N rows, D width of the model, C width of the router's context, H width of an expert's hidden layer, E experts,
+K experts chosen for a row, T tasks.
 """
 
 from collections.abc import Sequence
@@ -30,9 +31,18 @@ class Router(nn.Module):
     :meth:`update_bias` towards experts that were chosen too rarely (arXiv 2408.15664): no gradient, no loss.
 
     Experts whose ``alive_E`` is False are never chosen: pruned ones, until export takes them out of the stack.
+
+    Args:
+        tasks: With several, each routes its own copy of the rows with weights of its own (MMoE, KDD 2018).
+        own_experts: Experts lie in ``tasks + 1`` groups by turns; a task chooses from the first group and from its own
+            (PLE, RecSys 2020).
+
+    Raises:
+        ValueError: A row could not choose ``top_k`` different experts.
     """
 
     alive_E: Tensor
+    allowed_ET: Tensor | None
     bias_E: Tensor
     load_E: Tensor
 
@@ -45,29 +55,40 @@ class Router(nn.Module):
         gate: Gate = "softmax",
         noise: float = 0.0,
         balance: Balance = "loss",
+        tasks: int = 1,
+        own_experts: bool = False,
     ) -> None:
         super().__init__()
-        if not 1 <= top_k <= experts:
-            raise ValueError(f"top_k must lie between 1 and the number of experts ({experts}), not {top_k}")
+        group_E1, task_T = (torch.arange(experts) % (tasks + 1)).unsqueeze(1), torch.arange(tasks)
+        allowed_ET = (group_E1 == 0) | (group_E1 == task_T + 1) if own_experts else None
+        choice = experts if allowed_ET is None else int(allowed_ET.sum(0).min())
+        if not 1 <= top_k <= choice:
+            raise ValueError(
+                f"top_k must lie between 1 and the number of experts to choose from ({choice}), not {top_k}"
+            )
         self.top_k, self.gate, self.noise, self.balance = top_k, gate, noise, balance
-        self.weight = nn.Parameter(torch.empty(experts, width))
+        self.weight = nn.Parameter(torch.empty((experts, width) if tasks == 1 else (experts, tasks, width)))
         nn.init.normal_(self.weight, std=width**-0.5)
         self.register_buffer("alive_E", torch.ones(experts, dtype=torch.bool))
+        self.register_buffer("allowed_ET", allowed_ET)
         self.register_buffer("bias_E", torch.zeros(experts) if balance == "bias" else None)
         self.register_buffer("load_E", torch.zeros(experts, dtype=torch.int64), persistent=False)
         self._since_update_E = torch.zeros(experts)
         self._auxiliary: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, context_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates (N, K) float32, chosen experts (N, K) int64, and rows for each expert (E,) int32."""
-        with torch.autocast(context_ND.device.type, enabled=False):
-            logits_NE = F.linear(context_ND.float(), self.weight)
+    def forward(self, context_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates (N, K) float32, chosen experts (N, K) int64, and rows for each expert (E,) int32.
+
+        With several tasks the context is (T, N, C), and the rows of the tasks follow each other: (T x N, K).
+        """
+        with torch.autocast(context_NC.device.type, enabled=False):
+            logits_NE, open_NE = self._logits(context_NC.float())
             if self.training and self.noise:
                 logits_NE = logits_NE + self.noise * torch.randn_like(logits_NE)
-            logits_NE = logits_NE.masked_fill(~self.alive_E, -torch.inf)
+            logits_NE = logits_NE.masked_fill(~open_NE, -torch.inf)
             scores_NE = logits_NE.softmax(1) if self.gate == "softmax" else logits_NE.sigmoid()
             ranked_NE = scores_NE.detach() + self.bias_E if self.balance == "bias" else scores_NE.detach()
-            ranked_NE = ranked_NE.masked_fill(~self.alive_E, -torch.inf)
+            ranked_NE = ranked_NE.masked_fill(~open_NE, -torch.inf)
             chosen_NK = ranked_NE.topk(self.top_k, dim=1, sorted=False).indices
             gates_NK = scores_NE.gather(1, chosen_NK)
             if self.top_k > 1:
@@ -84,6 +105,16 @@ class Router(nn.Module):
             elif self.balance == "bias":
                 self._since_update_E += counts_E
         return gates_NK, chosen_NK, counts_E.int()
+
+    def _logits(self, context_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and which experts may be chosen (a mask that broadcasts to them)."""
+        if self.weight.dim() == 2:
+            return F.linear(context_NC, self.weight), self.alive_E
+        logits_NE = torch.einsum("tnc,etc->tne", context_NC, self.weight).flatten(0, 1)
+        if self.allowed_ET is None:
+            return logits_NE, self.alive_E
+        open_TE = self.allowed_ET.T & self.alive_E
+        return logits_NE, open_TE.repeat_interleave(context_NC.shape[1], 0)
 
     def auxiliary_loss(self) -> tuple[Tensor, Tensor] | None:
         """Balance loss and z-loss (ST-MoE, arXiv 2202.08906) of the last training batch; ``None`` before one."""
@@ -200,15 +231,31 @@ class MixtureOfExperts(nn.Module):
         noise: float = 0.0,
         balance: Balance = "loss",
         winners: float | None = None,
+        tasks: int = 1,
+        own_experts: bool = False,
     ) -> None:
         super().__init__()
-        self.router = Router(context or width, experts, top_k, gate=gate, noise=noise, balance=balance)
+        self.router = Router(
+            context or width,
+            experts,
+            top_k,
+            gate=gate,
+            noise=noise,
+            balance=balance,
+            tasks=tasks,
+            own_experts=own_experts,
+        )
         self.experts = Experts(width, hidden, experts, winners=winners)
         self.shared = Experts(width, hidden, 1, winners=winners) if shared else None
 
     def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
-        """(N, D); the router reads ``context_NC`` where given, ``x_ND`` otherwise."""
+        """(N, D); the router reads ``context_NC`` where given, ``x_ND`` otherwise. With several tasks, (T, N, D)."""
         gates_NK, chosen_NK, counts_E = self.router(x_ND if context_NC is None else context_NC)
+        if x_ND.dim() == 3:
+            return self._mix(x_ND.flatten(0, 1), gates_NK, chosen_NK, counts_E).view_as(x_ND)
+        return self._mix(x_ND, gates_NK, chosen_NK, counts_E)
+
+    def _mix(self, x_ND: Tensor, gates_NK: Tensor, chosen_NK: Tensor, counts_E: Tensor) -> Tensor:
         order_M = chosen_NK.flatten().argsort(stable=True)
         source_M = order_M // chosen_NK.shape[1]
         place_NK = torch.empty_like(order_M)
@@ -225,17 +272,25 @@ class MixtureOfExperts(nn.Module):
 
 
 class MixtureTower(nn.Module):
-    """A stack of residual mixture blocks: ``x + dropout(mixture(norm(x)))``, and a last norm."""
+    """A stack of residual mixture blocks: ``x + dropout(mixture(norm(x)))``, and a last norm.
 
-    def __init__(self, width: int, *, blocks: int = 1, dropout: float = 0.0, **mixture: Any) -> None:
+    With several ``tasks``, each has its own residual stream (T, N, D) and its own routers over the same experts.
+    """
+
+    def __init__(self, width: int, *, blocks: int = 1, dropout: float = 0.0, tasks: int = 1, **mixture: Any) -> None:
         super().__init__()
+        self.tasks = tasks
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
-        self.mixtures = nn.ModuleList(MixtureOfExperts(width, **mixture) for _ in range(blocks))
+        self.mixtures = nn.ModuleList(MixtureOfExperts(width, tasks=tasks, **mixture) for _ in range(blocks))
         self.dropout = nn.Dropout(dropout)
         self.out = nn.LayerNorm(width)
         self.width = width
 
     def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
+        """(N, D), or (T, N, D) with several tasks."""
+        if self.tasks > 1:
+            x_ND = x_ND.expand(self.tasks, -1, -1)
+            context_NC = None if context_NC is None else context_NC.expand(self.tasks, -1, -1)
         for norm, mixture in zip(self.norms, self.mixtures, strict=True):
             x_ND = x_ND + self.dropout(mixture(norm(x_ND), context_NC))
         return cast(Tensor, self.out(x_ND))

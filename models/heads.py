@@ -1,10 +1,10 @@
 """From what the tower made to one logit for each task, and the losses of the tasks.
 
-Letters: B rows of a batch, D width of the head's input, T tasks.
+Letters: B rows of a batch, D width of the enriched features, W width of the tower's output, T tasks.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +15,35 @@ TaskKind = Literal["binary", "regression", "count"]
 
 
 class TasksConfig(BaseModel):
-    """How several tasks share the tower: ``model.tasks``."""
+    """How several tasks share the tower: ``model.tasks``.
+
+    ``shared``: one tower, one head for each task. ``mmoe``: the tower's experts are common, each task routes its rows
+    by itself (Multi-gate Mixture-of-Experts, KDD 2018). ``ple``: besides common experts each task has some of its own
+    (Progressive Layered Extraction, RecSys 2020). The last two need a tower of kind ``moe``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["shared", "mmoe", "ple"] = "shared"
 
 
 class Heads(nn.Module):
-    """One linear head for each task."""
+    """One linear head for each task, over the enriched features and the tower's output; in float32 always."""
 
-    def __init__(self, config: TasksConfig, width: int, tasks: int) -> None:
+    def __init__(self, features: int, tower: int, tasks: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, tasks)
+        self.features = features
+        self.linear = nn.Linear(features + tower, tasks)
 
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, T) float32."""
-        return cast(Tensor, self.linear(x_BD).float())
+    def forward(self, x_BD: Tensor, tower_BW: Tensor) -> Tensor:
+        """(B, T); the tower may give each task rows of its own, (T, B, W)."""
+        with torch.autocast(x_BD.device.type, enabled=False):
+            feature_weight_TD, tower_weight_TW = self.linear.weight.tensor_split((self.features,), 1)
+            tower_BW = tower_BW.float()
+            if tower_BW.dim() == 3:
+                tower_BT = torch.einsum("tbw,tw->bt", tower_BW, tower_weight_TW)
+            else:
+                tower_BT = F.linear(tower_BW, tower_weight_TW)
+            return F.linear(x_BD.float(), feature_weight_TD, self.linear.bias) + tower_BT
 
 
 def task_losses(logits_BT: Tensor, labels_BT: Tensor, kinds: Sequence[TaskKind]) -> Tensor:

@@ -135,7 +135,7 @@ class Ranker(nn.Module):
         if not width:
             raise UserError("data.features is empty: a ranker needs at least one feature.")
         self.tower = self._tower(enriched)
-        self.heads = Heads(config.tasks, enriched + self.tower.width, len(schema.tasks))
+        self.heads = Heads(enriched, self.tower.width, len(schema.tasks))
         self.wide_bias = nn.Parameter(torch.zeros(len(schema.tasks))) if config.wide else None
 
     def _context_features(self) -> tuple[str, ...]:
@@ -163,7 +163,12 @@ class Ranker(nn.Module):
     def _tower(self, width: int) -> MixtureTower | DenseTower:
         tower = self.config.tower
         if isinstance(tower, DenseTowerConfig):
+            if self.config.tasks.kind != "shared":
+                raise UserError(
+                    f"model.tasks.kind {self.config.tasks.kind!r} is built on experts: set model.tower.kind to 'moe'."
+                )
             return DenseTower(width, tower.hidden, dropout=tower.dropout, winners=tower.winners)
+        several = self._task_routing(tower)
         dense = {feature.name: feature.width for feature in self.schema.dense}
         context = sum((self._dims | dense)[name] for name in self.context)
         return MixtureTower(
@@ -179,7 +184,26 @@ class Ranker(nn.Module):
             noise=tower.noise,
             balance=tower.balance,
             winners=tower.winners,
+            tasks=len(self.schema.tasks) if several else 1,
+            own_experts=self.config.tasks.kind == "ple",
         )
+
+    def _task_routing(self, tower: MixtureConfig) -> bool:
+        """Whether each task routes by itself; refuses what cannot be."""
+        kind, tasks = self.config.tasks.kind, len(self.schema.tasks)
+        if kind == "shared":
+            return False
+        if tasks == 1:
+            raise UserError(
+                f"model.tasks.kind {kind!r} is for several tasks and data.tasks has one: set it to 'shared'."
+            )
+        fewest = tower.experts // (tasks + 1) * 2
+        if kind == "ple" and fewest < tower.top_k:
+            raise UserError(
+                f"model.tower.experts: 'ple' cuts {tower.experts} experts into {tasks + 1} groups and a task sees two, "
+                f"too few for top_k {tower.top_k}; use at least {(tasks + 1) * -(-tower.top_k // 2)}."
+            )
+        return True
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, T), float32, in the order of the schema's tasks."""
@@ -190,7 +214,7 @@ class Ranker(nn.Module):
             pooled, dense_BD, wide = self.gates(pooled, dense_BD, wide)
         x_BD = self._interact([pooled[name] for name in self.fields], dense_BD)
         context_BC = self._context(pooled, dense_BD) if self.context else None
-        logits_BT = self.heads(torch.cat([x_BD, self.tower(x_BD, context_BC).to(x_BD.dtype)], 1))
+        logits_BT = self.heads(x_BD, self.tower(x_BD, context_BC))
         if self.wide_bias is not None:
             logits_BT = logits_BT + torch.cat(list(wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
         return cast(Tensor, logits_BT)

@@ -66,7 +66,7 @@ def remove_dead_experts(weights: "Weights") -> None:
     count = max(int(mask.sum()) for mask in alive.values())
     for layer in layers:
         kept = alive[layer.router].int().argsort(descending=True, stable=True)[:count].sort().values
-        of_router = (f"{layer.router}.{part}" for part in ("weight", "bias_E", "alive_E"))
+        of_router = (f"{layer.router}.{part}" for part in ("weight", "bias_E", "alive_E", "allowed_ET"))
         for name in filter(weights.dense.__contains__, (*layer.parameters, *of_router)):
             weights.dense[name] = weights.dense[name].index_select(0, kept)
     assert weights.config.tower.kind == "moe"

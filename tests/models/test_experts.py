@@ -147,3 +147,19 @@ def test_a_dense_tower_is_linear_relu_linear_relu():
     expected = (second.weight @ (first.weight @ x_ND.T + first.bias[:, None]).relu() + second.bias[:, None]).relu().T
     torch.testing.assert_close(tower(x_ND), expected)
     assert tower.width == 4
+
+
+@pytest.mark.parametrize("own_experts", [False, True])
+def test_each_task_routes_its_own_rows_over_the_same_experts(own_experts):
+    moe = MixtureOfExperts(8, 12, 6, 2, tasks=2, own_experts=own_experts)
+    x_TND = torch.randn(2, 30, 8)
+    gates_NK, chosen_NK, counts_E = moe.router(x_TND)
+    y_TND = moe(x_TND)
+    for n, (x_D, gates_K, chosen_K) in enumerate(zip(x_TND.flatten(0, 1), gates_NK, chosen_NK, strict=True)):
+        outputs = [(x_D @ moe.experts.w1_EDH[e]).relu() @ moe.experts.w2_EHD[e] for e in chosen_K]
+        expected_D = sum(gate * output_D for gate, output_D in zip(gates_K, outputs, strict=True))
+        torch.testing.assert_close(y_TND.flatten(0, 1)[n], expected_D, atol=1e-5, rtol=1e-4)
+    assert counts_E.sum() == 2 * 30 * 2
+    if own_experts:
+        assert set(chosen_NK[:30].flatten().tolist()) <= {0, 3, 1, 4}
+        assert set(chosen_NK[30:].flatten().tolist()) <= {0, 3, 2, 5}

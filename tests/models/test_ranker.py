@@ -78,6 +78,20 @@ def test_named_features_steer_the_router():
     assert sum(load.sum() for load in ranker.expert_load().values()) == 0
 
 
+@pytest.mark.parametrize("kind", ["mmoe", "ple"])
+def test_tasks_with_routers_of_their_own_differ_and_train(kind):
+    ranker = make_ranker(tower={**MOE, "experts": 6, "blocks": 2}, tasks={"kind": kind}, context=["user"])
+    logits_BT = ranker(random_batch(9))
+    assert logits_BT.shape == (9, 2)
+    logits_BT[:, 0].sum().backward()
+    router_grad_ETC = ranker.tower.mixtures[0].router.weight.grad
+    assert router_grad_ETC[:, 0].abs().sum() > 0
+    assert router_grad_ETC[:, 1].abs().sum() == 0
+    experts_used = ranker.tower.mixtures[0].experts.w1_EDH.grad.abs().sum((1, 2)) > 0
+    if kind == "ple":
+        assert not experts_used[[2, 5]].any()
+
+
 def test_the_dense_state_is_everything_but_tables():
     ranker = make_ranker(tower=MOE)
     dense = ranker.dense_state()
@@ -103,6 +117,8 @@ def test_schemas_without_dense_or_with_one_feature_work():
         ({"context": ["nobody"], "tower": MOE}, r"model\.context: there is no feature 'nobody'"),
         ({"context": ["user"], "tower": MLP}, r"model\.context steers a router"),
         ({"tables": {"user": {"dim": 4}}, "interaction": {"kind": "fm"}}, "give all tables the same dim"),
+        ({"tasks": {"kind": "mmoe"}, "tower": MLP}, r"set model\.tower\.kind to 'moe'"),
+        ({"tasks": {"kind": "ple"}, "tower": {"kind": "moe", "experts": 2}}, r"model\.tower\.experts: 'ple' cuts 2"),
     ],
 )
 def test_settings_that_do_not_fit_the_schema_are_refused(settings, sentence):
