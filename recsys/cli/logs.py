@@ -1,12 +1,15 @@
-"""Verbs of raw logs: import."""
+"""Verbs of raw logs: import, inspect, init."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from data_pipelines.errors import UserError
 from recsys.cli.common import Json, app, finish
+
+if TYPE_CHECKING:
+    from data_pipelines.inspection import LogProfile
 
 imports = typer.Typer(no_args_is_help=True, help="Make an ordinary Parquet log of a public data set.")
 app.add_typer(imports, name="import")
@@ -47,3 +50,109 @@ def _parquet(out: Path) -> Path:
 
 def _finish_import(rows: int, out: Path, example: str, json: bool) -> None:
     finish({"log": out, "rows": rows}, json, f"recsys prepare examples/{example}.yaml DATASET data.log={out}")
+
+
+LabelOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The label, if it is not guessed right.")]
+TimeOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The time, if it is not guessed right.")]
+UserOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The user, if it is not guessed right.")]
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A log, or a data set, run or artifact.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots, too (of a log).")] = None,
+    label: LabelOption = None,
+    time: TimeOption = None,
+    user: UserOption = None,
+    json: Json = False,
+) -> None:
+    """Say what is in a log (types, nulls, skew, suspicious columns), or in anything that recsys wrote."""
+    from recsys.summaries import kind_of
+
+    kind = kind_of(Path(path))
+    if kind is not None:
+        finish({"kind": kind, **_summary(Path(path), kind)}, json)
+        return
+    if Path(path, "config.yaml").is_file():
+        raise UserError(f"{path} is a run that is not complete: go on with `recsys train --resume`.")
+    from data_pipelines.inspection import inspect_log
+
+    profile = inspect_log(path, label=label, time=time, user=user)
+    _print_profile(profile, json)
+    if html is not None:
+        from recsys.log_page import write_log_page
+
+        write_log_page(profile, html)
+    written: dict[str, Any] = {"log": path, "rows": profile.rows} | ({"page": html} if html else {})
+    details = profile.model_dump(mode="json", exclude={"location", "rows"}) if json else {}
+    finish({**written, **details}, json, f"recsys init {path} CONFIG")
+
+
+@app.command()
+def init(
+    log: Annotated[str, typer.Argument(metavar="LOG", help="File, folder, glob or address of the log.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML to write.")],
+    label: LabelOption = None,
+    time: TimeOption = None,
+    user: UserOption = None,
+    json: Json = False,
+) -> None:
+    """Write a commented experiment to start from, by looking at the columns of a log."""
+    from data_pipelines.inspection import inspect_log
+    from data_pipelines.starter import starter_config
+    from data_pipelines.storage import write_file
+
+    if config.exists():
+        raise UserError(f"{config} already exists: name another file, or remove it first.")
+    profile = inspect_log(log, label=label, time=time, user=user)
+    write_file(config, starter_config(profile))
+    result = {
+        "config": config,
+        "rows": profile.rows,
+        "label": profile.label,
+        "time": profile.time,
+        "user": profile.user,
+    }
+    finish(result, json, f"read {config}, then: recsys prepare {config} DATASET")
+
+
+def _summary(path: Path, kind: str) -> dict[str, Any]:
+    from recsys.summaries import dataset_summary, run_summary
+
+    match kind:
+        case "dataset":
+            return dataset_summary(path)
+        case "run":
+            return run_summary(path)
+        case "artifact":
+            from recsys.cli.serve import summary
+            from serving.artifact import Artifact
+
+            return summary(Artifact.open(path))
+    raise UserError(f"{path} is a {kind}: `recsys inspect` tells of logs, data sets, runs and artifacts.")
+
+
+def _print_profile(profile: "LogProfile", json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from recsys.log_page import COLUMN_HEADS, NUMERIC_HEADS, column_cells, column_name
+
+    console = Console(stderr=json)
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    for head in COLUMN_HEADS:
+        if head == "values":
+            table.add_column(head, overflow="ellipsis", no_wrap=True, ratio=1)
+        else:
+            table.add_column(head, justify="right" if head in NUMERIC_HEADS else "left", no_wrap=True)
+    for column in profile.columns:
+        table.add_row(*column_cells(column), style="yellow" if column.suspicions else None)
+    console.print(table)
+    if profile.time is not None:
+        console.print(f"\nFrom {profile.first} to {profile.last} ({profile.time}).")
+    if profile.label_rate is not None:
+        console.print(f"Label {profile.label}: positive in {profile.label_rate:.2%} of the rows.")
+    for column in profile.columns:
+        for why in column.suspicions:
+            console.print(f"[yellow]{column_name(column)}[/yellow] {why}.", highlight=False)
+    console.print()
