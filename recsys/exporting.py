@@ -21,6 +21,7 @@ from serving.artifact import Artifact, ModelCard
 from serving.export import export
 from serving.translation import Translation
 
+_CALIBRATION_ROWS = 100_000
 _VERSIONS = ("sparse-recsys", "torch", "torchrec", "polars")
 
 
@@ -38,13 +39,21 @@ def export_run(
     """
     if out.exists() and not replace:
         raise UserError(f"{out} already exists: name another path, or remove it first.")
-    weights = load_weights(run)
     config = load_config(run / CONFIG_FILE, overrides)
     data = Dataset.open(dataset or dataset_of(run))
-    for lever in build_levers(config.sparsity):
-        lever.shrink(weights)
+    weights = shrunk_weights(load_weights(run), config, data)
     export(weights, data, _card(run, config, data, weights), config.export, out, replace=replace)
     return Artifact.open(out, verify="sizes")
+
+
+def shrunk_weights(weights: Weights, config: ExperimentConfig, data: Dataset) -> Weights:
+    """``weights``, changed in place: every lever has removed what it can."""
+    split = "valid" if data.splits.get("valid") else "train"
+    features = weights.schema.feature_names
+    for lever in build_levers(config.sparsity):
+        lever.calibrate(weights, Loader(data, split, batch_size=4096, features=features, max_rows=_CALIBRATION_ROWS))
+        lever.shrink(weights)
+    return weights
 
 
 def _card(run: Path, config: ExperimentConfig, data: Dataset, weights: Weights) -> ModelCard:

@@ -14,6 +14,7 @@ from models.sparsity.l1 import L1, L1Config
 from models.sparsity.lever import Lever, LeverConfig
 from models.sparsity.low_rank import LowRank, LowRankConfig
 from models.sparsity.pep import Pep, PepConfig
+from models.sparsity.post_pruning import PostPruning, PostPruningConfig
 from models.sparsity.precision import Quantization, QuantizationConfig
 from models.sparsity.row_pruning import RowPruning, RowPruningConfig
 from models.sparsity.unit_pruning import UnitPruning, UnitPruningConfig
@@ -37,6 +38,7 @@ class SparsityConfig(LeverConfig):
     fixed_mask: FixedMaskConfig | None = None
     low_rank: LowRankConfig | None = None
     quantization: QuantizationConfig | None = None
+    post_pruning: PostPruningConfig | None = None
 
 
 _LEVERS: dict[str, Callable[[Any], Lever]] = {
@@ -53,6 +55,7 @@ _LEVERS: dict[str, Callable[[Any], Lever]] = {
     "fixed_mask": FixedMask,
     "low_rank": LowRank,
     "quantization": Quantization,
+    "post_pruning": PostPruning,
 }
 
 

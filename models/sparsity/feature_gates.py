@@ -14,14 +14,14 @@ from torch import Tensor
 from models.gates import FeatureGates
 from models.sparsity.features import drop_features
 from models.sparsity.l1 import soft_threshold_
-from models.sparsity.lever import Lever, LeverConfig, Share, State, Strength, tensors
+from models.sparsity.lever import Lever, Penalty, Share, State, Strength, tensors
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
     from models.weights import Weights
 
 
-class FeatureGatesConfig(LeverConfig):
+class FeatureGatesConfig(Penalty):
     """Learned gates on features; sets ``model.gates``.
 
     Attributes:
@@ -44,8 +44,12 @@ class FeatureSelection(Lever):
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
         self._begin = int(self.config.begin * total_steps)
+        self._settle = self.config.settle * total_steps
         for name, gate in self._gates(ranker).items():
             self._closed.setdefault(name, torch.zeros_like(gate, dtype=torch.bool))
+
+    def settled(self, step: int) -> bool:
+        return step >= self._settle
 
     @torch.no_grad()
     def after_step(self, ranker: "Ranker", step: int) -> None:

@@ -21,7 +21,7 @@ from models.embeddings import OOV_ID
 from models.experts import routers
 from models.sparsity.experts import expert_layers, mark_dead_experts, remove_dead_experts
 from models.sparsity.l1 import adaptivity
-from models.sparsity.lever import Count, Lever, LeverConfig, State, Strength, tensors
+from models.sparsity.lever import Count, Lever, Penalty, State, Strength, tensors
 from models.sparsity.row_pruning import prepare_masks, redirect
 from models.sparsity.tables import chosen_tables, column_sums, reserved_rows, row, shards, squared_distance_to_oov
 from models.sparsity.units import remove_dead_units, unit_layers
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from models.weights import Weights
 
 
-class GroupConfig(LeverConfig):
+class GroupConfig(Penalty):
     """Group lasso; a strength is what a number loses in one step: the learning rate times the weight of the term.
 
     Attributes:
@@ -67,9 +67,13 @@ class GroupLasso(Lever):
             prepare_masks(ranker, {layout.vocabulary for layout in layouts}, self._KEY)
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
+        self._settle = self.config.settle * total_steps
         layouts = chosen_tables(ranker.tables, self.config.tables, f"{self._KEY}.tables")
         self._layouts = [layout for layout in layouts if not layout.wide]
         self._reserved = {name: reserved_rows(ranker.schema.tables, name) for name in {t.vocabulary for t in layouts}}
+
+    def settled(self, step: int) -> bool:
+        return step >= self._settle
 
     @torch.no_grad()
     def after_step(self, ranker: "Ranker", step: int) -> None:

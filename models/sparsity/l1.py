@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.embeddings import TableShard
-from models.sparsity.lever import Count, Lever, LeverConfig, Strength, dense_weights
+from models.sparsity.lever import Count, Lever, Penalty, Strength, dense_weights
 from models.sparsity.tables import chosen_tables, shards
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _EPS = 1e-8
 
 
-class L1Config(LeverConfig):
+class L1Config(Penalty):
     """Soft-threshold weights after optimizer steps.
 
     Attributes:
@@ -48,6 +48,12 @@ class L1(Lever):
 
     def build(self, ranker: "Ranker") -> None:
         chosen_tables(ranker.tables, self.config.only, "sparsity.l1.only")
+
+    def start(self, ranker: "Ranker", total_steps: int) -> None:
+        self._settle = self.config.settle * total_steps
+
+    def settled(self, step: int) -> bool:
+        return step >= self._settle
 
     @torch.no_grad()
     def after_step(self, ranker: "Ranker", step: int) -> None:

@@ -79,6 +79,16 @@ class Schedule(LeverConfig):
         return Ramp(int(self.begin * total), min(int(self.end * total), max(total - 1, 0)), self.every)
 
 
+class Penalty(LeverConfig):
+    """Base of levers that shrink weights all through training.
+
+    Attributes:
+        settle: Share of all steps before which weights do not count as the best of a run: sparsity has to grow first.
+    """
+
+    settle: Share = 0.5
+
+
 @dataclass(frozen=True)
 class Ramp:
     """A cubic rise of sparsity between two steps (Zhu & Gupta, 1710.01878)."""

@@ -62,7 +62,9 @@ def dequantize_rows(packed_RW: Tensor, bits: Bits, dim: int) -> Tensor:
         return packed_RW.contiguous().view(torch.float32)
     if bits == 16:
         return packed_RW.contiguous().view(torch.float16).float()
-    scale_bias_R2 = packed_RW[:, :_SCALE_BIAS_BYTES].contiguous().view(torch.float16).float()
+    scale_bias_R2 = (
+        packed_RW[:, :_SCALE_BIAS_BYTES].clone(memory_format=torch.contiguous_format).view(torch.float16).float()
+    )
     codes_RW = packed_RW[:, _SCALE_BIAS_BYTES:]
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
     codes_Rd = ((codes_RW.unsqueeze(2) >> shifts) & (2**bits - 1)).flatten(1)[:, :dim].float()
