@@ -32,7 +32,7 @@ class Weights:
         factors: (d, D) float32 by table name: the ranker sees ``tables[t] @ factors[t]``. Absent where d is D. This is
             how removed dimensions and low-rank tables stay narrow on disk and in memory.
         bits: 32, 16, 8, 4 or 2 bits a number by table name, used by the artifact; 32 where absent.
-        precision: How the artifact keeps ``dense``.
+        precision: How the artifact keeps the matrices of ``dense``. With bf16 it also computes in bfloat16.
     """
 
     config: RankerConfig

@@ -37,13 +37,11 @@ class JobOptions(BaseModel):
             ``quarantine`` leaves them out and writes them to ``quarantine-*.parquet`` with the reason, ``score`` reads
             such a value as null.
         logits: Add the logits beside the predictions.
-        bf16: Matrix products in bfloat16.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     bad_rows: Literal["quarantine", "score"] = "quarantine"
     logits: bool = False
-    bf16: bool = False
 
 
 _DEFAULTS = JobOptions()
@@ -189,7 +187,7 @@ def _overlapped(
 def _threads(
     count: int | None, drift: DriftMonitor | None, artifact: Artifact, options: JobOptions, state: Path | None
 ) -> Iterator[Workers]:
-    scorer = Scorer(artifact, bf16=options.bf16, state=state)
+    scorer = Scorer(artifact, state=state)
     yield Workers(partial(score_part, scorer, options, drift=drift), count or torch.get_num_threads())
 
 

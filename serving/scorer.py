@@ -30,14 +30,11 @@ class Scorer:
     """Scores raw rows with one artifact. Safe to call from several threads at once.
 
     Args:
-        bf16: Run matrix products of the dense part in bfloat16: faster where the processor has the instructions, and
-            about three digits of a logit.
         state: Folder of the past to read histories and statistics from, instead of the artifact's own.
     """
 
-    def __init__(self, artifact: Artifact, *, bf16: bool = False, state: Path | None = None) -> None:
+    def __init__(self, artifact: Artifact, *, state: Path | None = None) -> None:
         self.artifact = artifact
-        self._bf16 = bf16
         folder = state or artifact.state
         self._state = None if folder is None else State.open(folder)
         self._ranker = artifact.ranker()
@@ -99,8 +96,8 @@ class Scorer:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> NDArray[np.float32]:
-        """(B, T) logits of encoded rows."""
-        autocast = torch.autocast("cpu", torch.bfloat16) if self._bf16 else nullcontext()
+        """(B, T) logits of encoded rows; the matrix products are bfloat16 where the artifact's dense part is."""
+        autocast = torch.autocast("cpu", torch.bfloat16) if self.artifact.model.precision == "bf16" else nullcontext()
         with autocast:
             logits_BT: torch.Tensor = self._ranker(batch)
         return logits_BT.float().numpy()

@@ -74,15 +74,23 @@ def score_verb(
         Literal["quarantine", "score"], typer.Option(help="Leave them out with the reason, or read bad values as null.")
     ] = "quarantine",
     logits: Annotated[bool, typer.Option("--logits", help="Add the logits.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Matrix products in bfloat16.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Parts at a time; one a processor if absent.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Threads of this process, or a Ray cluster.")
+    ] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; one of this machine if absent.")] = None,
     json: Json = False,
 ) -> None:
     """Score rows of any size; killed and started again, it goes on where it was."""
     from serving.artifact import Artifact
-    from serving.batch_job import JobOptions, run_job
+    from serving.batch_job import Engine, JobOptions, run_job
 
-    options = JobOptions(bad_rows=bad_rows, logits=logits, bf16=bf16)
+    options = JobOptions(bad_rows=bad_rows, logits=logits)
+    workers: Engine | None = None
+    if engine == "ray":
+        from recsys.cluster.scoring import ray_engine
+
+        workers = ray_engine(address)
     with progress_bar("scoring") as advance:
         result = run_job(
             Artifact.open(artifact),
@@ -92,5 +100,6 @@ def score_verb(
             events=events,
             threads=threads,
             progress=lambda rows, total: advance(rows, total=total),
+            engine=workers,
         )
     finish(vars(result), json)

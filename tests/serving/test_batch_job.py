@@ -169,7 +169,7 @@ def test_changed_input_options_or_artifact_are_refused(artifact, rows, tmp_path)
         run_job(artifact, str(rows), tmp_path / "out")
     run_job(artifact, str(rows), tmp_path / "other")
     with pytest.raises(UserError, match="scores of another job"):
-        run_job(artifact, str(rows), tmp_path / "other", JobOptions(bf16=True))
+        run_job(artifact, str(rows), tmp_path / "other", JobOptions(logits=True))
 
 
 def test_two_processes_given_the_same_job_do_not_spoil_it(artifact, rows, tmp_path, monkeypatch):
