@@ -54,17 +54,27 @@ def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt
     """
     positives = labels.sum()
     targets = np.where(labels > 0.5, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
-    x_N2 = np.column_stack([logits.astype(np.float64), np.ones(len(logits))])
-    weights_2 = np.array([1.0, 0.0])
+    center, spread = float(logits.mean(dtype=np.float64)), float(logits.std(dtype=np.float64)) or 1.0
+    x_N2 = np.column_stack([(logits.astype(np.float64) - center) / spread, np.ones(len(logits))])
+    mean = targets.mean()
+    weights_2 = np.array([0.0, np.log(mean / (1 - mean))])  # from here, on standardised logits, Newton does not run off
+
+    def loss(weights_2: NDArray[np.float64]) -> float:
+        z_N = x_N2 @ weights_2
+        return float((np.logaddexp(0, z_N) - targets * z_N).sum())
+
     for _ in range(50):
         p_N = sigmoid(x_N2 @ weights_2)
         gradient_2 = x_N2.T @ (p_N - targets)
         hessian_22 = (x_N2 * (p_N * (1 - p_N))[:, None]).T @ x_N2 + 1e-9 * np.eye(2)
         step_2 = np.linalg.solve(hessian_22, gradient_2)
+        while loss(weights_2 - step_2) > loss(weights_2) and np.abs(step_2).max() > 1e-10:
+            step_2 /= 2
         weights_2 -= step_2
         if np.abs(step_2).max() < 1e-10:
             break
-    return Platt(slope=float(weights_2[0]), intercept=float(weights_2[1]))
+    slope = float(weights_2[0]) / spread
+    return Platt(slope=slope, intercept=float(weights_2[1]) - slope * center)
 
 
 def fit_isotonic(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Isotonic:
