@@ -52,10 +52,14 @@ def evaluate_verb(
     dataset: Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     slice_by: Annotated[str | None, typer.Option(help="Key column: metrics for each of its values.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also train popularity, linear, FM, LightGBM.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Score a split with a run's weights and measure everything."""
     from data_pipelines.dataset import Dataset
+    from recsys.baselines import write_baselines
     from recsys.evaluation import dataset_of, evaluate
 
     data = Dataset.open(dataset or dataset_of(run))
@@ -63,6 +67,8 @@ def evaluate_verb(
     result = {split: evaluation.summary()}
     if evaluation.slices is not None:
         result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
+    if baselines:
+        result["baselines"] = write_baselines(run, data, split)
     finish(result, json, f"recsys export {run} ARTIFACT")
 
 
