@@ -151,11 +151,14 @@ def _keyed(
     lengths: Sequence[np.ndarray],
     weights: Sequence[np.ndarray] | None = None,
 ) -> KeyedJaggedTensor:
-    return KeyedJaggedTensor.from_lengths_sync(
+    # Torch would sum the lengths again to learn how long each key is.
+    return KeyedJaggedTensor(
         keys=list(keys),
         values=torch.from_numpy(_joined(values, np.int64)),
-        lengths=torch.from_numpy(_joined(lengths, np.int32)),
         weights=None if weights is None else torch.from_numpy(_joined(weights, np.float32)),
+        lengths=torch.from_numpy(_joined(lengths, np.int32)),
+        stride=len(lengths[0]) if lengths else 0,
+        length_per_key=[len(ids) for ids in values],
     )
 
 

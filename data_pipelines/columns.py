@@ -19,6 +19,8 @@ WEIGHTS = ":weights"
 PART_ROWS = 1 << 20
 
 Range = tuple[int, int]
+Piece = tuple[int, int, int]
+"""A record batch, and where in it rows start and stop."""
 
 
 class PartWriter:
@@ -77,7 +79,8 @@ class Columns:
 
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
-        self._cache: dict[str, list[pa.Array]] = {}
+        self._flat_cache: dict[str, list[np.ndarray]] = {}
+        self._list_cache: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     @staticmethod
     def open(folder: Path, schema: Schema, events: Mapping[str, Events]) -> "Columns":
@@ -105,7 +108,10 @@ class Columns:
                 assert feature.sequence is not None
                 pasts[feature.sequence] = self._past(feature.sequence, pieces)
         size = sum(stop - start for start, stop in ranges)
-        dense = [self._flat(feature.name, pieces).reshape(size, feature.width) for feature in self.schema.dense]
+        dense = [
+            self._flat(feature.name, pieces, feature.width).reshape(size, feature.width)
+            for feature in self.schema.dense
+        ]
         labels = [self._flat(LABEL + task, pieces) for task in self.schema.tasks] if self.labelled else []
         return Block(
             ids=ids,
@@ -117,38 +123,45 @@ class Columns:
             rows=np.concatenate([np.arange(start, stop) for start, stop in ranges] or [np.empty(0, np.int64)]),
         )
 
-    def _pieces(self, start: int, stop: int) -> Iterable[tuple[int, int, int]]:
-        """(record batch, start, stop in it) that make up a range of rows."""
+    def _pieces(self, start: int, stop: int) -> Iterable[Piece]:
+        """What makes up a range of rows."""
         batch = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
             low, high = int(self._starts[batch]), int(self._starts[batch + 1])
             yield batch, start - low, min(stop, high) - low
             start, batch = high, batch + 1
 
-    def _column(self, name: str) -> list[pa.Array]:
-        if name not in self._cache:
-            self._cache[name] = [batch.column(name) for batch in self.batches]
-        return self._cache[name]
+    def _arrays(self, name: str) -> list[np.ndarray]:
+        """Values of a column, one array a record batch; several numbers a row lie one after the other."""
+        if name not in self._flat_cache:
+            self._flat_cache[name] = [_numpy(batch.column(name)) for batch in self.batches]
+        return self._flat_cache[name]
 
-    def _flat(self, name: str, pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
-        column = self._column(name)
-        return _joined([_numpy(column[batch].slice(a, b - a)) for batch, a, b in pieces])
+    def _lists(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Offsets and values of a column of lists, one pair a record batch."""
+        if name not in self._list_cache:
+            columns = (batch.column(name) for batch in self.batches)
+            self._list_cache[name] = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
+        return self._list_cache[name]
 
-    def _bags(self, name: str, pieces: Sequence[tuple[int, int, int]], *, weighted: bool) -> Bags:
-        column = self._column(name)
-        sliced = [column[batch].slice(a, b - a) for batch, a, b in pieces]
-        lengths = _joined([np.diff(array.offsets.to_numpy()) for array in sliced])
+    def _flat(self, name: str, pieces: Sequence[Piece], width: int = 1) -> np.ndarray:
+        arrays = self._arrays(name)
+        return _joined([arrays[batch][a * width : b * width] for batch, a, b in pieces])
+
+    def _values(self, name: str, pieces: Sequence[Piece]) -> np.ndarray:
+        arrays = self._lists(name)
+        return _joined([arrays[batch][1][arrays[batch][0][a] : arrays[batch][0][b]] for batch, a, b in pieces])
+
+    def _bags(self, name: str, pieces: Sequence[Piece], *, weighted: bool) -> Bags:
+        arrays = self._lists(name)
+        lengths = _joined([np.diff(arrays[batch][0][a : b + 1]) for batch, a, b in pieces])
         return Bags(
-            values=_joined([_numpy(array.flatten()) for array in sliced]),
+            values=self._values(name, pieces),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            weights=self._weights(name, pieces) if weighted else None,
+            weights=self._values(name + WEIGHTS, pieces) if weighted else None,
         )
 
-    def _weights(self, name: str, pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
-        column = self._column(name + WEIGHTS)
-        return _joined([_numpy(column[batch].slice(a, b - a).flatten()) for batch, a, b in pieces])
-
-    def _past(self, history: str, pieces: Sequence[tuple[int, int, int]]) -> Past:
+    def _past(self, history: str, pieces: Sequence[Piece]) -> Past:
         events, age = self.events[history], f"{history}.age"
         wanted = {feature.name for feature in self.schema.sparse if feature.sequence == history}
         past = Past(

@@ -66,9 +66,9 @@ class Slices:
         count = running(event)
         end = count[line.tie]
         length = np.minimum(end - count[line.first], self.feature.last)
-        self.rows.add(rows[line.order], start=self.events + end - length, length=length)
+        self.rows.add(rows, start=line.in_log_order(self.events + end - length), length=line.in_log_order(length))
         places = line.order[event]
-        found = _events(self.name, self.feature, frame[places])
+        found = _events(self.name, self.feature, frame).select(pl.all().gather(places))
         self._write(found, rows[places])
         self.events += len(found)
         return found

@@ -61,13 +61,11 @@ class ByRow:
         self._readers: list[_Reader] | None = None
 
     def add(self, rows: npt.NDArray[np.uint32], **values: np.ndarray) -> None:
-        """Write a batch, in any order."""
+        """Write a batch, sorted by row."""
         records = np.empty(len(rows), self.dtype)
         records["row"] = rows
         for name, column in values.items():
             records[name] = column
-        if np.any(rows[1:] < rows[:-1]):
-            records = records[np.argsort(rows, kind="stable")]
         records.tofile(self._folder / str(self._batches))
         self._batches += 1
 

@@ -120,7 +120,7 @@ class Running:
         low = line.first if self.feature.window is None else line.since(round(self.feature.window * 1_000_000))
         prior = None if self.prior is None else self.prior.at(line.times, self.feature)
         levels = level(self.feature, counts[line.tie] - counts[low], sums[line.tie] - sums[low], prior)
-        self.rows.add(rows[line.order], level=levels.astype(np.float32))
+        self.rows.add(rows, level=line.in_log_order(levels.astype(np.float32)))
         return frame.select("key", "time", value=self.name)
 
 

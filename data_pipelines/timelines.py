@@ -6,6 +6,7 @@ rows of a timeline.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from data_pipelines.vocabulary import stable_hash
 
 Int64s = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
+
+Values = TypeVar("Values", bound=npt.NDArray[Any])
 
 _MIX = 0x9E3779B97F4A7C15
 
@@ -46,7 +49,10 @@ class Timeline:
     @staticmethod
     def of(keys: Keys, times: Int64s) -> "Timeline":
         """The timeline of rows that are given in the order of the log."""
-        if np.all(times[1:] >= times[:-1]):
+        same = keys[1:] == keys[:-1]
+        if np.all((keys[1:] > keys[:-1]) | (same & (times[1:] >= times[:-1]))):
+            order = np.arange(len(keys))
+        elif np.all(times[1:] >= times[:-1]):
             order = np.argsort(keys, kind="stable")
         else:
             by_time = np.argsort(times, kind="stable")
@@ -59,6 +65,12 @@ class Timeline:
         first = np.maximum.accumulate(np.where(new_key, places, 0))
         tie = np.maximum.accumulate(np.where(new_time, places, 0))
         return Timeline(order, first, tie, times)
+
+    def in_log_order(self, values: Values) -> Values:
+        """(N,) ``values`` of the places, as values of the rows in the order they were given."""
+        rows: Values = np.empty_like(values)  # type: ignore[assignment]
+        rows[self.order] = values
+        return rows
 
     def since(self, window: int) -> Int64s:
         """(N,) the first place of the same key whose time is at most ``window`` before that of the place."""
