@@ -145,11 +145,14 @@ def write_artifact(
 
 
 def _compress(dense: dict[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """Matrices in ``precision``, the rest as it is. int8 is symmetric, with one float32 scale an output row."""
+    """Matrices in ``precision``, the rest as it is. int8 is symmetric, with one float32 scale an output row.
+
+    Routers stay float32: a rounded router sends rows to other experts.
+    """
     packed: dict[str, Tensor] = {}
     for name, tensor in dense.items():
         tensor = tensor.contiguous()
-        if precision == "fp32" or tensor.dim() < 2 or not tensor.is_floating_point():
+        if precision == "fp32" or tensor.dim() < 2 or not tensor.is_floating_point() or "router" in name.split("."):
             packed[name] = tensor
         elif precision == "bf16":
             packed[name] = tensor.bfloat16()
