@@ -1,6 +1,7 @@
 """A ranker spread over ranks: the plan of its tables, their optimizers, and ``DistributedModelParallel`` around it."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -26,6 +28,9 @@ from models.lazy_adam import LazyAdam
 from models.ranker import Ranker
 
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]
+RESERVED = 0.15
+"""Share of a rank's memory that tables may not take: batches, activations and the dense part live there."""
+
 _EPS = 1e-8
 _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -74,14 +79,19 @@ def sharders() -> list[Any]:
     return [_BagSharder(), EmbeddingCollectionSharder()]
 
 
-def topology(world_size: int, device: torch.device, *, bytes_per_rank: int | None = None) -> Topology:
-    """``world_size`` ranks like this one; memory is measured where ``bytes_per_rank`` does not say it."""
-    local = min(world_size, dist.get_world_size() if dist.is_initialized() else world_size)
+def topology(world_size: int, device: str, ranks_per_node: int, bytes_per_rank: int) -> Topology:
+    """``world_size`` equal ranks for the planner; tables may take all but the reserve."""
+    memory = int(bytes_per_rank * (1 - RESERVED))
+    kind = {"hbm_cap": memory} if device == "cuda" else {"ddr_cap": memory}
+    with quiet():
+        return Topology(world_size, device, local_world_size=ranks_per_node, **kind)
+
+
+def memory_per_rank(device: torch.device, ranks_per_node: int) -> int:
+    """Bytes that each of ``ranks_per_node`` ranks on a machine like this one has."""
     if device.type == "cuda":
-        memory = bytes_per_rank or torch.cuda.get_device_properties(device).total_memory
-        return Topology(world_size, "cuda", hbm_cap=memory, local_world_size=local)
-    memory = bytes_per_rank or psutil.virtual_memory().total // local
-    return Topology(world_size, "cpu", ddr_cap=memory, local_world_size=local)
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) // ranks_per_node
 
 
 def constraints(
@@ -150,9 +160,11 @@ def shard(
     assert isinstance(tables, SparseTables)
     world_size = dist.get_world_size()
     limits = constraints(tables.layouts, ranker.config, optimizer, world_size)
+    if plan is None:
+        nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
+        plan = choose_plan(ranker, limits, ranks)
     with quiet(), torch.random.fork_rng(devices=[]):
-        if plan is None:
-            plan = _plan(ranker, limits, topology(world_size, device))
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
         for name, parameter in tables.named_parameters():
             if name.split(".")[-2] not in parallel:
@@ -167,12 +179,36 @@ def shard(
     return dmp
 
 
-def _plan(ranker: Ranker, limits: dict[str, ParameterConstraints], ranks: Topology) -> ShardingPlan:
-    planner = EmbeddingShardingPlanner(topology=ranks, constraints=limits, debug=False)
-    try:
-        return planner.collective_plan(ranker, sharders(), dist.GroupMember.WORLD)
-    except PlannerError as error:
-        raise UserError(f"The embedding tables cannot be placed on {ranks.world_size} ranks: {error}") from None
+def choose_plan(ranker: Ranker, limits: dict[str, ParameterConstraints], ranks: Topology) -> ShardingPlan:
+    """Where TorchRec's planner puts each table; rank 0 decides where a process group is there.
+
+    Raises:
+        UserError: The tables do not fit; the sentence names the largest and says what to change.
+    """
+    tables = ranker.tables
+    assert isinstance(tables, SparseTables)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        planner = EmbeddingShardingPlanner(
+            topology=ranks,
+            constraints=limits,
+            storage_reservation=FixedPercentageStorageReservation(0.0),
+            debug=False,
+        )
+        try:
+            if dist.is_initialized():
+                return planner.collective_plan(ranker, sharders(), dist.GroupMember.WORLD)
+            return planner.plan(ranker, sharders())
+        except PlannerError:
+            pass
+    largest = max(tables.layouts, key=lambda layout: layout.rows * layout.stored_dim)
+    size = largest.rows * largest.stored_dim * 4
+    room = max(device.storage.hbm + device.storage.ddr for device in ranks.devices)
+    raise UserError(
+        f"The tables do not fit on {ranks.world_size} rank(s) with {room / 1e9:.2f} GB each for tables; the largest is "
+        f"{largest.name!r} ({largest.rows:,} x {largest.dim}, {size / 1e9:.2f} GB): set "
+        f"model.tables.{largest.vocabulary}.sharding to row_wise, lower its dim or its rows (data.features: max_size, "
+        "min_count), or use more ranks."
+    )
 
 
 def data_parallel_tables(dmp: nn.Module) -> dict[str, nn.Parameter]:

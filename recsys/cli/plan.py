@@ -1,0 +1,78 @@
+"""``recsys plan``: where the tables will lie, what each rank holds and sends, before anything runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.common import Json, Overrides, app, finish
+
+
+@app.command("plan")
+def plan_verb(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.")],
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes to plan for; they need not exist.")] = 1,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes on one machine; all if absent.")] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Memory of each rank; this machine's, shared by its ranks, if absent."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Print the sharding plan: tables, bytes and traffic of each rank."""
+    import psutil
+
+    from data_pipelines.dataset import Dataset
+    from data_pipelines.errors import UserError
+    from data_pipelines.loader import Loader
+    from models.planning import draw_plan
+    from recsys.config import load_config
+
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: say cpu or cuda.")
+    experiment = load_config(config, overrides or ())
+    data = Dataset.open(dataset, verify="sizes")
+    batch = next(iter(Loader(data, "train", batch_size=experiment.train.batch_size)))
+    bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
+    ids_per_row = {key: kjt[key].values().numel() / len(batch) for kjt in bags for key in kjt.keys()}  # noqa: SIM118
+    per_node = min(ranks_per_node or ranks, ranks)
+    memory = int(memory_gb * 1e9) if memory_gb else psutil.virtual_memory().total // per_node
+    plan = draw_plan(
+        data.schema,
+        experiment.model,
+        experiment.train.tables,
+        ranks=ranks,
+        ranks_per_node=per_node,
+        bytes_per_rank=memory,
+        device=device,
+        batch_size=experiment.train.batch_size,
+        ids_per_row=ids_per_row,
+    )
+    finish(
+        {
+            "tables": {
+                table.name: {
+                    "rows": table.rows,
+                    "dim": table.dim,
+                    "sharding": table.sharding,
+                    "ranks": table.ranks,
+                    "bytes": table.bytes,
+                    "sent_bytes_per_step": sum(table.rank_traffic),
+                }
+                for table in plan.tables
+            },
+            "ranks": ranks,
+            "memory_per_rank_bytes": memory,
+            "dense_bytes_per_rank": plan.dense_bytes,
+            "largest_rank_bytes": max(plan.rank_bytes),
+            "smallest_rank_bytes": min(plan.rank_bytes),
+            "largest_rank_sent_bytes_per_step": max(plan.rank_traffic),
+        },
+        json,
+        f"recsys train {config} {dataset} RUN"
+        if ranks == 1
+        else f"torchrun --nproc-per-node {per_node} -m recsys train …",
+    )
