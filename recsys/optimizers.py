@@ -19,9 +19,9 @@ def make_optimizer(
     parameters = list(parameters)
     match name:
         case "adamw":
-            return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+            return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         case "adam":
-            return Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+            return Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
         case "adagrad":
             return Adagrad(parameters, lr=learning_rate, weight_decay=weight_decay)
         case "sgd":

@@ -51,6 +51,7 @@ def plan_verb(
         batch_size=experiment.train.batch_size,
         ids_per_row=ids_per_row,
     )
+    command = "recsys" if ranks == 1 else f"torchrun --nproc-per-node {per_node} -m recsys"
     finish(
         {
             "tables": {
@@ -72,7 +73,5 @@ def plan_verb(
             "largest_rank_sent_bytes_per_step": max(plan.rank_traffic),
         },
         json,
-        f"recsys train {config} {dataset} RUN"
-        if ranks == 1
-        else f"torchrun --nproc-per-node {per_node} -m recsys train …",
+        f"{command} train {config} {dataset} RUN",
     )
