@@ -152,20 +152,6 @@ def test_pep_stops_near_the_asked_sparsity_and_leaves_no_parameters_of_its_own(t
     assert not any(name.startswith("pep") for name in weights.dense)
 
 
-def test_a_closed_gate_takes_its_feature_out(trained: Trained) -> None:
-    weights, shrunk = trained("feature_gates")
-    closed = {
-        feature.name
-        for feature, gate in zip(weights.schema.sparse, weights.dense["gates.sparse_F"].tolist(), strict=True)
-        if gate == 0
-    }
-    assert closed
-    assert not closed & set(shrunk.schema.feature_names)
-    assert shrunk.dense["tower.layers.0.weight"].shape[1] == weights.dense["tower.layers.0.weight"].shape[1] - 8 * len(
-        closed
-    )
-
-
 def test_ftrl_leaves_most_of_the_wide_part_at_zero_and_learns_the_rest(trained: Trained) -> None:
     weights, _ = trained("ftrl")
     wide = weights.tables["wide item"]

@@ -1,0 +1,165 @@
+"""What is zero is taken out of the weights, and not one logit changes: random masks over random rankers."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranker_examples import SCHEMA, random_batch
+
+from data_pipelines.batch import NULL_ID
+from models.embeddings import OOV_ID, table_layouts
+from models.plain_tables import PlainTables
+from models.ranker import Ranker, RankerConfig
+from models.sparsity.experts import expert_layers, remove_dead_experts
+from models.sparsity.feature_gates import gate_values
+from models.sparsity.features import drop_features
+from models.sparsity.groups import remove_dead_dims
+from models.sparsity.low_rank import LowRank, LowRankConfig
+from models.sparsity.post_pruning import row_saliency, within_budget
+from models.sparsity.units import remove_dead_units, unit_layers
+from models.weights import Weights
+
+TOWERS = {
+    "mlp": {"kind": "mlp", "hidden": [24, 12]},
+    "moe": {"kind": "moe", "experts": 6, "top_k": 2, "hidden": 12, "shared": True, "blocks": 2},
+}
+SCALE = 0.3
+
+
+def random_weights(seed: int, **model: object) -> Weights:
+    torch.manual_seed(seed)
+    config = RankerConfig.model_validate({"dim": 6, "pooling": {"genres": "sum", "tags": "mean"}} | model)
+    tables = {layout.name: torch.randn(layout.rows, layout.dim) * SCALE for layout in table_layouts(SCHEMA, config)}
+    ranker = Ranker(config, SCHEMA, PlainTables(SCHEMA, config, tables, {}, {}))
+    return Weights(config, SCHEMA, tables, {name: tensor.clone() for name, tensor in ranker.dense_state().items()})
+
+
+def logits(weights: Weights) -> torch.Tensor:
+    batch = random_batch(32, seed=1)
+    names = {feature.name for feature in weights.schema.dense}
+    columns = torch.cat([torch.full((feature.width,), feature.name in names) for feature in SCHEMA.dense])
+    batch.dense = batch.dense[:, columns]
+    with torch.no_grad():
+        result: torch.Tensor = weights.to_ranker()(batch)
+    return result
+
+
+def assert_same_logits(before: torch.Tensor, weights: Weights) -> None:
+    assert torch.allclose(before, logits(weights), atol=1e-5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 999), tower=st.sampled_from(sorted(TOWERS)), alive=st.floats(0, 1))
+def test_dead_units_leave_the_matrices(seed: int, tower: str, alive: float) -> None:
+    weights = random_weights(seed, tower=TOWERS[tower])
+    for layer in unit_layers(weights.dense):
+        layer.scale_(weights.dense, (torch.rand(layer.units) < alive).float())
+    numbers = sum(tensor.numel() for tensor in weights.dense.values())
+    before = logits(weights)
+    remove_dead_units(weights)
+    assert_same_logits(before, weights)
+    assert sum(tensor.numel() for tensor in weights.dense.values()) <= numbers
+    if alive < 0.1 and tower == "mlp":
+        assert sum(weights.config.tower.hidden) < 36  # type: ignore[arg-type]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), dead=st.sets(st.integers(0, 5), max_size=4))
+def test_dead_experts_leave_stack_and_router(seed: int, dead: set[int]) -> None:
+    weights = random_weights(seed, tower=TOWERS["moe"])
+    alive_E = torch.tensor([e not in dead for e in range(6)])
+    for layer in expert_layers(weights.dense):
+        layer.scale_(weights.dense, alive_E.float())
+        weights.dense[f"{layer.router}.alive_E"] = alive_E.clone()
+    before = logits(weights)
+    remove_dead_experts(weights)
+    assert_same_logits(before, weights)
+    assert weights.config.tower.experts == 6 - len(dead)  # type: ignore[union-attr]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_dead_dimensions_leave_the_tables(seed: int) -> None:
+    weights = random_weights(seed)
+    for table_Rd in weights.tables.values():
+        table_Rd *= (torch.rand(table_Rd.shape[1]) < 0.5).float()
+    before = logits(weights)
+    remove_dead_dims(weights)
+    assert_same_logits(before, weights)
+    assert all(bool((table != 0).any(0).all()) for table in weights.tables.values() if table.shape[1] > 1)
+
+
+@pytest.mark.parametrize("kind", ["cross", "none", "fm", "multiplicative"])
+@pytest.mark.parametrize("tower", sorted(TOWERS))
+def test_features_with_closed_gates_leave_the_ranker(kind: str, tower: str) -> None:
+    weights = random_weights(3, interaction={"kind": kind, "layers": 2}, tower=TOWERS[tower], gates=True)
+    closed = {"user", "likes.age", "tags", "year"} if kind != "fm" else {"user", "likes.age", "tags"}
+    weights.dense["gates.sparse_F"] = torch.tensor([float(f.name not in closed) for f in SCHEMA.sparse])
+    weights.dense["gates.dense_G"] = torch.tensor([float(f.name not in closed) for f in SCHEMA.dense])
+    before = logits(weights)
+    drop_features(weights, {name for name, gate in gate_values(weights).items() if gate == 0})
+    assert_same_logits(before, weights)
+    if kind in ("cross", "none") and tower == "mlp":
+        assert not closed & set(weights.schema.feature_names)
+        assert "user" not in weights.tables
+    else:
+        assert int(weights.keep["user"].sum()) == SCHEMA.table("user").reserved
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_low_rank_cross_can_lose_features_too(rank: int | None) -> None:
+    weights = random_weights(
+        4, interaction={"kind": "cross", "layers": 2, "rank": rank}, tower=TOWERS["mlp"], gates=True
+    )
+    weights.dense["gates.sparse_F"][0] = 0
+    before = logits(weights)
+    drop_features(weights, {"user"})
+    assert_same_logits(before, weights)
+    assert "user" not in weights.schema.feature_names
+
+
+def test_factors_of_full_rank_change_nothing_and_of_low_rank_little_where_rank_is_low() -> None:
+    weights = random_weights(5)
+    for name, table_Rd in weights.tables.items():
+        weights.tables[name] = torch.randn(len(table_Rd), 2) @ torch.randn(2, table_Rd.shape[1]) * SCALE
+    before = logits(weights)
+    LowRank(LowRankConfig(energy=0.999999, cross=53)).shrink(weights)
+    assert_same_logits(before, weights)
+    assert {table.shape[1] for table in weights.tables.values()} == {2}
+    assert weights.config.interaction.rank == 53
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), share=st.floats(0.1, 1))
+def test_pruned_rows_are_looked_up_as_oov(seed: int, share: float) -> None:
+    """The reference: tables whose pruned rows are copies of the OOV row."""
+    weights = random_weights(seed)
+    for spec in SCHEMA.tables:
+        weights.keep[spec.name] = torch.rand(spec.rows) < share
+        weights.keep[spec.name][: spec.reserved] = True
+    copied = random_weights(seed)
+    for name, table_Rd in copied.tables.items():
+        table_Rd[~weights.keep[name]] = table_Rd[OOV_ID].clone()
+    assert_same_logits(logits(copied), weights)
+
+
+@given(budget=st.integers(0, 4000))
+def test_a_budget_is_spent_on_the_best_rows(budget: int) -> None:
+    scores = {"a": torch.rand(50, generator=torch.Generator().manual_seed(1)), "b": torch.rand(30)}
+    scores["a"][NULL_ID] = scores["b"][NULL_ID] = torch.inf
+    kept = within_budget(scores, {"a": 40, "b": 20}, budget)
+    assert bool(kept["a"][NULL_ID] and kept["b"][NULL_ID])
+    assert 40 * int(kept["a"].sum()) + 20 * int(kept["b"].sum()) <= max(budget, 60)
+    for name, mask in kept.items():
+        if not bool(mask.all()):
+            assert scores[name][mask].min() >= scores[name][~mask].max()
+
+
+def test_saliency_predicts_what_pruning_a_row_costs() -> None:
+    weights = random_weights(6)
+    batch = random_batch(32, seed=1)
+    score_R = row_saliency(weights, [batch])["user"]
+    used = batch.sparse["user"].values().unique().long()
+    unused = torch.tensor(sorted(set(range(50)) - set(used.tolist())))
+    assert float(score_R[unused].sum()) == 0
+    assert bool((score_R[used[used != OOV_ID]] > 0).all())
