@@ -39,9 +39,10 @@ def export_run(
     """
     if out.exists() and not replace:
         raise UserError(f"{out} already exists: name another path, or remove it first.")
+    weights = load_weights(run)
     config = load_config(run / CONFIG_FILE, overrides)
     data = Dataset.open(dataset or dataset_of(run))
-    weights = shrunk_weights(load_weights(run), config, data)
+    shrunk_weights(weights, config, data)
     export(weights, data, _card(run, config, data, weights), config.export, out, replace=replace)
     return Artifact.open(out, verify="sizes")
 

@@ -146,6 +146,9 @@ def run_job(
                 raise UserError(f"{source} changed while it was scored: remove {ledger.folder} and score it again.")
             assert done == total, f"{done} rows went in of {total}"
             ledger.finish()
+    except UserError:
+        ledger.abandon()
+        raise
     finally:
         ledger.close()
     entries = ledger.entries.values()

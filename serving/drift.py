@@ -5,6 +5,7 @@ two histograms are compared by the population stability index, ``sum((p - q) * l
 as stable, above 0.25 as moved.
 """
 
+import threading
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -84,19 +85,21 @@ class DriftMonitor:
         self._reference = reference
         self._features = {name: np.zeros(len(h.shares), np.int64) for name, h in reference.features.items()}
         self._scores = {name: np.zeros(len(h.shares), np.int64) for name, h in reference.scores.items()}
+        self._counting = threading.Lock()
         self._oov = {name: np.zeros(2) for name in reference.oov}
 
     def observe(self, batch: Batch, scores: Mapping[str, NDArray[np.float32]]) -> None:
-        """Count one scored batch."""
-        for name, values in _columns(self._schema, batch):
-            sample = values[:_SAMPLE]
-            self._features[name] += self._reference.features[name].count(sample)
-            reserved = _reserved(self._schema, name)
-            if reserved is not None:
-                self._oov[name] += (_oov_share(sample, reserved) * len(sample), len(sample))
-        for task, values in scores.items():
-            if task in self._scores:
-                self._scores[task] += self._reference.scores[task].count(values[:_SAMPLE])
+        """Count one scored batch; several threads may do so at once."""
+        with self._counting:
+            for name, values in _columns(self._schema, batch):
+                sample = values[:_SAMPLE]
+                self._features[name] += self._reference.features[name].count(sample)
+                reserved = _reserved(self._schema, name)
+                if reserved is not None:
+                    self._oov[name] += (_oov_share(sample, reserved) * len(sample), len(sample))
+            for task, values in scores.items():
+                if task in self._scores:
+                    self._scores[task] += self._reference.scores[task].count(values[:_SAMPLE])
 
     def feature_psi(self) -> dict[str, float]:
         """PSI by feature, of features seen at all."""

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Ledger:
         self.folder = output.parent / f".{output.name}.job"
         self._terms = json.loads(json.dumps(terms))
         self._lock: int | None = None
+        self._writing = threading.Lock()
         self.entries: dict[int, Entry] = {}
         self.finished = False
         try:
@@ -116,7 +118,7 @@ class Ledger:
             raise UserError(f"{path} is damaged: remove {path.parent} and score again.") from None
 
     def write(self, part: int, scores: pl.DataFrame, quarantined: pl.DataFrame | None, rows_in: int) -> Entry:
-        """Write the files of one part and enter it. Called by one thread at a time."""
+        """Write the files of one part and enter it. Several threads may write different parts at once."""
         files = {f"part-{part:05}.parquet": scores}
         if quarantined is not None and len(quarantined):
             files[f"quarantine-{part:05}.parquet"] = quarantined
@@ -133,11 +135,11 @@ class Ledger:
             quarantined=rows_in - len(scores),
             files={name: checksum(self.folder / name).xxh3 for name in files},
         )
-        with (self.folder / LEDGER).open("ab") as file:
+        with self._writing, (self.folder / LEDGER).open("ab") as file:
             file.write(entry.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.entries[part] = entry
+            self.entries[part] = entry
         return entry
 
     def finish(self) -> None:
@@ -151,6 +153,11 @@ class Ledger:
         sync(self.output.parent)
         self.finished = True
         self.close()
+
+    def abandon(self) -> None:
+        """Leave nothing behind, if nothing is done yet."""
+        if not self.entries and not self.finished:
+            shutil.rmtree(self.folder)
 
     def close(self) -> None:
         """Give the lock back."""

@@ -225,7 +225,7 @@ def test_a_missing_column_and_damaged_parquet_are_said_in_one_sentence(artifact,
         run_job(artifact, str(truncated), tmp_path / "out3")
     with pytest.raises(UserError, match="is not there"):
         run_job(artifact, str(tmp_path / "nothing"), tmp_path / "out4")
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_no_rows_at_all_are_scored_too(artifact, rows, tmp_path):
