@@ -107,11 +107,10 @@ def _event(name: str, table: str, sequence: str, last: int) -> SparseSpec:
     return SparseSpec(name=name, table=table, kind="history", max_length=last, sequence=sequence)
 
 
-class Values:
-    """The raw values of features, in canonical form, of rows with the given columns."""
+class Raw:
+    """Columns of rows with the given schema, in canonical form."""
 
-    def __init__(self, config: DataConfig, schema: pl.Schema) -> None:
-        self.config = config
+    def __init__(self, schema: pl.Schema) -> None:
         self.schema = schema
 
     def column(self, feature: str, column: str) -> tuple[pl.Expr, pl.DataType]:
@@ -145,6 +144,14 @@ class Values:
             return text(expression, dtype)
         except TypeError:
             raise _wrong_type(feature, column, dtype, "single values (kind bag reads lists)") from None
+
+
+class Values(Raw):
+    """The raw values of features, in canonical form, of rows with the given columns."""
+
+    def __init__(self, config: DataConfig, schema: pl.Schema) -> None:
+        super().__init__(schema)
+        self.config = config
 
     def texts(self, name: str, feature: BagFeature) -> pl.Expr:
         """Its values row by row, as List(String), cut to ``max_length``."""

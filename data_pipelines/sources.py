@@ -1,5 +1,6 @@
 """Where rows come from: files, folders, globs and object stores of any common format, as one lazy frame."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
@@ -23,6 +24,7 @@ from data_pipelines.features import (
     StatisticFeature,
     expand,
 )
+from data_pipelines.joins import join
 
 ROW = "__row"
 """Position of a row in its log, from 0."""
@@ -45,6 +47,7 @@ _SUFFIXES: dict[str, Format] = {
     ".libffm": LibsvmFormat(),
 }
 _COMPRESSED = (".gz", ".zst", ".zlib")
+_HIVE = re.compile(r"/[^/=]+=[^/]*/")
 _UNREADABLE = (
     pl.exceptions.ComputeError,
     pl.exceptions.SchemaError,
@@ -74,42 +77,38 @@ def join_sides(config: DataConfig, frame: pl.LazyFrame) -> pl.LazyFrame:
     Raises:
         UserError: A side table cannot be read, or a column to join on is missing.
     """
-    for join in config.joins:
-        side = scan_files(join.table, join.format, text=text_columns(config))
-        frame = _join(frame, side, join.table, join.keys)
+    for side in config.joins:
+        table = scan_files(side.table, side.format, text=text_columns(config))
+        with reading(side.table):
+            frame = join(frame, table, side, config.time)
     return frame
 
 
 def text_columns(config: DataConfig) -> frozenset[str]:
-    """Columns whose values are names, not quantities: in text files they are read as they stand (``007``)."""
-    names = {config.user, *config.keys, *(key for join in config.joins for key in join.keys)}
-    for feature in config.features.values():
-        match feature.kind:
-            case "id" | "bag" | "hash":
-                names.add(feature.column)
-            case "history":
-                assert isinstance(feature, HistoryFeature)
-                names.add(feature.entity)
-            case "statistic":
-                assert isinstance(feature, StatisticFeature)
-                names.update(feature.by)
-    return frozenset(name for name in names if name is not None)
+    """Columns that are read as they stand (``007``) from text files: all but those of conditions, which need types."""
+    return used_columns(config) - _columns_of_conditions(config)
 
 
 def used_columns(config: DataConfig) -> frozenset[str]:
     """Every column that ``config`` reads, and those the product adds itself."""
-    names = {ROW, POSITIVE, "__split", config.time, config.split.column, *(t.column for t in config.tasks.values())}
-    conditions = [task.where for task in config.tasks.values()]
+    names = {ROW, POSITIVE, "__split", config.time, config.user, config.split.column, *config.keys}
+    names.update(key for join in config.joins for key in (*join.keys, join.time))
+    names.update(task.column for task in config.tasks.values())
     for feature in config.features.values():
         names.update((getattr(feature, "column", None), getattr(feature, "weights", None)))
         match feature:
             case StatisticFeature():
-                names.add(feature.of)
+                names.update((feature.of, *feature.by))
             case HistoryFeature():
-                conditions.append(feature.where)
-    for where in conditions:
-        names.update(condition("`where`", where).meta.root_names() if where is not None else ())
-    return text_columns(config) | frozenset(name for name in names if name is not None)
+                names.add(feature.entity)
+    return _columns_of_conditions(config) | frozenset(name for name in names if name is not None)
+
+
+def _columns_of_conditions(config: DataConfig) -> frozenset[str]:
+    conditions = [task.where for task in config.tasks.values()]
+    conditions += [feature.where for feature in config.features.values() if isinstance(feature, HistoryFeature)]
+    read = [condition("`where`", where) for where in conditions if where is not None]
+    return frozenset(name for expression in read for name in expression.meta.root_names())
 
 
 def scan_files(location: str, format: Format | None, *, text: frozenset[str] = frozenset()) -> pl.LazyFrame:
@@ -125,7 +124,7 @@ def scan_files(location: str, format: Format | None, *, text: frozenset[str] = f
     with reading(location):
         match format:
             case ParquetFormat():
-                frame = pl.scan_parquet(paths, hive_partitioning=format.hive or None)
+                frame = pl.scan_parquet(paths, hive_partitioning=format.hive or _HIVE.search(paths[0]) is not None)
             case CsvFormat():
                 frame = _scan_csv(paths, format, text)
             case NdjsonFormat():
@@ -135,7 +134,7 @@ def scan_files(location: str, format: Format | None, *, text: frozenset[str] = f
             case DeltaFormat():
                 frame = pl.scan_delta(location, version=format.version)
             case LibsvmFormat():
-                raise UserError(f"{location}: libsvm is not read yet.")
+                frame = _scan_libsvm(paths)
         frame.collect_schema()
     return frame
 
@@ -160,9 +159,8 @@ def find_files(location: str) -> list[str]:
         return [location]
     path = Path(location)
     if path.is_dir():
-        found = sorted(
-            str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")) and _suffix(p.name)
-        )
+        files = sorted(str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")))
+        found = [name for name in files if _suffix(name)] or files
     else:
         found = sorted(glob(location, recursive=True)) if not path.is_file() else [location]
     if not found:
@@ -194,26 +192,33 @@ def format_of(location: str, paths: list[str]) -> Format:
 
 
 def _scan_csv(paths: list[str], format: CsvFormat, text: frozenset[str]) -> pl.LazyFrame:
-    def read(overrides: dict[str, type[pl.DataType]] | None) -> pl.LazyFrame:
+    """All columns as text, but numbers for those that look so and are not in ``text``; what is none becomes null."""
+
+    def read(*, infer: bool) -> pl.LazyFrame:
         return pl.scan_csv(
             paths,
             separator=format.delimiter,
             has_header=format.header,
             new_columns=format.columns,
             quote_char=format.quote,
+            infer_schema=infer,
             infer_schema_length=10_000,
-            schema_overrides=overrides,
         )
 
-    names = read(None).collect_schema().names()
-    return read({name: pl.String for name in names if name in text})
+    looks = read(infer=True).collect_schema()
+    numbers = [pl.col(n).cast(t, strict=False) for n, t in looks.items() if t.is_numeric() and n not in text]
+    return read(infer=False).with_columns(numbers)
 
 
-def _join(frame: pl.LazyFrame, side: pl.LazyFrame, location: str, keys: list[str]) -> pl.LazyFrame:
-    left, right = frame.collect_schema(), side.collect_schema()
-    for key in keys:
-        for where, schema in (("the log", left), (location, right)):
-            if key not in schema:
-                raise UserError(f"{where} has no column {key!r} to join on; it has {', '.join(schema.names())}.")
-    side = side.with_columns(pl.col(key).cast(left[key]) for key in keys if left[key] != right[key])
-    return frame.join(side, on=keys, how="left", maintain_order="left")
+def _scan_libsvm(paths: list[str]) -> pl.LazyFrame:
+    line = pl.col("line").str.split("#").list.first().str.strip_chars()
+    words = line.str.replace_all(r"\s+", " ").str.split(" ")
+    return (
+        pl.scan_lines(paths, name="line")
+        .filter(line != "")
+        .select(
+            label=words.list.first(),
+            features=words.list.slice(1).list.eval(pl.element().str.extract(r"^(.*):[^:]*$")),
+            values=words.list.slice(1).list.eval(pl.element().str.extract(r"([^:]*)$").cast(pl.Float32, strict=False)),
+        )
+    )

@@ -68,7 +68,7 @@ class Timeline:
 
     def in_log_order(self, values: Values) -> Values:
         """(N,) ``values`` of the places, as values of the rows in the order they were given."""
-        rows: Values = np.empty_like(values)  # type: ignore[assignment]
+        rows: Values = np.empty_like(values)
         rows[self.order] = values
         return rows
 

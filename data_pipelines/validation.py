@@ -91,4 +91,5 @@ def _weight_faults(values: Values, name: str, feature: BagFeature) -> Iterator[t
     weights = values.weights(name, feature)
     lengths = values.texts(name, feature).list.len()
     yield f"{feature.weights}: a negative weight", weights.list.min() < 0
+    yield f"{feature.weights}: a weight that is no number", weights.list.eval(pl.element().is_null()).list.any()
     yield f"{feature.weights}: not as many weights as {feature.column} has values", weights.list.len() != lengths
