@@ -19,6 +19,7 @@ from models.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
 from recsys.ablation.config import StudyConfig
 from recsys.optimizers import DenseOptimizer, ScheduleKind
+from recsys.tuning_config import TuneConfig
 from serving.config import ExportConfig
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -88,6 +89,7 @@ class ExperimentConfig(_Config):
     sparsity: SparsityConfig = SparsityConfig()
     export: ExportConfig = ExportConfig()
     ablation: StudyConfig = StudyConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="before")
     @classmethod

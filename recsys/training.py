@@ -46,6 +46,7 @@ LOG_EVERY = 50
 """Steps between entries of the training loss."""
 
 Report = Callable[[int, str], None]
+Watch = Callable[[int, float], None]
 Stopped = Literal["patience", "epochs"]
 
 
@@ -61,6 +62,7 @@ class Result:
         steps: Done in all; ``best_step`` is the one whose weights were kept.
         stopped: By early stop (``patience``), or after all ``epochs``.
         valid: Metrics of the final weights by task; empty without a valid split.
+        value: The best monitored value; minus infinity if none was measured.
         samples_per_s: Rows trained on a second by all ranks, evaluation and checkpoints left out.
     """
 
@@ -69,6 +71,7 @@ class Result:
     best_step: int
     stopped: Stopped
     valid: TaskMetrics
+    value: float
     seconds: float
     samples_per_s: float
 
@@ -92,6 +95,7 @@ def train(
     *,
     resume: bool = False,
     report: Report | None = None,
+    watch: Watch | None = None,
 ) -> Result:
     """Train a ranker on ``dataset`` and leave a run directory; under ``torchrun`` every rank calls this.
 
@@ -99,21 +103,29 @@ def train(
         resume: Go on from the last checkpoint of ``run`` to the same weights as without the interruption; start
             from the beginning if there is none.
         report: Called after every step with the rows it took (of all ranks) and a note.
+        watch: Called after every evaluation with the step and the monitored value; what it raises ends the training.
 
     Raises:
         UserError: The config does not fit the data, ``run`` exists, training diverged, or memory ran out.
         InterruptedTrainingError: SIGTERM or SIGINT came; a checkpoint was written.
     """
     with process_group() as processes, memory_guard(config.train.batch_size):
-        return _Training(config, dataset, run, processes, report).complete(resume=resume)
+        return _Training(config, dataset, run, processes, report, watch).complete(resume=resume)
 
 
 class _Training:
     def __init__(
-        self, config: ExperimentConfig, dataset: Dataset, run: Path, processes: Processes, report: Report | None
+        self,
+        config: ExperimentConfig,
+        dataset: Dataset,
+        run: Path,
+        processes: Processes,
+        report: Report | None,
+        watch: Watch | None,
     ) -> None:
         self.config, self.dataset, self.run, self.processes = config, dataset, run, processes
         self.report = report or (lambda rows, note: None)
+        self.watch = watch or (lambda step, value: None)
         self.features = chosen_features(config, dataset)
         self.loader = self._loader("train", config.train.batch_size, shuffle=True)
         tasks = dataset.config.tasks.values()
@@ -171,6 +183,7 @@ class _Training:
             best_step=self.position.best_step,
             stopped=stopped,
             valid=self.valid,
+            value=self.position.best_value,
             seconds=time.perf_counter() - began,
             samples_per_s=self.rows / self.seconds if self.seconds else float("nan"),
         )
@@ -318,6 +331,7 @@ class _Training:
             self._save()
         else:
             position.worse += 1
+        self.watch(position.step, value)
 
     def _measure_valid(self) -> TaskMetrics:
         """Metrics of the valid split by task, the same on every rank; empty without valid rows."""

@@ -1,4 +1,4 @@
-"""Verbs of training: plan, train, evaluate, tune."""
+"""Verbs of training: train, evaluate, tune."""
 
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +70,26 @@ def evaluate_verb(
     if baselines:
         result["baselines"] = write_baselines(run, data, split)
     finish(result, json, f"recsys export {run} ARTIFACT")
+
+
+@app.command("tune")
+def tune_verb(
+    config: Config,
+    dataset: DataFolder,
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to write, or to go on with.")],
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Search the keys of the config's `tune.space`; run it again, or several times at once, to go on."""
+    from data_pipelines.dataset import Dataset
+    from recsys.config import load_config
+    from recsys.tuning import tune
+
+    trials = load_config(config, overrides or ()).tune.trials
+    with progress_bar("tuning", trials, unit="trials") as advance:
+        tuned = tune(config, Dataset.open(dataset), study, tuple(overrides or ()), report=advance)
+    result = {"best": tuned.best, "value": tuned.value, "trials": tuned.trials, "chosen": tuned.assignments}
+    finish(result, json, f"recsys train {tuned.best} {dataset} RUN")
 
 
 def _first_task(tasks: dict[str, dict[str, float]]) -> dict[str, object]:

@@ -1,0 +1,170 @@
+"""A search over config values by Optuna: resumable, in one process or several, hopeless trials stopped early."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import yaml
+
+from data_pipelines.dataset import Dataset
+from data_pipelines.errors import UserError
+from data_pipelines.storage import write_file
+from recsys.config import ExperimentConfig, override, parse_config, read_yaml
+from recsys.training import train
+from recsys.tuning_config import Range
+
+if TYPE_CHECKING:
+    import optuna
+
+JOURNAL_FILE, BEST_FILE, TRIALS_FILE = "journal.log", "best.yaml", "trials.parquet"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        best: The config that did best, ready for ``recsys train``.
+        value: Its monitored value on the valid split.
+        assignments: What the search chose, by key.
+        trials: Finished trials, pruned ones included.
+    """
+
+    best: Path
+    value: float
+    assignments: dict[str, Any]
+    trials: int
+
+
+def tune(
+    config: Path,
+    dataset: Dataset,
+    study: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    report: Callable[[int, str], None] | None = None,
+) -> Tuned:
+    """Search the ``tune.space`` of ``config``; go on with ``study`` if it is there.
+
+    Several processes may be given the same ``study`` at once: they share its trials.
+
+    Args:
+        report: Called after every trial with 1 and a note.
+
+    Raises:
+        UserError: Optuna is not installed, the space is empty or names an unknown key, or ``study`` searches another
+            space.
+    """
+    library = _optuna()
+    content = override(read_yaml(config), overrides)
+    experiment = parse_config(ExperimentConfig, content, source=str(config))
+    space = experiment.tune.space
+    if not space:
+        raise UserError(f"{config}: tune.space is empty: name at least one key to search, and its low and high.")
+    for key, span in space.items():
+        _parse(content, {key: span.choices[0] if span.choices else span.low}, str(config))
+    _open(study, content)
+    search = _study(library, study, experiment)
+
+    def objective(trial: "optuna.Trial") -> float:
+        chosen = {key: _suggest(trial, key, span) for key, span in space.items()}
+
+        def watch(step: int, value: float) -> None:
+            trial.report(value, step)
+            if experiment.tune.prune and trial.should_prune():
+                raise library.TrialPruned
+
+        run = study / "trials" / f"{trial.number:04d}"
+        shutil.rmtree(run, ignore_errors=True)
+        return train(_parse(content, chosen, str(config)), dataset, run, watch=watch).value
+
+    def done(_: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
+        _write_trials(search, study)
+        if report is not None:
+            report(1, f"best {search.best_value:.5f}" if _finished(library, search) else "")
+
+    states = (library.trial.TrialState.COMPLETE, library.trial.TrialState.PRUNED)
+    if len(search.get_trials(states=states)) < experiment.tune.trials:
+        limit = library.study.MaxTrialsCallback(experiment.tune.trials, states=states)
+        search.optimize(objective, callbacks=[limit, done])
+    assignments = {key: _value(span, search.best_params[key]) for key, span in space.items()}
+    best = _parse(content, assignments, str(config)).model_dump(mode="json")
+    write_file(study / BEST_FILE, yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
+    return Tuned(study / BEST_FILE, search.best_value, assignments, len(search.get_trials(states=states)))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise UserError("recsys tune needs Optuna: pip install 'sparse-recsys[tune]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _study(library: Any, study: Path, experiment: ExperimentConfig) -> "optuna.Study":
+    backend = library.storages.journal.JournalFileBackend(str(study / JOURNAL_FILE))
+    found: optuna.Study = library.create_study(
+        study_name=experiment.name,
+        storage=library.storages.JournalStorage(backend),
+        direction="maximize",
+        sampler=library.samplers.TPESampler(seed=experiment.seed),
+        pruner=library.pruners.MedianPruner(),
+        load_if_exists=True,
+    )
+    return found
+
+
+def _open(study: Path, content: dict[str, Any]) -> None:
+    """Make the study's folder, or check that it searches the same."""
+    asked = {key: value for key, value in content.items() if key != "tune"} | {"space": content["tune"]["space"]}
+    file = study / "search.json"
+    if file.exists():
+        if json.loads(file.read_text()) != json.loads(json.dumps(asked)):
+            raise UserError(f"{study} is the search of another config: name another folder for this one.")
+        return
+    if study.exists():
+        raise UserError(f"{study} exists and is not a search: name another folder.")
+    study.mkdir(parents=True)
+    write_file(file, json.dumps(asked))
+
+
+def _parse(content: dict[str, Any], assignments: dict[str, Any], source: str) -> ExperimentConfig:
+    settings = [f"{key}={json.dumps(value)}" for key, value in assignments.items()]
+    return parse_config(ExperimentConfig, override(content, settings), source=source)
+
+
+def _suggest(trial: "optuna.Trial", key: str, span: Range) -> Any:
+    if span.choices is not None:
+        return _value(span, trial.suggest_categorical(key, [json.dumps(choice) for choice in span.choices]))
+    assert span.low is not None
+    assert span.high is not None
+    if isinstance(span.low, int) and isinstance(span.high, int):
+        return trial.suggest_int(key, span.low, span.high, log=span.log)
+    return trial.suggest_float(key, span.low, span.high, log=span.log)
+
+
+def _value(span: Range, suggested: Any) -> Any:
+    """A choice may be a list, which Optuna cannot hold: it is kept as JSON."""
+    return json.loads(suggested) if span.choices is not None else suggested
+
+
+def _finished(library: Any, search: "optuna.Study") -> bool:
+    return bool(search.get_trials(deepcopy=False, states=(library.trial.TrialState.COMPLETE,)))
+
+
+def _write_trials(search: "optuna.Study", study: Path) -> None:
+    """One row a trial: number, state, value, and the values of the keys."""
+    rows = [
+        {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value}
+        | {key: str(value) for key, value in trial.params.items()}
+        for trial in search.get_trials(deepcopy=False)
+    ]
+    buffer = BytesIO()
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
+    write_file(study / TRIALS_FILE, buffer.getvalue())

@@ -1,0 +1,41 @@
+"""The ``tune:`` block: which keys of an experiment are searched, and how long."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Range(BaseModel):
+    """What one key may be: ``choices``, or numbers from ``low`` to ``high`` (whole ones, if both are whole)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = Field(default=False, description="Try orders of magnitude alike.")
+    choices: list[Any] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Range":
+        bounded = self.low is not None and self.high is not None
+        if bounded == (self.choices is not None):
+            raise ValueError("give either `low` and `high`, or `choices`")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.log and (self.low is None or self.low <= 0):
+            raise ValueError("log needs a `low` above 0")
+        return self
+
+
+class TuneConfig(BaseModel):
+    """A search by Optuna for the largest ``train.monitor`` on the valid split.
+
+    Attributes:
+        space: By key, such as ``train.dense.learning_rate``.
+        trials: Finished ones, in all processes that share the study together.
+        prune: Stop a trial early when it lies below the median of the others at the same evaluation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    trials: int = Field(default=20, ge=1)
+    prune: bool = True
+    space: dict[str, Range] = {}
