@@ -15,17 +15,23 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import write_file
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys import metrics
-from recsys.baselines import linear, popularity
+from recsys.baselines import write_baselines
 from recsys.config import ExperimentConfig, load_config
 from recsys.evaluation import evaluate
+from recsys.exporting import export_run
 from recsys.pages import Tile, byte_size
 from recsys.reports import Extras, write_report
 from recsys.training import train
 from serving.batch_job import JobOptions, run_job
-from recsys.exporting import export_run
 
 MARK = "planted.json"
 """The file by which a folder is known as one that a demo may replace."""
+
+SPARSITY = {
+    "row_pruning": {"sparsity": 0.3, "tables": ["user", "item"]},
+    "quantization": {"table_bits": {"user": 4, "item": 4}, "dense": "int8"},
+}
+"""The demo's levers: rare users and items lose their rows, what is left is kept in 4 and 8 bits."""
 
 Announce = Callable[[str, float], None]
 """``announce(step, seconds)``: a step is done."""
@@ -66,7 +72,7 @@ def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> dict[str
     test = evaluate(out / "run", dataset, "test").tasks["click"]
     evaluate(out / "run", dataset, "valid")
     clock.done("evaluated")
-    baselines = {"popularity": popularity(dataset), "linear": linear(dataset)}
+    baselines = write_baselines(out / "run", dataset, "test", ("popularity", "linear"))
     clock.done("trained the baselines")
     artifact = export_run(out / "run", out / "artifact")
     clock.done("exported the artifact")
@@ -78,7 +84,7 @@ def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> dict[str
         Tile("Artifact", byte_size(artifact.bytes), f"checkpoint {byte_size(checkpoint_bytes)}"),
         Tile("Scoring rate", f"{(job.rows_per_s or 0) / 1000:,.0f}k rows/s", "raw Parquet to scores"),
     ]
-    extras = Extras(baselines=baselines, ceiling=planted.auc_ceiling, tiles=tiles)
+    extras = Extras(ceiling=planted.auc_ceiling, tiles=tiles)
     report = write_report([out / "run"], out / "report.html", extras=extras)
     clock.done("wrote the report")
     return {
@@ -104,7 +110,7 @@ def _clear(out: Path) -> None:
 
 def _config(out: Path, log: Path, seed: int) -> ExperimentConfig:
     """The experiment, also left as ``config.yaml`` for whoever wants to play with it."""
-    content = {**demo_experiment(str(log)), "seed": seed}
+    content = {**demo_experiment(str(log)), "seed": seed, "sparsity": SPARSITY}
     write_file(out / "config.yaml", yaml.safe_dump(content, sort_keys=False))
     return load_config(out / "config.yaml")
 

@@ -3,8 +3,9 @@
 Letters: N rows, T epochs, E experts.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from scipy.special import expit
 
 from data_pipelines.errors import UserError
+from recsys.baselines import BASELINES_FILE
 from recsys.comparison import METRICS, NEEDS_USERS, TestRows
 from recsys.config import ExperimentConfig, load_config, to_yaml
 from recsys.metrics import interval, reliability
@@ -34,7 +36,6 @@ from recsys.pages import (
 from recsys.plots import runs as plots
 from recsys.plots.style import svg
 
-PREDICTIONS = "predictions"
 _SMOOTHING = 0.9
 _SPLITS = ("test", "valid")
 
@@ -44,13 +45,11 @@ class Extras:
     """What a report can show beside the run itself.
 
     Attributes:
-        baselines: Test AUC of other models by name.
         ceiling: The best reachable test AUC, where the truth is known.
         ledger: Rows of the sparsity ledger.
-        figures: More figures for the top of the page: name and value.
+        tiles: More figures for the top of the page.
     """
 
-    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     ceiling: float | None = None
     ledger: Sequence[Mapping[str, Any]] = ()
     tiles: Sequence[Tile] = ()
@@ -81,9 +80,14 @@ class RunFiles:
     def tasks(self) -> tuple[str, ...]:
         return tuple(name for name, task in self.config.data.tasks.items() if task.kind == "binary")
 
+    def baselines(self, split: str) -> dict[str, dict[str, float]]:
+        """Metrics of other models on a split, by name, where ``recsys evaluate --baselines`` measured them."""
+        file = self.path / BASELINES_FILE
+        return json.loads(file.read_text()).get(split, {}) if file.is_file() else {}
+
     def predictions(self, split: str) -> pl.DataFrame | None:
         """Rows, keys, labels and logits of an evaluated split; ``None`` if it was not evaluated."""
-        file = self.path / PREDICTIONS / f"{split}.parquet"
+        file = self.path / "predictions" / f"{split}.parquet"
         return pl.read_parquet(file) if file.is_file() else None
 
     def rows(self, split: str, task: str) -> tuple[TestRows, np.ndarray] | None:
@@ -190,8 +194,8 @@ def _task_sections(runs: Sequence[RunFiles], task: str, extras: Extras) -> Itera
         [Grid(["", *columns], lines)],
         list(_quality_figures(runs, task, splits[0], extras)),
     )
-    if extras.baselines:
-        yield Section("Baselines", "Other models on the same split.", [_baseline_grid(extras)])
+    if baselines := runs[0].baselines(splits[0]):
+        yield Section("Baselines", f"Other models on the {splits[0]} split.", [_baseline_grid(baselines)])
     if len(runs) > 1:
         yield _differences(runs, task, splits[0], metrics)
 
@@ -220,7 +224,7 @@ def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Ex
         ),
         "The further the two lie apart, the higher the AUC.",
     )
-    marks += [plots.Mark(name, values["auc"]) for name, values in extras.baselines.items() if "auc" in values]
+    marks += [plots.Mark(name, values["auc"]) for name, values in runs[0].baselines(split).items() if "auc" in values]
     if len(marks) > 1 or extras.ceiling is not None:
         ceiling = None if extras.ceiling is None else ("best reachable", extras.ceiling)
         yield (
@@ -234,13 +238,10 @@ def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Ex
         )
 
 
-def _baseline_grid(extras: Extras) -> Grid:
-    columns = list(dict.fromkeys(metric for values in extras.baselines.values() for metric in values))
-    lines = [
-        Line([name, *(figure_of(values.get(metric)) for metric in columns)])
-        for name, values in extras.baselines.items()
-    ]
-    return Grid(["Model", *(METRICS.get(metric, metric.replace("_", " ")) for metric in columns)], lines)
+def _baseline_grid(baselines: Mapping[str, Mapping[str, float]]) -> Grid:
+    columns = [metric for metric in METRICS if any(metric in values for values in baselines.values())]
+    lines = [Line([name, *(figure_of(values.get(metric)) for metric in columns)]) for name, values in baselines.items()]
+    return Grid(["Model", *(METRICS[metric] for metric in columns)], lines)
 
 
 def _differences(runs: Sequence[RunFiles], task: str, split: str, metrics: Sequence[str]) -> Section:

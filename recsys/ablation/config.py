@@ -56,7 +56,7 @@ class StudyConfig(_Config):
         description="Search for a small set of features: greedily up, greedily down, or down in order of effect.",
     )
     slices: dict[str, SliceConfig] | None = Field(default=None, description="Parts of the test rows; a few by default.")
-    metrics: list[str] = Field(default=list(METRICS), min_length=1)
+    metrics: list[str] = Field(default=[metric for metric in METRICS if metric != "ne"], min_length=1)
     task: str | None = Field(default=None, description="The task to judge by; the first one by default.")
     level: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence level of intervals.")
     correction: Literal["holm", "benjamini_hochberg"] = Field(default="holm", description="For many arms.")

@@ -25,14 +25,13 @@ from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
 from data_pipelines.sources import scan
 from models.ranker import Ranker
-from models.sparsity.config import build_levers
 from models.weights import Weights
 from recsys.ablation.perturb import masked, random_order, shuffled, strata
 from recsys.ablation.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
 from recsys.checkpoints import load_weights
 from recsys.config import ExperimentConfig, parse_config
 from recsys.evaluation import predict, task_metrics
-from recsys.exporting import export_run
+from recsys.exporting import export_run, shrunk_weights
 from recsys.training import train
 from serving.export import as_served
 from serving.scorer import Scorer
@@ -81,7 +80,7 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
     """Train, export, and score valid and test with the weights as they will be served."""
     config, run = experiment(trial, dataset), folder / RUN
     result = train(config, dataset, run)
-    weights = _served_weights(run, config)
+    weights = _served_weights(run, config, dataset)
     ranker, logits = weights.to_ranker(), Logits()
     for split in ("valid", "test"):
         if dataset.splits.get(split):
@@ -110,12 +109,9 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
     )
 
 
-def _served_weights(run: Path, config: ExperimentConfig) -> Weights:
+def _served_weights(run: Path, config: ExperimentConfig, dataset: Dataset) -> Weights:
     """A run's weights as its artifact serves them: after every lever removed what it can, rows quantized."""
-    weights = load_weights(run)
-    for lever in build_levers(config.sparsity):
-        lever.shrink(weights)
-    return as_served(weights)
+    return as_served(shrunk_weights(load_weights(run), config, dataset))
 
 
 def _scoring_rate(scorer: Scorer, dataset: Dataset) -> float | None:
@@ -136,7 +132,7 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
     """Score the test rows with the parent's weights after changing a few features in them."""
     assert trial.parent is not None
     config = experiment(trial, dataset)
-    weights = _served_weights(store.path(trial.parent) / RUN, config)
+    weights = _served_weights(store.path(trial.parent) / RUN, config, dataset)
     columns = dataset.columns("test", weights.schema.feature_names)
     block, note = columns.block([(0, len(columns))]), ""
     match trial.change:

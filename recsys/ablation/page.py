@@ -37,10 +37,12 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
         ("warm_start",),
         "An approximation: the trained model goes on for one epoch without the feature.",
     ),
+    "search": ("Sets that the search tried", ("selection",), "Sets of features, chosen on the validation split."),
     "settings": ("Other settings", ("vary", "grid"), "Each model is trained with one or more keys changed."),
 }
 """Forest plots by file name: title, kinds of arms, how to read it."""
 
+_WORTH_THEIR_COST = ("base", "leave_one_out", "add_one_in", "selection", "vary", "grid")
 _VERDICT_CLASS = {"better": "good", "worse": "bad", "no effect": "unsure", "cannot tell": "unsure"}
 
 
@@ -174,10 +176,9 @@ class StudyPage:
                 verdict += Markup("<small>{}</small>").format(f"{tell} seeds" if tell else "needs more test rows")
             interval = f"{signed(auc['low'])} to {signed(auc['high'])}"
             values = [_coloured(cells[arm, metric]) for metric in metrics if metric != "auc"]
-            lines.append(Line([arm, _coloured(auc), interval, _p(auc["p_corrected"]), *values, verdict]))
+            lines.append(Line([arm, _coloured(auc), interval, _p(auc["p_corrected"]), verdict, *values]))
         names = [f"Δ {METRICS[metric]}" for metric in metrics if metric != "auc"]
-        columns = ["Arm", "Δ AUC", f"{self.level} interval", "p", *names, "Verdict on AUC"]
-        return Grid(columns, lines, texts=(0, len(columns) - 1))
+        return Grid(["Arm", "Δ AUC", f"{self.level} interval", "p", "Verdict", *names], lines, texts=(0, 4))
 
     def _cost_grid(self) -> Grid:
         lines = [
@@ -223,11 +224,19 @@ class StudyPage:
     def _recommendation(self) -> Section:
         arm = self.findings.recommended
         gone = [name for name in self.study.arms[0].features if name not in arm.features]
+        effect = self.findings.effects.filter(arm=arm.name, metric="auc", slice=ALL_ROWS, reference=BASE)
+        cost = ""
+        if len(effect):
+            row = effect.row(0, named=True)
+            cost = (
+                f" Its test AUC differs from that of all features by {signed(row['effect'])} "
+                f"({signed(row['low'])} to {signed(row['high'])})."
+            )
         return Section(
             "Recommended",
             f"The fewest features whose validation AUC is within {self.tolerance:g} of the best arm: "
-            f"{', '.join(arm.features)}. Dropped: {', '.join(gone) or 'none'}. The choice was made on the validation "
-            "split, so the test rows judge it fairly.",
+            f"{', '.join(arm.features)}. Dropped: {', '.join(gone) or 'none'}.{cost} The choice was made on the "
+            "validation split, so the test rows judge it fairly.",
             listings=[("recommended.yaml", to_yaml(self.study.experiment(arm)))],
         )
 
@@ -275,7 +284,7 @@ class StudyPage:
         arms = [
             row
             for row in self.findings.arms.iter_rows(named=True)
-            if row["artifact_bytes"] is not None and (row["arm"] in effects or row["arm"] == BASE)
+            if row["kind"] in _WORTH_THEIR_COST and (row["arm"] in effects or row["arm"] == BASE)
         ]
         for name, key, title, text, less in (
             ("cost-bytes", "artifact_bytes", "AUC against artifact size", byte_size, True),
@@ -283,11 +292,11 @@ class StudyPage:
         ):
             points = [
                 Point(
-                    row["arm"],
+                    "recommended" if row["arm"] == self.findings.recommended.name else row["arm"],
                     row[key],
                     base if row["arm"] == BASE else effects[row["arm"]]["arm_value"],
                     *_around(effects.get(row["arm"]), base),
-                    row["arm"] == BASE,
+                    row["arm"] in (BASE, self.findings.recommended.name),
                 )
                 for row in arms
                 if row[key] is not None

@@ -150,7 +150,7 @@ class Study:
 
     def effects(self) -> pl.DataFrame:
         """Every arm's effects, see :data:`~recsys.ablation.effects.EFFECT_COLUMNS`."""
-        return self.judge.effects([arm for arm in self.arms if arm.kind != "selection"], self.logits)
+        return self.judge.effects(self.arms, self.logits)
 
     def interactions(self) -> pl.DataFrame:
         """Interactions of the pairs, see :data:`~recsys.ablation.effects.INTERACTION_COLUMNS`."""
