@@ -152,6 +152,11 @@ class _Permute(torch.autograd.Function):
         return _sum_bags(grads[0], place_NK), None, None
 
 
+def permute(x_ND: Tensor, source_M: Tensor, place_NK: Tensor) -> Tensor:
+    """(M, D) rows ``source_M`` of ``x_ND``; ``place_NK`` says where each row has gone, all K times."""
+    return cast(Tensor, _Permute.apply(x_ND, source_M, place_NK))  # type: ignore[no-untyped-call]
+
+
 class _Unpermute(torch.autograd.Function):
     """Gated sum of each row's expert outputs, back in the order of the rows."""
 
@@ -185,10 +190,14 @@ class Experts(nn.Module):
 
     def forward(self, x_MD: Tensor, ends_E: Tensor) -> Tensor:
         """(M, D) outputs of rows sorted by expert; expert e has rows ``ends_E[e - 1]`` to ``ends_E[e]``."""
-        width, hidden = self.w1_EDH.shape[1:]
+        return self.compute(x_MD, ends_E, self.w1_EDH, self.w2_EHD)
+
+    def compute(self, x_MD: Tensor, ends_E: Tensor, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
+        """:meth:`forward` with the weights given."""
+        width, hidden = w1_EDH.shape[1:]
         device = x_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
-        x_MD, w1_EDH, w2_EHD = _aligned(dtype, x_MD), _aligned(dtype, self.w1_EDH), _aligned(dtype, self.w2_EHD)
+        x_MD, w1_EDH, w2_EHD = _aligned(dtype, x_MD), _aligned(dtype, w1_EDH), _aligned(dtype, w2_EHD)
         hidden_MH = self.activation(_cut(F.grouped_mm(x_MD, w1_EDH, offs=ends_E), hidden))
         return _cut(F.grouped_mm(_aligned(dtype, hidden_MH), w2_EHD, offs=ends_E), width)
 
@@ -262,8 +271,7 @@ class MixtureOfExperts(nn.Module):
         place_NK[order_M] = torch.arange(len(order_M), device=order_M.device)
         place_NK = place_NK.view_as(chosen_NK)
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        x_MD = _Permute.apply(x_ND, source_M, place_NK)  # type: ignore[no-untyped-call]
-        y_MD = self.experts(x_MD, ends_E)
+        y_MD = self.experts(permute(x_ND, source_M, place_NK), ends_E)
         y_ND = _Unpermute.apply(y_MD, gates_NK, source_M, order_M, place_NK)  # type: ignore[no-untyped-call]
         if self.shared is not None:
             everyone = torch.tensor([len(x_ND)], dtype=torch.int32, device=x_ND.device)

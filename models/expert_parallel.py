@@ -1,0 +1,86 @@
+"""Experts spread over ranks: each rank holds some of them, and rows travel to their experts and back.
+
+Letters: M rows with their repetitions, D width of the model, H hidden width, E experts of all ranks, e experts of one
+rank, R ranks.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from models.experts import Experts, MixtureOfExperts, permute
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+class SpreadExperts(Experts):
+    """The experts of one mixture, rank r holding the r-th of R equal shares (GShard, arXiv 2006.16668).
+
+    Parameters are ``DTensor`` sharded by expert, under the names they have on one rank: a checkpoint holds whole
+    stacks and loads at any number of ranks. An expert sees the rows of all ranks, each with the gradient of its own
+    rank's mean loss; like the replicated parameters, which ``DistributedDataParallel`` averages, it takes their mean.
+
+    Args:
+        experts: What is to be spread, equal on all ranks.
+        mesh: One dimension, over the ranks.
+
+    Raises:
+        ValueError: The experts cannot be shared out evenly.
+    """
+
+    def __init__(self, experts: Experts, mesh: DeviceMesh) -> None:
+        nn.Module.__init__(self)
+        count = len(experts.w1_EDH)
+        if count % mesh.size():
+            raise ValueError(f"{count} experts cannot be spread evenly over {mesh.size()} ranks")
+        self.mesh = mesh
+        self.activation = experts.activation
+        self.w1_EDH = nn.Parameter(distribute_tensor(experts.w1_EDH.detach(), mesh, [Shard(0)]))
+        self.w2_EHD = nn.Parameter(distribute_tensor(experts.w2_EHD.detach(), mesh, [Shard(0)]))
+
+    def forward(self, x_MD: Tensor, ends_E: Tensor) -> Tensor:
+        """(M, D) outputs of this rank's rows, sorted by expert, wherever the experts are."""
+        ranks, group = self.mesh.size(), self.mesh.get_group()
+        counts_Re = ends_E.diff(prepend=ends_E.new_zeros(1)).view(ranks, -1)
+        arriving_Re = torch.empty_like(counts_Re)
+        dist.all_to_all_single(arriving_Re, counts_Re.contiguous(), group=group)
+        sent, received = counts_Re.sum(1).tolist(), arriving_Re.sum(1).tolist()
+        came_MD = all_to_all_single_autograd(x_MD, received, sent, group)
+        # Rows came rank by rank; the grouped product wants them expert by expert.
+        local = arriving_Re.shape[1]
+        expert_M = torch.arange(local, device=x_MD.device).repeat(ranks).repeat_interleave(arriving_Re.flatten())
+        order_M = expert_M.argsort(stable=True)
+        place_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=x_MD.device))
+        w1_eDH, w2_eHD = (self._local(weight) for weight in (self.w1_EDH, self.w2_EHD))
+        ends_e = arriving_Re.sum(0).cumsum(0, dtype=torch.int32)
+        y_MD = self.compute(permute(came_MD, order_M, place_M.unsqueeze(1)), ends_e, w1_eDH, w2_eHD)
+        back_MD = permute(y_MD, place_M, order_M.unsqueeze(1))
+        return all_to_all_single_autograd(back_MD, sent, received, group)
+
+    def _local(self, weight: nn.Parameter) -> Tensor:
+        local = cast(DTensor, weight).to_local()
+        return cast(Tensor, _ScaleGradient.apply(local, 1 / self.mesh.size()))  # type: ignore[no-untyped-call]
+
+
+def spread_experts(module: nn.Module, mesh: DeviceMesh) -> list[str]:
+    """Spread the routed experts of every mixture in ``module``; names of the parameters that differ by rank."""
+    names = []
+    for path, mixture in list(module.named_modules()):
+        if isinstance(mixture, MixtureOfExperts):
+            mixture.experts = SpreadExperts(mixture.experts, mesh)
+            names += [f"{path}.experts.{name}" for name, _ in mixture.experts.named_parameters()]
+    return names
