@@ -27,13 +27,13 @@ def demo(
         console.print(f"  [green]✓[/green] {step} [dim]{seconds:.1f} s[/dim]")
 
     result = run_demo(out, rows=rows, seed=seed, announce=announce)
-    console.print()
-    console.print(_table(result))
     if json:
         finish(result, True)
-    else:
-        console.print(f"\nOpen {result['report']} in a browser.")
-        console.print(f"Next: recsys ablate {out / 'config.yaml'} {out / 'dataset'} {out / 'study'}")
+        return
+    console.print()
+    console.print(_table(result))
+    console.print(f"\nOpen {result['report']} in a browser.")
+    console.print(f"Next: recsys ablate {out / 'config.yaml'} {out / 'dataset'} {out / 'study'}")
 
 
 def _table(result: dict[str, Any]) -> Any:
