@@ -5,16 +5,14 @@ Letters: R rows of a table, d its stored width, D its width as the ranker sees i
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
 from data_pipelines.batch import Schema
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
+from models.sparsity.compact import Precision
 from models.sparsity.quantization import Bits
-
-Precision = Literal["fp32", "bf16", "int8"]
 
 
 @dataclass

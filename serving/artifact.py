@@ -26,8 +26,9 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import Manifest, new_directory, open_directory
 from models.embeddings import table_layouts
 from models.ranker import Ranker, RankerConfig
+from models.sparsity.compact import Precision, compress, decompress
 from models.sparsity.quantization import Bits, quantize_rows
-from models.weights import Precision, Weights, load_dense
+from models.weights import Weights, load_dense
 from serving.calibration import Calibration
 from serving.drift import Reference
 from serving.quantized_tables import MappedTable, QuantizedTables
@@ -38,7 +39,6 @@ MODEL = "model.json"
 CARD = "model_card.json"
 REFERENCE = "reference.json"
 STATE = "state"
-_SCALE = ":scale"
 _FACTOR = "factors:"
 
 
@@ -134,7 +134,7 @@ def write_artifact(
     with new_directory(out, "artifact", meta=meta, replace=replace) as folder:
         save_file({name: quantize_rows(table, bits[name]) for name, table in tables.items()}, folder / TABLES)
         factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
-        save_file(_compress(weights.dense | factors, weights.precision), folder / DENSE)
+        save_file(compress(weights.dense | factors, weights.precision), folder / DENSE)
         encoder.save(folder)
         if state is not None:
             shutil.copytree(state, folder / STATE)
@@ -142,37 +142,6 @@ def write_artifact(
         (folder / CARD).write_text(card.model_dump_json(indent=1))
         if reference is not None:
             (folder / REFERENCE).write_text(reference.model_dump_json())
-
-
-def _compress(dense: dict[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """Matrices in ``precision``, the rest as it is. int8 is symmetric, with one float32 scale an output row.
-
-    Routers stay float32: a rounded router sends rows to other experts.
-    """
-    packed: dict[str, Tensor] = {}
-    for name, tensor in dense.items():
-        tensor = tensor.contiguous()
-        if precision == "fp32" or tensor.dim() < 2 or not tensor.is_floating_point() or "router" in name.split("."):
-            packed[name] = tensor
-        elif precision == "bf16":
-            packed[name] = tensor.bfloat16()
-        else:
-            scale = (tensor.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-            packed[name] = (tensor / scale).round().to(torch.int8)
-            packed[name + _SCALE] = scale
-    return packed
-
-
-def _decompress(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor as float32 (integers that are no int8 matrix stay)."""
-    dense: dict[str, Tensor] = {}
-    for name, tensor in packed.items():
-        if name.endswith(_SCALE):
-            continue
-        if name + _SCALE in packed:
-            tensor = tensor.float() * packed[name + _SCALE]
-        dense[name] = tensor.float() if tensor.is_floating_point() else tensor
-    return dense
 
 
 @dataclass(frozen=True)
@@ -226,7 +195,7 @@ class Artifact:
 
     def ranker(self) -> Ranker:
         """A ranker in evaluation mode over the mapped tables."""
-        dense = _decompress(load_file(self.path / DENSE))
+        dense = decompress(load_file(self.path / DENSE))
         factors = {name.removeprefix(_FACTOR): dense.pop(name) for name in list(dense) if name.startswith(_FACTOR)}
         storage, offsets = _map(self.path / TABLES)
         tables = {

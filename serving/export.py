@@ -12,6 +12,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.encoder import Encoder
 from data_pipelines.features import HistoryFeature, StatisticFeature
 from data_pipelines.loader import Loader
+from models.sparsity.compact import compress, decompress
 from models.sparsity.quantization import Bits, dequantize_rows, quantize_rows
 from models.weights import Weights
 from serving.artifact import ModelCard, served_encoder, write_artifact
@@ -66,12 +67,12 @@ def _needs_past(encoder: Encoder) -> bool:
 
 
 def as_served(weights: Weights) -> Weights:
-    """``weights`` with every table as a lookup of its quantized rows sees it."""
+    """``weights`` with every table as a lookup of its quantized rows sees it, and matrices as they are kept."""
     tables = {}
     for name, table in weights.tables.items():
         bits: Bits = weights.bits.get(name, 32)
         tables[name] = dequantize_rows(quantize_rows(table, bits), bits, table.shape[1])
-    return replace(weights, tables=tables)
+    return replace(weights, tables=tables, dense=decompress(compress(weights.dense, weights.precision)))
 
 
 def _calibrate(

@@ -4,13 +4,13 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.sparsity.compact import Precision, compress, decompress
 from models.sparsity.lever import Count, Lever, LeverConfig, dense_weights
 from models.sparsity.quantization import Bits, choose_bits, clip_rows, fake_quantize
 from models.sparsity.shadow import transform_weight
 from models.sparsity.tables import check_names, chosen_tables, kept_tables, transform_rows
-from models.weights import Precision
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
@@ -66,9 +66,9 @@ class Quantization(Lever):
             transform_rows(ranker, {name: partial(_rounded_rows, n) for name, n in bits.items() if n < 32})
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
-        if self.config.aware and self.config.dense == "int8":
+        if self.config.aware and self.config.dense != "fp32":
             for module, attribute, _, _ in list(dense_weights(ranker)):
-                transform_weight(module, attribute, partial(_rounded_matrix, module))
+                transform_weight(module, attribute, partial(_rounded_matrix, self.config.dense))
 
     def shrink(self, weights: "Weights") -> None:
         budget = self.config.byte_budget
@@ -87,7 +87,6 @@ def _rounded_rows(bits: Bits, rows_Ld: Tensor, ids_L: Tensor) -> Tensor:
     return fake_quantize(rows_Ld, bits)
 
 
-def _rounded_matrix(module: nn.Module, weight: Tensor) -> Tensor:
-    """What int8 with one scale an output row gives (:func:`models.weights.compress`)."""
-    scale = (weight.detach().abs().amax(-1, keepdim=True) / 127).clamp_min(1e-12)
-    return weight + ((weight / scale).round() * scale - weight).detach()
+def _rounded_matrix(precision: Precision, weight: Tensor) -> Tensor:
+    rounded = decompress(compress({"weight": weight.detach()}, precision))["weight"]
+    return weight + (rounded - weight).detach()

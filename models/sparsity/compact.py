@@ -1,0 +1,104 @@
+"""How the dense part lies in an artifact: few bits a number, and zeros not at all.
+
+Matrices are kept as bf16, or as int8 or int4 codes with one float32 scale an output row; the rest, and routers (a
+rounded router sends rows to other experts), stay as they are. Where enough numbers are zero, a tensor becomes a bitmap
+of those that are not, and their values alone: pruned weights then take no more than a bit each.
+
+A tensor ``name`` is stored under ``name``; beside it may stand ``name:scale``, ``name:bitmap`` and ``name:shape``.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "int8", "int4"]
+
+_SCALE, _BITMAP, _SHAPE = ":scale", ":bitmap", ":shape"
+_LARGEST_CODE: dict[str, int] = {"int8": 127, "int4": 7}
+_BITS = {torch.float32: 32, torch.bfloat16: 16, torch.int8: 8}
+
+
+def compress(dense: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """``dense`` as few bytes; :func:`decompress` is the way back, exact but for the rounding of ``precision``."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in dense.items():
+        if not tensor.is_floating_point() or tensor.dim() < 2 or "router" in name.split("."):
+            packed[name] = tensor.contiguous()
+            continue
+        values, scale = _round(tensor.contiguous(), precision)
+        if scale is not None:
+            packed[name + _SCALE] = scale
+        bits = 4 if precision == "int4" else _BITS[values.dtype]
+        alive = values.flatten() != 0
+        sparse = bits * int(alive.sum()) + alive.numel() < bits * alive.numel()
+        if sparse:
+            packed[name + _BITMAP] = _pack_bits(alive)
+            values = values.flatten()[alive]
+        if sparse or precision == "int4":
+            packed[name + _SHAPE] = torch.tensor(tensor.shape)
+        packed[name] = _pack_nibbles(values.flatten()) if precision == "int4" else values
+    return packed
+
+
+def decompress(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor of :func:`compress` again; numbers that were rounded come as float32."""
+    dense: dict[str, Tensor] = {}
+    for name, stored in packed.items():
+        if name.endswith((_SCALE, _BITMAP, _SHAPE)):
+            continue
+        values, shape = stored, packed.get(name + _SHAPE)
+        if shape is not None:
+            numbers = math.prod(shape.tolist())
+            bitmap = packed.get(name + _BITMAP)
+            alive = None if bitmap is None else _unpack_bits(bitmap, numbers)
+            if values.dtype == torch.uint8:
+                values = _unpack_nibbles(values, numbers if alive is None else int(alive.sum()))
+            if alive is not None:
+                values = torch.zeros(numbers, dtype=values.dtype).masked_scatter_(alive, values)
+            values = values.view(*shape.tolist())
+        if name + _SCALE in packed:
+            values = values.float() * packed[name + _SCALE]
+        dense[name] = values.float() if values.is_floating_point() else values
+    return dense
+
+
+def stored_bytes(dense: Mapping[str, Tensor], precision: Precision) -> dict[str, int]:
+    """Bytes that each tensor takes in an artifact, with all that stands beside it."""
+    sizes = dict.fromkeys(dense, 0)
+    for name, tensor in compress(dense, precision).items():
+        for suffix in (_SCALE, _BITMAP, _SHAPE):
+            name = name.removesuffix(suffix)
+        sizes[name] += tensor.numel() * tensor.element_size()
+    return sizes
+
+
+def _round(tensor: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    if precision == "fp32":
+        return tensor, None
+    if precision == "bf16":
+        return tensor.bfloat16(), None
+    largest = _LARGEST_CODE[precision]
+    scale = (tensor.abs().amax(-1, keepdim=True) / largest).clamp_min(torch.finfo(torch.float32).tiny)
+    return (tensor / scale).round().to(torch.int8), scale
+
+
+def _pack_bits(mask_N: Tensor) -> Tensor:
+    bits = torch.nn.functional.pad(mask_N.to(torch.uint8), (0, -len(mask_N) % 8)).view(-1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def _unpack_bits(packed: Tensor, count: int) -> Tensor:
+    return ((packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[:count].bool()
+
+
+def _pack_nibbles(codes_N: Tensor) -> Tensor:
+    pairs = torch.nn.functional.pad(codes_N + 8, (0, len(codes_N) % 2)).to(torch.uint8).view(-1, 2)
+    return pairs[:, 0] | (pairs[:, 1] << 4)
+
+
+def _unpack_nibbles(packed: Tensor, count: int) -> Tensor:
+    codes = torch.stack([packed & 15, packed >> 4], 1).flatten()[:count]
+    return codes.to(torch.int8) - 8
