@@ -1,0 +1,59 @@
+"""Scoring by tasks on a Ray cluster: each worker process maps the artifact once, and the driver keeps the ledger.
+
+A task that dies with its process or its node runs again elsewhere. A part's scores do not depend on who computes them,
+and only the driver writes, so every part is written once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from recsys.cluster.connection import processors, ray_cluster
+from serving.artifact import Artifact
+from serving.batch_job import Engine, JobOptions, Scored, Workers, score_part
+from serving.inputs import Part
+from serving.scorer import Scorer
+
+
+def ray_engine(address: str | None = None) -> Engine:
+    """The engine of :func:`serving.batch_job.run_job` that scores on the Ray cluster at ``address``.
+
+    The artifact must lie at the same path on every node.
+    """
+    return partial(_workers, address)
+
+
+@contextmanager
+def _workers(address: str | None, artifact: Artifact, options: JobOptions, state: Path | None) -> Iterator[Workers]:
+    with ray_cluster(address) as ray:
+        task = ray.remote(num_cpus=1, max_retries=-1)(_score)
+        path, made = artifact.path.resolve(), artifact.fingerprint
+
+        def score(part: Part) -> Scored:
+            scored: Scored | str = ray.get(task.remote(path, made, options, state, part))
+            if isinstance(scored, str):
+                raise UserError(scored)
+            return scored
+
+        yield Workers(score, processors(ray))
+
+
+def _score(artifact: Path, fingerprint: str, options: JobOptions, state: Path | None, part: Part) -> Scored | str:
+    """Runs on a worker of the cluster. What the user can mend comes back as its sentence."""
+    try:
+        return score_part(_scorer(artifact, fingerprint, state), options, part)
+    except UserError as error:
+        return f"on a node of the cluster, {error}"
+
+
+@lru_cache(maxsize=1)
+def _scorer(artifact: Path, fingerprint: str, state: Path | None) -> Scorer:
+    import torch
+
+    torch.set_num_threads(1)
+    opened = Artifact.open(artifact, verify="sizes")
+    if opened.fingerprint != fingerprint:
+        raise UserError(f"{artifact} is another artifact than the driver's: give all nodes the same.")
+    return Scorer(opened, state=state)
