@@ -74,7 +74,7 @@ def _time_and_user(profile: LogProfile) -> Iterator[str]:
     if profile.time is not None:
         yield _line(f"  time: {_quoted(profile.time)}", f"{profile.first} to {profile.last}")
     if profile.user is not None:
-        yield _line(f"  user: {_quoted(profile.user)}", "whose rows belong together: per-user metrics, histories")
+        yield _line(f"  user: {_quoted(profile.user)}", "of whom rows are: per-user metrics, histories")
 
 
 def _task(profile: LogProfile) -> Iterator[str]:
@@ -116,19 +116,21 @@ def _keys(profile: LogProfile) -> Iterator[str]:
 
 
 def _features(profile: LogProfile) -> Iterator[str]:
-    sampled = profile.label is None
+    sampled, used = profile.label is None, set[str]()
     for column in profile.columns:
         definition = _definition(column)
         if definition is None or (sampled and _varies_with_item(column)):
             continue
         body, reason = definition
         name = _feature_name(column.name)
+        name = name if name not in used else f"{name}_{len(used)}"
+        used.add(name)
         source = "" if name == column.name else f", column: {_quoted(column.name)}"
         yield _line(f"    {_quoted(name)}: {{{body}{source}}}", reason)
     if profile.time is not None:
         hours = {column.low[11:] for column in profile.of("time")} | {column.high[11:] for column in profile.of("time")}
         parts = "[weekday]" if hours <= {"00:00:00"} else "[hour, weekday]"
-        when = "when" if all(_feature_name(column.name) != "when" for column in profile.columns) else "when_parts"
+        when = "when" if "when" not in used else "when_parts"
         yield f"    {when}: {{kind: time, column: {_quoted(profile.time)}, parts: {parts}}}"
 
 
@@ -204,8 +206,8 @@ def _column(profile: LogProfile, name: str) -> Column:
 
 
 def _feature_name(column: str) -> str:
-    """A feature's name may not hold ``.`` or ``:``."""
-    return re.sub(r"[.:]", "_", column)
+    """A name for the feature of a column: words and ``-`` only, because a name may not hold ``.`` or ``:``."""
+    return re.sub(r"[^\w-]+", "_", column).strip("_") or "unnamed"
 
 
 def _quoted(text: str) -> str:
@@ -214,4 +216,4 @@ def _quoted(text: str) -> str:
 
 
 def _line(text: str, comment: str) -> str:
-    return f"{text:<70} # {comment}" if comment else text
+    return f"{text:<58}  # {comment}" if comment else text

@@ -1,9 +1,10 @@
 """What ``recsys inspect`` found in a log, as one HTML page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup
 
 from data_pipelines.inspection import Column, LogProfile
@@ -13,6 +14,8 @@ from recsys.plots.style import svg
 
 _CURVES = 6
 _HISTOGRAMS = 24
+_POINTS = 90
+_ENOUGH_ROWS = 100
 
 
 def write_log_page(profile: LogProfile, out: Path) -> Path:
@@ -75,7 +78,7 @@ def _sections(profile: LogProfile) -> Iterator[Section]:
     note = "AUC alone: how well this column alone predicts the label, out of fold. 0.5 is chance; near 1 is a leak."
     yield Section("Columns", note, grids=[grid])
     if len(profile.days) > 1:
-        days, rows, rates = zip(*profile.days, strict=True)
+        days, rows, rates = _binned(profile.days)
         drawing = svg(plots.over_time("Rows over time", days, rows, rates), "rows and label rate over time")
         yield Section("Time", wide=[(drawing, "")])
     skewed = [column for column in profile.of("user", "item", "id", "bag") if len(column.frequencies) > 9]
@@ -90,6 +93,19 @@ def _sections(profile: LogProfile) -> Iterator[Section]:
         yield Section(
             "Distributions", "Of an even sample; the outermost half percents lie in the last bars.", figures=shapes
         )
+
+
+def _binned(days: Sequence[tuple[str, int, float]]) -> tuple[list[str], list[float], list[float]]:
+    """First day, rows a day and label rate of at most ``_POINTS`` spans; no rate where few rows would make it noise."""
+    dates = np.array([day for day, _, _ in days], dtype="datetime64[D]").astype(np.int64)
+    rows, rates = np.array([row[1:] for row in days], dtype=np.float64).T
+    width = -(-(dates[-1] - dates[0] + 1) // _POINTS)
+    span = (dates - dates[0]) // width
+    total = np.bincount(span, rows)
+    with np.errstate(invalid="ignore"):
+        rate = np.where(total >= _ENOUGH_ROWS, np.bincount(span, rows * rates) / total, np.nan)
+    first = np.arange(len(total)) * width + dates[0]
+    return first.astype("datetime64[D]").astype(str).tolist(), (total / width).tolist(), rate.tolist()
 
 
 def _shapes(profile: LogProfile) -> Iterator[tuple[Markup, str]]:

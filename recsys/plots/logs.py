@@ -11,7 +11,7 @@ from data_pipelines.inspection import Histogram
 from recsys.plots.style import Draw, Palette, panel
 
 
-def over_time(title: str, days: Sequence[str], rows: Sequence[int], rates: Sequence[float]) -> Draw:
+def over_time(title: str, days: Sequence[str], rows: Sequence[float], rates: Sequence[float]) -> Draw:
     """Rows a day as an area and, on a scale of its own, the label's rate as a line."""
 
     def draw(palette: Palette) -> Figure:
@@ -30,6 +30,7 @@ def over_time(title: str, days: Sequence[str], rows: Sequence[int], rates: Seque
             right.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
             right.set_ylim(bottom=0)
             right.grid(False)
+            right.margins(x=0)
         return figure
 
     return draw
