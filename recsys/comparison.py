@@ -15,19 +15,6 @@ from scipy.special import expit
 from recsys import metrics
 from recsys.significance import Floats, auc_influence, bootstrap_auc, bootstrap_ratio, bootstrap_weights
 
-METRICS = {
-    "auc": "AUC",
-    "gauc": "GAUC",
-    "logloss": "log loss",
-    "ne": "normalised entropy",
-    "calibration": "calibration",
-    "ndcg@10": "NDCG@10",
-}
-"""Metrics by key, as tables name them. GAUC and NDCG are within users, so they need a user column."""
-
-LOWER_IS_BETTER = frozenset({"logloss", "ne"})
-NEEDS_USERS = frozenset({"gauc", "ndcg@10"})
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -87,13 +74,14 @@ class TestRows:
         return bootstrap_weights(self.users, self._draws, self._seed)
 
     def measure(self, metric: str, logits_N: ArrayLike) -> Measured:
-        """One of :data:`METRICS` for a model's (N,) logits on all rows, those of the slice and the others."""
+        """One of :data:`~recsys.metrics.METRICS`; ``logits_N`` are of all rows, also of those outside the slice."""
         return _MEASURES[metric](self, np.asarray(logits_N, dtype=np.float64)[self.kept])
 
     def auc_influence(self, logits_N: ArrayLike) -> tuple[float, Floats]:
         """AUC and how much each user's rows move it, (U,): what DeLong's variance over users is made of."""
         auc, influence_N = auc_influence(self.labels_N, np.asarray(logits_N, dtype=np.float64)[self.kept])
-        return auc, np.bincount(self.user_N, weights=influence_N, minlength=self.users)
+        influence_U: Floats = np.bincount(self.user_N, weights=influence_N, minlength=self.users).astype(np.float64)
+        return auc, influence_U
 
     def _ratio(self, top_N: ArrayLike, bottom_N: ArrayLike, index_N: NDArray[np.int64] | None = None) -> Measured:
         top_N, bottom_N = np.asarray(top_N, dtype=np.float64), np.asarray(bottom_N, dtype=np.float64)

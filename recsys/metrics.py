@@ -20,6 +20,21 @@ Groups = npt.NDArray[np.generic]
 Positions = npt.NDArray[np.intp]
 
 
+METRICS = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "logloss": "log loss",
+    "ne": "normalised entropy",
+    "calibration": "calibration",
+    "ndcg@10": "NDCG@10",
+}
+"""Metrics by which models are compared, and how tables name them."""
+
+LOWER_IS_BETTER = frozenset({"logloss", "ne"})
+NEEDS_USERS = frozenset({"gauc", "ndcg@10"})
+"""Metrics within users: they need a user column."""
+
+
 class Interval(NamedTuple):
     """A confidence interval."""
 

@@ -17,9 +17,9 @@ from scipy.special import expit
 
 from data_pipelines.errors import UserError
 from recsys.baselines import BASELINES_FILE
-from recsys.comparison import METRICS, NEEDS_USERS, TestRows
+from recsys.comparison import TestRows
 from recsys.config import ExperimentConfig, load_config, to_yaml
-from recsys.metrics import interval, reliability
+from recsys.metrics import METRICS, NEEDS_USERS, interval, reliability
 from recsys.pages import (
     NONE,
     Grid,

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from recsys.comparison import METRICS
+from recsys.metrics import METRICS
 
 
 class _Config(BaseModel):

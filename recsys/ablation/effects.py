@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from recsys.ablation.arms import Arm
 from recsys.ablation.config import StudyConfig
-from recsys.comparison import LOWER_IS_BETTER, TestRows
+from recsys.comparison import TestRows
+from recsys.metrics import LOWER_IS_BETTER
 from recsys.significance import (
     Effect,
     Floats,

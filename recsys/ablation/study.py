@@ -24,8 +24,8 @@ from recsys.ablation.effects import Judge
 from recsys.ablation.execution import Workers, experiment
 from recsys.ablation.slices import slice_masks
 from recsys.ablation.trials import Figures, Trial, TrialStore, code_fingerprint
-from recsys.comparison import METRICS, NEEDS_USERS
 from recsys.config import ExperimentConfig, override
+from recsys.metrics import METRICS, NEEDS_USERS
 from recsys.significance import Floats
 
 _META = torch.device("meta")

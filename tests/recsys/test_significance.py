@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from recsys import significance
-from recsys.comparison import METRICS, TestRows
-from recsys.metrics import auc
+from recsys.comparison import TestRows
+from recsys.metrics import METRICS, auc
 
 
 def _rows(seed: int, rows: int = 300, users: int = 40):
