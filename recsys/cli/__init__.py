@@ -14,11 +14,7 @@ VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "doctor")
 """Modules of this package that register verbs, in the order of ``recsys --help``."""
 
 for _module in VERBS:
-    try:
-        importlib.import_module(f"recsys.cli.{_module}")
-    except ModuleNotFoundError as error:
-        if error.name != f"recsys.cli.{_module}":
-            raise
+    importlib.import_module(f"recsys.cli.{_module}")
 
 __all__ = ["app", "main"]
 
