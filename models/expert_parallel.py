@@ -4,6 +4,7 @@ Letters: M rows with their repetitions, D width of the model, H hidden width, E 
 rank, R ranks.
 """
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -84,3 +85,28 @@ def spread_experts(module: nn.Module, mesh: DeviceMesh) -> list[str]:
             mixture.experts = SpreadExperts(mixture.experts, mesh)
             names += [f"{path}.experts.{name}" for name, _ in mixture.experts.named_parameters()]
     return names
+
+
+def by_placement(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Replicated and spread parameters apart: the fast paths of optimizers do not take both at once."""
+    groups: dict[bool, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(isinstance(parameter, DTensor), []).append(parameter)
+    return list(groups.values())
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scale gradients so that their norm over all parameters, spread ones included, is at most ``max_norm``."""
+    groups = by_placement(parameter for parameter in parameters if parameter.grad is not None)
+    norms = [nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in group]) for group in groups]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = torch.stack(whole).norm()
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, max_norm, total)
+
+
+def place_like(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    """``whole`` as ``parameter`` is placed: this rank's part of it where the parameter is spread."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements)

@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
@@ -24,6 +25,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from data_pipelines.errors import UserError
 from models.embeddings import SparseTables, TableConfig, TableLayout, TablesConfig, initialise_tables, table_names
+from models.expert_parallel import spread_experts
 from models.lazy_adam import LazyAdam
 from models.ranker import Ranker
 
@@ -164,6 +166,7 @@ def shard(
         nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
         plan = choose_plan(ranker, limits, ranks)
+    spread = _spread(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
         for name, parameter in tables.named_parameters():
@@ -174,9 +177,29 @@ def shard(
             if layout.route == "rows" and layout.key in parallel:
                 # FBGEMM's dense kernel cannot look up single rows on CPU (it pools them): the collection stays plain.
                 plan.plan.pop(f"tables.rows.{layout.key}", None)
-        dmp = DistributedModelParallel(ranker, device=device, plan=plan, sharders=sharders())
+        dmp = DistributedModelParallel(
+            ranker,
+            device=device,
+            plan=plan,
+            sharders=sharders(),
+            data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=spread),
+        )
     initialise_tables(dmp, seed)
     return dmp
+
+
+def _spread(ranker: Ranker, device: torch.device, world_size: int) -> list[str]:
+    """Spread the experts over the ranks where the config says so; names of parameters that are not replicated."""
+    tower = ranker.config.tower
+    if tower.kind != "moe" or not tower.spread or world_size == 1:
+        return []
+    if tower.experts % world_size:
+        raise UserError(
+            f"model.tower.spread: {tower.experts} experts cannot be shared out over {world_size} ranks; make "
+            "model.tower.experts a multiple of the ranks, or set spread to false."
+        )
+    names = spread_experts(ranker.tower, init_device_mesh(device.type, (world_size,)))
+    return [f"tower.{name}" for name in names]
 
 
 def choose_plan(ranker: Ranker, limits: dict[str, ParameterConstraints], ranks: Topology) -> ShardingPlan:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
-from torch.nn.utils import clip_grad_norm_
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from models.embeddings import local_rows
+from models.expert_parallel import clip_gradients, place_like
 from models.ranker import Ranker
 from models.sharding import data_parallel_tables, dense_parameters
 from models.sparsity.lever import Lever
@@ -65,7 +65,7 @@ class ModelState:
         for lever in self._levers:
             lever.after_backward(self.ranker, step)
         if self._clip_norm is not None:
-            clip_grad_norm_(self._dense.values(), self._clip_norm)
+            clip_gradients(self._dense.values(), self._clip_norm)
         for optimizer in self._optimizers:
             optimizer.step()
         self.ranker.update_routing()
@@ -160,7 +160,8 @@ class ModelState:
             parameter_name, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
             parameter = self._unfused.get(parameter_name)
             if parameter is not None:
-                owners[parameter].state[parameter][key] = value.reshape(()) if key == "step" else value
+                placed = value.reshape(()) if key == "step" else place_like(parameter, value)
+                owners[parameter].state[parameter][key] = placed
 
     def _load_levers(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         states: dict[str, dict[str, Any]] = {lever.name: {} for lever in self._levers}

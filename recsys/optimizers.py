@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
+from models.expert_parallel import by_placement
+
 DenseOptimizer = Literal["adamw", "adam", "adagrad", "sgd"]
 ScheduleKind = Literal["constant", "cosine", "linear"]
 
@@ -16,16 +18,16 @@ def make_optimizer(
     name: DenseOptimizer, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float
 ) -> Optimizer:
     """The dense optimizer of that name; ``weight_decay`` is decoupled for ``adamw`` and L2 for all others."""
-    parameters = list(parameters)
+    groups = [{"params": group} for group in by_placement(parameters)]
     match name:
         case "adamw":
-            return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+            return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
         case "adam":
-            return Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+            return Adam(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
         case "adagrad":
-            return Adagrad(parameters, lr=learning_rate, weight_decay=weight_decay)
+            return Adagrad(groups, lr=learning_rate, weight_decay=weight_decay)
         case "sgd":
-            return SGD(parameters, lr=learning_rate, weight_decay=weight_decay)
+            return SGD(groups, lr=learning_rate, weight_decay=weight_decay)
 
 
 def schedule_factor(kind: ScheduleKind, step: int, warmup: int, total: int) -> float:

@@ -134,6 +134,8 @@ class _Training:
         self.task_weights_T = torch.tensor([task.weight for task in tasks], device=processes.device)
         torch.manual_seed(config.seed)
         self.levers = build_levers(config.sparsity)
+        if self.levers and config.model.tower.kind == "moe" and config.model.tower.spread:
+            raise UserError("model.tower.spread leaves no rank with whole experts, which levers need: set it to false.")
         ranker = Ranker(
             config.model,
             self.loader.schema,

@@ -10,6 +10,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from data_pipelines.errors import UserError
 from models.embeddings import SparseTables, local_rows, table_weights
+from models.expert_parallel import by_placement
 from models.heads import task_losses
 from models.ranker import Ranker, RankerConfig
 from models.sharding import TableOptimizerConfig, constraints, data_parallel_tables, dense_parameters, shard
@@ -19,7 +20,7 @@ ROWS = 16
 PLANS = ["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
 
 
-def make_config(sharding: str = "auto") -> RankerConfig:
+def make_config(sharding: str = "auto", *, spread: bool = False) -> RankerConfig:
     return RankerConfig.model_validate(
         {
             "dim": 16,
@@ -27,14 +28,14 @@ def make_config(sharding: str = "auto") -> RankerConfig:
             "pooling": {"likes": "attention"},
             "tables": {table.name: {"sharding": sharding} for table in SCHEMA.tables},
             "interaction": {"kind": "cross", "layers": 1},
-            "tower": {"kind": "moe", "hidden": 8, "experts": 4},
+            "tower": {"kind": "moe", "hidden": 8, "experts": 4, "spread": spread},
         }
     )
 
 
-def make_sharded(sharding: str, optimizer: str) -> DistributedModelParallel:
+def make_sharded(sharding: str, optimizer: str, *, spread: bool = False) -> DistributedModelParallel:
     torch.manual_seed(0)
-    config = make_config(sharding)
+    config = make_config(sharding, spread=spread)
     ranker = Ranker(config, SCHEMA, SparseTables(SCHEMA, config, device=torch.device("meta")))
     return shard(ranker, TableOptimizerConfig(optimizer=optimizer, learning_rate=0.1), CPU, seed=3)
 
@@ -45,7 +46,8 @@ def train(model: torch.nn.Module, optimizer: str, steps: int = 3) -> Tensor:
     if torch.distributed.is_initialized():
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     tables = data_parallel_tables(model)
-    optimizers = [torch.optim.SGD(dense_parameters(model).values(), lr=0.1)]
+    groups = [{"params": group} for group in by_placement(dense_parameters(model).values())]
+    optimizers = [torch.optim.SGD(groups, lr=0.1)]
     if tables:
         optimizers.append(TableOptimizerConfig(optimizer=optimizer, learning_rate=0.1).build(tables.values()))
     for step in range(steps):
@@ -59,9 +61,10 @@ def train(model: torch.nn.Module, optimizer: str, steps: int = 3) -> Tensor:
 
 
 def train_under_every_plan(cases: list[tuple[str, str]]) -> dict[str, Tensor]:
-    return {
+    logits = {
         f"{sharding} {optimizer}": train(make_sharded(sharding, optimizer), optimizer) for sharding, optimizer in cases
     }
+    return logits | {"experts_spread sgd": train(make_sharded("auto", "sgd", spread=True), "sgd")}
 
 
 # Row-wise Adagrad keeps one statistic for each shard of a row, so cutting columns changes its steps by design.
