@@ -7,7 +7,8 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal
 
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
@@ -22,15 +23,25 @@ Kind = Literal[
     "permute",
     "permute_within",
     "mask",
+    "mask_oov",
     "vary",
     "grid",
     "selection",
     "warm_start",
 ]
-Change = Literal["permute", "permute_within", "mask"]
+Change = Literal["permute", "permute_within", "mask", "mask_oov", "warm_start"]
+LOOKS: dict[Change, str] = {
+    "permute": "permute",
+    "permute_within": "permute within",
+    "mask": "mask",
+    "mask_oov": "mask to OOV",
+}
+"""What can be done to a trained model's test rows, and what the arms are called."""
 
 BASE = "all features"
 CORE = "core"
+WARM = "warm: "
+WARM_BASE = WARM + BASE
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,7 @@ class Arm:
         name: Unique in the study, readable in plots.
         features: Features (by the config's names) that the ranker reads.
         overrides: Config keys and their values.
-        change: What is done to the test rows of the trained reference instead of training anew, and to which
-            ``units``; ``None`` for arms that train.
+        change: What is done with the trained base, and to which ``units``; ``None`` for arms that train from scratch.
         units: The units that set the arm apart from its reference.
         reference: Name of the arm it is compared with.
     """
@@ -79,10 +89,13 @@ def plan_arms(study: StudyConfig, data: DataConfig) -> list[Arm]:
         if kept != arms[1].features:
             arms.append(Arm(f"core + {unit}", "add_one_in", kept, units=(unit,), reference=CORE))
     arms.extend(_pair_arms(study, units, everything, arms))
-    for change in get_args(Change):
+    for change, verb in LOOKS.items():
         changed = units.expand(getattr(study, change), change)
-        verb = change.replace("_", " ")
         arms.extend(Arm(f"{verb} {unit}", change, everything, change=change, units=(unit,)) for unit in changed)
+    if study.warm_start:
+        warm = partial(Arm, kind="warm_start", features=everything, change="warm_start", reference=WARM_BASE)
+        arms.append(warm(WARM_BASE))
+        arms.extend(warm(f"{WARM}without {unit}", units=(unit,)) for unit in left_out)
     arms.extend(_config_arms(study, everything))
     return list({arm.name: arm for arm in arms}.values())
 

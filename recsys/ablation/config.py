@@ -49,6 +49,7 @@ class StudyConfig(_Config):
         default=[], description="The same, but only among rows that are alike in the features that go with it."
     )
     mask: list[str] = Field(default=[], description="Set each of these to null in the test rows of the trained base.")
+    mask_oov: list[str] = Field(default=[], description="Set each of these to a value that training never saw.")
     vary: dict[str, list[Any]] = Field(default={}, description="Values of config keys, one key at a time.")
     grid: dict[str, list[Any]] = Field(default={}, description="Values of config keys, in all combinations.")
     selection: Literal["none", "forward", "backward", "path"] = Field(
@@ -72,7 +73,8 @@ class StudyConfig(_Config):
     )
     warm_start: bool = Field(
         default=False,
-        description="Also estimate `leave_one_out` by one epoch from the trained base, and how well that ranks.",
+        description="Also estimate `leave_one_out` by one epoch of the dense part from the trained base, and how well "
+        "that ranks.",
     )
 
     @model_validator(mode="after")

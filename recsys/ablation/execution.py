@@ -28,10 +28,12 @@ from models.ranker import Ranker
 from models.weights import Weights
 from recsys.ablation.perturb import masked, random_order, shuffled, strata
 from recsys.ablation.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
+from recsys.ablation.warm import warm_ranker
 from recsys.checkpoints import load_weights
 from recsys.config import ExperimentConfig, parse_config
 from recsys.evaluation import predict, task_metrics
 from recsys.exporting import export_run, shrunk_weights
+from recsys.ledger import checkpoint_bytes
 from recsys.training import train
 from serving.export import as_served
 from serving.scorer import Scorer
@@ -69,6 +71,9 @@ def execute(trial: Trial, dataset_path: Path, store_path: Path) -> None:
         dataset = Dataset.open(dataset_path, verify="sizes")
         if trial.change is None:
             logits, figures = _train(trial, dataset, folder)
+        elif trial.change == "export":
+            assert trial.parent is not None
+            logits, figures = _serve(store.path(trial.parent) / RUN, experiment(trial, dataset), dataset, folder)
         else:
             logits, figures = _look(trial, dataset, store)
         figures = figures.model_copy(update={"seconds": time.perf_counter() - began})
@@ -80,6 +85,14 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
     """Train, export, and score valid and test with the weights as they will be served."""
     config, run = experiment(trial, dataset), folder / RUN
     result = train(config, dataset, run)
+    logits, figures = _serve(run, config, dataset, folder)
+    if not trial.keep_run:
+        shutil.rmtree(run)
+    return logits, figures.model_copy(update={"train_seconds": result.seconds, "steps": result.steps})
+
+
+def _serve(run: Path, config: ExperimentConfig, dataset: Dataset, folder: Path) -> tuple[Logits, Figures]:
+    """Export ``run`` with the levers of ``config``, and score valid and test with the weights as they will be served."""
     weights = _served_weights(run, config, dataset)
     ranker, logits = weights.to_ranker(), Logits()
     for split in ("valid", "test"):
@@ -87,11 +100,10 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
             loader = Loader(dataset, split, batch_size=_BATCH_ROWS, features=weights.schema.feature_names)
             rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
             logits[split] = logits_NT.numpy()[rows_N.argsort().numpy()]
+    levers = f"sparsity={config.sparsity.model_dump_json()}"
     with TemporaryDirectory(dir=folder) as scratch:
-        artifact = export_run(run, Path(scratch) / "artifact", dataset=dataset.path)
-        artifact_bytes, rate = artifact.bytes, _scoring_rate(Scorer(artifact), dataset)
-    if not trial.keep_run:
-        shutil.rmtree(run)
+        artifact = export_run(run, Path(scratch) / "artifact", [levers], dataset=dataset.path)
+        sizes, rate = (artifact.bytes, artifact.model_bytes), _scoring_rate(Scorer(artifact), dataset)
     kinds = [task.kind for task in dataset.config.tasks.values()]
     labels_NT = dataset.labels("valid") if "valid" in logits else np.empty((0, len(kinds)))
     valid_auc = {
@@ -102,9 +114,9 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
     return logits, Figures(
         valid_auc=valid_auc,
         seconds=0,
-        train_seconds=result.seconds,
-        steps=result.steps,
-        artifact_bytes=artifact_bytes,
+        artifact_bytes=sizes[0],
+        model_bytes=sizes[1],
+        checkpoint_bytes=checkpoint_bytes(load_weights(run), dataset),
         score_rows_per_s=rate,
     )
 
@@ -132,22 +144,26 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
     """Score the test rows with the parent's weights after changing a few features in them."""
     assert trial.parent is not None
     config = experiment(trial, dataset)
-    weights = _served_weights(store.path(trial.parent) / RUN, config, dataset)
+    run = store.path(trial.parent) / RUN
+    weights = _served_weights(run, config, dataset)
     columns = dataset.columns("test", weights.schema.feature_names)
-    block, note = columns.block([(0, len(columns))]), ""
+    block, schema, note = columns.block([(0, len(columns))]), columns.schema, ""
+    ranker = weights.to_ranker()
     match trial.change:
-        case "mask":
-            block = masked(block, columns.schema, trial.changed)
+        case "mask" | "mask_oov":
+            block = masked(block, schema, trial.changed, oov=trial.change == "mask_oov")
         case "permute":
-            block = shuffled(block, columns.schema, trial.changed, random_order(len(block), trial.seed))
+            block = shuffled(block, schema, trial.changed, random_order(len(block), trial.seed))
         case "permute_within":
-            stratum_N, partners = strata(block, columns.schema, trial.changed)
-            order_N = random_order(len(block), trial.seed, stratum_N)
-            block = shuffled(block, columns.schema, trial.changed, order_N)
+            stratum_N, partners = strata(block, schema, trial.changed)
+            block = shuffled(block, schema, trial.changed, random_order(len(block), trial.seed, stratum_N))
             note = f"among rows alike in {' and '.join(partners)}" if partners else "goes with no other feature"
-        case _:
-            raise AssertionError(trial.change)
-    return {"test": _score(weights.to_ranker(), block)}, Figures(seconds=0, note=note)
+        case "warm_start":
+            ranker = warm_ranker(weights, dataset, trial.changed, config.train, trial.seed)
+            block = masked(block, schema, trial.changed)
+        case None:
+            raise AssertionError
+    return {"test": _score(ranker, block)}, Figures(seconds=0, note=note)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from recsys.ablation.arms import BASE, Kind
+from recsys.ablation.arms import BASE, LOOKS, Kind
 from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.study import Study
 from recsys.ablation.tables import Findings
@@ -28,14 +28,15 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
     "pairs": ("Left out in pairs", ("pair",), "Each model is trained without both."),
     "looks": (
         "Taken from the trained model",
-        ("permute", "permute_within", "mask"),
+        tuple(LOOKS),
         "Nothing is trained anew: values are shuffled among test rows, or set to null. This shows what the model leans "
         "on, which is more than what it could not replace.",
     ),
     "warm-start": (
         "Left out, estimated from a warm start",
         ("warm_start",),
-        "An approximation: the trained model goes on for one epoch without the feature.",
+        "An approximation: tables are kept, and the dense part of the trained base goes on for one epoch with the "
+        "feature set to null.",
     ),
     "search": ("Sets that the search tried", ("selection",), "Sets of features, chosen on the validation split."),
     "settings": ("Other settings", ("vary", "grid"), "Each model is trained with one or more keys changed."),

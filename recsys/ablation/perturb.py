@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.blocks import Bags, Block, Past
+from models.embeddings import OOV_ID
 
 Order = NDArray[np.int64]
 _ASSOCIATED = 0.2
@@ -37,21 +38,20 @@ def shuffled(block: Block, schema: Schema, features: Sequence[str], order_N: Ord
     return replace(block, id_matrix=id_matrix, dense=dense, bags=bags, pasts=pasts)
 
 
-def masked(block: Block, schema: Schema, features: Sequence[str]) -> Block:
-    """``block`` with ``features`` null in every row: the null id, empty bags and histories, zeros."""
+def masked(block: Block, schema: Schema, features: Sequence[str], *, oov: bool = False) -> Block:
+    """``block`` with ``features`` null in every row: the null id, empty bags and histories, zeros.
+
+    With ``oov`` every id becomes the first OOV id instead, and bags and histories keep their lengths.
+    """
     names = schema_features(schema, features)
     id_matrix, dense = block.id_matrix.copy(), block.dense.copy()
     for name in names & block.ids.keys():
-        id_matrix[block.ids[name]] = NULL_ID
+        id_matrix[block.ids[name]] = OOV_ID if oov else NULL_ID
     for name, columns in dense_columns(schema).items():
         if name in names:
             dense[:, columns] = 0
-    nothing = np.zeros(len(block) + 1, dtype=np.int64)
-    bags = {name: replace(bag, offsets=nothing) if name in names else bag for name, bag in block.bags.items()}
-    pasts = {
-        name: replace(past, lengths=np.zeros_like(past.lengths)) if name in features else past
-        for name, past in block.pasts.items()
-    }
+    bags = {name: _without(bag, oov) if name in names else bag for name, bag in block.bags.items()}
+    pasts = {name: _forgotten(past, oov) if name in features else past for name, past in block.pasts.items()}
     return replace(block, id_matrix=id_matrix, dense=dense, bags=bags, pasts=pasts)
 
 
@@ -124,6 +124,16 @@ def cramers_v(a_N: NDArray[np.int64], b_N: NDArray[np.int64]) -> float:
     phi2 = max(0.0, float(squares.sum()) - 1 - (a - 1) * (b - 1) / (rows - 1))
     most = min(a - (a - 1) ** 2 / (rows - 1), b - (b - 1) ** 2 / (rows - 1)) - 1
     return float(np.sqrt(phi2 / most)) if most > 0 else 0.0
+
+
+def _without(bag: Bags, oov: bool) -> Bags:
+    return replace(bag, values=np.full_like(bag.values, OOV_ID)) if oov else replace(bag, offsets=bag.offsets * 0)
+
+
+def _forgotten(past: Past, oov: bool) -> Past:
+    if oov:
+        return replace(past, events={name: np.full_like(ids, OOV_ID) for name, ids in past.events.items()})
+    return replace(past, lengths=np.zeros_like(past.lengths))
 
 
 def _take(bag: Bags, order_N: Order) -> Bags:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 from scipy import stats
 
-from recsys.ablation.arms import BASE, Arm
+from recsys.ablation.arms import WARM, Arm
 from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.study import Study
 
@@ -125,12 +125,8 @@ def _leaks(study: Study, effects: pl.DataFrame) -> dict[str, float]:
 
 def _warm_rank_correlation(effects: pl.DataFrame) -> float | None:
     chosen = effects.filter((pl.col("metric") == "auc") & (pl.col("slice") == ALL_ROWS))
-    warm = chosen.filter(kind="warm_start").select(pl.col("arm").str.strip_prefix("warm "), warm="effect")
+    warm = chosen.filter(kind="warm_start").select(pl.col("arm").str.strip_prefix(WARM), warm="effect")
     both = warm.join(chosen.filter(kind="leave_one_out").select("arm", retrained="effect"), on="arm")
     if len(both) < 3:
         return None
     return float(stats.spearmanr(both["warm"], both["retrained"]).statistic)
-
-
-def is_base(arm: Arm) -> bool:
-    return arm.name == BASE

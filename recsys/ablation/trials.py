@@ -21,6 +21,7 @@ import data_pipelines
 import models
 import serving
 from data_pipelines.storage import MANIFEST, Manifest, checksum, fingerprint, new_directory, open_directory
+from recsys.ablation.arms import Change
 
 LOGITS = "logits.parquet"
 FIGURES = "figures.json"
@@ -38,7 +39,8 @@ class Trial(BaseModel):
         threads: Threads of the process; sums over rows may differ in the last digit between counts.
         keep_run: The trained run is kept beside the figures, for trials that look at it.
         parent: Name of the trial whose trained model this one looks at or starts from.
-        change: What is done to the parent's model or rows; ``None`` for a training of its own.
+        change: What is done to the parent's model or rows (``export``: exported with the levers of this trial's config
+            instead of its own); ``None`` for a training of its own.
         changed: Features that ``change`` is about.
         code: Fingerprint of the code.
     """
@@ -51,7 +53,7 @@ class Trial(BaseModel):
     threads: int
     keep_run: bool = False
     parent: str | None = None
-    change: Literal["permute", "permute_within", "mask", "warm_start"] | None = None
+    change: Change | Literal["export"] | None = None
     changed: tuple[str, ...] = ()
     code: str
 
@@ -66,6 +68,7 @@ class Figures(BaseModel):
     Attributes:
         valid_auc: By task; empty for looks at a trained model.
         artifact_bytes: Of the exported artifact; ``None`` for looks at a trained model.
+        model_bytes: Of its weights and vocabularies; ``checkpoint_bytes`` of the same in training, float32.
         score_rows_per_s: From raw rows to scores; ``None`` where the log is out of reach.
     """
 
@@ -75,6 +78,8 @@ class Figures(BaseModel):
     steps: int = 0
     train_seconds: float | None = None
     artifact_bytes: int | None = None
+    model_bytes: int | None = None
+    checkpoint_bytes: int | None = None
     score_rows_per_s: float | None = None
     note: str = ""
 

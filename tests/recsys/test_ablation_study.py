@@ -1,0 +1,186 @@
+"""Whole studies on a tiny log: the same tables after a kill, nothing run twice, and a page that needs no network."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from polars.testing import assert_frame_equal
+
+from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.errors import UserError
+from recsys.ablation.execution import Workers
+from recsys.ablation.study import Study
+from recsys.ablation.trials import TrialStore
+from recsys.config import ExperimentConfig, load_config
+
+STUDY = {
+    "seeds": 2,
+    "leave_one_out": ["user", "device"],
+    "permute": ["item"],
+    "permute_within": ["tags"],
+    "mask": ["user"],
+    "mask_oov": ["item"],
+    "pairs": ["user", "device"],
+    "vary": {"model.dim": [4]},
+    "selection": "none",
+    "warm_start": True,
+}
+SMALL = (
+    "ablation.leave_one_out=[user, device]",
+    *(f"ablation.{key}=[]" for key in ("permute", "permute_within", "mask", "mask_oov", "pairs")),
+    "ablation.vary={}",
+    "ablation.warm_start=false",
+)
+"""The part of the study whose trials all train, six of them."""
+MODEL = {"dim": 8, "context": ["device"], "tower": {"kind": "moe", "experts": 2, "top_k": 1, "hidden": 8}}
+TRAIN = {"epochs": 1, "batch_size": 400, "tables": {"learning_rate": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def place(tiny_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config and a prepared data set."""
+    folder = tmp_path_factory.mktemp("study")
+    content = {"name": "tiny", "data": tiny_data, "model": MODEL, "train": TRAIN, "ablation": STUDY}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    prepare(load_config(folder / "config.yaml").data, folder / "dataset")
+    return folder
+
+
+def _ablate(place: Path, out: str, *more: str) -> subprocess.Popen[str]:
+    command = [
+        "ablate",
+        str(place / "config.yaml"),
+        str(place / "dataset"),
+        str(place / out / "study"),
+        "--json",
+        *more,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "recsys", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _finished(process: subprocess.Popen[str]) -> dict[str, Any]:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path) -> tuple[dict[str, Any], Path]:
+    return _finished(_ablate(place, "undisturbed")), place / "undisturbed"
+
+
+def _trials(folder: Path) -> dict[str, int]:
+    """When each finished trial was written, by name."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "trials").glob("*/manifest.json")}
+
+
+def test_a_killed_study_goes_on_to_the_same_trials_and_runs_none_twice(
+    place: Path, undisturbed: tuple[dict[str, Any], Path]
+) -> None:
+    process, folder = _ablate(place, "killed", *SMALL), place / "killed"
+    while len(_trials(folder)) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = _trials(folder)
+    assert not (folder / "study").exists()
+    result = _finished(_ablate(place, "killed", *SMALL))
+    after = _trials(folder)
+    assert before.items() <= after.items()
+    assert len(after) == result["trials"] == 6
+    for trial in after:
+        ours, theirs = (place / out / "trials" / trial / "logits.parquet" for out in ("killed", "undisturbed"))
+        assert_frame_equal(pl.read_parquet(ours), pl.read_parquet(theirs), check_exact=True)
+
+
+def test_a_study_leaves_tables_figures_and_configs_that_repeat_it(undisturbed: tuple[dict[str, Any], Path]) -> None:
+    result, folder = undisturbed
+    study = folder / "study"
+    effects = pl.read_csv(study / "effects.csv")
+    assert set(effects["verdict"]) <= {"better", "worse", "no effect", "cannot tell"}
+    assert (effects["low"] <= effects["effect"]).all()
+    assert (effects["effect"] <= effects["high"]).all()
+    assert result["trials"] == 2 * len(pl.read_csv(study / "arms.csv"))
+    assert result["effects"].keys() == {"without user", "without device"}
+    for figure in ("forest-leave-one-out", "forest-looks", "forest-warm-start", "pairs", "cost-bytes"):
+        assert (study / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (study / "figures" / f"{figure}-dark.png").exists()
+    without_device = next(
+        config for path in (study / "arms").iterdir() if "device" not in (config := load_config(path)).train.features
+    )
+    assert without_device.model.context == ()
+    assert "| without device |" in (study / "study.md").read_text()
+
+
+def test_the_page_needs_no_network(undisturbed: tuple[dict[str, Any], Path]) -> None:
+    page = Path(undisturbed[0]["report"]).read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "without device" in page
+    assert "rank correlation" not in page  # of two arms there is none
+
+
+def _study(place: Path, config: ExperimentConfig) -> Study:
+    return Study(config, Dataset.open(place / "dataset"), Workers(place / "dataset", TrialStore(place / "elsewhere")))
+
+
+def test_a_plan_counts_what_is_missing_and_runs_nothing(place: Path, undisturbed: tuple[dict[str, Any], Path]) -> None:
+    config = load_config(place / "config.yaml", ["ablation.mask=[user, price]"])
+    store = TrialStore(undisturbed[1] / "trials")
+    plan = Study(config, Dataset.open(place / "dataset"), Workers(place / "dataset", store)).plan()
+    assert {name for name, count in plan.missing.items() if count} == {"mask price"}
+    assert plan.missing["mask price"] == 2
+    assert plan.seconds
+    new = _finished(_ablate(place, "planned", "--plan"))
+    assert new["trials_to_run"] == 2 * new["arms"]
+    assert new["expected_seconds"] is None
+    assert not _trials(place / "planned")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("ablation.leave_one_out=[colour]", "neither a feature nor a group"),
+        ("ablation.leave_one_out=[user]", None),
+        ("ablation.vary={model.tower.experts: [0]}", "experts"),
+        ("ablation.vary={model.tower.top_k: [9]}", "top_k"),
+        ("ablation.vary={model.interaction.kid: [cross]}", "model.interaction.kid"),
+        ("ablation.slices={new: {column: colour, seen_at_most: 1}}", "no key column `colour`"),
+        ("ablation.slices={odd: {where: 'colour > 1'}}", "ablation.slices.odd.where"),
+        ("ablation.task=buy", "no binary task"),
+    ],
+)
+def test_faults_are_told_before_the_first_trial(place: Path, override: str, said: str | None) -> None:
+    config = load_config(place / "config.yaml", [override])
+    if said is None:
+        _study(place, config)
+        return
+    with pytest.raises(UserError, match=re.escape(said)):
+        _study(place, config)
+
+
+def test_ranking_metrics_need_a_user_column(place: Path, tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    content = {"data": {**tiny_data, "user": None, "split": {"by": "random"}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**content, "ablation": {"metrics": ["auc", "gauc"]}}))
+    config = load_config(tmp_path / "config.yaml")
+    prepare(config.data, tmp_path / "dataset")
+    with pytest.raises(UserError, match=r"needs `data\.user`"):
+        _study(tmp_path, config)
