@@ -193,6 +193,12 @@ class Artifact:
         """Bytes of all files together."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
+    @property
+    def model_bytes(self) -> int:
+        """Bytes on disk of weights and vocabularies alone: what grows with the model."""
+        kept = (TABLES, DENSE, "vocabularies/")
+        return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(kept))
+
     def ranker(self) -> Ranker:
         """A ranker in evaluation mode over the mapped tables."""
         dense = decompress(load_file(self.path / DENSE))

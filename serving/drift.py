@@ -101,6 +101,15 @@ class DriftMonitor:
                 if task in self._scores:
                     self._scores[task] += self._reference.scores[task].count(values[:_SAMPLE])
 
+    def report(self) -> dict[str, dict[str, float]]:
+        """``features`` and ``scores`` (PSI), ``oov`` (share of ids) and ``oov_training`` (that share in training)."""
+        return {
+            "features": self.feature_psi(),
+            "scores": self.score_psi(),
+            "oov": self.oov_rate(),
+            "oov_training": dict(self._reference.oov),
+        }
+
     def feature_psi(self) -> dict[str, float]:
         """PSI by feature, of features seen at all."""
         return {

@@ -162,7 +162,7 @@ class JobStore:
     """
 
     def __init__(self, url: str, *, lease_s: float = LEASE_S) -> None:
-        self._lease_s = lease_s
+        self.lease_s = lease_s
         self.engine = _engine(url)
         try:
             _migrate(self.engine)
@@ -307,7 +307,7 @@ class JobStore:
                 row.error = None if row.cancel_requested else f"given up: {MAX_ATTEMPTS} workers died of this job"
                 row.finished_at, row.worker, row.lease_until = now, None, None
                 return None
-            row.state, row.worker, row.lease_until = "running", worker, now + self._lease_s
+            row.state, row.worker, row.lease_until = "running", worker, now + self.lease_s
             row.started_at = row.started_at or now
             return Claim.model_validate(row)
 
@@ -318,7 +318,7 @@ class JobStore:
                 update(JobRow)
                 .where(*_held(claim))
                 .values(
-                    lease_until=now + self._lease_s, rows_done=rows_done, rows_total=rows_total, rows_per_s=rows_per_s
+                    lease_until=now + self.lease_s, rows_done=rows_done, rows_total=rows_total, rows_per_s=rows_per_s
                 )
             )
             return session.scalar(select(JobRow.cancel_requested).where(*_held(claim))) is False

@@ -23,6 +23,10 @@ from data_pipelines.storage import checksum, open_directory, seal, sync, write_f
 LEDGER = "ledger.ndjson"
 
 
+class BusyError(UserError):
+    """Another process works on the same output."""
+
+
 class Entry(BaseModel):
     """One finished part: rows read, scored and quarantined, and the checksums of the files it wrote."""
 
@@ -43,7 +47,7 @@ class Ledger:
 
     Raises:
         UserError: The output exists and was made on other terms, another process works on this job, or the work of a
-            killed job was on other terms.
+            killed job was on other terms. (:class:`BusyError` for the second.)
     """
 
     def __init__(self, output: Path, terms: Mapping[str, Any]) -> None:
@@ -75,7 +79,7 @@ class Ledger:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.close()
-                raise UserError(f"another process is scoring into {self.output}: wait for it to end.") from None
+                raise BusyError(f"another process is scoring into {self.output}: wait for it to end.") from None
             if self.folder.exists() and os.path.samestat(os.fstat(self._lock), self.folder.stat()):
                 return True
             self.close()

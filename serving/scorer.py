@@ -47,11 +47,15 @@ class Scorer:
         return self._schema.tasks
 
     def read(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Of ``rows`` the columns that scoring needs, with side tables joined where columns are missing."""
+        """Of ``rows`` the columns that scoring needs, with side tables joined where columns are missing.
+
+        Histories and statistics that the rows carry themselves (columns such as ``likes.item``) stay.
+        """
         wanted = raw_columns(self._encoder)
         if not wanted <= set(rows.collect_schema().names()) and self._config.joins:
             rows = join_sides(self._config, rows)
-        return rows.select(name for name in rows.collect_schema().names() if name in wanted or name == ROW)
+        wanted |= {ROW, *self._schema.feature_names}
+        return rows.select(name for name in rows.collect_schema().names() if name in wanted)
 
     def split(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of ``frame`` that can be scored, and those with a value that cannot be read, with ``__reason``."""
