@@ -150,12 +150,24 @@ def stopped_by_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _stop_with_parent(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 def main(arguments: list[str]) -> None:
-    """``python -m serving.worker DATA_ROOT...``, the database's URL in ``RECSYS_JOBS_DB`` (it may hold a password)."""
+    """``python -m serving.worker [--supervised] DATA_ROOT...``, the database's URL in ``RECSYS_JOBS_DB``.
+
+    (A URL may hold a password, and every user of a machine can read the arguments of its processes.) A supervised
+    worker stops when its standard input ends: when the process that started it is gone.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with stopped_by_signal() as stop:
         store = JobStore(os.environ["RECSYS_JOBS_DB"])
+        if "--supervised" in arguments:
+            arguments.remove("--supervised")
+            threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
         Worker(store, Roots([Path(folder) for folder in arguments])).run(stop)
 
 

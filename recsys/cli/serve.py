@@ -1,5 +1,7 @@
 """Verbs of serving: export, verify, score, serve."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,3 +105,56 @@ def score_verb(
             engine=workers,
         )
     finish(vars(result), json)
+
+
+@app.command("serve")
+def serve_verb(
+    artifacts: Annotated[
+        list[str], typer.Option("--artifact", metavar="[NAME=]PATH", help="Artifact to serve; the first becomes live.")
+    ],
+    data_roots: Annotated[
+        list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
+    ],
+    jobs_db: Annotated[
+        str, typer.Option(envvar="RECSYS_JOBS_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
+    ] = "sqlite:///jobs.db",
+    host: Annotated[str, typer.Option(help="Address to listen on; off loopback, tokens are required.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that work jobs off.")] = 1,
+) -> None:
+    """Serve scores over HTTP, work jobs off, and show it all on a page."""
+    with _extra():
+        from serving.server import serve
+
+    named = dict(_named(artifact) for artifact in artifacts)
+    serve(named, data_roots, jobs_db, host=host, port=port, workers=workers)
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Say which optional part is missing when an import inside fails."""
+    from data_pipelines.errors import UserError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: run `pip install 'sparse-recsys[serve]'`.") from None
+
+
+def _named(artifact: str) -> tuple[str, Path]:
+    name, equals, path = artifact.partition("=")
+    return (name, Path(path)) if equals else (Path(artifact).resolve().name, Path(artifact))
+
+
+@app.command("token")
+def token_verb(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is.")],
+    jobs_db: Annotated[
+        str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")
+    ] = "sqlite:///jobs.db",
+) -> None:
+    """Make a bearer token for the service and print it: only its hash is kept."""
+    with _extra():
+        from serving.jobs import JobStore
+
+    print(JobStore(jobs_db).new_token(name))
