@@ -21,7 +21,7 @@ _LABELS = (
 )
 _USERS = ("user", "customer", "visitor", "member", "client", "account", "session", "uid")
 _ITEMS = ("item", "movie", "product", "article", "video", "song", "track", "app", "book", "ad", "offer", "sku")
-_TIMES = ("time", "timestamp", "ts", "date", "datetime", "when", "day", "at")
+_TIMES = ("time", "timestamp", "ts", "date", "datetime", "when", "day", "at", "created", "updated")
 _QUANTITIES = ("count", "num", "amount", "price", "qty", "quantity", "age", "length", "duration", "size", "total")
 _CATEGORIES = (
     *("id", "category", "cat", "type", "code", "country", "city", "region", "zip", "genre", "brand", "kind", "group"),
@@ -71,7 +71,7 @@ def guess_roles(
     """What each column of a log of ``rows`` rows seems to be, by its name, type and values in ``sample``."""
     roles = Roles({}, label=label, time=time, user=user)
     for name in sample.columns:
-        roles.of[name] = _role(sample[name].drop_nulls(), rows, roles)
+        roles.of[name] = _role(sample[name], rows, roles)
     roles.label = label or _find_label(sample, roles)
     if roles.label is not None:
         roles.of[roles.label] = "label"
@@ -86,9 +86,8 @@ def guess_roles(
     return roles
 
 
-def _role(values: pl.Series, rows: int, roles: Roles) -> Role:
-    """``values`` are those of one column that are not null."""
-    dtype = values.dtype
+def _role(column: pl.Series, rows: int, roles: Roles) -> Role:
+    values, dtype = column.drop_nulls(), column.dtype
     if isinstance(dtype, pl.Array):
         return "vector"
     if isinstance(dtype, pl.List):
@@ -107,7 +106,8 @@ def _role(values: pl.Series, rows: int, roles: Roles) -> Role:
     if dtype == pl.String or dtype == pl.Categorical or isinstance(dtype, pl.Enum):
         return _text_role(values.cast(pl.String), distinct, roles)
     if dtype.is_integer():
-        return _integer_role(values, distinct)
+        counts_rows = distinct == len(column) and (_NAMELESS.fullmatch(values.name) or _counts_up(values))
+        return "index" if counts_rows else _integer_role(values, distinct)
     whole = dtype.is_float() and (values.is_finite() & (values == values.round())).all()
     return "id" if whole and _words(values.name) & {*_CATEGORIES, *_USERS, *_ITEMS} else "number"
 
@@ -115,8 +115,6 @@ def _role(values: pl.Series, rows: int, roles: Roles) -> Role:
 def _integer_role(values: pl.Series, distinct: int) -> Role:
     low, high = int(values.min()), int(values.max())  # type: ignore[arg-type]
     words = _words(values.name)
-    if distinct == len(values) and (_NAMELESS.fullmatch(values.name) or _counts_up(values)):
-        return "index"
     if words & set(_TIMES) and 1e8 < low <= high < 2e18 and high < low * 100:
         return "time"
     if words & {*_CATEGORIES, *_USERS, *_ITEMS}:
@@ -126,8 +124,9 @@ def _integer_role(values: pl.Series, distinct: int) -> Role:
 
 
 def _counts_up(values: pl.Series) -> bool:
+    """Whether ``values`` (an even sample of rows) are the numbers of the rows, from 0 or 1 on."""
     steps = values.diff().drop_nulls().unique()
-    return len(values) > 2 and steps.len() == 1 and steps[0] > 0
+    return len(values) > 2 and values[0] in (0, 1) and steps.len() == 1 and steps[0] > 0
 
 
 def _text_role(values: pl.Series, distinct: int, roles: Roles) -> Role:

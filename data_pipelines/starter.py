@@ -21,6 +21,7 @@ def starter_config(profile: LogProfile) -> str:
     Raises:
         UserError: The log shows no label, and no user and item to draw negatives for; or nothing to learn from.
     """
+    task = list(_task(profile))
     features = list(_features(profile))
     if not features:
         raise UserError(f"{profile.location} has no column to learn from: all are constant, an index, or the label.")
@@ -35,7 +36,7 @@ def starter_config(profile: LogProfile) -> str:
         f"  log: {_quoted(profile.location)}",
         *_format(profile),
         *_time_and_user(profile),
-        *_task(profile),
+        *task,
         *_split(profile),
         *_keys(profile),
         "  features:",

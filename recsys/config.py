@@ -27,6 +27,19 @@ _CONTAINERS = (dict, list, tuple)
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which only ``true`` and ``false`` are booleans, as in YAML 1.2: ``on`` is a key of a join."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,7 +124,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, with ``${NAME}`` expanded from the environment."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a config.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -130,7 +143,7 @@ def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
         if not equals or not key:
             raise UserError(f"{assignment!r} is not KEY=VALUE: write for example train.batch_size=4096.")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError:
             raise UserError(f"the value of {assignment!r} is not valid YAML: put it in quotes.") from None
         _set(result, key.split("."), value)

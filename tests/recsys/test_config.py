@@ -81,3 +81,9 @@ def test_the_environment_is_expanded(path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("LOGS")
     with pytest.raises(UserError, match="LOGS, which is not set"):
         load_config(path)
+
+
+def test_on_is_a_key_and_not_a_truth_value(path: Path) -> None:
+    path.write_text(path.read_text() + "name: on\n")
+    config = load_config(path, ["data.joins=[{table: items.csv, on: user}]", "model.wide=true"])
+    assert (config.name, config.data.joins[0].on, config.model.wide) == ("on", "user", True)
