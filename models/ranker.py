@@ -16,6 +16,7 @@ from models.experts import Balance, DenseTower, Gate, MixtureTower, routers
 from models.gates import FeatureGates
 from models.heads import Heads, TasksConfig
 from models.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
+from models.normalization import RowNorm
 from models.sequence import Histories
 
 
@@ -85,6 +86,7 @@ class RankerConfig(TablesConfig):
     Attributes:
         context: Features whose embeddings the router reads; all that the tower reads where empty.
         gates: Multiply each feature by a learned gate (see :class:`models.gates.FeatureGates`).
+        batch_norm: Normalise the row before the interaction (see :class:`models.normalization.RowNorm`).
     """
 
     context: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ class RankerConfig(TablesConfig):
     tower: TowerConfig = MixtureConfig()
     tasks: TasksConfig = TasksConfig()
     gates: bool = False
+    batch_norm: bool = False
 
 
 class Ranker(nn.Module):
@@ -136,6 +139,9 @@ class Ranker(nn.Module):
             enriched = width
         if not width:
             raise UserError("data.features is empty: a ranker needs at least one feature.")
+        if config.gates and config.batch_norm:
+            raise UserError("model.batch_norm undoes what gates do to the size of a feature: set one of them to false.")
+        self.norm = RowNorm(width) if config.batch_norm else None
         self.tower = self._tower(enriched)
         self.heads = Heads(enriched, self.tower.width, len(schema.tasks))
         self.wide_bias = nn.Parameter(torch.zeros(len(schema.tasks))) if config.wide else None
@@ -222,11 +228,15 @@ class Ranker(nn.Module):
         return cast(Tensor, logits_BT)
 
     def _interact(self, fields: list[Tensor], dense_BD: Tensor) -> Tensor:
-        if self.config.interaction.kind not in ("fm", "dot"):
-            return cast(Tensor, self.interaction(torch.cat([*fields, dense_BD], 1)))
-        if self.dense_field is not None:
-            fields = [*fields, self.dense_field(dense_BD).float()]
-        x_BD = torch.cat(fields, 1)
+        multiplies_fields = self.config.interaction.kind in ("fm", "dot")
+        if multiplies_fields and self.dense_field is not None:
+            dense_BD = self.dense_field(dense_BD).float()
+            fields = [*fields, dense_BD]
+        x_BD = torch.cat(fields if multiplies_fields else [*fields, dense_BD], 1)
+        if self.norm is not None:
+            x_BD = self.norm(x_BD)
+        if not multiplies_fields:
+            return cast(Tensor, self.interaction(x_BD))
         products = self.interaction(x_BD.view(len(x_BD), len(fields), -1))
         return torch.cat([x_BD, products.to(x_BD.dtype)], 1)
 

@@ -52,7 +52,7 @@ class ModelState:
         self._average = AveragedWeights(self._live(), config.ema) if config.ema else None
 
     def scale_rates(self, factor: float) -> None:
-        """Multiply every configured learning rate by ``factor``; before the forward pass, where fused tables read it."""
+        """Multiply every configured learning rate by ``factor``; before the forward pass: fused tables read it there."""
         for group, rate in self._rates:
             group["lr"] = rate * factor
         self._fused.zero_grad()  # hands its rate to the kernels
@@ -141,9 +141,10 @@ class ModelState:
         return {prefix + name.removeprefix(MODEL): tensor for name, tensor in self.model_tensors().items()}
 
     def _live(self) -> dict[str, Tensor]:
-        """Views of every weight that this process updates."""
+        """Views of every weight that this process updates, and of running statistics."""
         shards = {f"{s.table}@{s.row_offset},{s.col_offset}": s.weight for s in local_rows(self.ranker)}
-        return dict(self._dense) | shards
+        dense = self.ranker.dense_state()
+        return {name: tensor for name, tensor in dense.items() if tensor.is_floating_point()} | shards
 
     def _fused_state(self) -> Tensors:
         state: Mapping[str, Mapping[str, Any]] = self._fused.state_dict()["state"]

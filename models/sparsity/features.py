@@ -31,7 +31,7 @@ def drop_features(weights: "Weights", names: Collection[str]) -> None:
 def removable(weights: "Weights") -> bool:
     """Whether the ranker's parts allow a feature to leave the matrices with nothing changed."""
     config = weights.config
-    return config.interaction.kind in ("cross", "none") and config.tower.kind == "mlp"
+    return config.interaction.kind in ("cross", "none") and config.tower.kind == "mlp" and not config.batch_norm
 
 
 def _attended(weights: "Weights") -> set[str]:
