@@ -17,6 +17,7 @@ from models.weights import Weights
 from recsys.checkpoints import CONFIG_FILE, load_weights
 from recsys.config import ExperimentConfig, load_config
 from recsys.evaluation import TaskMetrics, dataset_of, evaluate, task_metrics, users_of
+from recsys.ledger import ledger, summary
 from serving.artifact import Artifact, ModelCard
 from serving.export import export
 from serving.translation import Translation
@@ -43,21 +44,22 @@ def export_run(
     config = load_config(run / CONFIG_FILE, overrides)
     data = Dataset.open(dataset or dataset_of(run))
     shrunk_weights(weights, config, data)
-    export(weights, data, _card(run, config, data, weights), config.export, out, replace=replace)
+    sparsity = summary(ledger(load_weights(run), weights))
+    export(weights, data, _card(run, config, data, weights, sparsity), config.export, out, replace=replace)
     return Artifact.open(out, verify="sizes")
 
 
 def shrunk_weights(weights: Weights, config: ExperimentConfig, data: Dataset) -> Weights:
     """``weights``, changed in place: every lever has removed what it can."""
     split = "valid" if data.splits.get("valid") else "train"
-    features = weights.schema.feature_names
     for lever in build_levers(config.sparsity):
+        features = weights.schema.feature_names
         lever.calibrate(weights, Loader(data, split, batch_size=4096, features=features, max_rows=_CALIBRATION_ROWS))
         lever.shrink(weights)
     return weights
 
 
-def _card(run: Path, config: ExperimentConfig, data: Dataset, weights: Weights) -> ModelCard:
+def _card(run: Path, config: ExperimentConfig, data: Dataset, weights: Weights, sparsity: dict[str, Any]) -> ModelCard:
     metrics = {
         split: evaluate(weights, data, split, draws=0).summary()
         for split in ("valid", "test")
@@ -66,7 +68,7 @@ def _card(run: Path, config: ExperimentConfig, data: Dataset, weights: Weights) 
     return ModelCard(
         name=config.name,
         metrics=metrics,
-        sparsity={},
+        sparsity=sparsity,
         training={
             "fingerprints": {
                 "run": open_directory(run, "run", verify="sizes").fingerprint,

@@ -92,7 +92,7 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
 
 
 def _serve(run: Path, config: ExperimentConfig, dataset: Dataset, folder: Path) -> tuple[Logits, Figures]:
-    """Export ``run`` with the levers of ``config``, and score valid and test with the weights as they will be served."""
+    """Export ``run`` with the levers of ``config``, and score valid and test with the weights as they are served."""
     weights = _served_weights(run, config, dataset)
     ranker, logits = weights.to_ranker(), Logits()
     for split in ("valid", "test"):

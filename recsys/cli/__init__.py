@@ -10,7 +10,7 @@ from typing import NoReturn
 from data_pipelines.errors import UserError
 from recsys.cli.common import app
 
-VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "doctor")
+VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "sparsity", "doctor")
 """Modules of this package that register verbs, in the order of ``recsys --help``."""
 
 for _module in VERBS:

@@ -1,0 +1,116 @@
+"""Verbs of sparsity: sparsity (the ledger), frontier (what size costs), select (which features matter)."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys.cli.common import Json, Overrides, app, finish, progress_bar
+
+
+@app.command()
+def sparsity(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_ARTIFACT", help="A finished run, or an artifact.")],
+    dataset: Annotated[Path | None, typer.Option(help="Where the run's data set lies, if it was moved.")] = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Print the ledger: density, bytes and FLOPs of every part, before and after the levers.
+
+    Of a run also what the whole does as trained and as served: AUC with interval, sizes, rates. KEY=VALUE overrides try
+    other levers of export on it, such as sparsity.quantization.table_bits=4.
+    """
+    from recsys.ledger import Part, measure, summary
+    from recsys.summaries import kind_of
+    from serving.artifact import Artifact
+
+    if kind_of(source) == "artifact":
+        recorded = Artifact.open(source, verify="sizes").card.sparsity
+        parts = [Part.model_validate(row) for row in recorded["parts"][:-1]]
+        result = recorded
+    else:
+        parts, measured = measure(source, dataset=dataset, overrides=overrides or ())
+        result = summary(parts, measured)
+    _print_ledger(result["parts"], json)
+    finish(result.get("whole", {}) if not json else result, json)
+
+
+def _print_ledger(rows: list[dict[str, Any]], json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from recsys.pages import byte_size
+
+    table = Table("part", "kind", "numbers", "density", "checkpoint", "artifact", "FLOPs before", "after")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        cells = [row["part"], row["kind"], f"{row['numbers']:,}", f"{row['density']:.3f}"]
+        cells += [byte_size(row["checkpoint_bytes"]), byte_size(row["artifact_bytes"])]
+        cells += [f"{row['flops_before']:,}", f"{row['flops_after']:,}"]
+        table.add_row(*cells, style="bold" if row["part"] == "total" else "")
+    Console(stderr=json).print(table)
+
+
+@app.command()
+def frontier(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment to shrink.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the result; replaced if it is there.")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2,...", help="Values to try of a key, as YAML; all combinations are points."),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Test AUC that the chosen point may lose.")] = 0.001,
+    budget: Annotated[int | None, typer.Option(min=1, help="Bytes that the chosen point's artifact may take.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each point.")] = 1,
+    points: Annotated[int | None, typer.Option(min=1, help="Try only so many combinations, drawn at random.")] = None,
+    trials: Annotated[
+        Path | None, typer.Option(help="Folder of finished trials; `trials` beside STUDY if absent.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; as many as fit if absent.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw AUC against bytes and rows/s over a grid of levers, and write the chosen point as a config.
+
+    Killed and started again, it goes on where it was; points that only differ in what export does share a training.
+    """
+    from data_pipelines.dataset import Dataset
+    from recsys.ablation.execution import Workers
+    from recsys.ablation.trials import TrialStore
+    from recsys.config import load_config
+    from recsys.frontier import Frontier, grid
+
+    experiment, data = load_config(config), Dataset.open(dataset)
+    store = TrialStore(trials or study.parent / "trials")
+    with Workers(dataset, store, jobs=jobs) as workers:
+        searched = Frontier(experiment, data, workers, grid(vary or (), at_most=points), seeds=seeds)
+        with progress_bar("Points", len(searched.trials), unit="trials") as advance:
+            searched.run(advance)
+    result = searched.write(study, tolerance=tolerance, budget=budget)
+    finish(result, json, f"recsys train {study / 'chosen.yaml'} {dataset} RUN")
+
+
+@app.command()
+def select(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the ranking and the reduced config.")],
+    by: Annotated[
+        str, typer.Option(help="chi2, mutual_information, l1_path, gates or permutation.")
+    ] = "mutual_information",
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Features to keep; those that carry anything if absent.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="A finished run, for permutation.")] = None,
+    json: Json = False,
+) -> None:
+    """Rank the features, and write the config without those that carry nothing."""
+    from data_pipelines.dataset import Dataset
+    from recsys.config import load_config
+    from recsys.selection import select_features
+
+    experiment, data = load_config(config), Dataset.open(dataset)
+    result = select_features(experiment, data, out, by=by, keep=keep, run=run)
+    finish(result, json, f"recsys train {out / 'reduced.yaml'} {dataset} RUN")
