@@ -52,7 +52,7 @@ class ModelState:
         self._average = AveragedWeights(self._live(), config.ema) if config.ema else None
 
     def scale_rates(self, factor: float) -> None:
-        """Multiply every configured learning rate by ``factor``; before the forward pass: fused tables read it there."""
+        """Multiply every configured learning rate by ``factor``; fused tables read it in the forward pass."""
         for group, rate in self._rates:
             group["lr"] = rate * factor
         self._fused.zero_grad()  # hands its rate to the kernels
