@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.normalization import RowNorm
+from models.row_norm import RowNorm
 
 
 def test_equals_batch_norm_in_training_and_in_evaluation() -> None:

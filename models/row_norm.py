@@ -1,0 +1,36 @@
+"""Batch normalization of the row that a ranker reads.
+
+Letters: B rows of a batch, D width of the row.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_MOMENTUM = 0.1
+_EPS = 1e-5
+
+
+class RowNorm(nn.Module):
+    """Every column has mean 0 and variance 1 over the batch (Ioffe & Szegedy, arXiv 1502.03167), then scale and shift.
+
+    What follows does not see how large embeddings are, so they can be held small by strong weight decay: rare ids then
+    say little, frequent ones as much as they earn. When serving, running means and variances take the batch's place.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """(B, D) float32."""
+        training = self.training and len(x_BD) > 1
+        return F.batch_norm(
+            x_BD.float(), self.running_mean, self.running_var, self.weight, self.bias, training, _MOMENTUM, _EPS
+        )
