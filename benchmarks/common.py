@@ -1,0 +1,93 @@
+"""What benchmarks share: the machine in one line, peers in environments of their own, real data, turns, and tables."""
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from data_pipelines.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PEERS: Mapping[str, Sequence[str]] = {
+    # FuxiCTR reads CSV with an argument that Polars 2 no longer has, and pandas in a way that pandas 3 refuses.
+    "fuxictr": ("torch==2.13.*", "fuxictr==2.3.10", "polars==1.30.0", "pandas<3"),
+    "onnx": ("onnxruntime", "numpy"),
+}
+"""Packages of each peer; every peer has an environment below ``.peers/``."""
+
+
+def machine() -> str:
+    """One line on the machine and the versions that were measured."""
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor()
+    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchrec", "polars"))
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{processor}, {os.cpu_count()} cores, {memory:.0f} GiB; Python {platform.python_version()}, {packages}"
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def peer_python(name: str) -> Path:
+    """The interpreter of a peer's environment, which is made when it is not there."""
+    folder = ROOT / ".peers" / name
+    python, mark = folder / "bin" / "python", folder / "packages.txt"
+    wanted = "\n".join(PEERS[name])
+    if mark.exists() and mark.read_text() == wanted:
+        return python
+    print(f"making an environment for {name} ...", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS[name]], check=True)
+    mark.write_text(wanted)
+    return python
+
+
+def real_data(name: str) -> Path | None:
+    """The folder ``name`` (``ml-1m``, ``frappe``, ...) below ``RECSYS_DATA``; ``None`` without that variable.
+
+    Raises:
+        UserError: ``RECSYS_DATA`` is set and has no such folder.
+    """
+    if "RECSYS_DATA" not in os.environ:
+        return None
+    folder = Path(os.environ["RECSYS_DATA"], name)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not there: RECSYS_DATA must name the folder that holds {name}/.")
+    return folder
+
+
+def in_turns(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each candidate returns, round after round, so that a slow minute of the machine hits all alike."""
+    results: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, measure in candidates.items():
+            results[name].append(measure())
+    return results
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, and the least and greatest beside it."""
+    return f"{statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, columns aligned: words to the left, everything else to the right."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(columns), rule, *map(line, rows)])
