@@ -1,5 +1,6 @@
 """What benchmarks share: the machine in one line, peers in environments of their own, real data, turns, and tables."""
 
+import fcntl
 import os
 import platform
 import shutil
@@ -43,13 +44,16 @@ def peer_python(name: str) -> Path:
     folder = ROOT / ".peers" / name
     python, mark = folder / "bin" / "python", folder / "packages.txt"
     wanted = "\n".join(PEERS[name])
-    if mark.exists() and mark.read_text() == wanted:
-        return python
-    print(f"making an environment for {name} ...", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS[name]], check=True)
-    mark.write_text(wanted)
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (mark.exists() and mark.read_text() == wanted):
+            print(f"making an environment for {name} ...", file=sys.stderr)
+            shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+            install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            subprocess.run([*install, *PEERS[name]], check=True)
+            mark.write_text(wanted)
     return python
 
 
