@@ -92,44 +92,67 @@ class Block:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def permuted(self, order: Rows) -> "Block":
-        """The same rows, to be taken in another order."""
-        self.order = order
-        return self
+    def pick(self, start: int, stop: int) -> Rows | slice:
+        """Where in the block the rows lie that batches take from ``start`` to ``stop``."""
+        return slice(start, stop) if self.order is None else self.order[start:stop]
 
-    def batch(self, schema: Schema, start: int, stop: int) -> Batch:
-        """The batch of the rows from ``start`` to ``stop``, features in the order of ``schema``."""
-        n = stop - start
-        rows: Rows | slice = slice(start, stop) if self.order is None else self.order[start:stop]
-        id_matrix = self.id_matrix[:, rows] if isinstance(rows, slice) else self.id_matrix.take(rows, axis=1)
-        ones = np.ones(n, dtype=np.int64)
-        past = {name: history.take(rows) for name, history in self.pasts.items()}
-        plain: list[tuple[str, np.ndarray, np.ndarray]] = []
-        weighted: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
+
+def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batch:
+    """The batch of rows ``(block, start, stop)``, one piece after the other, features in the order of ``schema``."""
+    picked = [(block, block.pick(start, stop)) for block, start, stop in pieces]
+    plain, weighted = _Keyed(), _Keyed()
+    for block, rows in picked:
+        ids = block.id_matrix[:, rows] if isinstance(rows, slice) else block.id_matrix.take(rows, axis=1)
+        ones = np.ones(ids.shape[1], dtype=np.int32)
+        past = {name: history.take(rows) for name, history in block.pasts.items()}
         for feature in schema.sparse:
-            if feature.name in self.ids:
-                plain.append((feature.name, id_matrix[self.ids[feature.name]], ones))
-            elif feature.name in self.bags:
-                values, lengths, weights = self.bags[feature.name].take(rows)
-                if weights is None:
-                    plain.append((feature.name, values, lengths))
-                else:
-                    weighted.append((feature.name, values, lengths, weights))
+            if feature.name in block.ids:
+                plain.add(feature.name, ids[block.ids[feature.name]], ones)
+            elif feature.name in block.bags:
+                values, lengths, weights = block.bags[feature.name].take(rows)
+                (plain if weights is None else weighted).add(feature.name, values, lengths, weights)
             else:
                 assert feature.sequence is not None
-                values_by_part, lengths = past[feature.sequence]
-                plain.append((feature.name, values_by_part[feature.name], lengths))
-        return Batch(
-            sparse=_keyed([p[0] for p in plain], [p[1] for p in plain], [p[2] for p in plain]),
-            weighted=_keyed(
-                [w[0] for w in weighted], [w[1] for w in weighted], [w[2] for w in weighted], [w[3] for w in weighted]
-            )
-            if weighted
-            else None,
-            dense=torch.from_numpy(np.ascontiguousarray(self.dense[rows])),
-            labels=None if self.labels is None else torch.from_numpy(np.ascontiguousarray(self.labels[rows])),
-            rows=torch.from_numpy(np.ascontiguousarray(self.rows[rows])),
+                events, lengths = past[feature.sequence]
+                plain.add(feature.name, events[feature.name], lengths)
+    labels = [block.labels[rows] for block, rows in picked if block.labels is not None]
+    return Batch(
+        sparse=plain.jagged(),
+        weighted=weighted.jagged() if weighted.values else None,
+        dense=torch.from_numpy(_joined([block.dense[rows] for block, rows in picked], np.float32)),
+        labels=torch.from_numpy(_joined(labels, np.float32)) if labels else None,
+        rows=torch.from_numpy(_joined([block.rows[rows] for block, rows in picked], np.int64)),
+    )
+
+
+class _Keyed:
+    """Gathers the parts of a ``KeyedJaggedTensor`` key by key, each in one or more pieces."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[np.ndarray]] = {}
+        self.lengths: dict[str, list[np.ndarray]] = {}
+        self.weights: dict[str, list[np.ndarray]] = {}
+
+    def add(self, key: str, values: np.ndarray, lengths: np.ndarray, weights: np.ndarray | None = None) -> None:
+        self.values.setdefault(key, []).append(values)
+        self.lengths.setdefault(key, []).append(lengths)
+        if weights is not None:
+            self.weights.setdefault(key, []).append(weights)
+
+    def jagged(self) -> KeyedJaggedTensor:
+        # Torch would sum the lengths again to learn how long each key is.
+        return KeyedJaggedTensor(
+            keys=list(self.values),
+            values=torch.from_numpy(_joined(_flat(self.values), np.int64)),
+            weights=torch.from_numpy(_joined(_flat(self.weights), np.float32)) if self.weights else None,
+            lengths=torch.from_numpy(_joined(_flat(self.lengths), np.int32)),
+            stride=sum(len(piece) for piece in next(iter(self.lengths.values()), [])),
+            length_per_key=[sum(len(piece) for piece in pieces) for pieces in self.values.values()],
         )
+
+
+def _flat(pieces: Mapping[str, list[np.ndarray]]) -> list[np.ndarray]:
+    return [piece for key in pieces.values() for piece in key]
 
 
 def spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -143,23 +166,6 @@ def age_bucket(microseconds: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     seconds = np.maximum(microseconds, 0) // 1_000_000
     exponent: npt.NDArray[np.int32] = np.frexp((seconds + 1).astype(np.float64))[1] - 1
     return np.minimum(exponent, 32)
-
-
-def _keyed(
-    keys: Sequence[str],
-    values: Sequence[np.ndarray],
-    lengths: Sequence[np.ndarray],
-    weights: Sequence[np.ndarray] | None = None,
-) -> KeyedJaggedTensor:
-    # Torch would sum the lengths again to learn how long each key is.
-    return KeyedJaggedTensor(
-        keys=list(keys),
-        values=torch.from_numpy(_joined(values, np.int64)),
-        weights=None if weights is None else torch.from_numpy(_joined(weights, np.float32)),
-        lengths=torch.from_numpy(_joined(lengths, np.int32)),
-        stride=len(lengths[0]) if lengths else 0,
-        length_per_key=[len(ids) for ids in values],
-    )
 
 
 def _joined(pieces: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from data_pipelines.batch import Batch, Schema
-from data_pipelines.blocks import Block
+from data_pipelines.blocks import Block, make_batch
 from data_pipelines.columns import Columns, Range, to_arrow
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
@@ -24,8 +24,9 @@ _AHEAD = 3
 class Loader:
     """Iterates over the batches of one epoch of a split.
 
-    Shuffling permutes blocks of 512 neighbouring rows over the whole split, gathers a window of 256 of them, and
-    permutes the rows inside it: disks read runs, memory holds one window, and up to 131,072 rows the shuffle is global.
+    Shuffling permutes blocks of 512 neighbouring rows over the whole split, and then the rows inside windows of 256
+    such blocks: disks read runs, memory holds a window or two, and up to 131,072 rows the shuffle is global. The order
+    of an epoch depends on the seed alone, and not on batch size or ranks.
 
     Ranks have equal shares of the rows (to one row), none of them twice, and equally many batches; the last batch may
     be smaller, or larger by one row.
@@ -68,7 +69,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of the epoch, the same on every rank."""
-        return max(1, -(-(_size(self._ranges) // self._world_size) // self._batch_size))
+        return _batches(_size(self._ranges), self._batch_size, self._world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless it is already the current one; each has an order of its own."""
@@ -87,12 +88,16 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken. At another batch size or number of ranks: with the rows that were left."""
+        """Go on where ``state`` was taken. At another batch size or number of ranks: with the rows that were left.
+
+        (Fewer rows than there are ranks are left out, since every rank must have as many batches as the others.)
+        """
         self._epoch, self._next, self._resumed = state["epoch"], state["next"], True
         self._ranges = [(start, stop) for start, stop in state["ranges"]]
         batch_size, world_size = state["batch_size"], state["world_size"]
         if (batch_size, world_size) != (self._batch_size, self._world_size):
-            shares = [_share(self._ranges, rank, world_size) for rank in range(world_size)]
+            complete = self._next == _batches(_size(self._ranges), batch_size, world_size)
+            shares = [] if complete else [_share(self._ranges, rank, world_size) for rank in range(world_size)]
             self._ranges = [piece for share in shares for piece in _cut(share, self._next * batch_size, _size(share))]
             self._next = 0
 
@@ -127,30 +132,26 @@ class Loader:
     def _jobs(self, start: Callable[[Callable[[], Block]], Callable[[], Block]]) -> Iterator[Callable[[], Batch]]:
         """What makes each batch that is left; ``start`` is given what loads a window, and returns what waits for it."""
         share = _share(self._ranges, self._rank, self._world_size)
-        size, step = _size(share), self._batch_size
-        windows = max(1, _WINDOW_ROWS // step)
         order = _Order(self._rows, self._seed, self._epoch) if self._shuffle else None
+        windows: dict[int, Callable[[], Block]] = {}
         total = len(self)
-        window, last_window, low = None, -1, 0
         for index in range(self._next, total):
-            if index // windows != last_window:
-                last_window = index // windows
-                low = last_window * windows * step
-                high = size if (last_window + 1) * windows >= total else low + windows * step
-                window = start(partial(self._load, share, low, high, order))
-            assert window is not None
-            stop = size if index == total - 1 else (index + 1) * step
-            yield partial(self._cut_batch, window, index * step - low, stop - low)
+            stop = _size(share) if index == total - 1 else (index + 1) * self._batch_size
+            pieces = list(_by_window(_cut(share, index * self._batch_size, stop)))
+            needed = dict.fromkeys(window for window, _, _ in pieces)
+            windows = {window: windows.get(window) or start(partial(self._load, window, order)) for window in needed}
+            yield partial(self._make, [(windows[window], low, high) for window, low, high in pieces])
 
-    def _load(self, share: list[Range], low: int, high: int, order: "_Order | None") -> Block:
-        ranges = _cut(share, low, high)
+    def _load(self, window: int, order: "_Order | None") -> Block:
+        low, high = window * _WINDOW_ROWS, min((window + 1) * _WINDOW_ROWS, self._rows)
         if order is None:
-            return self.columns.block(ranges)
-        block = self.columns.block(order.rows(ranges))
-        return block.permuted(np.random.default_rng([self._seed, self._epoch, ranges[0][0]]).permutation(len(block)))
+            return self.columns.block([(low, high)])
+        block = self.columns.block(order.rows(low, high))
+        block.order = np.random.default_rng([self._seed, self._epoch, window]).permutation(high - low)
+        return block
 
-    def _cut_batch(self, window: Callable[[], Block], start: int, stop: int) -> Batch:
-        return window().batch(self.schema, start, stop)
+    def _make(self, pieces: list[tuple[Callable[[], Block], int, int]]) -> Batch:
+        return make_batch(self.schema, [(block(), low, high) for block, low, high in pieces])
 
 
 class _Order:
@@ -162,17 +163,31 @@ class _Order:
         sizes = np.minimum(_BLOCK_ROWS, rows - self._first)
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
 
-    def rows(self, ranges: Sequence[Range]) -> list[Range]:
-        """The rows that stand at ranges of positions."""
+    def rows(self, start: int, stop: int) -> list[Range]:
+        """The rows of the split that stand at positions of the epoch."""
         found: list[Range] = []
-        for start, stop in ranges:
-            block = int(np.searchsorted(self._starts, start, side="right")) - 1
-            while start < stop:
-                low, high = int(self._starts[block]), min(int(self._starts[block + 1]), stop)
-                first = int(self._first[block])
-                found.append((first + start - low, first + high - low))
-                start, block = high, block + 1
+        block = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            low, high = int(self._starts[block]), min(int(self._starts[block + 1]), stop)
+            first = int(self._first[block])
+            found.append((first + start - low, first + high - low))
+            start, block = high, block + 1
         return found
+
+
+def _by_window(ranges: Sequence[Range]) -> Iterator[tuple[int, int, int]]:
+    """(window, start, stop inside it) of ranges of positions."""
+    for start, stop in ranges:
+        while start < stop:
+            window = start // _WINDOW_ROWS
+            end = min(stop, (window + 1) * _WINDOW_ROWS)
+            yield window, start - window * _WINDOW_ROWS, end - window * _WINDOW_ROWS
+            start = end
+
+
+def _batches(rows: int, batch_size: int, world_size: int) -> int:
+    """Batches of each rank; a rank's last one takes what is left, be it one row more than ``batch_size``."""
+    return -(-(rows // world_size) // batch_size)
 
 
 def _size(ranges: Sequence[Range]) -> int:
@@ -211,4 +226,4 @@ def collate(schema: Schema, frame: pl.DataFrame, rows: npt.NDArray[np.int64]) ->
     columns = Columns(to_arrow(frame).combine_chunks().to_batches(), schema, {}, labelled=False)
     block = columns.block([(0, len(frame))])
     block.rows = rows
-    return block.batch(schema, 0, len(frame))
+    return make_batch(schema, [(block, 0, len(frame))])

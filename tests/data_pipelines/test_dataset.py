@@ -1,0 +1,240 @@
+"""Data sets: splits, what is fitted on train only, refusals, and directories that are complete or absent."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
+
+
+def with_log(data: dict[str, Any], frame: pl.DataFrame, folder: Path, **keys: Any) -> DataConfig:
+    frame.write_parquet(folder / "log.parquet", row_group_size=300)
+    return DataConfig.model_validate({**data, "log": str(folder / "log.parquet"), **keys})
+
+
+def times_of(dataset: Dataset, split: str) -> list[int]:
+    return dataset.keys(split)["time"].to_list()
+
+
+def test_a_split_by_time_takes_exact_shares_with_ties_by_row(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    log = pl.read_parquet(tiny_data["log"]).with_columns(pl.col("time") // 100_000 * 100_000)
+    log = log.sample(fraction=1, shuffle=True, seed=1)
+    dataset = prepare(with_log(tiny_data, log, tmp_path), tmp_path / "dataset")
+    order = np.argsort(log["time"].to_numpy(), kind="stable")
+    for split, rows in (("train", order[:1600]), ("valid", order[1600:1800]), ("test", order[1800:])):
+        found = dataset.frame(split).select("__row").collect()["__row"].to_list()
+        assert found == sorted(rows), split
+
+
+def test_a_split_by_dates_with_a_gap(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    day = 86400
+    split = {"by": "time", "valid": "2023-12-05", "test": "2023-12-12T00:00:00+00:00", "gap": 2 * day}
+    dataset = prepare(DataConfig.model_validate({**tiny_data, "split": split}), tmp_path / "dataset")
+    valid, test = 1_701_734_400, 1_702_339_200
+    assert max(times_of(dataset, "train")) < valid - 2 * day
+    assert valid <= min(times_of(dataset, "valid")) <= max(times_of(dataset, "valid")) < test - 2 * day
+    assert test <= min(times_of(dataset, "test"))
+    assert sum(dataset.splits.values()) < 2000
+
+
+def test_the_last_rows_of_each_user(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    split = {"by": "leave_last", "valid": 1, "test": 2}
+    dataset = prepare(DataConfig.model_validate({**tiny_data, "split": split}), tmp_path / "dataset")
+    log = pl.read_parquet(tiny_data["log"]).with_row_index("__row").sort("time", maintain_order=True)
+    last = pl.int_range(pl.len()).reverse().over("user")
+    for name, rows in (
+        ("test", log.filter(last < 2)),
+        ("valid", log.filter(last == 2)),
+        ("train", log.filter(last > 2)),
+    ):
+        assert set(dataset.frame(name).select("__row").collect()["__row"]) == set(rows["__row"])
+
+
+def test_a_random_split_and_one_by_column(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    data = {**tiny_data, "split": {"by": "random", "valid": 0.2, "test": 0.3}}
+    dataset = prepare(DataConfig.model_validate(data), tmp_path / "random")
+    assert dataset.splits["valid"] == pytest.approx(400, abs=80)
+    assert dataset.splits["test"] == pytest.approx(600, abs=80)
+    log = pl.read_parquet(tiny_data["log"]).with_columns(
+        part=pl.Series(["train"] * 1000 + ["valid"] * 400 + ["test"] * 500 + ["spare"] * 100)
+    )
+    config = with_log(tiny_data, log, tmp_path, split={"by": "column", "column": "part"})
+    assert prepare(config, tmp_path / "column").splits == {"train": 1000, "valid": 400, "test": 500}
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1000))
+def test_rows_of_valid_and_test_decide_nothing(
+    tiny_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    """Whatever stands there, the vocabularies, normalisations, buckets and training rows are the same."""
+    folder, rng = tmp_path_factory.mktemp("leak"), random.Random(seed)
+    features = {
+        **tiny_data["features"],
+        "price": {"kind": "number", "transform": "standardize"},
+        "bucket": {"kind": "number", "column": "price", "transform": "buckets", "buckets": 5},
+    }
+    log = pl.read_parquet(tiny_data["log"])
+    held_out = pl.int_range(pl.len()) >= 1600
+    changed = log.with_columns(
+        pl.when(held_out).then(pl.lit(f"new {rng.random()}")).otherwise(pl.col("item")).alias("item"),
+        pl.when(held_out).then(pl.lit(rng.gauss(0, 1e6))).otherwise(pl.col("price")).alias("price"),
+        pl.when(held_out).then(pl.lit(["odd"])).otherwise(pl.col("tags")).alias("tags"),
+        pl.when(held_out).then(1 - pl.col("click")).otherwise(pl.col("click")).alias("click"),
+    )
+    one, other = (
+        prepare(with_log(tiny_data, frame, folder, features=features), folder / name)
+        for name, frame in (("one", log), ("other", changed))
+    )
+    assert (one.path / "encoder.json").read_text().replace("one", "") == (
+        other.path / "encoder.json"
+    ).read_text().replace("other", "")
+    for table in one.schema.tables:
+        assert_frame_equal(one.encoder.vocabulary(table.name), other.encoder.vocabulary(table.name))
+    assert_frame_equal(one.frame("train").collect(), other.frame("train").collect())
+
+
+def test_refused_rows_are_kept_with_the_reason(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    log = pl.read_parquet(tiny_data["log"]).with_columns(
+        click=pl.when(pl.int_range(pl.len()) % 500 == 7).then(3).otherwise("click"),
+        time=pl.when(pl.int_range(pl.len()) == 11).then(None).otherwise("time"),
+    )
+    dataset = prepare(with_log(tiny_data, log, tmp_path), tmp_path / "dataset")
+    refused = pl.read_parquet(dataset.path / "quarantine.parquet")
+    assert refused["__row"].to_list() == [7, 11, 507, 1007, 1507]
+    assert refused["reason"].str.starts_with("time: no time").sum() == 1
+    assert sum(dataset.profile["refused"].values()) == 5
+    assert sum(dataset.splits.values()) == 1995
+    with pytest.raises(UserError, match=r"5 of 2,000 rows are refused.*click: a label that is not 0 or 1"):
+        prepare(with_log(tiny_data, log, tmp_path, max_quarantined=0.001), tmp_path / "strict")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"log": "missing.parquet"}, "missing.parquet is not there"),
+        ({"tasks": {"click": {"column": "rating"}}}, "not 0 or 1"),
+        ({"tasks": {"click": {"column": "clicks"}}}, "'clicks', which is not there"),
+        ({"time": "device"}, "no time that can be read"),
+        ({"keys": ["shop"]}, "shop"),
+        ({"tasks": {"click": {"column": "click", "where": "price >"}}}, "no SQL condition"),
+        ({"split": {"by": "column", "column": "part"}}, "'part' is not there"),
+        ({"split": {"by": "column", "column": "device"}}, "no row falls into the training split"),
+        ({"split": {"by": "time", "valid": "soon", "test": "later"}}, "'soon' is no date"),
+        ({"joins": [{"table": "items.parquet", "on": "item"}]}, "items.parquet is not there"),
+    ],
+)
+def test_faults_of_the_user_are_one_sentence(
+    tiny_data: dict[str, Any], tmp_path: Path, keys: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        prepare(DataConfig.model_validate({**tiny_data, **keys}), tmp_path / "dataset")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_and_damaged_logs(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    log = Path(tiny_data["log"]).read_bytes()
+    empty = with_log(tiny_data, pl.read_parquet(tiny_data["log"]).clear(), tmp_path)
+    with pytest.raises(UserError, match="holds no rows"):
+        prepare(empty, tmp_path / "dataset")
+    for damaged in (b"", log[:100], log[: len(log) // 2], log[:-1]):
+        Path(empty.log).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"log\.parquet cannot be read"):
+            prepare(empty, tmp_path / "dataset")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
+
+
+def fault_of(config: DataConfig, out: Path) -> str | None:
+    try:
+        Dataset.open(prepare(config, out).path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_damage_anywhere_ends_in_success_or_one_sentence(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    """Flipped bytes, cuts and other types, in several formats."""
+    rng = random.Random(3)
+    log = pl.read_parquet(tiny_data["log"])[:200]
+    log.write_parquet(tmp_path / "log.parquet")
+    log.write_ndjson(tmp_path / "log.ndjson")
+    log.write_ipc(tmp_path / "log.arrow")
+    log.with_columns(pl.col("tags").list.join("|")).write_csv(tmp_path / "log.csv")
+    outcomes = set()
+    for trial in range(40):
+        source = tmp_path / rng.choice(["log.parquet", "log.ndjson", "log.arrow", "log.csv"])
+        content = bytearray(source.read_bytes())
+        for _ in range(rng.randrange(1, 6)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            content = content[: rng.randrange(len(content))]
+        damaged = tmp_path / f"damaged{source.suffix}"
+        damaged.write_bytes(bytes(content))
+        data = {**tiny_data, "log": str(damaged), "max_quarantined": 0.2}
+        if source.suffix == ".csv":
+            data["features"] = {**tiny_data["features"], "tags": {"kind": "bag", "delimiter": "|"}}
+        out = tmp_path / f"out{trial}"
+        sentence = fault_of(DataConfig.model_validate(data), out)
+        assert out.exists() == (sentence is None)
+        assert "\n" not in (sentence or "")
+        outcomes.add(sentence is None)
+    assert outcomes == {True, False}
+
+
+def test_a_killed_prepare_leaves_nothing_that_opens(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    """Killed at the worst moment: everything is written, but the directory has not got its name."""
+    script = (
+        "import json, os, signal, sys; from pathlib import Path; from data_pipelines import dataset, features, storage;"
+        "storage.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+        "dataset.prepare(features.DataConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    arguments = [sys.executable, "-c", script, json.dumps(tiny_data), str(tmp_path / "dataset")]
+    assert subprocess.run(arguments, check=False, capture_output=True).returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="is not a directory"):
+        Dataset.open(tmp_path / "dataset")
+    prepare(DataConfig.model_validate(tiny_data), tmp_path / "dataset")
+    assert Dataset.open(tmp_path / "dataset").splits["train"] == 1600
+
+
+def test_damage_on_disk_is_noticed(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    dataset = prepare(DataConfig.model_validate(tiny_data), tmp_path / "dataset")
+    part = dataset.path / "splits" / "train" / "part-00000.arrow"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"part-00000\.arrow is damaged"):
+        Dataset.open(dataset.path)
+
+
+def test_keys_labels_and_raw_rows(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    dataset = prepare(DataConfig.model_validate(tiny_data), tmp_path / "dataset")
+    log = pl.read_parquet(tiny_data["log"])
+    assert_frame_equal(dataset.keys("valid"), log[1600:1800].select("user", "item", "time"))
+    np.testing.assert_array_equal(dataset.labels("valid")[:, 0], log["click"].to_numpy()[1600:1800])
+    raw = dataset.raw("test", [5, 0])
+    assert_frame_equal(raw.select(log.columns), log[[1805, 1800]])
+
+
+def test_many_parts_and_chunks_give_the_same_rows(
+    tiny_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepare(DataConfig.model_validate(tiny_data), tmp_path / "whole")
+    monkeypatch.setattr("data_pipelines.preparation.CHUNK_ROWS", 37)
+    monkeypatch.setattr("data_pipelines.columns.PART_ROWS", 100)
+    parted = prepare(DataConfig.model_validate(tiny_data), tmp_path / "parted")
+    assert len(list((parted.path / "splits" / "train").iterdir())) > 5
+    assert_frame_equal(whole.frame("train").collect(), parted.frame("train").collect())
