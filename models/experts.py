@@ -195,11 +195,16 @@ class Experts(nn.Module):
     def compute(self, x_MD: Tensor, ends_E: Tensor, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
         """:meth:`forward` with the weights given."""
         width, hidden = w1_EDH.shape[1:]
-        device = x_MD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
+        dtype = _working_dtype(x_MD)
         x_MD, w1_EDH, w2_EHD = _aligned(dtype, x_MD), _aligned(dtype, w1_EDH), _aligned(dtype, w2_EHD)
         hidden_MH = self.activation(_cut(F.grouped_mm(x_MD, w1_EDH, offs=ends_E), hidden))
         return _cut(F.grouped_mm(_aligned(dtype, hidden_MH), w2_EHD, offs=ends_E), width)
+
+
+def _working_dtype(x_MD: Tensor) -> torch.dtype:
+    """What products are computed in: that of autocast where it is on."""
+    device = x_MD.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
 
 
 def _aligned(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -271,7 +276,7 @@ class MixtureOfExperts(nn.Module):
         place_NK[order_M] = torch.arange(len(order_M), device=order_M.device)
         place_NK = place_NK.view_as(chosen_NK)
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        y_MD = self.experts(permute(x_ND, source_M, place_NK), ends_E)
+        y_MD = self.experts(permute(x_ND.to(_working_dtype(x_ND)), source_M, place_NK), ends_E)
         y_ND = _Unpermute.apply(y_MD, gates_NK, source_M, order_M, place_NK)  # type: ignore[no-untyped-call]
         if self.shared is not None:
             everyone = torch.tensor([len(x_ND)], dtype=torch.int32, device=x_ND.device)
