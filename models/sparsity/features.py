@@ -58,6 +58,9 @@ def _drop_columns(weights: "Weights", names: Collection[str]) -> None:
     if head in dense:
         rest = torch.arange(sum(widths), dense[head].shape[1])
         dense[head] = dense[head][:, torch.cat([kept_D, rest])]
+    dense_kept_D = kept_D[kept_D >= sum(widths) - schema.dense_width] - (sum(widths) - schema.dense_width)
+    for name in ("standardize.mean_D", "standardize.deviation_D"):
+        dense[name] = dense[name][dense_kept_D]
     dense["gates.sparse_F"] = dense["gates.sparse_F"][[f.name not in names for f in schema.sparse]]
     dense["gates.dense_G"] = dense["gates.dense_G"][[f.name not in names for f in schema.dense]]
     sparse = tuple(f for f in schema.sparse if f.name not in names)

@@ -114,3 +114,24 @@ def select(
     experiment, data = load_config(config), Dataset.open(dataset)
     result = select_features(experiment, data, out, by=by, keep=keep, run=run)
     finish(result, json, f"recsys train {out / 'reduced.yaml'} {dataset} RUN")
+
+
+@app.command()
+def codes(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the codes and their names.")],
+    table: Annotated[str, typer.Option(help="The table whose rows are coded.")],
+    method: Annotated[str, typer.Option(help="autoencoder or dictionary.")] = "autoencoder",
+    size: Annotated[int, typer.Option("--codes", min=2, help="Codes in the book.")] = 256,
+    active: Annotated[int, typer.Option(min=1, help="Codes active in each row.")] = 8,
+    dataset: Annotated[Path | None, typer.Option(help="Where the run's data set lies, if it was moved.")] = None,
+    json: Json = False,
+) -> None:
+    """Turn a table's rows into a few named codes each, and measure neighbours, bytes and AUC."""
+    from data_pipelines.errors import UserError
+    from recsys.codes import code_table
+
+    if method not in ("autoencoder", "dictionary"):
+        raise UserError(f"--method {method!r} is no method: choose autoencoder or dictionary.")
+    result = code_table(run, out, table, method=method, codes=size, active=active, dataset=dataset)  # type: ignore[arg-type]
+    finish(result, json)
