@@ -1,6 +1,7 @@
 """Every command and every snippet in the README and the docs is run; the generated reference is whole."""
 
 import importlib.util
+import random
 import re
 import shutil
 from pathlib import Path
@@ -24,6 +25,31 @@ def after_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def public_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MovieLens and Criteo in the formats of their publishers, with rows that were made up."""
+    folder, draw = tmp_path_factory.mktemp("public"), random.Random(3)
+    ratings = [
+        f"{draw.randint(1, 40)}::{draw.randint(1, 60)}::{draw.randint(1, 5)}::{978300000 + 3600 * n}"
+        for n in range(2000)
+    ]
+    users = [
+        f"{u}::{draw.choice('MF')}::{draw.choice([1, 18, 25])}::{draw.randint(0, 20)}::0{u:04}" for u in range(1, 41)
+    ]
+    genres = ["Drama", "Comedy", "Film-Noir"]
+    movies = [f"{m}::Caf\u00e9 {m} (19{40 + m % 50})::{'|'.join(draw.sample(genres, 2))}" for m in range(1, 61)]
+    (folder / "ml-1m").mkdir()
+    for name, lines in (("ratings", ratings), ("users", users), ("movies", movies)):
+        (folder / "ml-1m" / f"{name}.dat").write_text("\n".join(lines) + "\n", encoding="latin-1")
+    (folder / "criteo").mkdir()
+    with (folder / "criteo/train.txt").open("w") as file:
+        for _ in range(2000):
+            numbers = ["" if draw.random() < 0.3 else str(draw.randint(0, 500)) for _ in range(13)]
+            ids = ["" if draw.random() < 0.1 else f"{draw.randint(0, 99):08x}" for _ in range(26)]
+            file.write("\t".join([str(int(draw.random() < 0.25)), *numbers, *ids]) + "\n")
+    return folder
+
+
 def test_start_in_five_minutes(after_start: Path):
     assert (after_start / "scores").is_dir()
 
@@ -34,6 +60,8 @@ def test_page(page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkey
         pytest.skip("nothing to run on this page")
     folder = tmp_path / "work"
     shutil.copytree(request.getfixturevalue("after_start"), folder)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setenv("RECSYS_DATA", str(request.getfixturevalue("public_data")))
     docs_runner.run(page, folder, monkeypatch)
 
 
