@@ -48,15 +48,8 @@ _SUFFIXES: dict[str, Format] = {
 }
 _COMPRESSED = (".gz", ".zst", ".zlib")
 _HIVE = re.compile(r"/[^/=]+=[^/]*/")
-_UNREADABLE = (
-    pl.exceptions.ComputeError,
-    pl.exceptions.SchemaError,
-    pl.exceptions.ColumnNotFoundError,
-    pl.exceptions.InvalidOperationError,
-    pl.exceptions.NoDataError,
-    pl.exceptions.ShapeError,
-    pl.exceptions.StructFieldNotFoundError,
-)
+# A damaged file can make the engine panic, which is no ordinary exception.
+_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError)
 
 
 def scan(config: DataConfig, path: str | None = None) -> pl.LazyFrame:
@@ -144,7 +137,7 @@ def reading(location: str) -> Iterator[None]:
     """Turn the engine's errors about damaged or mixed files into one sentence that names ``location``."""
     try:
         yield
-    except (*_UNREADABLE, pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{location} cannot be read: {reason}") from error
 
