@@ -14,12 +14,14 @@ import polars as pl
 import pytest
 import yaml
 from polars.testing import assert_frame_equal
+from typer.testing import CliRunner
 
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.ablation.execution import Workers
 from recsys.ablation.study import Study
 from recsys.ablation.trials import TrialStore
+from recsys.cli import app
 from recsys.config import ExperimentConfig, load_config
 
 STUDY = {
@@ -55,35 +57,21 @@ def place(tiny_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def _ablate(place: Path, out: str, *more: str) -> subprocess.Popen[str]:
-    command = [
-        "ablate",
-        str(place / "config.yaml"),
-        str(place / "dataset"),
-        str(place / out / "study"),
-        "--json",
-        *more,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "recsys", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+def _arguments(place: Path, out: str, *more: str) -> list[str]:
+    paths = [str(place / "config.yaml"), str(place / "dataset"), str(place / out / "study")]
+    return ["ablate", *paths, "--json", "--jobs", "1", *more]
 
 
-def _finished(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return json.loads(output.splitlines()[-1])
+def _ablate(place: Path, out: str, *more: str) -> dict[str, Any]:
+    """The result of ``recsys ablate``, as ``--json`` prints it."""
+    result = CliRunner().invoke(app, _arguments(place, out, *more), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path) -> tuple[dict[str, Any], Path]:
-    return _finished(_ablate(place, "undisturbed")), place / "undisturbed"
+    return _ablate(place, "undisturbed"), place / "undisturbed"
 
 
 def _trials(folder: Path) -> dict[str, int]:
@@ -94,15 +82,16 @@ def _trials(folder: Path) -> dict[str, int]:
 def test_a_killed_study_goes_on_to_the_same_trials_and_runs_none_twice(
     place: Path, undisturbed: tuple[dict[str, Any], Path]
 ) -> None:
-    process, folder = _ablate(place, "killed", *SMALL), place / "killed"
+    folder, command = place / "killed", [sys.executable, "-m", "recsys", *_arguments(place, "killed", *SMALL)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
     while len(_trials(folder)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
     before = _trials(folder)
     assert not (folder / "study").exists()
-    result = _finished(_ablate(place, "killed", *SMALL))
+    result = _ablate(place, "killed", *SMALL)
     after = _trials(folder)
     assert before.items() <= after.items()
     assert len(after) == result["trials"] == 6
@@ -149,7 +138,7 @@ def test_a_plan_counts_what_is_missing_and_runs_nothing(place: Path, undisturbed
     assert {name for name, count in plan.missing.items() if count} == {"mask price"}
     assert plan.missing["mask price"] == 2
     assert plan.seconds
-    new = _finished(_ablate(place, "planned", "--plan"))
+    new = _ablate(place, "planned", "--plan")
     assert new["trials_to_run"] == 2 * new["arms"]
     assert new["expected_seconds"] is None
     assert not _trials(place / "planned")
