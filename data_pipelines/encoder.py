@@ -111,8 +111,12 @@ class Encoder:
             tables[name] = tables[name].prune(mask)
         return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
 
-    def save(self, folder: Path) -> None:
-        """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``."""
+    def save(self, folder: Path, *, slim: bool = False) -> None:
+        """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``.
+
+        Args:
+            slim: Leave out what encoding does not need (counts, and ids, which follow from the order) and compress hard.
+        """
         (folder / "vocabularies").mkdir(parents=True)
         tables: dict[str, dict[str, int]] = {}
         for name, table in self._tables.items():
@@ -120,7 +124,13 @@ class Encoder:
             if isinstance(table, Slots):
                 tables[name]["size"] = table.size
             else:
-                table.frame().write_parquet(_vocabulary_file(folder, name))
+                file, frame = _vocabulary_file(folder, name), table.frame()
+                if slim:
+                    frame.select("value").write_parquet(
+                        file, compression="zstd", compression_level=19, statistics=False
+                    )
+                else:
+                    frame.write_parquet(file)
         content = {
             "config": self.config.model_dump(mode="json"),
             "features": self.schema.feature_names,
@@ -139,7 +149,8 @@ class Encoder:
                 tables[name] = Slots(entry["size"], entry["oov_buckets"])
             else:
                 frame = pl.read_parquet(_vocabulary_file(folder, name))
-                tables[name] = Vocabulary(frame["value"], frame["count"], entry["oov_buckets"])
+                counts = frame["count"] if "count" in frame.columns else pl.zeros(len(frame), pl.Int64, eager=True)
+                tables[name] = Vocabulary(frame["value"], counts, entry["oov_buckets"])
         config = DataConfig.model_validate(content["config"])
         return Encoder(config, Fitted(tables, content["numbers"]), content["features"])
 

@@ -34,7 +34,9 @@ Floats = npt.NDArray[np.float64]
 _CODES = 24
 _BINS = 16
 _L1_ROWS = 40_000
-_L1_STRENGTHS = np.geomspace(1e-3, 0.3, 9)
+_L1_STRENGTHS = np.geomspace(80.0, 640.0, 4)
+"""Inverse penalties times rows: the strong end of the path, where chance has not come in yet."""
+
 _SHUFFLES = 3
 _SIGNIFICANT = 5.0
 """Standard deviations above what chance gives, for a statistic that is the largest of a feature's many."""
@@ -217,17 +219,17 @@ def l1_path(data: Dataset, names: Sequence[str]) -> list[Ranked]:
         owners += [pair] * part.shape[1]
     matrix = sp.hstack(parts, format="csr")
     entry = dict.fromkeys(names, 0.0)
-    for strength in _L1_STRENGTHS:
+    for strength in _L1_STRENGTHS / len(rows):
         model = LogisticRegression(l1_ratio=1.0, C=float(strength), solver="liblinear", tol=1e-2, random_state=0)
         model.fit(matrix, labels_N[rows])
         share = dict.fromkeys(names, 0.0)
         for column in np.flatnonzero(model.coef_[0]):
             for name in owners[column]:
-                share[name] += abs(model.coef_[0, column]) / len(owners[column])
+                share[name] += abs(float(model.coef_[0, column])) / len(owners[column])
         for name, weight in share.items():
-            entry[name] += weight / strength
+            entry[name] += weight / float(strength)
     largest = max(entry.values())
-    return [Ranked(name, score, score > 0.02 * largest) for name, score in entry.items()]
+    return [Ranked(name, score, score > 0.01 * largest) for name, score in entry.items()]
 
 
 def _crossed(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:

@@ -135,7 +135,7 @@ def write_artifact(
         save_file({name: quantize_rows(table, bits[name]) for name, table in tables.items()}, folder / TABLES)
         factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
         save_file(compress(weights.dense | factors, weights.precision), folder / DENSE)
-        encoder.save(folder)
+        encoder.save(folder, slim=True)
         if state is not None:
             shutil.copytree(state, folder / STATE)
         (folder / MODEL).write_text(model.model_dump_json(indent=1))

@@ -40,13 +40,14 @@ class FeatureSelection(Lever):
 
     def __init__(self, config: FeatureGatesConfig) -> None:
         self.config = config
+        # The step after which a gate closed; 0 while it is open.
         self._closed: dict[str, Tensor] = {}
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
         self._begin = int(self.config.begin * total_steps)
         self._settle = self.config.settle * total_steps
         for name, gate in self._gates(ranker).items():
-            self._closed.setdefault(name, torch.zeros_like(gate, dtype=torch.bool))
+            self._closed.setdefault(name, torch.zeros_like(gate, dtype=torch.int64))
 
     def settled(self, step: int) -> bool:
         return step >= self._settle
@@ -57,13 +58,14 @@ class FeatureSelection(Lever):
             return
         for name, gate in self._gates(ranker).items():
             soft_threshold_(gate, self.config.strength)
-            self._closed[name] = self._closed[name].to(gate.device) | (gate == 0)
-            gate.masked_fill_(self._closed[name], 0.0)
+            closed = self._closed[name] = self._closed[name].to(gate.device)
+            closed[(gate == 0) & (closed == 0)] = step + 1
+            gate.masked_fill_(closed > 0, 0.0)
 
     @torch.no_grad()
     def finish(self, ranker: "Ranker") -> None:
         for name, gate in self._gates(ranker).items():
-            gate.masked_fill_(self._closed[name].to(gate.device), 0.0)
+            gate.masked_fill_(self._closed[name].to(gate.device) > 0, 0.0)
 
     @staticmethod
     def _gates(ranker: "Ranker") -> dict[str, torch.nn.Parameter]:
@@ -77,7 +79,7 @@ class FeatureSelection(Lever):
         return tensors(self._closed)
 
     def load_state_dict(self, state: State) -> None:
-        self._closed = {name: mask.bool() for name, mask in state.items()}
+        self._closed = dict(state)
 
 
 def gate_values(weights: "Weights") -> dict[str, float]:
