@@ -54,7 +54,7 @@ class Specs:
 def specs(config: DataConfig) -> Specs:
     """Names, tables and widths of what ``config`` encodes."""
     found = Specs()
-    for name, feature in config.features.items():
+    for name, feature in config.inputs.items():
         match feature:
             case IdFeature():
                 found.sparse.append(SparseSpec(name=name, table=feature.table, kind="id"))

@@ -155,10 +155,14 @@ class VocabularyConfig(Config):
 
 
 class IdFeature(VocabularyConfig):
-    """One categorical value a row."""
+    """One categorical value a row.
+
+    With ``input: false`` only histories read it, of past events: a rating, say, which of the row itself is the label.
+    """
 
     kind: Literal["id"] = "id"
     column: str
+    input: bool = True
 
 
 class BagFeature(VocabularyConfig):
@@ -329,6 +333,11 @@ class DataConfig(Config):
             raise ValueError(problem)
         return self
 
+    @property
+    def inputs(self) -> dict[str, Feature]:
+        """The features that a ranker may read: all but those that only histories read."""
+        return {name: f for name, f in self.features.items() if not isinstance(f, IdFeature) or f.input}
+
     def _problems(self) -> Iterator[str]:
         if self.split.by == "time" and self.time is None:
             yield "split by time needs the key `time`: the column that holds it"
@@ -342,6 +351,10 @@ class DataConfig(Config):
         for name, feature in self.features.items():
             if not re.fullmatch(r"[^.:]+", name):
                 yield f"feature `{name}`: a name has no `.` and no `:`"
+            if name not in self.inputs and not any(
+                isinstance(other, HistoryFeature) and name in other.of for other in self.features.values()
+            ):
+                yield f"feature `{name}` is no input, and no history's `of` names it: take it out, or read it there"
             if isinstance(feature, CrossFeature | HistoryFeature):
                 yield from self._check_parts(name, feature)
             if isinstance(feature, HistoryFeature | StatisticFeature) and self.time is None:

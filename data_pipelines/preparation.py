@@ -103,7 +103,7 @@ def _encode(
     folder: Path,
     progress: Callable[[int], None],
 ) -> dict[str, int]:
-    now = {name for name, feature in config.features.items() if name not in past_features(config)}
+    now = {name for name in config.inputs if name not in past_features(config)}
     schema = rows.collect_schema()
     carried = [label(config, task, schema).alias(LABEL + task) for task in config.tasks]
     carried += [pl.col(name).alias(KEY + name) for name in _keys(config)]

@@ -1,36 +1,49 @@
-"""Batch normalization of the row that a ranker reads.
+"""Dense features on one scale, whatever their units.
 
-Letters: B rows of a batch, D width of the row.
+Letters: B rows of a batch, D numbers of a row.
 """
 
+from collections.abc import Iterable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MOMENTUM = 0.1
-_EPS = 1e-5
 
+class Standardize(nn.Module):
+    """``sign(x) log(1 + |x|)``, less its mean, over its standard deviation in the training split.
 
-class RowNorm(nn.Module):
-    """Every column has mean 0 and variance 1 over the batch (Ioffe & Szegedy, arXiv 1502.03167), then scale and shift.
-
-    What follows does not see how large embeddings are, so they can be held small by strong weight decay: rare ids then
-    say little, frequent ones as much as they earn. When serving, running means and variances take the batch's place.
+    The logarithm leaves small numbers nearly as they are and keeps any count from drowning the rest.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
+    mean_D: Tensor
+    deviation_D: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("deviation_D", torch.ones(width))
 
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, D) float32."""
-        training = self.training and len(x_BD) > 1
-        return F.batch_norm(
-            x_BD.float(), self.running_mean, self.running_var, self.weight, self.bias, training, _MOMENTUM, _EPS
-        )
+    @torch.no_grad()
+    def fit(self, parts: Iterable[Tensor]) -> None:
+        """Learn means and deviations of (B, D) parts; a number that never changes keeps the deviation 1."""
+        rows, total_D, squares_D = 0, self.mean_D.double() * 0, self.mean_D.double() * 0
+        for part_BD in parts:
+            small_BD = squash(part_BD.to(total_D.device)).double()
+            rows, total_D, squares_D = (
+                rows + len(part_BD),
+                total_D + small_BD.sum(0),
+                squares_D + small_BD.square().sum(0),
+            )
+        mean_D = total_D / max(rows, 1)
+        variance_D = squares_D / max(rows, 1) - mean_D.square()
+        constant_D = variance_D <= 1e-12 * (1 + mean_D.square())
+        self.mean_D.copy_(mean_D)
+        self.deviation_D.copy_(variance_D.clamp(min=0).sqrt().masked_fill(constant_D, 1.0))
+
+    def forward(self, dense_BD: Tensor) -> Tensor:
+        return (squash(dense_BD) - self.mean_D) / self.deviation_D
+
+
+def squash(dense_BD: Tensor) -> Tensor:
+    """``sign(x) log(1 + |x|)``."""
+    return dense_BD.sign() * dense_BD.abs().log1p()

@@ -16,7 +16,8 @@ from models.experts import Balance, DenseTower, Gate, MixtureTower, routers
 from models.gates import FeatureGates
 from models.heads import Heads, TasksConfig
 from models.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
-from models.normalization import RowNorm
+from models.normalization import Standardize
+from models.row_norm import RowNorm
 from models.sequence import Histories
 
 
@@ -86,7 +87,7 @@ class RankerConfig(TablesConfig):
     Attributes:
         context: Features whose embeddings the router reads; all that the tower reads where empty.
         gates: Multiply each feature by a learned gate (see :class:`models.gates.FeatureGates`).
-        batch_norm: Normalise the row before the interaction (see :class:`models.normalization.RowNorm`).
+        batch_norm: Normalise the row before the interaction (see :class:`models.row_norm.RowNorm`).
     """
 
     context: tuple[str, ...] = ()
@@ -117,6 +118,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.config, self.schema, self.tables = config, schema, tables
         self.histories = Histories(schema, config)
+        self.standardize = Standardize(schema.dense_width)
         self.gates = FeatureGates(schema) if config.gates else None
         dims = {feature.name: config.table_dim(feature.table) for feature in schema.sparse}
         self.fields = [feature.name for feature in schema.sparse]
@@ -217,7 +219,7 @@ class Ranker(nn.Module):
         """Logits (B, T), float32, in the order of the schema's tasks."""
         embedded: Embedded = self.tables(batch)
         pooled = embedded.pooled | self.histories(embedded)
-        dense_BD, wide = squash(batch.dense), embedded.wide
+        dense_BD, wide = self.standardize(batch.dense), embedded.wide
         if self.gates is not None:
             pooled, dense_BD, wide = self.gates(pooled, dense_BD, wide)
         x_BD = self._interact([pooled[name] for name in self.fields], dense_BD)
@@ -272,8 +274,3 @@ class Ranker(nn.Module):
     def dense_state(self) -> dict[str, Tensor]:
         """The state dict without the tables."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("tables.")}
-
-
-def squash(dense_BD: Tensor) -> Tensor:
-    """``sign(x) log(1 + |x|)``: leaves small numbers nearly as they are and keeps any count from drowning the rest."""
-    return dense_BD.sign() * dense_BD.abs().log1p()

@@ -23,7 +23,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.matrices import blocks, to_csr
 from data_pipelines.storage import write_file
-from models.ranker import squash
+from models.normalization import squash
 from recsys.evaluation import task_metrics, users_of
 from recsys.metrics import Floats, auc, log_loss
 

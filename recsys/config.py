@@ -178,10 +178,10 @@ def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:
     for key in ("tasks", "split", "time", "user"):
         if getattr(data, key) != getattr(dataset.config, key):
             raise UserError(f"data.{key} differs from what {dataset.path} was prepared with: prepare the data again.")
-    chosen = list(data.features) if config.train.features is None else config.train.features
+    chosen = list(data.inputs) if config.train.features is None else config.train.features
     for name in chosen:
-        if name not in data.features:
-            raise UserError(f"train.features: there is no feature {name!r}; there are {', '.join(data.features)}.")
+        if name not in data.inputs:
+            raise UserError(f"train.features: there is no feature {name!r}; there are {', '.join(data.inputs)}.")
     return chosen
 
 

@@ -168,6 +168,10 @@ class _Training:
     def complete(self, *, resume: bool) -> Result:
         began = time.perf_counter()
         resume_step = self._open_run(resume)
+        if resume_step is None and self.loader.schema.dense:
+            numbers = [feature.name for feature in self.loader.schema.dense]
+            parts = Loader(self.dataset, "train", batch_size=1 << 16, features=numbers)
+            self.state.ranker.standardize.fit(part.dense for part in parts)
         for lever in self.levers:
             lever.start(self.state.ranker, self.total_steps)
         with ExitStack() as stack:

@@ -77,7 +77,7 @@ def plan_arms(study: StudyConfig, data: DataConfig) -> list[Arm]:
         UserError: A name is neither a feature nor a group, or an arm would have no feature.
     """
     units = Units(data)
-    everything = tuple(data.features)
+    everything = tuple(data.inputs)
     arms = [Arm(BASE, "base", everything)]
     if study.core:
         core = units.members(study.core, "core")

@@ -95,7 +95,7 @@ def test_tasks_with_routers_of_their_own_differ_and_train(kind):
 def test_the_dense_state_is_everything_but_tables():
     ranker = make_ranker(tower=MOE)
     dense = ranker.dense_state()
-    assert {name.split(".")[0] for name in dense} == {"interaction", "tower", "heads"}
+    assert {name.split(".")[0] for name in dense} == {"standardize", "interaction", "tower", "heads"}
     assert len(ranker.state_dict()) == len(dense) + len(SCHEMA.tables)
 
 

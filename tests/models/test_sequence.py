@@ -9,7 +9,7 @@ from ranker_examples import SCHEMA
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
 from models.embeddings import TablesConfig
-from models.sequence import Histories, LocalConvolution, TargetAttention, last_event
+from models.sequence import Histories, LocalConvolution, TargetAttention, last_event, softmax_rows
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
 
@@ -42,20 +42,27 @@ def test_attention_equals_each_row_alone_and_depends_on_the_candidate(lengths):
         own_LC = events_LC[offsets[b] : offsets[b + 1]]
         alone_C = attention(candidate_BQ[b : b + 1], own_LC, torch.tensor([0, length]))[0]
         torch.testing.assert_close(pooled_BC[b], alone_C)
-        assert bool(torch.equal(pooled_BC[b], other_BC[b])) == (length == 0)
+        assert bool(torch.equal(pooled_BC[b], other_BC[b])) == (length < 2)
 
 
 def test_attention_tells_new_events_from_old_ones():
     attention = TargetAttention(2, 0)
     with torch.no_grad():
-        attention.position.weight[0] = 3.0
-    events_LC, candidate_BQ = torch.ones(3, 2), torch.ones(1, 2)
-    whole = attention(candidate_BQ, events_LC, torch.tensor([0, 3]))
-    newest = attention(candidate_BQ, events_LC[:1], torch.tensor([0, 1]))
-    with torch.no_grad():
-        attention.position.weight[0] = 0.0
-    middling = attention(candidate_BQ, events_LC[:1], torch.tensor([0, 1]))
-    torch.testing.assert_close(whole, newest + 2 * middling)
+        attention.score[1].weight.fill_(1.0)
+        attention.position.weight[0] = 100.0
+    events_LC, candidate_BQ = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(1, 2)
+    pooled_BC = attention(candidate_BQ, events_LC, torch.tensor([0, 3]))
+    torch.testing.assert_close(pooled_BC, events_LC[2:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=LENGTHS)
+def test_weights_of_a_row_are_its_softmax(lengths):
+    scores_L1, offsets = _events(lengths, 1)
+    weights_L1 = softmax_rows(scores_L1 * 50, offsets)
+    for b in range(len(lengths)):
+        own = slice(offsets[b], offsets[b + 1])
+        torch.testing.assert_close(weights_L1[own], (scores_L1[own] * 50).softmax(0))
 
 
 @settings(max_examples=30, deadline=None)
