@@ -136,9 +136,8 @@ def main() -> None:
             ]
             for row in points.iter_rows(named=True)
         ]
-        print(
-            f"\n{source.name}, {chosen.seeds} seed(s)\n{table(['levers', 'test AUC', 'change', 'bytes', 'ratio'], rows)}\n"
-        )
+        columns = ["levers", "test AUC", "change", "bytes", "ratio"]
+        print(f"\n{source.name}, {chosen.seeds} seed(s)\n{table(columns, rows)}\n")
     result: dict[str, Any] = {
         f"ratio_at_{loss}": statistics.median(ratio_at(points, loss) for points in curves.values()) for loss in LOSSES
     }

@@ -115,7 +115,7 @@ class Encoder:
         """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``.
 
         Args:
-            slim: Leave out what encoding does not need (counts, and ids, which follow from the order) and compress hard.
+            slim: Leave out what encoding does not need (counts, and ids, which follow from the order); compress hard.
         """
         (folder / "vocabularies").mkdir(parents=True)
         tables: dict[str, dict[str, int]] = {}
