@@ -39,6 +39,12 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def peak_rss_bytes() -> int:
+    """Most memory that this process held. (``ru_maxrss`` would count what its parent held when it was started.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def peer_python(name: str) -> Path:
     """The interpreter of a peer's environment, which is made when it is not there."""
     folder = ROOT / ".peers" / name

@@ -1,0 +1,213 @@
+"""How fast and how small preparing is: beside FuxiCTR, beside reading and writing alone, and at ten times the rows.
+
+The log is a demo log with ids as text: three ids (one of 200,000 users), a bag of tags, a number. The floor is Polars'
+streaming engine copying the same columns from Parquet to Arrow IPC without encoding. Every measurement is a process
+of its own, timed after its imports; candidates take turns, and medians are compared.
+
+``python -m benchmarks.prepare --rows 1000000 10000000 50000000`` for more sizes than the two by default.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_python, spread, table
+from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.features import DataConfig
+from data_pipelines.loader import Loader
+from data_pipelines.synthetic import DemoConfig, generate
+
+COLUMNS = ("timestamp", "user_id", "item_id", "surface", "tags", "price", "clicked")
+HISTORY = {"recent": {"kind": "history", "of": ["item"], "where": "clicked = 1", "last": 200, "entity": "user_id"}}
+LOADER_FEATURES, LOADER_ROWS, BATCH = 26, 1_000_000, 4096
+_PEER = Path(__file__).with_name("fuxictr_prepare.py")
+
+
+def data_config(log: Path, *, history: bool) -> DataConfig:
+    features = {
+        "user": {"kind": "id", "column": "user_id"},
+        "item": {"kind": "id", "column": "item_id"},
+        "surface": {"kind": "id"},
+        "tags": {"kind": "bag"},
+        "price": {"kind": "number", "transform": "standardize"},
+    }
+    return DataConfig.model_validate(
+        {
+            "log": str(log),
+            "time": "timestamp",
+            "tasks": {"click": {"column": "clicked"}},
+            "split": {"by": "time", "valid": 0.1, "test": 0.1},
+            "features": features | (HISTORY if history else {}),
+        }
+    )
+
+
+def write_log(rows: int, folder: Path) -> Path:
+    """The log, in row groups of one size whatever its length."""
+    raw, log = folder / "raw.parquet", folder / "log.parquet"
+    generate(DemoConfig(rows=rows, users=200_000, items=50_000), raw)
+    ids = (pl.format(name + "-{}", f"{name}_id").alias(f"{name}_id") for name in ("user", "item"))
+    pl.scan_parquet(raw).with_columns(*ids).select(COLUMNS).sink_parquet(log, row_group_size=1 << 17)
+    raw.unlink()
+    return log
+
+
+def write_for_peer(log: Path, folder: Path) -> None:
+    """The same rows as FuxiCTR wants them: three files, lists as text."""
+    frame = pl.read_parquet(log, columns=list(COLUMNS[1:])).with_columns(pl.col("tags").list.join("^"))
+    train, valid = int(len(frame) * 0.8), int(len(frame) * 0.9)
+    for name, part in (("train", frame[:train]), ("valid", frame[train:valid]), ("test", frame[valid:])):
+        part.write_parquet(folder / f"{name}.parquet")
+
+
+def run_floor(log: Path, out: Path) -> None:
+    pl.scan_parquet(log).select(COLUMNS).sink_ipc(out)
+
+
+def run_prepare(log: Path, out: Path, *, history: bool) -> None:
+    prepare(data_config(log, history=history), out)
+
+
+TASKS: dict[str, Callable[[Path, Path], None]] = {
+    "floor": run_floor,
+    "ours": partial(run_prepare, history=False),
+    "ours, history of 200": partial(run_prepare, history=True),
+}
+
+
+def in_process(command: Sequence[str | Path]) -> dict[str, float]:
+    """What the last line of a command says."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure(log: Path, rounds: int, names: Sequence[str], *, peer: bool) -> dict[str, list[dict[str, float]]]:
+    """Seconds and peak memory of the named tasks, round after round."""
+    results: dict[str, list[dict[str, float]]] = {}
+
+    def run(name: str) -> float:
+        with tempfile.TemporaryDirectory(dir=log.parent) as folder:
+            if name == "FuxiCTR":
+                command: list[str | Path] = [peer_python("fuxictr"), _PEER, log.parent, folder]
+            else:
+                command = [sys.executable, "-m", "benchmarks.prepare", "--task", name, str(log), f"{folder}/out"]
+            result = in_process(command)
+        results.setdefault(name, []).append(result)
+        return result["seconds"]
+
+    if peer:
+        write_for_peer(log, log.parent)
+        names = [*names, "FuxiCTR"]
+    in_turns({name: partial(run, name) for name in names}, rounds)
+    return results
+
+
+def history_bytes_per_row(log: Path, rows: int) -> float:
+    """What a history of the last 200 adds to a row of the splits on disk (events lie apart, once per event)."""
+
+    def split_bytes(dataset: Dataset) -> int:
+        return sum(entry.bytes for name, entry in dataset.manifest.files.items() if name.startswith("splits/"))
+
+    with tempfile.TemporaryDirectory(dir=log.parent) as folder:
+        made = [prepare(data_config(log, history=history), Path(folder, str(history))) for history in (False, True)]
+        return (split_bytes(made[1]) - split_bytes(made[0])) / rows
+
+
+def loader_rates(folder: Path, rounds: int) -> list[float]:
+    """Rows a second of the loader alone, one thread, shuffled, 26 ids a row."""
+    rng = np.random.default_rng(0)
+    columns = {f"f{i:02}": (10_000 * rng.random(LOADER_ROWS) ** 3).astype(np.int64) for i in range(LOADER_FEATURES)}
+    log = folder / "wide.parquet"
+    pl.DataFrame(columns | {"y": rng.integers(0, 2, LOADER_ROWS)}).write_parquet(log)
+    config = DataConfig.model_validate(
+        {
+            "log": str(log),
+            "tasks": {"y": {"column": "y"}},
+            "split": {"by": "random", "valid": 0, "test": 0},
+            "features": {name: {"kind": "id"} for name in columns},
+        }
+    )
+    dataset = prepare(config, folder / "wide")
+    rates = []
+    for epoch in range(rounds + 1):
+        loader = Loader(dataset, "train", batch_size=BATCH, shuffle=True, threads=1)
+        loader.set_epoch(epoch)
+        begin = time.perf_counter()
+        rows = sum(len(batch) for batch in loader)
+        rates.append(rows / (time.perf_counter() - begin))
+    return rates[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-peer", action="store_true", help="leave FuxiCTR out")
+    parser.add_argument("--task", nargs=3, metavar=("NAME", "LOG", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        run_task(options.task[0], Path(options.task[1]), Path(options.task[2]))
+        return
+    print(machine())
+    seconds: dict[tuple[int, str], float] = {}
+    peak: dict[tuple[int, str], float] = {}
+    lines = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for rows in options.rows:
+            folder = Path(scratch, str(rows))
+            folder.mkdir()
+            log = write_log(rows, folder)
+            first = rows == options.rows[0]
+            names = [name for name in TASKS if first or name != "ours, history of 200"]
+            results = measure(log, options.rounds if first else 1, names, peer=first and not options.no_peer)
+            for name, measured in results.items():
+                times = [result["seconds"] for result in measured]
+                seconds[rows, name] = statistics.median(times)
+                peak[rows, name] = max(result["peak_rss_bytes"] for result in measured)
+                rate, memory = rows / seconds[rows, name], peak[rows, name] / 2**20
+                lines.append([name, f"{rows:,}", spread(times), f"{rate:,.0f}", f"{memory:,.0f}"])
+            if first:
+                added_bytes = history_bytes_per_row(log, rows)
+            log.unlink()
+        rates = loader_rates(Path(scratch), options.rounds)
+    print(table(["prepare", "rows", "seconds", "rows/s", "peak MiB"], lines))
+    print(f"\nloader, {LOADER_FEATURES} ids, batch {BATCH}, one thread: {spread(rates)} rows/s")
+    small, large = options.rows[0], options.rows[-1]
+    ours = seconds[small, "ours"]
+    figures = {
+        "rows_per_s": small / ours,
+        "peak_rss_bytes": peak[small, "ours"],
+        "vs_fuxictr": None if options.no_peer else seconds[small, "FuxiCTR"] / ours,
+        "vs_scan_floor": ours / seconds[small, "floor"],
+        "loader_rows_per_s": statistics.median(rates),
+        "history_time_ratio": seconds[small, "ours, history of 200"] / ours,
+        "history_bytes_per_row": added_bytes,
+        "rows_ratio": large / small,
+        "time_ratio": seconds[large, "ours"] / ours,
+        "peak_rss_ratio": peak[large, "ours"] / peak[small, "ours"],
+        "vs_scan_floor_at_most_rows": seconds[large, "ours"] / seconds[large, "floor"],
+    }
+    print(json.dumps({name: value if value is None else round(value, 3) for name, value in figures.items()}))
+
+
+def run_task(name: str, log: Path, out: Path) -> None:
+    """One measurement, in a process of its own: prints its seconds and peak memory."""
+    begin = time.perf_counter()
+    TASKS[name](log, out)
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}))
+
+
+if __name__ == "__main__":
+    main()
