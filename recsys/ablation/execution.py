@@ -19,7 +19,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from data_pipelines.blocks import Block
+from data_pipelines.blocks import Block, make_batch
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
@@ -169,7 +169,7 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
 @torch.inference_mode()
 def _score(ranker: Ranker, block: Block) -> NDArray[np.float32]:
     starts = range(0, len(block), _BATCH_ROWS)
-    batches = (block.batch(ranker.schema, start, min(start + _BATCH_ROWS, len(block))) for start in starts)
+    batches = (make_batch(ranker.schema, [(block, start, min(start + _BATCH_ROWS, len(block)))]) for start in starts)
     return np.concatenate([ranker(batch).numpy() for batch in batches])
 
 

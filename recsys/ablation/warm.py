@@ -5,11 +5,13 @@ without table gradients instead of a whole training.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from data_pipelines.batch import Batch
+from data_pipelines.blocks import make_batch
 from data_pipelines.dataset import Dataset
 from models.heads import task_losses
 from models.ranker import Ranker
@@ -55,6 +57,6 @@ def _masked_batches(
     for window in random_order(len(starts), seed):
         start = int(starts[window])
         block = columns.block([(start, min(start + _WINDOW_ROWS, len(columns)))])
-        block = masked(block, columns.schema, gone).permuted(random_order(len(block), seed + start))
+        block = replace(masked(block, columns.schema, gone), order=random_order(len(block), seed + start))
         for first in range(0, len(block), batch_size):
-            yield block.batch(columns.schema, first, min(first + batch_size, len(block)))
+            yield make_batch(columns.schema, [(block, first, min(first + batch_size, len(block)))])

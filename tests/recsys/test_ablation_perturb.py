@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch
-from data_pipelines.blocks import Block
+from data_pipelines.blocks import Block, make_batch
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.features import DataConfig
 from recsys.ablation.perturb import cramers_v, masked, random_order, row_codes, shuffled, strata
@@ -40,7 +40,7 @@ def _cells(batch: Batch) -> dict[str, list[Any]]:
 
 
 def _all(block: Block, dataset: Dataset) -> dict[str, list[Any]]:
-    return _cells(block.batch(dataset.schema, 0, len(block)))
+    return _cells(make_batch(dataset.schema, [(block, 0, len(block))]))
 
 
 @pytest.mark.parametrize("feature", ["item", "tags", "likes"])
