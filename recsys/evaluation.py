@@ -5,6 +5,7 @@ Letters: N rows, T tasks.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
 from data_pipelines.storage import open_directory
 from models.heads import TaskKind
+from models.ranker import Ranker
+from models.routing import Affinity, expert_affinities
 from models.weights import Weights
 from recsys import metrics
 from recsys.checkpoints import load_weights
@@ -27,6 +30,10 @@ from recsys.metrics import Floats, Interval
 
 TOP_K = (1, 5, 10)
 """Cut-offs of NDCG, recall and hit rate."""
+
+EXPERTS_FILE = "experts.parquet"
+EXPERT_BATCHES = 20
+"""What experts have learned is told from this many batches of the split evaluated last."""
 
 Groups = npt.NDArray[np.generic]
 TaskMetrics = dict[str, dict[str, float]]
@@ -182,12 +189,39 @@ def evaluate(
         raise UserError(f"{dataset.path} has no split {split!r}: it has {', '.join(dataset.splits)}.")
     weights = load_weights(source) if isinstance(source, Path) else source
     loader = Loader(dataset, split, batch_size=batch_size, features=weights.schema.feature_names)
-    rows_N, logits_NT = predict(weights.to_ranker(), loader, torch.device("cpu"))
+    ranker = weights.to_ranker()
+    rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
     evaluation = measure(dataset, split, logits_NT.numpy()[rows_N.argsort().numpy()], slice_by=slice_by, draws=draws)
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
         evaluation.predictions.write_parquet(source / "predictions" / f"{split}.parquet")
+        if weights.config.tower.kind == "moe":
+            served = expert_values(ranker, dataset, islice(loader, EXPERT_BATCHES))
+            served.write_parquet(source / EXPERTS_FILE)
     return evaluation
+
+
+def expert_values(ranker: Ranker, dataset: Dataset, batches: Iterable[Batch]) -> pl.DataFrame:
+    """The feature values that each expert serves more often than chance, strongest first.
+
+    Columns: ``router``, ``expert``, ``feature``, ``value``, ``rows``, ``share``, ``lift``, ``score`` (see
+    :class:`models.routing.Affinity`).
+    """
+    names = {"id": pl.Int64, "feature": pl.String, "value": pl.String}
+    tables = {spec.name: spec.table for spec in ranker.schema.sparse}
+    values = [pl.DataFrame(schema=names)]
+    for feature, table in tables.items():
+        vocabulary = dataset.encoder.vocabulary(table)
+        values.append(vocabulary.select(pl.col("id").cast(pl.Int64), pl.lit(feature).alias("feature"), "value"))
+    found = pl.DataFrame(expert_affinities(ranker, batches), schema=list(Affinity._fields), orient="row")
+    reserved = pl.when(pl.col("id") == 0).then(pl.lit("(null)")).otherwise(pl.lit("(unknown)"))
+    return (
+        found.with_columns(pl.col("id").cast(pl.Int64), pl.col("feature").cast(pl.String))
+        .join(pl.concat(values), on=["feature", "id"], how="left")
+        .with_columns(pl.col("value").fill_null(reserved))
+        .drop("id")
+        .sort("router", "expert", "score", descending=[False, False, True])
+    )
 
 
 def measure(

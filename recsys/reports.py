@@ -19,6 +19,7 @@ from data_pipelines.errors import UserError
 from recsys.baselines import BASELINES_FILE
 from recsys.comparison import TestRows
 from recsys.config import ExperimentConfig, load_config, to_yaml
+from recsys.evaluation import EXPERTS_FILE
 from recsys.metrics import METRICS, NEEDS_USERS, interval, reliability
 from recsys.pages import (
     NONE,
@@ -84,6 +85,12 @@ class RunFiles:
         """Metrics of other models on a split, by name, where ``recsys evaluate --baselines`` measured them."""
         file = self.path / BASELINES_FILE
         return json.loads(file.read_text()).get(split, {}) if file.is_file() else {}
+
+    @cached_property
+    def experts(self) -> pl.DataFrame | None:
+        """The values that each expert serves, where a mixture was evaluated."""
+        file = self.path / EXPERTS_FILE
+        return pl.read_parquet(file) if file.is_file() else None
 
     def predictions(self, split: str) -> pl.DataFrame | None:
         """Rows, keys, labels and logits of an evaluated split; ``None`` if it was not evaluated."""
@@ -341,7 +348,17 @@ def _experts(run: RunFiles) -> Iterator[Section]:
         lines.append(Line([router, str(len(last)), f"{entropy:.3f}", f"{last.min():.1%}", f"{last.max():.1%}"]))
     if figures:
         grid = Grid(["Router", "Experts", "Entropy of load (1 is even)", "Least used", "Most used"], lines)
-        yield Section("Experts", "How the router spreads rows.", [grid], figures)
+        grids = [grid] if run.experts is None else [grid, _expert_values(run.experts)]
+        yield Section("Experts", "How the router spreads rows, and what each expert serves.", grids, figures)
+
+
+def _expert_values(served: pl.DataFrame) -> Grid:
+    """The values that each expert serves more often than chance, three an expert."""
+    lines = []
+    for row in served.group_by("router", "expert", maintain_order=True).head(3).iter_rows(named=True):
+        value = f"{row['feature']} = {row['value']}"
+        lines.append(Line([row["router"], str(row["expert"]), value, f"{row['share']:.1%}", f"{row['lift']:.2f}"]))
+    return Grid(["Router", "Expert", "Value", "Rows it serves", "Times chance"], lines, texts=(0, 2))
 
 
 def _ledger(rows: Sequence[Mapping[str, Any]]) -> Section:
