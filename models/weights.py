@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from data_pipelines.batch import Schema
+from data_pipelines.errors import UserError
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.compact import Precision
@@ -55,7 +56,15 @@ class Weights:
 
 
 def load_dense(ranker: Ranker, dense: Mapping[str, Tensor]) -> None:
-    """Copy ``dense`` into the parameters and buffers of ``ranker`` that are outside its tables."""
+    """Copy ``dense`` into the parameters and buffers of ``ranker`` that are outside its tables.
+
+    Raises:
+        UserError: They are not those of such a ranker: another version of the product made them.
+    """
     missing, unexpected = ranker.load_state_dict(dense, strict=False)
     lost = [name for name in missing if not name.startswith("tables.")]
-    assert not (lost or unexpected), f"dense weights do not fit the ranker: {lost=} {unexpected=}"
+    if lost or unexpected:
+        raise UserError(
+            f"these weights are not those of this version's ranker (missing: {', '.join(lost) or 'none'}; unknown: "
+            f"{', '.join(unexpected) or 'none'}): use the version that made them, or train and export again."
+        )

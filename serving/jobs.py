@@ -341,10 +341,19 @@ class JobStore:
                 row.state, row.worker, row.lease_until = "queued", None, None
             return True
 
-    def finish(self, claim: Claim, *, rows: int, quarantined: int, drift: dict[str, Any] | None) -> bool:
+    def finish(
+        self, claim: Claim, *, rows: int, quarantined: int, rows_per_s: float | None, drift: dict[str, Any] | None
+    ) -> bool:
         """Enter a job as done; false when it is no longer this worker's."""
         return self._end(
-            claim, state="done", rows_done=rows, rows_total=rows, quarantined=quarantined, drift=drift, error=None
+            claim,
+            state="done",
+            rows_done=rows,
+            rows_total=rows,
+            rows_per_s=rows_per_s,
+            quarantined=quarantined,
+            drift=drift,
+            error=None,
         )
 
     def fail(self, claim: Claim, error: str) -> bool:

@@ -61,6 +61,18 @@ class LiveArtifacts:
                 del self._loaded[next(iter(self._loaded))]
             return live
 
+    def name(self) -> str:
+        """Name of the live artifact.
+
+        Raises:
+            ConflictError: There is none.
+        """
+        with self._lock:
+            self._look(None)
+            if self._live is None:
+                raise ConflictError("there is no artifact: register one first.")
+            return self._live
+
     def loaded(self) -> list[Live]:
         """Those in memory, the last used last."""
         with self._lock:

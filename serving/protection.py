@@ -15,7 +15,7 @@ from serving.jobs import ConflictError, JobStore
 _log = logging.getLogger(__name__)
 _HEADERS = {
     "x-content-type-options": "nosniff",
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
 }
 

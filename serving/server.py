@@ -18,6 +18,7 @@ from serving.artifact import Artifact
 from serving.jobs import JobStore
 from serving.roots import Roots
 from serving.service import create_app
+from serving.worker import stopped_by_signal
 
 _log = logging.getLogger(__name__)
 STOP_S = 30
@@ -58,7 +59,8 @@ def serve(
     server = uvicorn.Server(
         uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=STOP_S // 2)
     )
-    with _workers(workers, jobs_db, roots):
+    # When uvicorn has stopped on a signal it raises that signal again, at whoever listened before it.
+    with stopped_by_signal(), _workers(workers, jobs_db, roots):
         print(f"serving on http://{host}:{port}", file=sys.stderr, flush=True)
         server.run()
 

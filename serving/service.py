@@ -138,7 +138,7 @@ def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
     ) -> Job:
         """Queue a job. The same ``Idempotency-Key`` again gives the job it named (200), not another one."""
         job, created = store.submit(
-            artifact=body.artifact or artifacts.get().name,
+            artifact=body.artifact or artifacts.name(),
             source=roots.source(body.input),
             output=str(roots.output(body.output)),
             options=body.options.model_dump(),

@@ -76,7 +76,13 @@ class Worker:
                     drift=drift,
                 )
             report = None if drift is None else drift.report()
-            self._store.finish(claim, rows=result.rows_in, quarantined=result.quarantined, drift=report)
+            self._store.finish(
+                claim,
+                rows=result.rows_in,
+                quarantined=result.quarantined,
+                rows_per_s=result.rows_per_s,
+                drift=report,
+            )
             _log.info("job %s is done", claim.id)
         except ParkedError:
             self._store.release(claim)

@@ -65,10 +65,10 @@ def test_a_dead_workers_job_is_taken_over_and_its_late_word_has_no_effect(store)
     alive = store.claim("alive")
     assert alive.id == job.id
     assert not store.renew(dead, rows_done=1, rows_total=2, rows_per_s=1.0)
-    assert not store.finish(dead, rows=2, quarantined=0, drift=None)
+    assert not store.finish(dead, rows=2, quarantined=0, rows_per_s=None, drift=None)
     assert not store.fail(dead, "too late")
     assert not store.release(dead)
-    assert store.finish(alive, rows=2, quarantined=0, drift=None)
+    assert store.finish(alive, rows=2, quarantined=0, rows_per_s=None, drift=None)
     assert (store.get(job.id).state, store.get(job.id).attempts) == ("done", 2)
 
 
