@@ -157,7 +157,8 @@ def stopped_by_signal() -> Iterator[threading.Event]:
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
-    sys.stdin.read()
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
     stop.set()
 
 
