@@ -43,17 +43,23 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report. Figures are drawings with their captions; ``wide`` ones take the whole width."""
+    """A part of a report.
+
+    Attributes:
+        figures: Drawings with their captions; ``wide`` ones take the whole width.
+        folded: Tables that open on demand, by title; ``listings`` are texts of that kind.
+    """
 
     title: str
     text: str = ""
     grids: Sequence[Grid] = ()
     figures: Sequence[tuple[Markup, str]] = ()
     wide: Sequence[tuple[Markup, str]] = ()
+    folded: Sequence[tuple[str, Grid]] = ()
     listings: Sequence[tuple[str, str]] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.grids or self.figures or self.wide or self.listings)
+        return bool(self.grids or self.figures or self.wide or self.folded or self.listings)
 
 
 def write_page(

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +19,8 @@ from recsys.baselines import BASELINES_FILE
 from recsys.comparison import TestRows
 from recsys.config import ExperimentConfig, load_config, to_yaml
 from recsys.evaluation import EXPERTS_FILE
-from recsys.metrics import METRICS, NEEDS_USERS, interval, reliability
+from recsys.ledger import measure, total
+from recsys.metrics import METRICS, NEEDS_USERS, Interval, interval, reliability
 from recsys.pages import (
     NONE,
     Grid,
@@ -47,12 +47,10 @@ class Extras:
 
     Attributes:
         ceiling: The best reachable test AUC, where the truth is known.
-        ledger: Rows of the sparsity ledger.
         tiles: More figures for the top of the page.
     """
 
     ceiling: float | None = None
-    ledger: Sequence[Mapping[str, Any]] = ()
     tiles: Sequence[Tile] = ()
 
 
@@ -142,8 +140,7 @@ def _sections(runs: Sequence[RunFiles], extras: Extras) -> Iterator[Section]:
         yield from _task_sections(runs, task, extras)
     yield _learning(runs)
     yield from _experts(runs[0])
-    if extras.ledger:
-        yield _ledger(extras.ledger)
+    yield from _sparsity(runs[0])
     yield _how(runs)
 
 
@@ -361,20 +358,49 @@ def _expert_values(served: pl.DataFrame) -> Grid:
     return Grid(["Router", "Expert", "Value", "Rows it serves", "Times chance"], lines, texts=(0, 2))
 
 
-def _ledger(rows: Sequence[Mapping[str, Any]]) -> Section:
-    columns = list(rows[0])
-    lines = []
-    for row in rows:
-        cells = [
-            byte_size(value) if "bytes" in name else f"{value:.3g}" if isinstance(value, float) else str(value)
-            for name, value in row.items()
-        ]
-        lines.append(Line(cells, "total" if str(next(iter(row.values()))).lower() == "total" else ""))
-    return Section(
-        "Sparsity ledger",
-        "What each part weighs in the checkpoint and in the artifact.",
-        [Grid([name.replace("_", " ") for name in columns], lines)],
+def _sparsity(run: RunFiles) -> Iterator[Section]:
+    """The ledger, and the whole as trained beside as served; nothing where the run's data set is out of reach."""
+    try:
+        parts, whole = measure(run.path)
+    except UserError:
+        return
+    lines = [
+        Line(
+            [
+                part.part,
+                part.kind,
+                f"{part.numbers:,}",
+                f"{part.density:.3f}",
+                byte_size(part.checkpoint_bytes),
+                byte_size(part.artifact_bytes),
+                f"{part.flops_before:,.0f}",
+                f"{part.flops_after:,.0f}",
+            ],
+            "total" if part.part == "total" else "",
+        )
+        for part in (*parts, total(parts))
+    ]
+    columns = ["Part", "Kind", "Numbers", "Density", "Checkpoint", "Artifact", "FLOPs a row before", "after"]
+    rate = NONE if whole.samples_per_s is None else f"{whole.samples_per_s:,.0f} trained"
+    both = [
+        Line(["AUC", _spread(whole.auc, whole.auc_interval), _spread(whole.artifact_auc, whole.artifact_auc_interval)]),
+        Line(["log loss", figure_of(whole.logloss), figure_of(whole.artifact_logloss)]),
+        Line(["calibration", figure_of(whole.calibration), figure_of(whole.artifact_calibration)]),
+        Line(["bytes with vocabulary", byte_size(whole.checkpoint_bytes), byte_size(whole.artifact_bytes)]),
+        Line(["rows a second", rate, f"{whole.scored_rows_per_s:,.0f} scored"]),
+        Line(["memory", NONE, f"{byte_size(whole.mapped_bytes)} shared, {byte_size(whole.dense_bytes)} own"]),
+    ]
+    yield Section(
+        "Sparsity",
+        f"What every part weighs and computes before the levers and after. The artifact is {whole.ratio:.1f} times "
+        "smaller. A lever that only writes zeros lowers density, and neither bytes nor FLOPs.",
+        [Grid(["", "As trained", "As served"], both)],
+        folded=[("The ledger, part by part", Grid(columns, lines, texts=(0, 1)))],
     )
+
+
+def _spread(value: float, bounds: tuple[float, float]) -> Markup:
+    return with_interval(value, Interval(*bounds))
 
 
 def _how(runs: Sequence[RunFiles]) -> Section:
