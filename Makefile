@@ -29,7 +29,7 @@ contracts: .venv/dev  ## No import runs upwards, none in a circle.
 	$(BIN)/lint-imports
 
 docs: .venv/dev  ## Build the pages into site/, offline and strictly.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONWARNINGS=ignore $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/dev  ## All benchmarks, or one: make bench NAME=prepare
 	$(BIN)/python -m benchmarks $(NAME)

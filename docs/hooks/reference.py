@@ -1,11 +1,12 @@
 """The generated pages: every config key from the pydantic models, every verb from the command itself.
 
-A MkDocs hook (``on_files``), so that the pages are made at each build and cannot fall behind the code.
+MkDocs hooks, so that the pages are made at each build and cannot fall behind the code.
 """
 
 import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -25,6 +26,17 @@ BOUNDS = {
     "lt": "below {}",
     "min_length": "at least {} of them",
 }
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the page of every lever under *Levers*, so that a new lever is one page and no entry."""
+    pages = sorted(path.name for path in Path(config.docs_dir, "levers").glob("*.md"))
+    for section in config.nav or []:
+        if "Levers" in section:
+            section["Levers"] = [
+                f"levers/{name}" for name in sorted(pages, key=lambda name: (name != "index.md", name))
+            ]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
