@@ -35,15 +35,17 @@ def _experiment(folder: Path) -> ExperimentConfig:
 
 def _seconds(config: ExperimentConfig, dataset: Path, *, jobs: int, threads: int) -> float:
     """Time of the two arms, after the base has warmed the processes up."""
-    with tempfile.TemporaryDirectory() as store:
-        with Workers(dataset, TrialStore(Path(store)), threads=threads, jobs=jobs) as workers:
-            study = Study(config, Dataset.open(dataset, verify="sizes"), workers)
-            base, *arms = study.arms
-            warm = study.trials(base)[0]
-            workers.run([warm.model_copy(update={"seed": warm.seed + job}) for job in range(jobs)])
-            began = time.perf_counter()
-            workers.run([study.trials(arm)[0] for arm in arms])
-            return time.perf_counter() - began
+    with (
+        tempfile.TemporaryDirectory() as store,
+        Workers(dataset, TrialStore(Path(store)), threads=threads, jobs=jobs) as workers,
+    ):
+        study = Study(config, Dataset.open(dataset, verify="sizes"), workers)
+        base, *arms = study.arms
+        warm = study.trials(base)[0]
+        workers.run([warm.model_copy(update={"seed": warm.seed + job}) for job in range(jobs)])
+        began = time.perf_counter()
+        workers.run([study.trials(arm)[0] for arm in arms])
+        return time.perf_counter() - began
 
 
 def main() -> None:
