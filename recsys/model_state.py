@@ -49,7 +49,7 @@ class ModelState:
         self._fused = model.fused_optimizer
         groups = [group for optimizer in (*self._optimizers, self._fused) for group in optimizer.param_groups]
         self._rates = [(group, group["lr"]) for group in groups]
-        self._average = AveragedWeights(self._live(), config.ema) if config.ema else None
+        self._decay, self._average = config.ema, cast(AveragedWeights | None, None)
 
     def scale_rates(self, factor: float) -> None:
         """Multiply every configured learning rate by ``factor``; fused tables read it in the forward pass."""
@@ -71,7 +71,8 @@ class ModelState:
         self.ranker.update_routing()
         for lever in self._levers:
             lever.after_step(self.ranker, step)
-        if self._average is not None:
+        if self._decay is not None:
+            self._average = self._average or AveragedWeights(self._live(), self._decay)
             self._average.update(self._live())
 
     def swap_average(self) -> None:
@@ -108,9 +109,9 @@ class ModelState:
 
     def load(self, path: Path) -> dict[str, Any]:
         """Take everything from a checkpoint, at any number of ranks and sharding; return its JSON state."""
-        if self._average is not None:
+        if self._decay is not None:
             load_checkpoint(path, self._named(EMA), verify=False)
-            self._average.capture(self._live())
+            self._average = AveragedWeights(self._live(), self._decay)
         stored = stored_tensors(path)
         unfused: dict[str, Tensor] = {}
         levers: dict[str, Tensor] = {}
@@ -134,7 +135,7 @@ class ModelState:
             for name, entry in stored.items()
             if name.startswith(LEVER)
         }
-        state = load_checkpoint(path, self._named(MODEL if self._average is None else EMA) | levers)
+        state = load_checkpoint(path, self._named(MODEL if self._decay is None else EMA) | levers)
         self._load_levers(levers, state["numbers"])
 
     def _named(self, prefix: str) -> Tensors:

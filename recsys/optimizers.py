@@ -49,7 +49,7 @@ class AveragedWeights:
     def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.capture(tensors)
+        self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor]) -> None:
@@ -57,10 +57,6 @@ class AveragedWeights:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in tensors.items():
             self.average[name].lerp_(tensor.detach(), 1 - decay)
-
-    def capture(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the live values as the averages."""
-        self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def swap(self, tensors: Mapping[str, Tensor]) -> None:
