@@ -1,7 +1,7 @@
 """How often a study finds what is not there: forty features that are shuffled copies of a real one, left out in turn.
 
-Each copy has the real feature's values in random rows, so leaving it out has no effect but chance. The last line of JSON:
-``flagged`` of ``nulls`` arms are significant after correction, ``flagged_uncorrected`` before it (5% are expected).
+Each copy has the real feature's values in random rows, so leaving it out has no effect but chance. The last line is
+JSON: ``flagged`` of ``nulls`` arms are significant after correction, ``flagged_uncorrected`` before (5% are expected).
 """
 
 import json

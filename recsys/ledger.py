@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
@@ -212,6 +213,7 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
     from recsys.exporting import export_run, shrunk_weights
     from serving.artifact import TABLES
     from serving.export import as_served
+    from serving.translation import Translation
 
     config = load_config(run / CONFIG_FILE, overrides)
     data = Dataset.open(dataset or dataset_of(run))
@@ -222,7 +224,10 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
         artifact = export_run(run, Path(scratch) / "artifact", overrides, dataset=data.path)
         vocabulary = _folder_bytes(artifact.path / "vocabularies")
         ranker, sizes = artifact.ranker(), {file.name: file.stat().st_size for file in artifact.path.iterdir()}
-        rate = _scoring_rate(ranker, Loader(data, split, batch_size=_BATCH_ROWS, features=after.schema.feature_names))
+        loader = Loader(
+            data, split, batch_size=_BATCH_ROWS, features=after.schema.feature_names, max_rows=_MEASURED_ROWS
+        )
+        rate = _scoring_rate(ranker, list(map(Translation(data.encoder, artifact.encoder), loader)))
         artifact_bytes, folder = artifact.model_bytes, artifact.bytes
     parts = ledger(before, after)
     whole, served = evaluate(before, data, split), evaluate(as_served(after), data, split)
@@ -264,14 +269,8 @@ def summary(parts: Sequence[Part], measured: Measured | None = None) -> dict[str
 
 
 @torch.inference_mode()
-def _scoring_rate(ranker: torch.nn.Module, loader: Loader) -> float:
-    batches, rows = [], 0
-    for batch in loader:
-        batches.append(batch)
-        rows += len(batch)
-        if rows >= _MEASURED_ROWS:
-            break
-    rates = []
+def _scoring_rate(ranker: torch.nn.Module, batches: Sequence[Batch]) -> float:
+    rows, rates = sum(map(len, batches)), []
     for _ in range(3):
         began = time.perf_counter()
         for batch in batches:
