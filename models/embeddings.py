@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
@@ -27,7 +28,7 @@ from torchrec import (
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
-from data_pipelines.batch import Batch, Schema, SparseSpec
+from data_pipelines.batch import Batch, Schema, SparseSpec, TableSpec
 from data_pipelines.errors import UserError
 
 Pooling = Literal["sum", "mean", "last", "attention", "convolution"]
@@ -50,11 +51,17 @@ _WIDE = "wide "
 
 
 class TableConfig(BaseModel):
-    """What one table does otherwise than the rest: ``model.tables.<table>``."""
+    """What one table does otherwise than the rest: ``model.tables.<table>``.
+
+    Attributes:
+        rows: Keep only so many rows, for the ids in use: for a ``hash`` feature of very many ids (see
+            :class:`models.managed_ids.ManagedRows`). A row for each id where absent.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     dim: int | None = Field(default=None, ge=1)
     sharding: Sharding = "auto"
+    rows: int | None = Field(default=None, ge=1)
 
 
 class TablesConfig(BaseModel):
@@ -76,6 +83,10 @@ class TablesConfig(BaseModel):
 
     def table_dim(self, table: str) -> int:
         return self.tables.get(table, TableConfig()).dim or self.dim
+
+    def table_rows(self, table: TableSpec) -> int:
+        """Rows in memory: fewer than the table has ids, where they are managed."""
+        return self.tables.get(table.name, TableConfig()).rows or table.rows
 
     def pooling_of(self, feature: SparseSpec) -> Pooling:
         by_feature = self.pooling.get(feature.name)
@@ -141,7 +152,7 @@ def table_layouts(schema: Schema, config: TablesConfig) -> tuple[TableLayout, ..
             TableLayout(
                 name=table.name,
                 vocabulary=table.name,
-                rows=table.rows,
+                rows=config.table_rows(table),
                 dim=config.table_dim(table.name),
                 features=tuple(feature.name for feature in features),
                 route=route,
@@ -294,6 +305,12 @@ class SparseTables(nn.Module):
 
         The mask is a buffer, and so a part of the state dict from then on. Reserved rows cannot be dropped.
         """
+        rows = next(layout.rows for layout in self.layouts if layout.vocabulary == vocabulary)
+        if len(keep) != rows:
+            raise UserError(
+                f"model.tables.{vocabulary}.rows: ids of {vocabulary!r} have no rows of their own, so that none can be "
+                "pruned; leave rows out, or leave this table out of the pruning."
+            )
         keep = keep.clone()
         keep[: OOV_ID + 1] = True
         if vocabulary not in self._kept:
@@ -303,15 +320,19 @@ class SparseTables(nn.Module):
     def _redirect(self, bags: KeyedJaggedTensor) -> KeyedJaggedTensor:
         if not self._kept:
             return bags
-        keep = self.keep
-        values = bags.values().clone()
-        bounds = bags.offset_per_key()
-        for index, key in enumerate(bags.keys()):
-            mask = keep.get(self._specs[key].table) if key in self._specs else None
-            if mask is not None:
-                own = values[bounds[index] : bounds[index + 1]]
-                own.masked_fill_(~mask[own.long()], OOV_ID)
-        return _with_values(bags, values, bags.weights_or_none())
+        masks = {name: self.keep[spec.table] for name, spec in self._specs.items() if spec.table in self._kept}
+        return with_ids(bags, {name: partial(_oov_where_dropped, keep) for name, keep in masks.items()})
+
+    @torch.no_grad()
+    def restart_rows(self, vocabulary: str, rows: Tensor, step: int) -> None:
+        """Give ``rows`` of every table of a vocabulary new start values, equal on all ranks: they have new owners."""
+        layouts = {layout.name: layout for layout in self.layouts if layout.vocabulary == vocabulary}
+        for shard in local_rows(self) if len(rows) else ():
+            if shard.table in layouts:
+                values = _start_values(layouts[shard.table], len(rows), f"restart/{step}/{shard.table}")
+                inside = (rows >= shard.row_offset) & (rows < shard.row_offset + len(shard.weight))
+                columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
+                shard.weight[rows[inside] - shard.row_offset] = values[inside, columns].to(shard.weight)
 
     def forward(self, batch: Batch) -> Embedded:
         """Look up every feature of the schema; other keys of the batch are left alone."""
@@ -368,6 +389,21 @@ class SparseTables(nn.Module):
                     target[feature] = pool_rows(values_Ld, offsets, "mean")
                 else:
                     embedded.sequences[feature] = (values_Ld, offsets)
+
+
+def _oov_where_dropped(keep: Tensor, ids_L: Tensor) -> Tensor:
+    return ids_L.masked_fill(~keep[ids_L.long()], OOV_ID)
+
+
+def with_ids(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Tensor]]) -> KeyedJaggedTensor:
+    """``bags`` with the ids of some keys exchanged, one for one."""
+    values = bags.values().clone()
+    bounds = bags.offset_per_key()
+    for index, key in enumerate(bags.keys()):
+        if key in change:
+            own = slice(bounds[index], bounds[index + 1])
+            values[own] = change[key](values[own])
+    return _with_values(bags, values, bags.weights_or_none())
 
 
 def _by_key(output: Any) -> dict[str, Tensor]:
@@ -456,15 +492,20 @@ def initialise_tables(module: nn.Module, seed: int = 0) -> None:
         layout = layouts[_name(key)]
         end = row_offset + weight.shape[0]
         for block in range(row_offset // _INIT_BLOCK, -(-end // _INIT_BLOCK)):
-            name = f"{seed}/{layout.name}/{block}"
-            generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
             rows = min(_INIT_BLOCK, layout.rows - block * _INIT_BLOCK)
-            values = torch.zeros(rows, layout.stored_dim)
-            if not layout.wide:
-                values[:, : layout.dim] = torch.randn(rows, layout.dim, generator=generator) * _INIT_STD
+            values = _start_values(layout, rows, f"{seed}/{layout.name}/{block}")
             first, last = max(row_offset, block * _INIT_BLOCK), min(end, block * _INIT_BLOCK + rows)
             taken = values[first - block * _INIT_BLOCK : last - block * _INIT_BLOCK]
             weight[first - row_offset : last - row_offset] = taken[:, col_offset : col_offset + weight.shape[1]]
+
+
+def _start_values(layout: TableLayout, rows: int, name: str) -> Tensor:
+    """(rows, stored columns) numbers that depend on ``name`` alone; a wide part starts from zero."""
+    values = torch.zeros(rows, layout.stored_dim)
+    if not layout.wide:
+        generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
+        values[:, : layout.dim] = torch.randn(rows, layout.dim, generator=generator) * _INIT_STD
+    return values
 
 
 def table_names(state: Iterable[str]) -> dict[str, str]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-from models.embeddings import Embedded, TablesConfig
+from models.embeddings import Embedded, SparseTables, TablesConfig
 from models.experts import Balance, DenseTower, Gate, MixtureTower, routers
 from models.gates import FeatureGates
 from models.heads import Heads, TasksConfig
 from models.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
+from models.managed_ids import ManagedIds
 from models.normalization import Standardize
 from models.row_norm import RowNorm
 from models.sequence import Histories
@@ -117,6 +118,7 @@ class Ranker(nn.Module):
     def __init__(self, config: RankerConfig, schema: Schema, tables: nn.Module) -> None:
         super().__init__()
         self.config, self.schema, self.tables = config, schema, tables
+        self.managed_ids = ManagedIds(schema, config) if any(t.rows for t in config.tables.values()) else None
         self.histories = Histories(schema, config)
         self.standardize = Standardize(schema.dense_width)
         self.gates = FeatureGates(schema) if config.gates else None
@@ -217,6 +219,8 @@ class Ranker(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, T), float32, in the order of the schema's tasks."""
+        if self.managed_ids is not None:
+            batch = self._exchange_ids(self.managed_ids, batch)
         embedded: Embedded = self.tables(batch)
         pooled = embedded.pooled | self.histories(embedded)
         dense_BD, wide = self.standardize(batch.dense), embedded.wide
@@ -228,6 +232,12 @@ class Ranker(nn.Module):
         if self.wide_bias is not None:
             logits_BT = logits_BT + torch.cat(list(wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
         return cast(Tensor, logits_BT)
+
+    def _exchange_ids(self, managed: ManagedIds, batch: Batch) -> Batch:
+        batch, changed = managed(batch)
+        for vocabulary, rows in changed.items():
+            cast(SparseTables, self.tables).restart_rows(vocabulary, rows, managed.steps)
+        return batch
 
     def _interact(self, fields: list[Tensor], dense_BD: Tensor) -> Tensor:
         multiplies_fields = self.config.interaction.kind in ("fm", "dot")
