@@ -6,6 +6,7 @@ A checkpoint is written by all ranks, each its own shards, and read at any numbe
 import json
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -48,6 +50,21 @@ def steps(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
+class _ShardWriter(HuggingFaceStorageWriter):
+    """A safetensors file holds one tensor of a name, and a rank may hold several shards of a table (column-wise):
+    the n-th shard of each goes into the rank's n-th file."""
+
+    def _split_by_storage_plan(
+        self, storage_plan: dict[str, int] | None, items: list[WriteItem]
+    ) -> dict[int, list[WriteItem]]:
+        files: dict[int, list[WriteItem]] = {}
+        shards: Counter[str] = Counter()
+        for item in items:
+            shards[item.index.fqn] += 1
+            files.setdefault(shards[item.index.fqn], []).append(item)
+        return files
+
+
 def save_checkpoint(path: Path, tensors: Tensors, state: Mapping[str, Any], processes: Processes) -> None:
     """Write a checkpoint; every rank calls this with its shards. It is complete at ``path``, or absent.
 
@@ -59,7 +76,7 @@ def save_checkpoint(path: Path, tensors: Tensors, state: Mapping[str, Any], proc
     with target as folder:
         shared = Path(processes.broadcast(str(folder)))
         with _quiet():
-            save(tensors, storage_writer=HuggingFaceStorageWriter(str(shared), save_distributed=True))
+            save(tensors, storage_writer=_ShardWriter(str(shared), save_distributed=True))
         processes.barrier()
         if processes.is_main:
             (folder / STATE_FILE).write_text(json.dumps(state))
@@ -94,7 +111,13 @@ def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dic
 
 def stored_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
     """Sizes and types of a checkpoint's tensors, by name."""
-    return dict(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)  # type: ignore[arg-type]
+    stored: dict[str, TensorStorageMetadata] = dict(
+        HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata  # type: ignore[arg-type]
+    )
+    for name, entry in stored.items():
+        held = sum(chunk.sizes.numel() for chunk in entry.chunks)
+        assert held == entry.size.numel(), f"{path}: {name} lacks {entry.size.numel() - held} of its numbers"
+    return stored
 
 
 def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
