@@ -239,7 +239,7 @@ def _crossed(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def gates(config: ExperimentConfig, data: Dataset, names: Sequence[str], out: Path) -> list[Ranked]:
-    """Gates of a ranker trained with ``sparsity.feature_gates``; a config without the lever gets a mild one."""
+    """Gates of a ranker trained with ``sparsity.feature_gates``, at its default strength where the config has none."""
     from tempfile import TemporaryDirectory
 
     from models.sparsity.feature_gates import gate_values
@@ -248,8 +248,7 @@ def gates(config: ExperimentConfig, data: Dataset, names: Sequence[str], out: Pa
 
     content = config.model_dump(mode="json", exclude_none=True)
     if config.sparsity.feature_gates is None:
-        steps = config.train.epochs * (data.splits["train"] // config.train.batch_size + 1)
-        content = override(content, [f"sparsity.feature_gates={{strength: {1.5 / steps}, settle: 0.99}}"])
+        content = override(content, ["sparsity.feature_gates={settle: 0.9}"])
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent) as scratch:
         run = Path(scratch) / "run"

@@ -39,13 +39,13 @@ LEVERS: dict[str, dict[str, Any]] = {
     "group": {"sparsity": {"group": {"rows": 1e-4, "dims": 1e-3, "neurons": 2e-3, "experts": 1e-3, "every": 5}}},
     "pep": {"sparsity": {"pep": FAST_PEP | {"sparsity": 0.8}}},
     "pep by row": {"sparsity": {"pep": FAST_PEP | {"sparsity": 0.8, "granularity": "row"}}},
-    "feature_gates": {"sparsity": {"feature_gates": {"strength": 1.6e-2, "settle": 0.9}}, "model": MLP},
-    "feature_gates of a mixture": {"sparsity": {"feature_gates": {"strength": 3e-2}}},
+    "feature_gates": {"sparsity": {"feature_gates": {"strength": 0.05}}, "model": MLP},
+    "feature_gates of a mixture": {"sparsity": {"feature_gates": {"strength": 0.05}}},
     "experts": {"sparsity": {"group": {"experts": 5e-2, "every": 5}}},
     "ftrl": {"sparsity": {"ftrl": {"alpha": 0.1, "l1": 0.05}}, "model": {"wide": True}},
     "all together": {
         "sparsity": {
-            "feature_gates": {"strength": 1e-2},
+            "feature_gates": {"strength": 0.05},
             "row_pruning": {"sparsity": 0.5, "every": 5},
             "unit_pruning": {"sparsity": 0.5, "every": 5},
             "group": {"dims": 1e-3, "every": 5},

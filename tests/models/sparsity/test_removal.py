@@ -94,8 +94,8 @@ def test_dead_dimensions_leave_the_tables(seed: int) -> None:
 def test_features_with_closed_gates_leave_the_ranker(kind: str, tower: str) -> None:
     weights = random_weights(3, interaction={"kind": kind, "layers": 2}, tower=TOWERS[tower], gates=True)
     closed = {"user", "likes.age", "tags", "year"} if kind != "fm" else {"user", "likes.age", "tags"}
-    weights.dense["gates.sparse_F"] = torch.tensor([float(f.name not in closed) for f in SCHEMA.sparse])
-    weights.dense["gates.dense_G"] = torch.tensor([float(f.name not in closed) for f in SCHEMA.dense])
+    weights.dense["gates.sparse_F"] = torch.tensor([-1.0 if f.name in closed else 1.0 for f in SCHEMA.sparse])
+    weights.dense["gates.dense_G"] = torch.tensor([-1.0 if f.name in closed else 1.0 for f in SCHEMA.dense])
     before = logits(weights)
     drop_features(weights, {name for name, gate in gate_values(weights).items() if gate == 0})
     assert_same_logits(before, weights)
@@ -111,7 +111,7 @@ def test_a_low_rank_cross_can_lose_features_too(rank: int | None) -> None:
     weights = random_weights(
         4, interaction={"kind": "cross", "layers": 2, "rank": rank}, tower=TOWERS["mlp"], gates=True
     )
-    weights.dense["gates.sparse_F"][0] = 0
+    weights.dense["gates.sparse_F"][0] = -1
     before = logits(weights)
     drop_features(weights, {"user"})
     assert_same_logits(before, weights)
