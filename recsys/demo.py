@@ -28,10 +28,10 @@ MARK = "planted.json"
 """The file by which a folder is known as one that a demo may replace."""
 
 SPARSITY = {
-    "row_pruning": {"sparsity": 0.3, "tables": ["user", "item"]},
     "quantization": {"table_bits": {"user": 4, "item": 4}, "dense": "int8"},
+    "post_pruning": {"sparsity": 0.3, "tables": ["user", "item"]},
 }
-"""The demo's levers: rare users and items lose their rows, what is left is kept in 4 and 8 bits."""
+"""The demo's levers: rows of users and items that matter least go, and the rest is kept in 4 and 8 bits."""
 
 Announce = Callable[[str, float], None]
 """``announce(step, seconds)``: a step is done."""
