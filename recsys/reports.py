@@ -345,8 +345,8 @@ def _experts(run: RunFiles) -> Iterator[Section]:
         lines.append(Line([router, str(len(last)), f"{entropy:.3f}", f"{last.min():.1%}", f"{last.max():.1%}"]))
     if figures:
         grid = Grid(["Router", "Experts", "Entropy of load (1 is even)", "Least used", "Most used"], lines)
-        grids = [grid] if run.experts is None else [grid, _expert_values(run.experts)]
-        yield Section("Experts", "How the router spreads rows, and what each expert serves.", grids, figures)
+        folded = [] if run.experts is None else [("What each expert serves", _expert_values(run.experts))]
+        yield Section("Experts", "How the router spreads rows.", [grid], figures, folded=folded)
 
 
 def _expert_values(served: pl.DataFrame) -> Grid:
