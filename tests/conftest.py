@@ -56,3 +56,7 @@ def tiny_data(tiny_log: Path) -> dict[str, Any]:
             "price": {"kind": "number", "transform": "log1p"},
         },
     }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=25, help="damaged logs to try in tests/data_pipelines/test_fuzz.py")
