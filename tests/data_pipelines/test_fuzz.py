@@ -112,7 +112,8 @@ def write_damaged(frame: pl.DataFrame, folder: Path, rng: Rng) -> Path:
         path = folder / f"{number}.{kind}"
         WRITERS[kind](part, path)
         if number == victim and damages:
-            path.write_bytes(BYTES[int(rng.integers(0, len(BYTES)))](path.read_bytes(), rng))
+            content = path.read_bytes() or b"\n"
+            path.write_bytes(BYTES[int(rng.integers(0, len(BYTES)))](content, rng))
     return folder if len(parts) > 1 else folder / f"0.{kind}"
 
 
