@@ -1,15 +1,12 @@
 """A trained run and its artifact, and a real PostgreSQL for the jobs' database."""
 
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_server import binaries, postgres_server
 
 from data_pipelines.dataset import Dataset, prepare
 from recsys.config import ExperimentConfig
@@ -19,29 +16,11 @@ from recsys.training import train
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server that lives as long as the tests, reached by a socket in a folder of its own."""
-    found = sorted(glob("/usr/lib/postgresql/*/bin")) + ([str(Path(p).parent)] if (p := shutil.which("initdb")) else [])
-    if not found:
-        pytest.skip("PostgreSQL's server binaries (initdb, postgres) are not installed")
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    if user:
-        shutil.chown(folder, user)
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run(
-            [f"{found[-1]}/{command[0]}", *command[1:]], check=True, user=user, capture_output=True, cwd=folder
-        )
-
-    run("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync")
-    options = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=200"
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql://postgres@/postgres?host={folder}"
-    finally:
-        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    """URL of a PostgreSQL server that lives as long as the tests."""
+    if binaries() is None:
+        pytest.skip("PostgreSQL's server programs (initdb, postgres) are not installed")
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture
