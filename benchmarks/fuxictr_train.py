@@ -1,5 +1,7 @@
 """FuxiCTR's DCNv2 on batches that are ready made; runs in FuxiCTR's own environment, prints seconds of each step.
 
+The model is put together of FuxiCTR's layers as its DCNv2 (parallel structure) is, and trained by FuxiCTR's step.
+
 Arguments: a folder with one ``.npy`` of encoded ids a feature (two-dimensional: a padded bag) and ``label.npy``, the
 batch size, the number of steps, the number of warm-up steps.
 """
@@ -15,7 +17,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
-from model_zoo import DCNv2
+from fuxictr.pytorch.layers import CrossNetV2, FeatureEmbedding, MLP_Block
+from fuxictr.pytorch.models import BaseModel
+from torch import nn
+
+
+class DCNv2(BaseModel):
+    """Three cross layers beside a 400-400 tower, embeddings of 16."""
+
+    def __init__(self, feature_map, **settings):
+        super().__init__(feature_map, **settings)
+        self.embedding_layer = FeatureEmbedding(feature_map, 16)
+        width = feature_map.sum_emb_out_dim()
+        self.crossnet = CrossNetV2(width, 3)
+        self.tower = MLP_Block(input_dim=width, hidden_units=[400, 400], hidden_activations="relu", batch_norm=False)
+        self.fc = nn.Linear(width + 400, 1)
+        self._max_gradient_norm = 10.0
+        self.compile("adam", "binary_crossentropy", 1e-3)
+        self.reset_parameters()
+
+    def forward(self, inputs):
+        row = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
+        logits = self.fc(torch.cat([self.crossnet(row), self.tower(row)], dim=-1))
+        return {"y_pred": self.output_activation(logits)}
+
 
 folder, batch_size, steps, warm_up = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 logging.disable(logging.CRITICAL)
@@ -26,7 +51,7 @@ features.features = OrderedDict()
 for name, ids in columns.items():
     if name == "label":
         continue
-    entry = {"source": "", "type": "categorical", "padding_idx": 0, "vocab_size": int(ids.max()) + 1}
+    entry = {"source": "", "type": "categorical", "padding_idx": 0, "vocab_size": int(ids.max()) + 1, "embedding_dim": 16}
     if ids.ndim == 2:
         entry |= {"type": "sequence", "max_len": ids.shape[1], "feature_encoder": "layers.MaskedAveragePooling()"}
     features.features[name] = entry
@@ -34,22 +59,7 @@ features.num_fields = len(features.features)
 features.total_features = sum(entry["vocab_size"] for entry in features.features.values())
 features.labels = ["label"]
 features.set_column_index()
-model = DCNv2(
-    features,
-    model_id="bench",
-    gpu=-1,
-    model_structure="parallel",
-    embedding_dim=16,
-    num_cross_layers=3,
-    parallel_dnn_hidden_units=[400, 400],
-    learning_rate=1e-3,
-    optimizer="adam",
-    loss="binary_crossentropy",
-    metrics=["AUC"],
-    task="binary_classification",
-    model_root=tempfile.mkdtemp(),
-    verbose=0,
-)
+model = DCNv2(features, gpu=-1, metrics=["AUC"], task="binary_classification", model_root=tempfile.mkdtemp(), verbose=0)
 model.train()
 seconds = []
 for step in range(warm_up + steps):
