@@ -70,14 +70,17 @@ class Arm:
         return self.change is None
 
 
-def plan_arms(study: StudyConfig, data: DataConfig) -> list[Arm]:
+def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str]) -> list[Arm]:
     """All arms that are known before anything runs, the base first.
+
+    Args:
+        features: What the base reads, in the order of the config.
 
     Raises:
         UserError: A name is neither a feature nor a group, or an arm would have no feature.
     """
-    units = Units(data)
-    everything = tuple(data.inputs)
+    units = Units(data, features)
+    everything = units.features
     arms = [Arm(BASE, "base", everything)]
     if study.core:
         core = units.members(study.core, "core")
@@ -103,13 +106,15 @@ def plan_arms(study: StudyConfig, data: DataConfig) -> list[Arm]:
 class Units(Mapping[str, tuple[str, ...]]):
     """Features and groups by name, with the features each stands for."""
 
-    def __init__(self, data: DataConfig) -> None:
-        self.features = tuple(data.features)
-        self.groups = {
-            name: tuple(dict.fromkeys(member.split(".")[0] for member in members))
-            for name, members in data.groups.items()
-        }
+    def __init__(self, data: DataConfig, features: Sequence[str]) -> None:
+        self.features = tuple(features)
+        self.groups = {name: self._read(members) for name, members in data.groups.items() if self._read(members)}
         self._members = self.groups | {name: (name,) for name in self.features}
+
+    def _read(self, members: Sequence[str]) -> tuple[str, ...]:
+        """The members of a group that the base reads."""
+        named = dict.fromkeys(member.split(".")[0] for member in members)
+        return tuple(name for name in named if name in self.features)
 
     def __getitem__(self, unit: str) -> tuple[str, ...]:
         return self._members[unit]

@@ -18,13 +18,13 @@ from data_pipelines.errors import UserError
 from models.embeddings import SparseTables
 from models.ranker import Ranker
 from recsys.ablation import selection
-from recsys.ablation.arms import BASE, CORE, Arm, narrow, plan_arms
+from recsys.ablation.arms import BASE, CORE, Arm, Units, narrow, plan_arms
 from recsys.ablation.config import StudyConfig
 from recsys.ablation.effects import Judge
 from recsys.ablation.execution import Workers, experiment
 from recsys.ablation.slices import slice_masks
 from recsys.ablation.trials import Figures, Trial, TrialStore, code_fingerprint
-from recsys.config import ExperimentConfig, override
+from recsys.config import ExperimentConfig, chosen_features, override
 from recsys.metrics import METRICS, NEEDS_USERS
 from recsys.significance import Floats
 
@@ -82,13 +82,16 @@ class Study:
     dataset: Dataset
     workers: Workers
     arms: list[Arm] = field(init=False)
+    units: Units = field(init=False)
     stopped: dict[str, int] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
     _fresh: int = 0
 
     def __post_init__(self) -> None:
         self._check()
-        self.arms = plan_arms(self.study, self.config.data)
+        features = chosen_features(self.config, self.dataset)
+        self.units = Units(self.config.data, features)
+        self.arms = plan_arms(self.study, self.config.data, features)
         for arm in self.arms:
             if arm.trains:
                 self._check_arm(arm)
@@ -187,7 +190,7 @@ class Study:
     def _trial(self, arm: Arm, seed: int) -> Trial:
         if not arm.trains:
             base = self._trial(self.arms[0], seed)
-            members = {feature for unit in arm.units for feature in self._members(unit)}
+            members = {feature for unit in arm.units for feature in self.units[unit]}
             changed = tuple(name for name in arm.features if name in members)
             return base.model_copy(
                 update={"keep_run": False, "parent": base.name, "change": arm.change, "changed": changed}
@@ -209,10 +212,6 @@ class Study:
         schema = self.dataset.encoder.select(arm.features).schema
         content = override(self.config.model_dump(mode="json"), assignments)
         return narrow(content, arm.features, [table.name for table in schema.tables])
-
-    def _members(self, unit: str) -> tuple[str, ...]:
-        groups = self.config.data.groups
-        return tuple(member.split(".")[0] for member in groups[unit]) if unit in groups else (unit,)
 
     def _check(self) -> None:
         task = self.dataset.config.tasks.get(self.task)

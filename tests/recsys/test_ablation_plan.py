@@ -29,7 +29,7 @@ def data() -> DataConfig:
 
 
 def _plan(data: DataConfig, **study: Any):
-    return plan_arms(StudyConfig(**{"leave_one_out": [], **study}), data)
+    return plan_arms(StudyConfig(**{"leave_one_out": [], **study}), data, list(data.inputs))
 
 
 def test_the_base_comes_first_and_every_arm_names_its_reference(data: DataConfig) -> None:
@@ -41,6 +41,11 @@ def test_the_base_comes_first_and_every_arm_names_its_reference(data: DataConfig
     assert by_name["core + ids"].features == ("user", "item")
     assert by_name["core + item"].reference == CORE
     assert not by_name["mask price"].trains
+
+
+def test_a_base_of_fewer_features_has_fewer_arms(data: DataConfig) -> None:
+    arms = plan_arms(StudyConfig(leave_one_out=["features", "ids"]), data, ["user", "price"])
+    assert [arm.name for arm in arms] == [BASE, "without user", "without price", "without ids"]
 
 
 def test_pairs_bring_the_arms_that_their_interaction_needs(data: DataConfig) -> None:
