@@ -12,32 +12,55 @@ import polars as pl
 from data_pipelines import storage
 from data_pipelines.batch import Schema
 from data_pipelines.columns import KEY, LABEL, Columns, Events
+from data_pipelines.drift import drift
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
 from data_pipelines.originals import originals
-from data_pipelines.preparation import write
+from data_pipelines.preparation import Earlier, write
 from data_pipelines.splits import SPLITS
+from data_pipelines.state import State
 from data_pipelines.storage import Manifest
 
 
 def prepare(
-    config: DataConfig, out: Path, *, log: str | None = None, progress: Callable[[int], None] | None = None
+    config: DataConfig,
+    out: Path,
+    *,
+    log: str | None = None,
+    extend: Path | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> "Dataset":
     """Make the data set of a log at ``out``: complete, or not there at all.
 
     Args:
         log: Read this log in place of ``config.log``.
+        extend: A data set that this log goes on from. Its ids and normalisation stay, new values are appended to its
+            vocabularies, its past is remembered, and ``profile["drift"]`` says how far the new log is from its own.
         progress: Is told how many more rows are done, now and then.
 
     Raises:
-        UserError: The log cannot be read or used as ``config`` says, or ``out`` exists.
+        UserError: The log cannot be read or used as ``config`` says, ``out`` exists, or ``extend`` is not a data set of
+            the same features.
     """
+    old = None if extend is None else Dataset.open(extend)
     location = log or config.log
     meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location}
     with storage.new_directory(out, "dataset", meta=meta) as folder:
-        meta["splits"] = write(config, folder, location, progress or (lambda rows: None))
+        earlier = None if old is None else Earlier(old.encoder, old.state)
+        meta["splits"] = write(config, folder, location, progress or (lambda rows: None), earlier)
+        if old is not None:
+            meta["extends"] = old.manifest.fingerprint
+            _add_drift(folder, old)
     return Dataset.open(out, verify="sizes")
+
+
+def _add_drift(folder: Path, old: "Dataset") -> None:
+    path, encoder = folder / "profile.json", Encoder.load(folder)
+    profile = json.loads(path.read_text())
+    new = pl.scan_ipc(folder / "splits" / "train" / "part-*.arrow")
+    profile["drift"] = drift(old.schema, old.frame("train"), encoder.schema, new)
+    path.write_text(json.dumps(profile, indent=1))
 
 
 class Dataset:
@@ -69,6 +92,12 @@ class Dataset:
     def encoder(self) -> Encoder:
         """The encoder that made it."""
         return Encoder.load(self.path)
+
+    @cached_property
+    def state(self) -> State | None:
+        """What new rows need of the past; ``None`` where no feature depends on it."""
+        folder = self.path / "state"
+        return State.open(folder) if folder.is_dir() else None
 
     @property
     def config(self) -> DataConfig:
@@ -124,8 +153,11 @@ class Dataset:
             rows: Positions in the split; all if ``None``.
 
         Raises:
-            UserError: The log is no longer there.
+            UserError: The log is no longer there, or does not hold all (sampled negatives, the past of a data set that
+                was extended).
         """
+        if self.config.sampling is not None or "extends" in self.manifest.meta:
+            raise UserError(f"{self.path} has rows or events that its log does not hold: they cannot be read again.")
         encoded = self.frame(split).collect() if rows is None else self.frame(split).collect()[np.asarray(rows)]
         return originals(self.config, self.manifest.meta["log"], encoded, self.path / "events")
 

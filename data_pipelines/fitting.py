@@ -4,29 +4,41 @@ import polars as pl
 
 from data_pipelines.compiling import Fitted, Values, specs
 from data_pipelines.features import BagFeature, CrossFeature, DataConfig, NumberFeature, VocabularyConfig
+from data_pipelines.sources import ROW
 from data_pipelines.vocabulary import Slots, Table, Vocabulary
 
+_QUANTILE_ROWS = 1 << 20
 
-def fit(config: DataConfig, train: pl.LazyFrame) -> Fitted:
+
+def fit(config: DataConfig, train: pl.LazyFrame, earlier: Fitted | None = None) -> Fitted:
     """Fit everything in one pass over the training rows.
+
+    Args:
+        earlier: Keep its numbers, and its values with their ids; new values are appended to them.
 
     Raises:
         UserError: A column is missing, or of a type its feature cannot read.
     """
     values = Values(config, train.collect_schema())
     counting = _counting(config, values, train)
-    numbers = _summaries(config, values)
+    numbers = {} if earlier is not None else _summaries(config, values, train)
     frames = [frame for table in counting.values() for frame in table]
     if numbers:
         frames.append(train.select(**numbers))
-    collected = iter(pl.collect_all(frames, engine="streaming"))
+    # A scan shared by several queries would be held in memory for the slowest of them.
+    separate = pl.QueryOptFlags(comm_subplan_elim=False)
+    collected = iter(pl.collect_all(frames, engine="streaming", optimizations=separate))
 
     tables: dict[str, Table] = {}
     for table, counted in counting.items():
         rule = next(f for f in config.features.values() if isinstance(f, VocabularyConfig) and f.table == table)
-        tables[table] = Vocabulary.fit([next(collected) for _ in counted], rule)
+        known = None if earlier is None else earlier.tables[table]
+        assert not isinstance(known, Slots)
+        tables[table] = Vocabulary.fit([next(collected) for _ in counted], rule, known)
     for table, size in specs(config).slots.items():
         tables[table] = Slots(size)
+    if earlier is not None:
+        return Fitted(tables, earlier.numbers)
     return Fitted(tables, _numbers(config, next(collected)) if numbers else {})
 
 
@@ -47,7 +59,8 @@ def _counting(config: DataConfig, values: Values, train: pl.LazyFrame) -> dict[s
     return counting
 
 
-def _summaries(config: DataConfig, values: Values) -> dict[str, pl.Expr]:
+def _summaries(config: DataConfig, values: Values, train: pl.LazyFrame) -> dict[str, pl.Expr]:
+    sampled = _sample(config, train)
     summaries: dict[str, pl.Expr] = {}
     for name, feature in config.features.items():
         if not isinstance(feature, NumberFeature):
@@ -59,8 +72,17 @@ def _summaries(config: DataConfig, values: Values) -> dict[str, pl.Expr]:
             summaries[f"{name}:deviation"] = value.std(ddof=0)
         elif feature.transform == "buckets":
             for i in range(1, feature.buckets):
-                summaries[f"{name}:{i}"] = value.quantile(i / feature.buckets)
+                summaries[f"{name}:{i}"] = value.filter(sampled).quantile(i / feature.buckets)
     return summaries
+
+
+def _sample(config: DataConfig, train: pl.LazyFrame) -> pl.Expr:
+    """Every n-th row of the log, so that quantiles, which need their values in memory, see about a million."""
+    bucketed = any(isinstance(f, NumberFeature) and f.transform == "buckets" for f in config.features.values())
+    if not bucketed or ROW not in train.collect_schema():
+        return pl.lit(True)
+    rows: int = train.select(pl.len()).collect(engine="streaming").item()
+    return (pl.col(ROW) % (rows // _QUANTILE_ROWS + 1)).eq(0)
 
 
 def _numbers(config: DataConfig, summary: pl.DataFrame) -> dict[str, list[float]]:

@@ -18,6 +18,8 @@ from data_pipelines.timelines import Int64s, Keys, Timeline, bisect, running
 from data_pipelines.vocabulary import Table, Vocabulary
 
 _FLAG = "?"
+NO_ROW = 2**32 - 1
+"""The row of an event that is not of the log."""
 
 
 def columns(config: DataConfig, name: str, values: Values) -> list[pl.Expr]:
@@ -60,18 +62,29 @@ class Slices:
     rows: ByRow
     events: int = 0
 
-    def add(self, frame: pl.DataFrame, rows: np.ndarray, line: Timeline) -> pl.DataFrame:
-        """Take in one part of the log; returns its events in order: ``key``, ``time`` and the texts."""
+    def add(self, frame: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
+        """Take in one part of the log; returns its events in order: ``key``, ``time`` and the texts.
+
+        Args:
+            earlier: Events that were before the log.
+        """
+        known = 0 if earlier is None else len(earlier)
+        if earlier is not None:
+            before = earlier.with_columns(pl.lit(True).alias(self.name + _FLAG), row=pl.lit(NO_ROW, dtype=pl.UInt32))
+            frame = pl.concat([before, frame.select(before.columns)])
+            line = Timeline.of(frame["key"].to_numpy(), frame["time"].to_numpy())
+        rows = frame["row"].to_numpy()
         event = frame[self.name + _FLAG].to_numpy()[line.order]
         count = running(event)
         end = count[line.tie]
         length = np.minimum(end - count[line.first], self.feature.last)
-        self.rows.add(rows, start=line.in_log_order(self.events + end - length), length=line.in_log_order(length))
+        start = line.in_log_order(self.events + end - length)
+        self.rows.add(rows[known:], start=start[known:], length=line.in_log_order(length)[known:])
         places = line.order[event]
         found = _events(self.name, self.feature, frame).select(pl.all().gather(places))
         self._write(found, rows[places])
         self.events += len(found)
-        return found
+        return found.filter(pl.Series(places >= known)) if known else found
 
     def _write(self, found: pl.DataFrame, rows: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

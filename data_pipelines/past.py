@@ -115,15 +115,15 @@ def compute(
                 prior = _prior(config, name, rows, snapshots)
                 by_row = ByRow(scratch / name, [("level", "<f4")])
                 past.statistics[name] = (feature, prior, by_row)
-                workers[name] = Running(name, feature, prior, by_row)
+                workers[name] = Running(name, feature, prior, by_row, snapshots.base)
         frame = keyed(
             config, by, rows, [pl.col(TIME).alias("time"), pl.col(ROW).alias("row"), *_read(config, names, rows)]
         )
         for part in partitions(frame, size, scratch):
-            line = Timeline.of(part[KEY].to_numpy(), part["time"].to_numpy())
-            row_numbers = part["row"].to_numpy()
+            line = Timeline.of(part.rows[KEY].to_numpy(), part.rows["time"].to_numpy())
             for name, worker in workers.items():
-                snapshots.add(name, worker.add(part, row_numbers, line))
+                earlier = None if snapshots.base is None else snapshots.base.span(name, part.low, part.high)
+                snapshots.add(name, worker.add(part.rows, line, earlier), earlier)
     return past
 
 
@@ -134,10 +134,11 @@ def remember(config: DataConfig, rows: pl.LazyFrame, snapshots: Snapshots) -> No
         for name in names:
             feature = config.features[name]
             if isinstance(feature, HistoryFeature):
-                snapshots.add(name, histories.events(name, feature, frame))
+                events = histories.events(name, feature, frame)
             else:
                 _prior(config, name, rows, snapshots)
-                snapshots.add(name, frame.select(KEY, "time", value=name))
+                events = frame.select(KEY, "time", value=name)
+            snapshots.add(name, events, None if snapshots.base is None else snapshots.base.frame(name))
 
 
 def _read(config: DataConfig, names: Iterable[str], rows: pl.LazyFrame) -> Iterator[pl.Expr]:
@@ -156,5 +157,4 @@ def _prior(config: DataConfig, name: str, rows: pl.LazyFrame, snapshots: Snapsho
         return None
     value = statistics.value(config, name, Values(config, rows.collect_schema()))
     minutes = statistics.by_minute(rows, value).collect(engine="streaming")
-    snapshots.add_prior(name, minutes)
-    return Prior.of(minutes)
+    return Prior.of(snapshots.add_prior(name, minutes))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,12 +20,22 @@ from data_pipelines.snapshots import Snapshots
 from data_pipelines.sources import ROW
 from data_pipelines.spill import CHUNK_ROWS
 from data_pipelines.splits import SPLIT, SPLITS, assign
-from data_pipelines.state import save
+from data_pipelines.state import State, save
 from data_pipelines.surveys import Survey, take_survey
 from data_pipelines.validation import REASON, TIME, checked, label
 
 
-def write(config: DataConfig, folder: Path, location: str, progress: Callable[[int], None]) -> dict[str, int]:
+@dataclass(frozen=True)
+class Earlier:
+    """What a data set to extend has made of the log so far."""
+
+    encoder: Encoder
+    state: State | None
+
+
+def write(
+    config: DataConfig, folder: Path, location: str, progress: Callable[[int], None], earlier: Earlier | None
+) -> dict[str, int]:
     """Write everything but the manifest into ``folder``; returns the rows of each split."""
     with sources.reading(location), TemporaryDirectory(dir=folder) as scratch_name:
         scratch = Path(scratch_name)
@@ -37,8 +47,8 @@ def write(config: DataConfig, folder: Path, location: str, progress: Callable[[i
         rows = assign(config, rows.drop(REASON), survey, scratch)
         if config.sampling is not None:
             rows, survey = _sampled(config, rows, survey, location, folder, scratch)
-        encoder = Encoder.fit(config, rows.filter(pl.col(SPLIT) == 0))
-        past = _past(config, encoder, rows, survey, folder, scratch)
+        encoder = Encoder.fit(config, rows.filter(pl.col(SPLIT) == 0), None if earlier is None else earlier.encoder)
+        past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
         splits = _encode(config, encoder, rows, past, folder, progress)
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
@@ -82,13 +92,20 @@ def _sampled(
 
 
 def _past(
-    config: DataConfig, encoder: Encoder, rows: pl.LazyFrame, survey: Survey, folder: Path, scratch: Path
+    config: DataConfig,
+    encoder: Encoder,
+    rows: pl.LazyFrame,
+    survey: Survey,
+    folder: Path,
+    scratch: Path,
+    base: State | None,
 ) -> Past:
     if not past_features(config):
         return Past()
     assert survey.last is not None
     with storage.new_directory(folder / "state", "state") as state:
-        snapshots = Snapshots(config, state, survey.last)
+        latest = survey.last if base is None else max(survey.last, base.latest)
+        snapshots = Snapshots(config, state, latest, base)
         past = compute(config, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
         snapshots.close()
         save(state, snapshots)

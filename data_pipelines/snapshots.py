@@ -16,7 +16,7 @@ import pyarrow as pa
 from data_pipelines.columns import to_arrow
 from data_pipelines.features import DataConfig, HistoryFeature, StatisticFeature
 from data_pipelines.histories import remembered
-from data_pipelines.timelines import Timeline, running
+from data_pipelines.timelines import Int64s, Keys, Timeline, running
 
 
 def condense(config: DataConfig, name: str, past: pl.DataFrame, latest: int) -> pl.DataFrame:
@@ -72,9 +72,13 @@ def merge(config: DataConfig, name: str, old: pl.DataFrame, new: pl.DataFrame, l
 
 
 class Base(Protocol):
-    """An earlier state (:class:`data_pipelines.state.State`)."""
+    """An earlier state to build on (:class:`data_pipelines.state.State`)."""
 
     def frame(self, name: str) -> pl.DataFrame: ...
+
+    def span(self, name: str, low: int, high: int) -> pl.DataFrame: ...
+
+    def sums(self, name: str, keys: Keys, now: Int64s) -> tuple[Int64s, Int64s]: ...
 
     def minutes(self, name: str) -> pl.DataFrame: ...
 
@@ -85,7 +89,7 @@ class Snapshots:
 
     Attributes:
         latest: Time of the last row of the log, in microseconds.
-        base: An earlier state to build on; then the log is given as one part.
+        base: An earlier state that the log goes on from.
         priors: By statistic, ``[minute, rows, sum]`` of all minutes before the last one together, and of the last.
     """
 
@@ -96,22 +100,28 @@ class Snapshots:
     priors: dict[str, list[list[int]]] = field(default_factory=dict)
     _writers: dict[str, pa.RecordBatchFileWriter] = field(default_factory=dict)
 
-    def add(self, name: str, past: pl.DataFrame) -> None:
-        """Add the part of the log that holds a span of keys: one feature's ``key``, ``time`` and what it needs."""
+    def add(self, name: str, past: pl.DataFrame, earlier: pl.DataFrame | None) -> None:
+        """Add the part of the log that holds a span of keys.
+
+        Args:
+            past: One feature's ``key``, ``time`` and what it needs.
+            earlier: What ``base`` remembers of those keys.
+        """
         condensed = condense(self.config, name, past, self.latest)
-        if self.base is not None:
-            condensed = merge(self.config, name, self.base.frame(name), condensed, self.latest)
+        if earlier is not None:
+            condensed = merge(self.config, name, earlier, condensed, self.latest)
         table = to_arrow(condensed)
         if name not in self._writers:
             self._writers[name] = pa.ipc.new_file(str(self.folder / f"{name}.arrow"), table.schema)
         self._writers[name].write_table(table)
 
-    def add_prior(self, name: str, minutes: pl.DataFrame) -> None:
-        """Add the rows and sums of each minute, rising, of a statistic's value."""
+    def add_prior(self, name: str, minutes: pl.DataFrame) -> pl.DataFrame:
+        """Add the rows and sums of each minute, rising, of a statistic's value; returns them with those of ``base``."""
         if self.base is not None:
             minutes = pl.concat([self.base.minutes(name), minutes.cast({"sum": pl.Int128})])
             minutes = minutes.group_by("minute").sum().sort("minute")
         self.priors[name] = _squeeze(minutes)
+        return minutes
 
     def close(self) -> None:
         for writer in self._writers.values():

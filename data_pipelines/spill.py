@@ -1,6 +1,7 @@
 """Work on more rows than memory holds: rows parted by key into files, and results put back in the order of the log."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -18,14 +19,23 @@ CHUNK_ROWS = 1 << 17
 _READ_AHEAD = 1 << 15
 
 
-def partitions(frame: pl.LazyFrame, rows: int, scratch: Path) -> Iterator[pl.DataFrame]:
+@dataclass(frozen=True)
+class Partition:
+    """The rows whose key is at least ``low`` and below ``high``."""
+
+    rows: pl.DataFrame
+    low: int = 0
+    high: int = 1 << 64
+
+
+def partitions(frame: pl.LazyFrame, rows: int, scratch: Path) -> Iterator[Partition]:
     """``frame`` in parts of roughly ``PARTITION_ROWS`` rows: each holds a span of the UInt64 column ``key``.
 
     Parts come in the order of their keys, and rows in the order of ``frame``.
     """
     bits = max(0, (rows - 1).bit_length() - (PARTITION_ROWS - 1).bit_length())
     if bits == 0:
-        yield frame.collect(engine="streaming")
+        yield Partition(frame.collect(engine="streaming"))
         return
     schema = to_arrow(frame.collect_schema().to_frame()).schema
     with TemporaryDirectory(dir=scratch) as folder:
@@ -42,12 +52,13 @@ def partitions(frame: pl.LazyFrame, rows: int, scratch: Path) -> Iterator[pl.Dat
                     writer.write_table(to_arrow(parted[start : int(ends[part])]))
         for writer in writers:
             writer.close()
-        for path in paths:
+        width = 1 << (64 - bits)
+        for part, path in enumerate(paths):
             with pa.OSFile(str(path)) as file:
                 part_frame = pl.from_arrow(pa.ipc.open_file(file).read_all())
             assert isinstance(part_frame, pl.DataFrame)
             path.unlink()
-            yield part_frame
+            yield Partition(part_frame, part * width, (part + 1) * width)
 
 
 class ByRow:

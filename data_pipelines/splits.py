@@ -49,10 +49,10 @@ def _by_user(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Pa
     code = np.zeros(survey.last_row + 1, np.int8)
     frame = keyed(config, [config.user], rows, [pl.col(TIME).alias("time"), pl.col(ROW).alias("row")])
     for part in partitions(frame, survey.rows, scratch):
-        line = Timeline.of(part[KEY].to_numpy(), part["time"].to_numpy())
+        line = Timeline.of(part.rows[KEY].to_numpy(), part.rows["time"].to_numpy())
         ends = line.last_places()
-        from_end = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(part))
-        row = part["row"].to_numpy()[line.order]
+        from_end = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(part.rows))
+        row = part.rows["row"].to_numpy()[line.order]
         code[row] = np.select([from_end < test, from_end < test + valid], [2, 1], 0)
     return pl.lit(pl.Series(code)).gather(pl.col(ROW))
 

@@ -15,13 +15,14 @@ import pyarrow as pa
 from data_pipelines import histories, past, sources, statistics, storage
 from data_pipelines.blocks import age_bucket, spans
 from data_pipelines.compiling import Values
+from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig, HistoryFeature, StatisticFeature
 from data_pipelines.lists import lists
 from data_pipelines.snapshots import Snapshots
 from data_pipelines.sources import ROW
 from data_pipelines.spill import KEY
 from data_pipelines.statistics import Prior
-from data_pipelines.timelines import Int64s, bisect, find, running
+from data_pipelines.timelines import Int64s, Keys, bisect, find, running
 from data_pipelines.validation import REASON, TIME, checked
 
 STATE = "state.json"
@@ -62,6 +63,14 @@ class State:
             assert isinstance(frame, pl.DataFrame)
             self._frames[name] = frame
         return self._frames[name]
+
+    def span(self, name: str, low: int, high: int) -> pl.DataFrame:
+        """What is remembered of the keys from ``low`` to below ``high``."""
+        frame = self.frame(name)
+        keys = frame[KEY].to_numpy()
+        start = int(np.searchsorted(keys, np.uint64(low)))
+        stop = len(keys) if high >= 1 << 64 else int(np.searchsorted(keys, np.uint64(high)))
+        return frame[start:stop]
 
     def attach(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         """``rows`` with their histories (lists of text, ``<history>.<part>``; ages as slots) and statistics.
@@ -105,7 +114,7 @@ class State:
         return all(column in frame.columns for column in wanted)
 
     def _history(
-        self, name: str, feature: HistoryFeature, keys: np.ndarray, places: Int64s, times: Int64s
+        self, name: str, feature: HistoryFeature, keys: Keys, places: Int64s, times: Int64s
     ) -> list[pl.Series]:
         events = self.frame(name)
         event_times = events["time"].to_numpy()
@@ -120,18 +129,22 @@ class State:
             columns.append(lists(f"{name}.age", pl.Series(ages), lengths))
         return columns
 
-    def _statistic(
-        self, name: str, feature: StatisticFeature, keys: np.ndarray, places: Int64s, times: Int64s
-    ) -> pl.Series:
+    def _statistic(self, name: str, feature: StatisticFeature, keys: Keys, places: Int64s, times: Int64s) -> pl.Series:
         now = times[places]
-        counts, sums = self._windowed(name, feature, keys, now) if feature.window else self._running(name, keys, now)
+        counts, sums = self.sums(name, keys, now)
         prior = self._prior(name)
         before = None if prior is None else prior.at(times, feature)
         levels = statistics.level(feature, counts, sums, None if before is None else before[places])
         totals, elements = statistics.gather(places, levels.astype(np.float32), len(times))
         return pl.Series(name, statistics.finish(feature, totals, elements, before))
 
-    def _running(self, name: str, keys: np.ndarray, now: Int64s) -> tuple[Int64s, Int64s]:
+    def sums(self, name: str, keys: Keys, now: Int64s) -> tuple[Int64s, Int64s]:
+        """Rows of each key strictly before ``now`` (in the window, if the statistic has one), and their sums."""
+        feature = self.config.features[name]
+        assert isinstance(feature, StatisticFeature)
+        return self._windowed(name, feature, keys, now) if feature.window else self._running(name, keys, now)
+
+    def _running(self, name: str, keys: Keys, now: Int64s) -> tuple[Int64s, Int64s]:
         frame = self.frame(name)
         place, known = find(frame[KEY].to_numpy(), keys)
         if frame.is_empty():
@@ -141,7 +154,7 @@ class State:
         sums = frame["before_sum"].to_numpy()[place] + later * frame["at_sum"].to_numpy()[place]
         return known * counts, known * sums
 
-    def _windowed(self, name: str, feature: StatisticFeature, keys: np.ndarray, now: Int64s) -> tuple[Int64s, Int64s]:
+    def _windowed(self, name: str, feature: StatisticFeature, keys: Keys, now: Int64s) -> tuple[Int64s, Int64s]:
         assert feature.window is not None
         frame = self.frame(name)
         times, event_keys = frame["time"].to_numpy(), frame[KEY].to_numpy()
@@ -166,9 +179,12 @@ class State:
         """The state after the events of another log as well, written over this one (or to ``out``).
 
         Raises:
-            UserError: The log cannot be read, or lacks a column.
+            UserError: The log cannot be read, or lacks a column; or this state is part of a larger directory, whose
+                checksums would no longer hold.
         """
         out = self.path if out is None else out
+        if out == self.path and (out.parent / storage.MANIFEST).exists():
+            raise UserError(f"{out} is a part of {out.parent}: name another directory for the new state.")
         with storage.new_directory(out, "state", replace=out == self.path) as folder:
             with sources.reading(log):
                 rows = checked(self.config, sources.scan(self.config, log)).filter(pl.col(REASON).is_null())

@@ -13,6 +13,7 @@ import polars as pl
 
 from data_pipelines.compiling import Values
 from data_pipelines.features import DataConfig, StatisticFeature
+from data_pipelines.snapshots import Base
 from data_pipelines.spill import ByRow
 from data_pipelines.surveys import MINUTE
 from data_pipelines.timelines import Int64s, Timeline, running
@@ -105,22 +106,28 @@ class Running:
 
     Attributes:
         rows: Receives the level of each element of each row.
+        base: The state that the log goes on from.
     """
 
     name: str
     feature: StatisticFeature
     prior: Prior | None
     rows: ByRow
+    base: Base | None = None
 
-    def add(self, frame: pl.DataFrame, rows: np.ndarray, line: Timeline) -> pl.DataFrame:
+    def add(self, frame: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
         """Take in one part of the log; returns ``key``, ``time`` and ``value`` of its rows."""
         added = frame[self.name]
         counted = added.is_not_null().to_numpy()[line.order]
         counts, sums = running(counted), running(added.fill_null(0).to_numpy()[line.order])
         low = line.first if self.feature.window is None else line.since(round(self.feature.window * 1_000_000))
         prior = None if self.prior is None else self.prior.at(line.times, self.feature)
-        levels = level(self.feature, counts[line.tie] - counts[low], sums[line.tie] - sums[low], prior)
-        self.rows.add(rows, level=line.in_log_order(levels.astype(np.float32)))
+        count, total = counts[line.tie] - counts[low], sums[line.tie] - sums[low]
+        if self.base is not None:
+            before = self.base.sums(self.name, frame["key"].to_numpy()[line.order], line.times)
+            count, total = count + before[0], total + before[1]
+        levels = level(self.feature, count, total, prior)
+        self.rows.add(frame["row"].to_numpy(), level=line.in_log_order(levels.astype(np.float32)))
         return frame.select("key", "time", value=self.name)
 
 

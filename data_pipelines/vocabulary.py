@@ -36,20 +36,30 @@ class Vocabulary:
     oov_buckets: int = 1
 
     @staticmethod
-    def fit(counted: Sequence[pl.DataFrame], rule: VocabularyConfig) -> "Vocabulary":
-        """The vocabulary of counted values: frames of ``value`` (text, null ignored) and ``count``."""
-        frame = (
-            pl.concat(counted)
-            .lazy()
-            .drop_nulls("value")
-            .group_by("value")
-            .agg(pl.col("count").sum())
+    def fit(counted: Sequence[pl.DataFrame], rule: VocabularyConfig, known: "Vocabulary | None" = None) -> "Vocabulary":
+        """The vocabulary of counted values: frames of ``value`` (text, null ignored) and ``count``.
+
+        With a ``known`` vocabulary its values come first, in their order and whatever their count, and new ones after.
+        """
+        counts = pl.concat(counted).cast({"count": pl.Int64}).lazy().drop_nulls("value").group_by("value").sum()
+        first = Vocabulary.empty(rule.oov_buckets) if known is None else known
+        old = pl.LazyFrame({"value": first.values, "before": first.counts}).join(
+            counts, on="value", how="left", maintain_order="left"
+        )
+        new = (
+            counts.join(old, on="value", how="anti")
             .filter(pl.col("count") >= rule.min_count)
             .sort("count", "value", descending=[True, False])
-            .head(rule.max_size if rule.max_size is not None else 2**31)
-            .collect()
+            .head(max(0, (rule.max_size if rule.max_size is not None else 2**31) - len(first.values)))
         )
-        return Vocabulary(frame["value"].rename("value"), frame["count"].cast(pl.Int64), rule.oov_buckets)
+        total = pl.col("before") + pl.col("count").fill_null(0)
+        frame = pl.concat([old.select("value", count=total), new]).collect()
+        return Vocabulary(frame["value"], frame["count"], rule.oov_buckets)
+
+    @staticmethod
+    def empty(oov_buckets: int) -> "Vocabulary":
+        """No values."""
+        return Vocabulary(pl.Series("value", [], dtype=pl.String), pl.Series("count", [], dtype=pl.Int64), oov_buckets)
 
     @property
     def reserved(self) -> int:

@@ -14,6 +14,9 @@ def prepare(
     dataset: Annotated[Path, typer.Argument(help="The data set directory to make.")],
     overrides: Overrides = None,
     log: Annotated[str | None, typer.Option(help="Read this log in place of the config's `data.log`.")] = None,
+    extend: Annotated[
+        Path | None, typer.Option(help="A data set whose ids and past the new one goes on from; reports the drift.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Encode a log into a data set: vocabularies, splits, histories, statistics."""
@@ -25,7 +28,7 @@ def prepare(
     data = load_config(config, overrides or []).data
     start = time.perf_counter()
     with progress_bar("prepare") as advance:
-        made = prepare(data, dataset, log=log, progress=advance)
+        made = prepare(data, dataset, log=log, extend=extend, progress=advance)
     seconds = time.perf_counter() - start
     profile = made.profile
     result = {
@@ -36,5 +39,27 @@ def prepare(
         "tables": profile["tables"],
         "seconds": seconds,
         "rows_per_s": profile["rows"] / seconds,
+        **({"drift": profile["drift"]} if extend is not None else {}),
     }
     finish(result, json, f"recsys train {config} {dataset} RUN")
+
+
+state = typer.Typer(help="What histories and statistics need at scoring time.", no_args_is_help=True)
+app.add_typer(state, name="state")
+
+
+@state.command()
+def update(
+    folder: Annotated[Path, typer.Argument(metavar="STATE", help="The state to bring forward.")],
+    log: Annotated[str, typer.Argument(help="The events since then.")],
+    out: Annotated[Path | None, typer.Option(help="Write the new state here, and leave the old one.")] = None,
+    json: Json = False,
+) -> None:
+    """Bring a state forward by the events of another log."""
+    from datetime import UTC, datetime
+
+    from data_pipelines.state import State
+
+    updated = State.open(folder).update(log, out)
+    latest = datetime.fromtimestamp(updated.latest / 1e6, UTC)
+    finish({"state": updated.path, "latest_event": latest.isoformat()}, json, "recsys score ARTIFACT INPUT OUTPUT")

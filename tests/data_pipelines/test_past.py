@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
 from data_pipelines.loader import Loader
 from data_pipelines.state import State
@@ -166,7 +167,7 @@ def test_state_gives_what_the_whole_log_gives(
     state = State.open(prepared(log[: cuts[0]], folder, "early").path / "state")
     for i, (start, stop) in enumerate(itertools.pairwise(cuts)):
         log[start:stop].write_parquet(folder / f"{i}.parquet")
-        state = state.update(str(folder / f"{i}.parquet"))
+        state = state.update(str(folder / f"{i}.parquet"), folder / f"state{i}")
     latest = log["time"][: cuts[-1]].max()
     end = cuts[-1]
     while end < len(log) and log["time"][int(end)] == latest:
@@ -200,3 +201,69 @@ def test_a_request_carries_its_own_history(tmp_path: Path) -> None:
     assert attached.collect()["seen.item"].to_list() == [["i5", "new"]]
     ids = dict(dataset.encoder.vocabulary("item").select("value", "id").iter_rows())
     assert dataset.encoder.encode(attached).collect()["seen.item"].to_list() == [[ids["i5"], 1]]
+
+
+def named(dataset: Dataset, split: str) -> pl.DataFrame:
+    """Encoded rows of a split in their order: statistics as they are, histories as values (``None``: unknown)."""
+    values = {
+        table: dict(dataset.encoder.vocabulary(table).select("id", "value").iter_rows()) for table in ("item", "tags")
+    }
+    columns: dict[str, list[Any]] = {name: [] for name in PAST}
+    for batch in Loader(dataset, split, batch_size=50):
+        for name in ("likes.item", "likes.tags", "likes.age", "seen.item"):
+            known = values.get(name.split(".")[1])
+            bags = [bag.tolist() for bag in batch.sparse[name].to_dense()]
+            columns[name] += [[known.get(i) for i in bag] for bag in bags] if known else bags
+        for i, feature in enumerate(dataset.schema.dense):
+            columns[feature.name] += batch.dense[:, i].tolist()
+    return pl.DataFrame(columns)
+
+
+@pytest.mark.parametrize("partition_rows", [16, 1 << 20])
+def test_a_log_goes_on_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partition_rows: int) -> None:
+    """Day by day, rows get the past that they get from the whole log at once, and ids never move."""
+    monkeypatch.setattr("data_pipelines.spill.PARTITION_ROWS", partition_rows)
+    log = make_log(6, 240).sort("time", maintain_order=True)
+    cut = int(log["time"].search_sorted(log["time"][120], side="left"))
+    days = [log[:cut], log[cut:].with_columns(item=pl.col("item").replace("i3", "brand new"))]
+    by_part = {"split": {"by": "column", "column": "part"}}
+    for day, part in zip(days, ("train", "test"), strict=True):
+        day.with_columns(part=pl.lit(part)).write_parquet(tmp_path / f"{part}.parquet")
+    pl.concat(days).with_columns(part=pl.Series(["train"] * cut + ["test"] * (240 - cut))).write_parquet(
+        tmp_path / "log"
+    )
+    config = config_of(tmp_path / "train.parquet").model_dump() | by_part
+    whole = prepare(
+        DataConfig.model_validate({**config, "log": str(tmp_path / "log"), "format": {"kind": "parquet"}}),
+        tmp_path / "whole",
+    )
+    first = prepare(DataConfig.model_validate(config), tmp_path / "first")
+    days[1].with_columns(part=pl.lit("train")).write_parquet(tmp_path / "second.parquet")
+    second = prepare(
+        DataConfig.model_validate(config), tmp_path / "second", log=str(tmp_path / "second.parquet"), extend=first.path
+    )
+    old, new = (dataset.encoder.vocabulary("item") for dataset in (first, second))
+    assert_frame_equal(new.select("value", "id")[: len(old)], old.select("value", "id"))
+    assert new["value"].to_list()[len(old) :] == ["brand new"]
+    drift = second.profile["drift"]
+    assert (drift["item"]["new_values"], drift["item"]["vanished_values"]) == (1, 1)
+    assert drift["item"]["psi"] > drift["tags"]["psi"] >= 0
+
+    grown, expected = named(second, "train"), named(whole, "test")
+    for name in PAST:
+        if name in ("likes.item", "seen.item"):
+            # The whole log's vocabulary does not have the new value, which is of its test rows.
+            known = grown[name].list.eval(pl.when(pl.element() != "brand new").then(pl.element()))
+            assert known.to_list() == expected[name].to_list()
+        else:
+            assert grown[name].to_list() == expected[name].to_list(), name
+    later = make_log(7, 30).with_columns(pl.col("time") + 1000).lazy()
+    states = [State.open(dataset.path / "state") for dataset in (whole, second)]
+    assert_frame_equal(*(state.attach(later).collect() for state in states))
+
+
+def test_the_state_of_a_data_set_is_not_changed_in_place(tmp_path: Path) -> None:
+    dataset = prepared(make_log(8), tmp_path)
+    assert dataset.state is not None
+    with pytest.raises(UserError, match="name another directory"):
+        dataset.state.update(str(tmp_path / "dataset.parquet"))
