@@ -17,6 +17,8 @@ class Translation:
     def __init__(self, source: Encoder, target: Encoder) -> None:
         self._ids: dict[str, torch.Tensor] = {}
         for table in target.schema.tables:
+            if table.rows == source.schema.table(table.name).rows:
+                continue  # nothing was pruned; a hashed table has no values to compare, and perhaps billions of ids
             old = source.vocabulary(table.name).select("value", "id")
             new = target.vocabulary(table.name).select("value", "id")
             pairs = old.join(new, on="value", suffix="_new")
@@ -33,10 +35,10 @@ class Translation:
 
     def _translate(self, bags: KeyedJaggedTensor) -> KeyedJaggedTensor:
         bounds, values = bags.offset_per_key(), bags.values()
-        parts = [
-            self._ids[self._tables[key]][values[bounds[index] : bounds[index + 1]].long()]
-            for index, key in enumerate(bags.keys())
-        ]
+        parts = []
+        for index, key in enumerate(bags.keys()):
+            own, ids = values[bounds[index] : bounds[index + 1]], self._ids.get(self._tables[key])
+            parts.append(own.long() if ids is None else ids[own.long()])
         return KeyedJaggedTensor(
             keys=bags.keys(),
             values=torch.cat(parts) if parts else values,
