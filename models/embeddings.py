@@ -1,22 +1,17 @@
-"""Embedding tables: which lookups a schema needs, the lookups themselves, and every way to reach their rows.
+"""The lookups of embedding tables: bags in, pooled embeddings and sequences out.
 
 Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d width of an embedding, F features.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import quote, unquote
 
 import torch
-import xxhash
-from fbgemm_gpu.split_embedding_configs import EmbOptimType as OptimType
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torchrec import (
     EmbeddingBagCollection,
     EmbeddingBagConfig,
@@ -25,19 +20,11 @@ from torchrec import (
     KeyedJaggedTensor,
     PoolingType,
 )
-from torchrec.distributed.embedding import ShardedEmbeddingCollection
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
-from data_pipelines.batch import Batch, Schema, SparseSpec, TableSpec
+from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-
-Pooling = Literal["sum", "mean", "last", "attention", "convolution"]
-Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
-Route = Literal["pooled", "weighted", "rows"]
-RowTransform = Callable[[Tensor, Tensor], Tensor]
-"""From (L, d) rows of a table and their (L,) ids to the (L, d) rows that are pooled."""
-OOV_ID = 1
-"""The first OOV bucket: what ids of pruned rows become (see :meth:`SparseTables.set_keep`)."""
+from models.table_layout import OOV_ID, Route, TableLayout, TablesConfig, table_key, table_layouts
+from models.table_rows import initialise_tables, local_rows, start_values
 
 # TorchRec 1.8 on Torch 2.13 says these on every start; results are right (tests compare them with plain modules).
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -45,149 +32,9 @@ warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_looku
 warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)
 
 _META = torch.device("meta")
-_INIT_STD = 0.01
-_INIT_BLOCK = 1 << 16
-_WIDE = "wide "
 
-
-class TableConfig(BaseModel):
-    """What one table does otherwise than the rest: ``model.tables.<table>``.
-
-    Attributes:
-        rows: Keep only so many rows, for the ids in use: for a ``hash`` feature of very many ids (see
-            :class:`models.managed_ids.ManagedRows`). A row for each id where absent.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    dim: int | None = Field(default=None, ge=1)
-    sharding: Sharding = "auto"
-    rows: int | None = Field(default=None, ge=1)
-
-
-class TablesConfig(BaseModel):
-    """Embedding tables and the pooling of their bags: the first part of ``model``.
-
-    Attributes:
-        dim: Width of an embedding where ``tables`` does not say otherwise.
-        tables: Exceptions by table name.
-        pooling: By name of a feature, or of a history (then for all its columns). ``mean`` where absent. ``last``,
-            ``attention`` and ``convolution`` are for histories.
-        wide: Add the wide part: one number for each id, summed over all features (Wide & Deep, arXiv 1606.07792).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    dim: int = Field(default=16, ge=1)
-    tables: dict[str, TableConfig] = {}
-    pooling: dict[str, Pooling] = {}
-    wide: bool = False
-
-    def table_dim(self, table: str) -> int:
-        return self.tables.get(table, TableConfig()).dim or self.dim
-
-    def table_rows(self, table: TableSpec) -> int:
-        """Rows in memory: fewer than the table has ids, where they are managed."""
-        return self.tables.get(table.name, TableConfig()).rows or table.rows
-
-    def pooling_of(self, feature: SparseSpec) -> Pooling:
-        by_feature = self.pooling.get(feature.name)
-        by_history = self.pooling.get(feature.sequence) if feature.sequence else None
-        return by_feature or by_history or "mean"
-
-
-@dataclass(frozen=True)
-class TableLayout:
-    """How one embedding table is looked up.
-
-    Attributes:
-        name: Of the table. The wide part of table ``t`` is a table of its own, named ``wide t``.
-        vocabulary: The schema's table whose ids it is indexed by.
-        features: The sparse features that look it up.
-        route: ``"pooled"`` bags, bags ``"weighted"`` by the log, or single ``"rows"``, pooled outside the lookup: the
-            way of tables whose features do not all pool alike, or some of which are read as sequences.
-        pooling: Of the lookup; meaningless for ``"rows"``.
-    """
-
-    name: str
-    vocabulary: str
-    rows: int
-    dim: int
-    features: tuple[str, ...]
-    route: Route
-    pooling: Literal["sum", "mean"]
-
-    @property
-    def wide(self) -> bool:
-        return self.name.startswith(_WIDE)
-
-    @property
-    def key(self) -> str:
-        """The table's name inside TorchRec's collections and plans."""
-        return _key(self.name)
-
-    @property
-    def stored_dim(self) -> int:
-        """Columns in memory: FBGEMM wants a multiple of four. Those past ``dim`` are zero and stay zero."""
-        return -(-self.dim // 4) * 4
-
-
-def table_layouts(schema: Schema, config: TablesConfig) -> tuple[TableLayout, ...]:
-    """The lookups that ``schema`` needs under ``config``, in the schema's order; wide tables last.
-
-    Raises:
-        UserError: ``config`` names a table, feature or history that the schema does not have, or asks a pooling that
-            only histories have of another feature.
-    """
-    _check_names(schema, config)
-    layouts = []
-    for table in schema.tables:
-        features = [feature for feature in schema.sparse if feature.table == table.name]
-        if not features:
-            continue
-        modes = {config.pooling_of(feature) for feature in features if feature.kind != "id"} or {"sum"}
-        weighted = {feature.weighted for feature in features}
-        route: Route = "rows" if len(weighted) > 1 or len(modes) > 1 or not modes <= {"sum", "mean"} else "pooled"
-        if route == "pooled" and weighted == {True}:
-            route = "weighted"
-        layouts.append(
-            TableLayout(
-                name=table.name,
-                vocabulary=table.name,
-                rows=config.table_rows(table),
-                dim=config.table_dim(table.name),
-                features=tuple(feature.name for feature in features),
-                route=route,
-                pooling="mean" if route == "pooled" and modes == {"mean"} else "sum",
-            )
-        )
-    if config.wide:
-        layouts += [
-            TableLayout(_WIDE + t.name, t.vocabulary, t.rows, 1, t.features, t.route, t.pooling) for t in tuple(layouts)
-        ]
-    return tuple(layouts)
-
-
-def _check_names(schema: Schema, config: TablesConfig) -> None:
-    tables = {table.name for table in schema.tables}
-    for name in config.tables:
-        if name not in tables:
-            raise UserError(f"model.tables.{name}: there is no table {name!r}; the tables are {_names(tables)}.")
-    histories = {feature.sequence for feature in schema.sparse if feature.sequence}
-    features = {feature.name: feature for feature in schema.sparse}
-    for name, pooling in config.pooling.items():
-        if name not in features and name not in histories:
-            raise UserError(
-                f"model.pooling.{name}: there is no bag or history {name!r}, only {_names({*features, *histories})}."
-            )
-        in_history = name in histories or features[name].sequence is not None
-        if pooling in ("last", "attention", "convolution") and not in_history:
-            raise UserError(f"model.pooling.{name}: {pooling!r} needs a history; choose 'mean' or 'sum' for {name!r}.")
-        if pooling in ("attention", "convolution") and name not in histories:
-            history = features[name].sequence
-            raise UserError(f"model.pooling.{name}: {pooling!r} reads a whole history; set model.pooling.{history}.")
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+RowTransform = Callable[[Tensor, Tensor], Tensor]
+"""From (L, d) rows of a table and their (L,) ids to the (L, d) rows that are pooled."""
 
 
 @dataclass
@@ -216,7 +63,7 @@ def mean_weights(bags: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJagge
     if not features:
         return bags
     weights = bags.weights().clone()
-    bounds = bags.offset_per_key()
+    bounds = bags.offset_pertable_key()
     for index, key in enumerate(bags.keys()):
         if key in features:
             own = weights[bounds[index] : bounds[index + 1]]
@@ -298,7 +145,7 @@ class SparseTables(nn.Module):
     @property
     def keep(self) -> dict[str, Tensor]:
         """(R,) bool by vocabulary, of those that are pruned: ids of rows that are False are looked up as OOV."""
-        return {name: getattr(self, f"keep_{_key(name)}") for name in self._kept}
+        return {name: getattr(self, f"keep_{table_key(name)}") for name in self._kept}
 
     def set_keep(self, vocabulary: str, keep: Tensor) -> None:
         """Redirect the ids of rows that ``keep`` (R,) bool drops to the first OOV row, in every table of a vocabulary.
@@ -315,7 +162,7 @@ class SparseTables(nn.Module):
         keep[: OOV_ID + 1] = True
         if vocabulary not in self._kept:
             self._kept.append(vocabulary)
-        self.register_buffer(f"keep_{_key(vocabulary)}", keep)
+        self.register_buffer(f"keep_{table_key(vocabulary)}", keep)
 
     def _redirect(self, bags: KeyedJaggedTensor) -> KeyedJaggedTensor:
         if not self._kept:
@@ -329,7 +176,7 @@ class SparseTables(nn.Module):
         layouts = {layout.name: layout for layout in self.layouts if layout.vocabulary == vocabulary}
         for shard in local_rows(self) if len(rows) else ():
             if shard.table in layouts:
-                values = _start_values(layouts[shard.table], len(rows), f"restart/{step}/{shard.table}")
+                values = start_values(layouts[shard.table], len(rows), f"restart/{step}/{shard.table}")
                 inside = (rows >= shard.row_offset) & (rows < shard.row_offset + len(shard.weight))
                 columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
                 shard.weight[rows[inside] - shard.row_offset] = values[inside, columns].to(shard.weight)
@@ -342,9 +189,9 @@ class SparseTables(nn.Module):
             weighted = mean_weights(self._redirect(batch.weighted), self._mean_weighted)
         by_name: dict[str, Tensor] = {}
         if self.pooled is not None:
-            by_name |= _by_key(self.pooled(bags))
+            by_name |= _bytable_key(self.pooled(bags))
         if self.weighted is not None:
-            by_name |= _by_key(self.weighted(weighted))
+            by_name |= _bytable_key(self.weighted(weighted))
         embedded = Embedded({}, {}, {})
         if self.rows:
             self._pool_rows(bags, weighted, embedded)
@@ -398,7 +245,7 @@ def _oov_where_dropped(keep: Tensor, ids_L: Tensor) -> Tensor:
 def with_ids(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Tensor]]) -> KeyedJaggedTensor:
     """``bags`` with the ids of some keys exchanged, one for one."""
     values = bags.values().clone()
-    bounds = bags.offset_per_key()
+    bounds = bags.offset_pertable_key()
     for index, key in enumerate(bags.keys()):
         if key in change:
             own = slice(bounds[index], bounds[index + 1])
@@ -406,9 +253,9 @@ def with_ids(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Te
     return _with_values(bags, values, bags.weights_or_none())
 
 
-def _by_key(output: Any) -> dict[str, Tensor]:
+def _bytable_key(output: Any) -> dict[str, Tensor]:
     """Embeddings by key; ``torch.split`` keeps the backward pass one concatenation."""
-    return dict(zip(output.keys(), output.values().split(output.length_per_key(), dim=1), strict=True))
+    return dict(zip(output.keys(), output.values().split(output.length_pertable_key(), dim=1), strict=True))
 
 
 def _merge(bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor) -> KeyedJaggedTensor:
@@ -417,129 +264,3 @@ def _merge(bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor) -> KeyedJaggedT
         values=torch.cat([bags.values(), weighted.values().to(bags.values().dtype)]),
         lengths=torch.cat([bags.lengths(), weighted.lengths()]),
     )
-
-
-def _key(name: str) -> str:
-    """A table's name as TorchRec can take it: module names admit no dot and not every word (``items``, ``type``)."""
-    return "table:" + quote(name, safe=" ").replace(".", "%2E")
-
-
-def _name(key: str) -> str:
-    return unquote(key.removeprefix("table:"))
-
-
-@dataclass(frozen=True)
-class TableShard:
-    """The part of a table that this process holds: ``weight`` is a writable view of rows and columns from an offset.
-
-    ``squares`` is what a fused Adagrad has summed up of squared gradients, by row (r,) or by number (r, c); ``None``
-    under any other optimizer.
-    """
-
-    table: str
-    row_offset: int
-    col_offset: int
-    weight: Tensor
-    squares: Tensor | None = None
-
-
-def local_rows(module: nn.Module) -> Iterator[TableShard]:
-    """Every shard that this process holds of the tables in ``module``, whatever its kernel and sharding.
-
-    Columns that only pad a table for FBGEMM are left out.
-    """
-    dims = {t.name: t.dim for m in module.modules() if isinstance(m, SparseTables) for t in m.layouts}
-    for key, row_offset, col_offset, weight, squares in _stored_shards(module):
-        name = _name(key)
-        columns = max(0, dims[name] - col_offset)
-        if squares is not None and squares.dim() == 2:
-            squares = squares[:, :columns]
-        yield TableShard(name, row_offset, col_offset, weight[:, :columns], squares)
-
-
-def _stored_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor, Tensor | None]]:
-    for child in module.modules():
-        if isinstance(child, EmbeddingBagCollection | EmbeddingCollection):
-            plain = child.embedding_bags if isinstance(child, EmbeddingBagCollection) else child.embeddings
-            for key, table in plain.items():
-                yield key, 0, 0, table.weight.detach(), None
-        elif isinstance(child, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
-            for lookup in child._lookups:
-                grouped = lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
-                for kernel in grouped._emb_modules:
-                    tables, weights = kernel.config.embedding_tables, kernel.split_embedding_weights()
-                    for table, weight, squares in zip(tables, weights, _squares(kernel, len(tables)), strict=True):
-                        offsets = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
-                        yield table.name, offsets[0], offsets[1], weight.detach(), squares
-
-
-def _squares(kernel: Any, tables: int) -> list[Tensor | None]:
-    """Adagrad's sums of squared gradients of a kernel's tables, where it has a fused Adagrad."""
-    if getattr(kernel.emb_module, "optimizer", None) not in (OptimType.EXACT_ADAGRAD, OptimType.EXACT_ROWWISE_ADAGRAD):
-        return [None] * tables
-    return [states[0] for states in kernel.emb_module.split_optimizer_states()]
-
-
-@torch.no_grad()
-def initialise_tables(module: nn.Module, seed: int = 0) -> None:
-    """Fill the tables in ``module`` with small normal numbers that depend on seed, table, row and column alone.
-
-    So a table starts the same whatever the number of processes and the sharding, and the global random state is left
-    as it was.
-    """
-    layouts = {t.name: t for m in module.modules() if isinstance(m, SparseTables) for t in m.layouts}
-    for key, row_offset, col_offset, weight, _ in _stored_shards(module):
-        layout = layouts[_name(key)]
-        end = row_offset + weight.shape[0]
-        for block in range(row_offset // _INIT_BLOCK, -(-end // _INIT_BLOCK)):
-            rows = min(_INIT_BLOCK, layout.rows - block * _INIT_BLOCK)
-            values = _start_values(layout, rows, f"{seed}/{layout.name}/{block}")
-            first, last = max(row_offset, block * _INIT_BLOCK), min(end, block * _INIT_BLOCK + rows)
-            taken = values[first - block * _INIT_BLOCK : last - block * _INIT_BLOCK]
-            weight[first - row_offset : last - row_offset] = taken[:, col_offset : col_offset + weight.shape[1]]
-
-
-def _start_values(layout: TableLayout, rows: int, name: str) -> Tensor:
-    """(rows, stored columns) numbers that depend on ``name`` alone; a wide part starts from zero."""
-    values = torch.zeros(rows, layout.stored_dim)
-    if not layout.wide:
-        generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
-        values[:, : layout.dim] = torch.randn(rows, layout.dim, generator=generator) * _INIT_STD
-    return values
-
-
-def table_names(state: Iterable[str]) -> dict[str, str]:
-    """Table name by key of a ranker's ``state_dict``, for the keys that are embedding tables."""
-    names = {}
-    for key in state:
-        parts = key.split(".")
-        if parts[-1] == "weight" and len(parts) >= 3 and parts[-3] in ("embedding_bags", "embeddings"):
-            names[key] = _name(parts[-2])
-    return names
-
-
-def table_weights(state: Mapping[str, Tensor], schema: Schema, config: TablesConfig) -> dict[str, Tensor]:
-    """(R, d) by table name, from a whole (unsharded) ``state_dict`` of a ranker; padding columns are cut off."""
-    dims = {layout.name: layout.dim for layout in table_layouts(schema, config)}
-    return {table: state[key][:, : dims[table]] for key, table in table_names(state).items()}
-
-
-def keep_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """(R,) bool by vocabulary: the masks of :meth:`SparseTables.set_keep` in a ranker's ``state_dict``."""
-    prefix = "tables.keep_"
-    return {_name(key.removeprefix(prefix)): mask for key, mask in state.items() if key.startswith(prefix)}
-
-
-def grow_table(weight_Rd: Tensor, rows: int, *, reserved: int) -> Tensor:
-    """``weight_Rd`` with new rows at its end, (rows, d): where a growing vocabulary's new values start.
-
-    A new row starts as the mean of the OOV rows, where values outside the vocabulary were looked up so far.
-
-    Raises:
-        ValueError: ``rows`` is fewer than the table has: vocabularies only grow.
-    """
-    grown = rows - weight_Rd.shape[0]
-    if grown < 0:
-        raise ValueError(f"a table of {weight_Rd.shape[0]} rows cannot grow to {rows}")
-    start_d = weight_Rd[1:reserved].mean(0) if reserved > 1 else weight_Rd[reserved:].mean(0)
-    return torch.cat([weight_Rd, start_d.expand(grown, -1)])

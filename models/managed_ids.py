@@ -16,7 +16,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-from models.embeddings import OOV_ID, TablesConfig, with_ids
+from models.embeddings import with_ids
+from models.table_layout import OOV_ID, TablesConfig
 
 
 class ManagedRows(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
-from models.embeddings import OOV_ID, Embedded, TablesConfig, mean_weights, table_layouts
+from models.embeddings import Embedded, mean_weights
+from models.table_layout import OOV_ID, TablesConfig, table_layouts
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import torch
 from torchrec.distributed.types import ParameterSharding
 
 from data_pipelines.batch import Schema
-from models.embeddings import SparseTables, TableLayout
+from models.embeddings import SparseTables
 from models.ranker import Ranker, RankerConfig
 from models.sharding import TableOptimizerConfig, choose_plan, constraints, topology
+from models.table_layout import TableLayout
 
 _ID_BYTES = 8
 _LENGTH_BYTES = 4

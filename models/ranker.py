@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-from models.embeddings import Embedded, SparseTables, TablesConfig
+from models.embeddings import Embedded, SparseTables
 from models.experts import Balance, DenseTower, Gate, MixtureTower, routers
 from models.gates import FeatureGates
 from models.heads import Heads, TasksConfig
@@ -20,6 +20,7 @@ from models.managed_ids import ManagedIds
 from models.normalization import Standardize
 from models.row_norm import RowNorm
 from models.sequence import Histories
+from models.table_layout import TablesConfig
 
 
 class _Part(BaseModel):

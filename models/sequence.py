@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Schema, SparseSpec
 from data_pipelines.errors import UserError
-from models.embeddings import Embedded, TablesConfig, pool_rows
+from models.embeddings import Embedded, pool_rows
+from models.table_layout import TablesConfig
 
 _HIDDEN = 64
 _POSITIONS = 256

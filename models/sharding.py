@@ -24,10 +24,12 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from data_pipelines.errors import UserError
-from models.embeddings import SparseTables, TableConfig, TableLayout, TablesConfig, initialise_tables, table_names
+from models.embeddings import SparseTables
 from models.expert_parallel import spread_experts
 from models.lazy_adam import LazyAdam
 from models.ranker import Ranker
+from models.table_layout import TableConfig, TableLayout, TablesConfig
+from models.table_rows import initialise_tables, table_names
 
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]
 RESERVED = 0.15

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
 from data_pipelines.storage import new_directory, open_directory
-from models.embeddings import keep_masks, table_names, table_weights
+from models.table_rows import keep_masks, table_names, table_weights
 from models.weights import Weights
 from recsys.config import load_config
 from recsys.processes import Processes

@@ -21,10 +21,10 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
-from models.embeddings import table_layouts
 from models.ranker import RankerConfig
 from models.sparsity.compact import stored_bytes
 from models.sparsity.quantization import row_bytes
+from models.table_layout import table_layouts
 from models.weights import Weights
 
 Kind = Literal["table", "layer", "expert", "router", "other"]

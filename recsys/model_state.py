@@ -11,11 +11,11 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from models.embeddings import local_rows
 from models.expert_parallel import clip_gradients, place_like
 from models.ranker import Ranker
 from models.sharding import data_parallel_tables, dense_parameters
 from models.sparsity.lever import Lever
+from models.table_rows import local_rows
 from recsys.checkpoints import EMA, LEVER, MODEL, OPTIMIZER, Tensors, load_checkpoint, stored_tensors
 from recsys.config import TrainConfig
 from recsys.optimizers import AveragedWeights, make_optimizer

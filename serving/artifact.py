@@ -24,10 +24,10 @@ from data_pipelines.batch import Schema
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.storage import Manifest, new_directory, open_directory
-from models.embeddings import table_layouts
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.compact import Precision, compress, decompress
 from models.sparsity.quantization import Bits, quantize_rows
+from models.table_layout import table_layouts
 from models.weights import Weights, load_dense
 from serving.calibration import Calibration
 from serving.drift import Reference

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
-from models.embeddings import Embedded, TablesConfig, mean_weights
+from models.embeddings import Embedded, mean_weights
 from models.plain_tables import Lookup, lookups, weighted_means
 from models.sparsity.quantization import padded_dim
+from models.table_layout import TablesConfig
 
 _SPARSE_TYPE = {32: 0, 16: 1, 8: 2, 4: 3, 2: 4}
 _HOST = 3

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
-from models.embeddings import OOV_ID, Embedded, SparseTables, TableLayout
+from models.embeddings import Embedded, SparseTables
 from models.sparsity.lever import Lever, LeverConfig, Rate, State, Strength, tensors
 from models.sparsity.tables import shards
+from models.table_layout import OOV_ID, TableLayout
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from models.embeddings import TableShard
 from models.sparsity.lever import Count, Lever, Penalty, Strength, dense_weights
 from models.sparsity.tables import chosen_tables, shards
+from models.table_rows import TableShard
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

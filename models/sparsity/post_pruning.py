@@ -11,13 +11,13 @@ from pydantic import model_validator
 from torch import Tensor
 
 from data_pipelines.batch import Batch
-from models.embeddings import OOV_ID, table_layouts
 from models.heads import task_losses
 from models.plain_tables import PlainTables
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity
 from models.sparsity.quantization import row_bytes
 from models.sparsity.row_pruning import prepare_masks
 from models.sparsity.tables import chosen_tables
+from models.table_layout import OOV_ID, table_layouts
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import TableSpec
 from data_pipelines.errors import UserError
-from models.embeddings import OOV_ID, RowTransform, SparseTables, TableLayout, TableShard, local_rows, table_layouts
+from models.embeddings import RowTransform, SparseTables
+from models.table_layout import OOV_ID, TableLayout, table_layouts
+from models.table_rows import TableShard, local_rows
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.blocks import Bags, Block, Past
-from models.embeddings import OOV_ID
+from models.table_layout import OOV_ID
 
 Order = NDArray[np.int64]
 _ASSOCIATED = 0.2

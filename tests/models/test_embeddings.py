@@ -8,16 +8,9 @@ from ranker_examples import SCHEMA, bags, random_batch
 
 from data_pipelines.batch import Batch, Schema, SparseSpec, TableSpec
 from data_pipelines.errors import UserError
-from models.embeddings import (
-    SparseTables,
-    TableConfig,
-    TablesConfig,
-    grow_table,
-    initialise_tables,
-    local_rows,
-    table_layouts,
-    table_weights,
-)
+from models.embeddings import SparseTables
+from models.table_layout import TableConfig, TablesConfig, table_layouts
+from models.table_rows import grow_table, initialise_tables, local_rows, table_weights
 
 
 def randomise(tables: SparseTables) -> dict[str, torch.Tensor]:

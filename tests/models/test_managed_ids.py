@@ -10,9 +10,10 @@ from torch import Tensor
 
 from data_pipelines.batch import Batch, Schema, SparseSpec, TableSpec
 from data_pipelines.errors import UserError
-from models.embeddings import SparseTables, local_rows
+from models.embeddings import SparseTables
 from models.managed_ids import ManagedRows
 from models.ranker import Ranker, RankerConfig
+from models.table_rows import local_rows
 
 SCHEMA = Schema(
     tables=(TableSpec(name="url", rows=2_000_000_000), TableSpec(name="user", rows=9)),

@@ -3,9 +3,10 @@
 import torch
 from ranker_examples import SCHEMA, random_batch
 
-from models.embeddings import SparseTables, local_rows
+from models.embeddings import SparseTables
 from models.ranker import Ranker, RankerConfig
 from models.routing import expert_affinities
+from models.table_rows import local_rows
 
 
 def test_an_expert_is_known_by_the_value_that_is_routed_to_it():

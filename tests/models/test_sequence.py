@@ -8,8 +8,8 @@ from ranker_examples import SCHEMA
 
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
-from models.embeddings import TablesConfig
 from models.sequence import Histories, LocalConvolution, TargetAttention, last_event, softmax_rows
+from models.table_layout import TablesConfig
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
 

@@ -9,11 +9,12 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from data_pipelines.errors import UserError
-from models.embeddings import SparseTables, local_rows, table_weights
+from models.embeddings import SparseTables
 from models.expert_parallel import by_placement
 from models.heads import task_losses
 from models.ranker import Ranker, RankerConfig
 from models.sharding import TableOptimizerConfig, constraints, data_parallel_tables, dense_parameters, shard
+from models.table_rows import local_rows, table_weights
 
 CPU = torch.device("cpu")
 ROWS = 16

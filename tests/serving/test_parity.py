@@ -14,9 +14,9 @@ from data_pipelines.dataset import prepare
 from data_pipelines.encoder import Encoder
 from data_pipelines.features import DataConfig
 from data_pipelines.loader import collate
-from models.embeddings import table_layouts
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
+from models.table_layout import table_layouts
 from models.weights import Weights
 from recsys.config import ExperimentConfig
 from recsys.evaluation import evaluate

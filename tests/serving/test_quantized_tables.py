@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
 from data_pipelines.batch import Batch, DenseSpec, Schema, SparseSpec, TableSpec
-from models.embeddings import SparseTables, TableConfig, TablesConfig, table_layouts
+from models.embeddings import SparseTables
 from models.plain_tables import PlainTables
 from models.sparsity.quantization import dequantize_rows, quantize_rows
+from models.table_layout import TableConfig, TablesConfig, table_layouts
 from serving.quantized_tables import MappedTable, QuantizedTables
 
 SCHEMA = Schema(
@@ -112,7 +113,7 @@ def test_plain_tables_equal_the_tables_of_training(pooling):
     trained.set_keep("item", torch.arange(9) % 3 > 0)
     tables = random_tables(config, generator)
     plain = PlainTables(SCHEMA, config, tables, trained.keep, {})
-    from models.embeddings import local_rows
+    from models.table_rows import local_rows
 
     for shard in local_rows(trained):
         shard.weight.copy_(tables[shard.table])

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from ranker_examples import SCHEMA, random_batch
 
 from data_pipelines.batch import NULL_ID
-from models.embeddings import OOV_ID, table_layouts
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.experts import expert_layers, remove_dead_experts
@@ -17,6 +16,7 @@ from models.sparsity.groups import remove_dead_dims
 from models.sparsity.low_rank import LowRank, LowRankConfig
 from models.sparsity.post_pruning import row_saliency, within_budget
 from models.sparsity.units import remove_dead_units, unit_layers
+from models.table_layout import OOV_ID, table_layouts
 from models.weights import Weights
 
 TOWERS = {
