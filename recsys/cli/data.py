@@ -11,7 +11,7 @@ from recsys.cli.common import Json, Overrides, app, finish, progress_bar
 @app.command()
 def prepare(
     config: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
-    dataset: Annotated[Path, typer.Argument(help="The data set directory to make.")],
+    dataset: Annotated[str, typer.Argument(help="The data set directory to make; may be an address.")],
     overrides: Overrides = None,
     log: Annotated[str | None, typer.Option(help="Read this log in place of the config's `data.log`.")] = None,
     extend: Annotated[
@@ -23,16 +23,17 @@ def prepare(
     import time
 
     from data_pipelines.dataset import prepare
+    from data_pipelines.object_store import sent
     from recsys.config import load_config
 
     data = load_config(config, overrides or []).data
     start = time.perf_counter()
-    with progress_bar("prepare") as advance:
-        made = prepare(data, dataset, log=log, extend=extend, progress=advance)
+    with sent(dataset) as folder, progress_bar("prepare") as advance:
+        made = prepare(data, folder, log=log, extend=extend, progress=advance)
+        profile = made.profile
     seconds = time.perf_counter() - start
-    profile = made.profile
     result = {
-        "dataset": made.path,
+        "dataset": dataset,
         "rows": profile["rows"],
         "splits": made.splits,
         "refused": profile["refused"],
