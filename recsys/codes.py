@@ -134,7 +134,7 @@ def _name_codes(matrix: sp.csr_matrix, data: Dataset, table: str) -> pl.DataFram
         strongest = strongest[strongest >= spec.reserved]
         tags: list[str] = []
         if len(strongest) and len(tag_names):
-            weight = np.asarray(columns[:, [c]].T @ tags_RT).ravel() / max(column.data.sum(), 1e-9)
+            weight = (columns[:, [c]].T @ tags_RT).toarray().ravel() / max(column.data.sum(), 1e-9)
             lift = np.log((weight + 1e-3) / overall_T) * weight
             tags = [tag_names[t] for t in np.argsort(-lift)[:_NAMED_TAGS] if weight[t] > 1.2 * overall_T[t]]
         best = items[strongest[:_NAMED_ITEMS]].tolist()

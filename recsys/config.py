@@ -66,6 +66,9 @@ class TrainConfig(_Config):
     features: list[str] | None = Field(
         default=None, min_length=1, description="Features that the ranker reads; all of data.features where absent."
     )
+    start: Literal["random", "svd"] = Field(
+        default="random", description="Where tables start: small random rows, or the truncated SVD of the bag matrix."
+    )
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=4096, ge=1, description="Rows a step and rank.")
     eval_batch_size: int = Field(default=16384, ge=1)

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from data_pipelines.blocks import make_batch
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.matrices import blocks, to_csr
@@ -269,7 +270,7 @@ def permutation(data: Dataset, names: Sequence[str], run: Path) -> list[Ranked]:
     @torch.inference_mode()
     def auc(changed: Any) -> float:
         starts = range(0, len(changed), 1 << 14)
-        batches = (changed.batch(weights.schema, at, min(at + (1 << 14), len(changed))) for at in starts)
+        batches = (make_batch(weights.schema, [(changed, at, min(at + (1 << 14), len(changed)))]) for at in starts)
         return metrics.auc(labels_N, np.concatenate([ranker(batch)[:, 0].numpy() for batch in batches]))
 
     whole = auc(block)

@@ -19,27 +19,27 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
-from data_pipelines.storage import MANIFEST, seal, write_file
+from data_pipelines.storage import seal
 from models.embeddings import SparseTables
 from models.heads import task_losses
 from models.ranker import Ranker
 from models.sharding import shard
 from models.sparsity.config import build_levers
 from recsys.checkpoints import (
-    CONFIG_FILE,
     FINAL,
-    SCHEMA_FILE,
     checkpoint_path,
     prune_checkpoints,
     save_checkpoint,
     steps,
 )
-from recsys.config import ExperimentConfig, chosen_features, load_config, to_yaml
+from recsys.config import ExperimentConfig, chosen_features
 from recsys.evaluation import TaskMetrics, check_monitor, monitored, predict, task_metrics, users_of
+from recsys.factors import start_tables
 from recsys.faults import diverged, memory_guard, save_batch
 from recsys.model_state import ModelState
 from recsys.optimizers import schedule_factor
 from recsys.processes import Processes, process_group
+from recsys.runs import claim_run
 from recsys.tracking import Tracker
 
 LOG_EVERY = 50
@@ -144,6 +144,8 @@ class _Training:
         for lever in self.levers:
             lever.build(ranker)
         sharded = shard(ranker, config.train.tables, processes.device, seed=config.seed)
+        if config.train.start == "svd":
+            start_tables(sharded, dataset, self.loader.schema.feature_names)
         self.state = ModelState(sharded, self.levers, config.train)
         self.total_steps = config.train.epochs * len(self.loader)
         self.position = _Position()
@@ -206,7 +208,7 @@ class _Training:
         found: dict[str, Any] = {}
         if self.processes.is_main:
             try:
-                found = {"step": self._claim_run(resume)}
+                found = {"step": claim_run(self.run, self.config, self.loader.schema, resume=resume)}
             except UserError as error:
                 found = {"refused": str(error)}
         found = json.loads(self.processes.broadcast(json.dumps(found)))
@@ -216,34 +218,6 @@ class _Training:
             return None
         self._restore(checkpoint_path(self.run, found["step"]))
         return self.position.step
-
-    def _claim_run(self, resume: bool) -> int | None:
-        """The step of the last checkpoint; ``None`` where there is none, and then the folder is made."""
-        if self.run.exists() and not resume:
-            raise UserError(f"{self.run} already exists: name another folder, or add --resume to go on with it.")
-        if (self.run / MANIFEST).exists():
-            raise UserError(f"{self.run} has finished: name another folder for a new run.")
-        if (self.run / CONFIG_FILE).exists():
-            self._compare_config()
-            if found := steps(self.run):
-                return found[-1]
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.run} cannot be written ({error.strerror}): name another folder.") from None
-        write_file(self.run / SCHEMA_FILE, self.loader.schema.model_dump_json(indent=1))
-        write_file(self.run / CONFIG_FILE, to_yaml(self.config))
-        return None
-
-    def _compare_config(self) -> None:
-        """Refuse to go on with another config; the keys of ``_MAY_CHANGE`` do not touch the weights."""
-        before, now = load_config(self.run / CONFIG_FILE), self.config
-        keys = {name: getattr(now.train, name) for name in _MAY_CHANGE}
-        if before.model_copy(update={"train": before.train.model_copy(update=keys), "data": now.data}) != now:
-            raise UserError(
-                f"{self.run / CONFIG_FILE} differs from the config given: resume with the config that the run was "
-                f"started with (only train.{', train.'.join(_MAY_CHANGE)} may change)."
-            )
 
     def _restore(self, path: Path) -> None:
         state = self.state.load(path)
@@ -404,6 +378,3 @@ class _Training:
 
 def _seed(*parts: int) -> int:
     return xxhash.xxh3_64_intdigest("/".join(map(str, parts)).encode()) >> 1
-
-
-_MAY_CHANGE = ("checkpoint_every", "keep_checkpoints", "loader_threads", "mlflow")
