@@ -34,26 +34,32 @@ INT4: Overrides = {"sparsity.quantization": {"table_bits": 4, "dense": "int8"}}
 INT4_BOTH: Overrides = {"sparsity.quantization": {"table_bits": 4, "dense": "int4"}}
 
 
-def pruned(rows: float, units: float) -> Overrides:
-    """Levers of training: shares of rows and of hidden units that go."""
-    levers: Overrides = {"sparsity.row_pruning": {"sparsity": rows, "begin": 0.1, "end": 0.5, "scope": "global"}}
-    return levers | {"sparsity.unit_pruning": {"sparsity": units, "begin": 0.1, "end": 0.5}}
+SMALL: Overrides = INT4_BOTH | {"sparsity.low_rank": {"cross": 8}}
+SMALLER: Overrides = INT4_BOTH | {"sparsity.low_rank": {"cross": 8, "energy": 0.9}}
 
 
-def factors(rank: int) -> Overrides:
-    return {"sparsity.low_rank": {"cross": rank}}
+def pruned(*, rows: float = 0.0, units: float) -> Overrides:
+    """Levers of training: shares of each table's rows and of hidden units that go."""
+    levers: Overrides = {"sparsity.unit_pruning": {"sparsity": units, "begin": 0.1, "end": 0.5}}
+    if rows:
+        levers["sparsity.row_pruning"] = {"sparsity": rows, "begin": 0.1, "end": 0.5}
+    return levers
 
 
+TRAINED = (
+    pruned(units=0.75),
+    pruned(units=0.9),
+    pruned(rows=0.25, units=0.9),
+    pruned(rows=0.8, units=0.9),
+    pruned(rows=0.95, units=0.9),
+)
 POINTS: list[Overrides] = [
     {},
     INT8,
     INT4,
     INT4_BOTH,
-    *(
-        pruned(rows, units) | rest
-        for rows, units in ((0.5, 0.75), (0.8, 0.9), (0.95, 0.95))
-        for rest in (INT4, INT4_BOTH, INT4_BOTH | factors(8))
-    ),
+    SMALL,
+    *(levers | rest for levers in TRAINED for rest in (INT4, INT4_BOTH, SMALL, SMALLER)),
 ]
 
 
