@@ -63,7 +63,7 @@ def mean_weights(bags: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJagge
     if not features:
         return bags
     weights = bags.weights().clone()
-    bounds = bags.offset_pertable_key()
+    bounds = bags.offset_per_key()
     for index, key in enumerate(bags.keys()):
         if key in features:
             own = weights[bounds[index] : bounds[index + 1]]
@@ -245,7 +245,7 @@ def _oov_where_dropped(keep: Tensor, ids_L: Tensor) -> Tensor:
 def with_ids(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Tensor]]) -> KeyedJaggedTensor:
     """``bags`` with the ids of some keys exchanged, one for one."""
     values = bags.values().clone()
-    bounds = bags.offset_pertable_key()
+    bounds = bags.offset_per_key()
     for index, key in enumerate(bags.keys()):
         if key in change:
             own = slice(bounds[index], bounds[index + 1])
@@ -255,7 +255,7 @@ def with_ids(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Te
 
 def _bytable_key(output: Any) -> dict[str, Tensor]:
     """Embeddings by key; ``torch.split`` keeps the backward pass one concatenation."""
-    return dict(zip(output.keys(), output.values().split(output.length_pertable_key(), dim=1), strict=True))
+    return dict(zip(output.keys(), output.values().split(output.length_per_key(), dim=1), strict=True))
 
 
 def _merge(bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor) -> KeyedJaggedTensor:
