@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.checkpoints import load_weights, read_tensors, steps
-from recsys.config import ExperimentConfig, load_config
+from recsys.config import ExperimentConfig
 from recsys.evaluation import evaluate
 from recsys.training import InterruptedTrainingError, train
 
@@ -159,18 +159,12 @@ def test_two_ranks_train_and_their_checkpoint_goes_on_at_one(
     (run / "manifest.json").unlink()
     last = steps(run)[-1]
     weights = load_weights(run)
-    for table in tables:
-        tables[table] = {"sharding": "row_wise" if sharding == "table_wise" else "table_wise"}
-    one = load_config(run / "config.yaml").model_copy(update={"model": config_model(experiment, tables)})
-    (run / "config.yaml").write_text(yaml.safe_dump(one.model_dump(mode="json")))
-    result_one = train(one, dataset, run, resume=True)
+    other = "row_wise" if sharding == "table_wise" else "table_wise"
+    resharded = {"dim": 8, "tables": {table: {"sharding": other} for table in tables}}
+    result_one = train(configure(experiment, model=experiment["model"] | resharded), dataset, run, resume=True)
     assert result_one.steps == last
     for name, table in load_weights(run).tables.items():
         assert torch.equal(table, weights.tables[name])
-
-
-def config_model(experiment: dict[str, Any], tables: dict[str, Any]) -> Any:
-    return ExperimentConfig.model_validate(experiment | {"model": experiment["model"] | {"tables": tables}}).model
 
 
 def test_weights_score_as_training_did(experiment: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
