@@ -17,7 +17,7 @@ from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
 from data_pipelines.originals import originals
-from data_pipelines.preparation import Earlier, write
+from data_pipelines.preparation import Earlier, Engine, write
 from data_pipelines.splits import SPLITS
 from data_pipelines.state import State
 from data_pipelines.storage import Manifest
@@ -30,6 +30,7 @@ def prepare(
     log: str | None = None,
     extend: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
 ) -> "Dataset":
     """Make the data set of a log at ``out``: complete, or not there at all.
 
@@ -38,6 +39,7 @@ def prepare(
         extend: A data set that this log goes on from. Its ids and normalisation stay, new values are appended to its
             vocabularies, its past is remembered, and ``profile["drift"]`` says how far the new log is from its own.
         progress: Is told how many more rows are done, now and then.
+        engine: Who counts values and encodes rows, part by part; this process if absent.
 
     Raises:
         UserError: The log cannot be read or used as ``config`` says, ``out`` exists, or ``extend`` is not a data set of
@@ -48,7 +50,7 @@ def prepare(
     meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location}
     with storage.new_directory(out, "dataset", meta=meta) as folder:
         earlier = None if old is None else Earlier(old.encoder, old.state)
-        meta["splits"] = write(config, folder, location, progress or (lambda rows: None), earlier)
+        meta["splits"] = write(config, folder, location, progress or (lambda rows: None), earlier, engine)
         if old is not None:
             meta["extends"] = old.manifest.fingerprint
             _add_drift(folder, old)

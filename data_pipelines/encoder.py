@@ -46,20 +46,26 @@ class Encoder:
         self._cache: dict[tuple[tuple[str, str], ...], list[pl.Expr]] = {}
 
     @staticmethod
-    def fit(config: DataConfig, train: pl.LazyFrame, earlier: "Encoder | None" = None) -> "Encoder":
+    def fit(
+        config: DataConfig,
+        train: pl.LazyFrame,
+        earlier: "Encoder | None" = None,
+        counted: Sequence[pl.DataFrame] | None = None,
+    ) -> "Encoder":
         """Vocabularies, normalisations and buckets of the training rows, and of nothing else.
 
         Args:
+            counted: What :func:`data_pipelines.fitting.count` gives for ``train``, where that was worked out elsewhere.
             earlier: An encoder to extend: its ids and numbers stay as they are, new values are appended.
 
         Raises:
             UserError: A column is missing or of a type its feature cannot read; or ``earlier`` has other features.
         """
         if earlier is None:
-            return Encoder(config, fit(config, train))
+            return Encoder(config, fit(config, train, counted=counted))
         if config.features != earlier.config.features:
             raise UserError("the features of the config are not those of the data set to extend: use its config.")
-        return Encoder(config, fit(config, train, earlier._fitted))
+        return Encoder(config, fit(config, train, earlier._fitted, counted))
 
     def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = ()) -> pl.LazyFrame:
         """The encoded columns of ``rows``, and the expressions of ``carry`` beside them.

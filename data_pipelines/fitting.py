@@ -1,5 +1,8 @@
 """What the training split decides: vocabularies, means and deviations, bucket edges."""
 
+from collections.abc import Sequence
+from itertools import chain
+
 import polars as pl
 
 from data_pipelines.compiling import Fitted, Values, specs
@@ -10,10 +13,22 @@ from data_pipelines.vocabulary import Slots, Table, Vocabulary
 _QUANTILE_ROWS = 1 << 20
 
 
-def fit(config: DataConfig, train: pl.LazyFrame, earlier: Fitted | None = None) -> Fitted:
+def count(config: DataConfig, train: pl.LazyFrame) -> list[pl.DataFrame]:
+    """``value`` and ``count`` of every feature with a vocabulary, in the order in which :func:`fit` takes them."""
+    counting = _counting(config, Values(config, train.collect_schema()), train)
+    return pl.collect_all([frame for table in counting.values() for frame in table], engine="streaming")
+
+
+def fit(
+    config: DataConfig,
+    train: pl.LazyFrame,
+    earlier: Fitted | None = None,
+    counted: Sequence[pl.DataFrame] | None = None,
+) -> Fitted:
     """Fit everything in one pass over the training rows.
 
     Args:
+        counted: What :func:`count` gives for ``train``, where that was worked out elsewhere.
         earlier: Keep its numbers, and its values with their ids; new values are appended to them.
 
     Raises:
@@ -22,19 +37,19 @@ def fit(config: DataConfig, train: pl.LazyFrame, earlier: Fitted | None = None) 
     values = Values(config, train.collect_schema())
     counting = _counting(config, values, train)
     numbers = {} if earlier is not None else _summaries(config, values, train)
-    frames = [frame for table in counting.values() for frame in table]
+    frames = [frame for table in counting.values() for frame in table] if counted is None else []
     if numbers:
         frames.append(train.select(**numbers))
     # A scan shared by several queries would be held in memory for the slowest of them.
     separate = pl.QueryOptFlags(comm_subplan_elim=False)
-    collected = iter(pl.collect_all(frames, engine="streaming", optimizations=separate))
+    collected = chain(counted or (), pl.collect_all(frames, engine="streaming", optimizations=separate))
 
     tables: dict[str, Table] = {}
-    for table, counted in counting.items():
+    for table, queries in counting.items():
         rule = next(f for f in config.features.values() if isinstance(f, VocabularyConfig) and f.table == table)
         known = None if earlier is None else earlier.tables[table]
         assert not isinstance(known, Slots)
-        tables[table] = Vocabulary.fit([next(collected) for _ in counted], rule, known)
+        tables[table] = Vocabulary.fit([next(collected) for _ in queries], rule, known)
     for table, size in specs(config).slots.items():
         tables[table] = Slots(size)
     if earlier is not None:

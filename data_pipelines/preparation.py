@@ -1,8 +1,9 @@
 """From a log to the files of a data set, in a few streaming passes whose memory does not grow with the log."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,7 @@ from data_pipelines.columns import KEY, LABEL, PartWriter
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
+from data_pipelines.fitting import count
 from data_pipelines.past import Past, compute, past_features
 from data_pipelines.sampling import write_with_negatives
 from data_pipelines.snapshots import Snapshots
@@ -23,6 +25,10 @@ from data_pipelines.splits import SPLIT, SPLITS, assign
 from data_pipelines.state import State, save
 from data_pipelines.surveys import Survey, take_survey
 from data_pipelines.validation import REASON, TIME, checked, label
+
+Work = Callable[[pl.LazyFrame], list[pl.DataFrame]]
+Engine = Callable[[pl.LazyFrame, int, Work], Iterator[list[pl.DataFrame]]]
+"""Cuts so many rows into parts, has each worked on somewhere, and gives what came of them in the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,17 @@ class Earlier:
 
 
 def write(
-    config: DataConfig, folder: Path, location: str, progress: Callable[[int], None], earlier: Earlier | None
+    config: DataConfig,
+    folder: Path,
+    location: str,
+    progress: Callable[[int], None],
+    earlier: Earlier | None,
+    engine: Engine | None = None,
 ) -> dict[str, int]:
-    """Write everything but the manifest into ``folder``; returns the rows of each split."""
+    """Write everything but the manifest into ``folder``; returns the rows of each split.
+
+    With an ``engine`` values are counted and rows encoded part by part, wherever the engine has that done.
+    """
     with sources.reading(location), TemporaryDirectory(dir=folder) as scratch_name:
         scratch = Path(scratch_name)
         source = staged(config, sources.scan(config, location), location, scratch)
@@ -47,9 +61,11 @@ def write(
         rows = assign(config, rows.drop(REASON), survey, scratch)
         if config.sampling is not None:
             rows, survey = _sampled(config, rows, survey, location, folder, scratch)
-        encoder = Encoder.fit(config, rows.filter(pl.col(SPLIT) == 0), None if earlier is None else earlier.encoder)
+        counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, config)))
+        train = rows.filter(pl.col(SPLIT) == 0)
+        encoder = Encoder.fit(config, train, None if earlier is None else earlier.encoder, counted)
         past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
-        splits = _encode(config, encoder, rows, past, folder, progress)
+        splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
     encoder.save(folder)
@@ -112,22 +128,38 @@ def _past(
     return past
 
 
+def _count(config: DataConfig, rows: pl.LazyFrame) -> list[pl.DataFrame]:
+    return count(config, rows.filter(pl.col(SPLIT) == 0))
+
+
+def _counted(parts: Iterator[list[pl.DataFrame]]) -> list[pl.DataFrame]:
+    """Counts of all parts added up."""
+    totals = [pl.concat(frames).cast({"count": pl.Int64}) for frames in zip(*parts, strict=True)]
+    return [total.group_by("value").agg(pl.col("count").sum()) for total in totals]
+
+
 def _encode(
     config: DataConfig,
     encoder: Encoder,
     rows: pl.LazyFrame,
+    size: int,
     past: Past,
     folder: Path,
     progress: Callable[[int], None],
+    engine: Engine | None,
 ) -> dict[str, int]:
     now = {name for name in config.inputs if name not in past_features(config)}
     schema = rows.collect_schema()
     carried = [label(config, task, schema).alias(LABEL + task) for task in config.tasks]
     carried += [pl.col(name).alias(KEY + name) for name in _keys(config)]
     carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in schema]
-    encoded = encoder.select(now).encode(rows, carry=carried)
+    encoder = encoder.select(now)
+    if engine is None:
+        chunks = _streamed(encoder, carried, rows)
+    else:
+        chunks = (chunk for [chunk] in engine(rows, size, partial(_encoded, encoder, carried)))
     writers = {split: PartWriter(folder / "splits" / split) for split in SPLITS}
-    for chunk in encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"):
+    for chunk in chunks:
         times = chunk[TIME].to_numpy() if TIME in chunk.columns else np.empty(0)
         chunk = chunk.with_columns(past.take(chunk[ROW].to_numpy(), times)) if len(chunk) else chunk
         codes = chunk[SPLIT]
@@ -139,6 +171,15 @@ def _encode(
     for writer in writers.values():
         writer.close()
     return {split: writer.rows for split, writer in writers.items()}
+
+
+def _streamed(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    encoded = encoder.encode(rows, carry=carried)
+    return encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming")
+
+
+def _encoded(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> list[pl.DataFrame]:
+    return [encoder.encode(rows, carry=carried).collect(engine="streaming")]
 
 
 def _keys(config: DataConfig) -> list[str]:

@@ -1,7 +1,7 @@
 """Verbs of data: prepare, state."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ def prepare(
     extend: Annotated[
         Path | None, typer.Option(help="A data set whose ids and past the new one goes on from; reports the drift.")
     ] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; one of this machine if absent.")] = None,
     json: Json = False,
 ) -> None:
     """Encode a log into a data set: vocabularies, splits, histories, statistics."""
@@ -24,12 +26,18 @@ def prepare(
 
     from data_pipelines.dataset import prepare
     from data_pipelines.object_store import sent
+    from data_pipelines.preparation import Engine
     from recsys.config import load_config
 
+    workers: Engine | None = None
+    if engine == "ray":
+        from recsys.cluster.preparing import ray_engine
+
+        workers = ray_engine(address)
     data = load_config(config, overrides or []).data
     start = time.perf_counter()
     with sent(dataset) as folder, progress_bar("prepare") as advance:
-        made = prepare(data, folder, log=log, extend=extend, progress=advance)
+        made = prepare(data, folder, log=log, extend=extend, progress=advance, engine=workers)
         profile = made.profile
     seconds = time.perf_counter() - start
     result = {

@@ -51,7 +51,7 @@ def plan_verb(
         batch_size=experiment.train.batch_size,
         ids_per_row=ids_per_row,
     )
-    command = "recsys" if ranks == 1 else f"torchrun --nproc-per-node {per_node} -m recsys"
+    command = "recsys" if ranks == 1 else f"torchrun --nproc-per-node {per_node} --no-python recsys"
     finish(
         {
             "tables": {
