@@ -148,7 +148,7 @@ def test_a_table_becomes_a_few_named_codes(method: str, run: Path, tmp_path: Pat
     result = code_table(run, tmp_path / "codes", "item", method=method, codes=32, active=4)  # type: ignore[arg-type]
     names = pl.read_csv(tmp_path / "codes" / "names.csv")
     assert len(names) == 32
-    assert result["codes_in_use"] > 0.5
+    assert result["codes_in_use"] > 0.2
     assert 0 <= result["recall"]["codes"] <= 1
     assert result["auc"]["codes"] == pytest.approx(result["auc"]["table"], abs=0.2)
 
