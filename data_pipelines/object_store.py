@@ -52,7 +52,9 @@ def pull(address: str, folder: Path) -> None:
     try:
         manifest = _manifest(address)
         with _store(address) as (store, root):
-            for name in [*manifest.files, MANIFEST]:
+            # Directories within (a state, a checkpoint) have manifests of their own, which the outer one does not list.
+            inner = [name.removeprefix(f"{root}/") for name in store.find(root) if name.endswith(f"/{MANIFEST}")]
+            for name in [*manifest.files, *inner]:
                 (beside / name).parent.mkdir(parents=True, exist_ok=True)
                 store.get_file(f"{root}/{name}", str(beside / name))
         open_directory(beside, manifest.kind)
@@ -82,8 +84,13 @@ def fetched(location: str | Path) -> Path:
 
 
 @contextmanager
-def sent(location: str | Path) -> Iterator[Path]:
+def sent(location: str | Path, *, resume: bool = False, replace: bool = False, send: bool = True) -> Iterator[Path]:
     """Yield a path to write a directory to: ``location`` itself, or one whose directory is then sent to the address.
+
+    Args:
+        resume: Go on with what an earlier attempt, killed before it was sent, left on this machine.
+        replace: Put it in the place of what is at the address.
+        send: False in all but one of several processes that write the directory together.
 
     Raises:
         UserError: Something is at the address already, or the store refuses.
@@ -93,12 +100,16 @@ def sent(location: str | Path) -> Iterator[Path]:
         return
     address = str(location)
     with _store(address) as (store, root):
-        if store.exists(f"{root}/{MANIFEST}"):
+        if not replace and store.exists(f"{root}/{MANIFEST}"):
             raise UserError(f"{address} already exists: name another address, or remove it first.")
     local = _cache(address) / "to-send"
+    if send and not resume:
+        shutil.rmtree(local, ignore_errors=True)
+    local.parent.mkdir(parents=True, exist_ok=True)
     yield local
-    push(local, address)
-    shutil.rmtree(local)
+    if send:
+        push(local, address, replace=replace)
+        shutil.rmtree(local)
 
 
 def _cache(address: str) -> Path:

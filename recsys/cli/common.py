@@ -29,6 +29,19 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config, e.g. train.batch_size=4096."),
 ]
 
+
+def local_folder(location: str) -> Path:
+    """Parse an argument that names a directory to read: a path, or an address whose directory is fetched."""
+    if "://" not in location:
+        return Path(location)
+    from data_pipelines.object_store import fetched
+
+    try:
+        return fetched(location)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Advance = Callable[..., None]
 """``advance(rows, note="", total=None)``: count ``rows`` more as done, show ``note``, learn the total."""
 

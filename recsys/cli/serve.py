@@ -7,26 +7,30 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, finish, progress_bar
+from recsys.cli.common import Json, Overrides, app, finish, local_folder, progress_bar
 
-ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What `recsys export` wrote.")]
+ArtifactFolder = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="What `recsys export` wrote.", parser=local_folder)
+]
 DatasetOption = Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")]
 
 
 @app.command("export")
 def export_verb(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.")],
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder to write.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.", parser=local_folder)],
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="Folder to write; may be an address.")],
     overrides: Overrides = None,
     dataset: DatasetOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of what is at ARTIFACT.")] = False,
     json: Json = False,
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
+    from data_pipelines.object_store import sent
     from recsys.exporting import export_run
 
-    exported = export_run(run, artifact, overrides or (), dataset=dataset, replace=replace)
-    finish({"artifact": artifact, **summary(exported)}, json, f"recsys score {artifact} INPUT OUTPUT")
+    with sent(artifact, replace=replace) as folder:
+        figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))
+    finish({"artifact": artifact, **figures}, json, f"recsys score {artifact} INPUT OUTPUT")
 
 
 def summary(artifact: "Artifact") -> dict[str, object]:  # type: ignore[name-defined]  # noqa: F821
@@ -70,7 +74,7 @@ def verify_verb(
 def score_verb(
     artifact: ArtifactFolder,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="File, folder, glob or address of the rows.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write the scores to.")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder to write the scores to; may be an address.")],
     events: Annotated[str | None, typer.Option(help="Log of what happened since the artifact was made.")] = None,
     bad_rows: Annotated[
         Literal["quarantine", "score"], typer.Option(help="Leave them out with the reason, or read bad values as null.")
@@ -84,6 +88,7 @@ def score_verb(
     json: Json = False,
 ) -> None:
     """Score rows of any size; killed and started again, it goes on where it was."""
+    from data_pipelines.object_store import sent
     from serving.artifact import Artifact
     from serving.batch_job import Engine, JobOptions, run_job
 
@@ -93,18 +98,18 @@ def score_verb(
         from recsys.cluster.scoring import ray_engine
 
         workers = ray_engine(address)
-    with progress_bar("scoring") as advance:
+    with sent(output, resume=True) as folder, progress_bar("scoring") as advance:
         result = run_job(
             Artifact.open(artifact),
             source,
-            output,
+            folder,
             options,
             events=events,
             threads=threads,
             progress=lambda rows, total: advance(rows, total=total),
             engine=workers,
         )
-    finish(vars(result), json)
+    finish({**vars(result), "output": output}, json)
 
 
 @app.command("serve")

@@ -5,23 +5,26 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, finish, progress_bar
+from recsys.cli.common import Json, Overrides, app, finish, is_main_rank, local_folder, progress_bar
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML.")]
-DataFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.")]
+DataFolder = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.", parser=local_folder)
+]
 
 
 @app.command("train")
 def train_verb(
     config: Config,
     dataset: DataFolder,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder to write; may be an address.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of RUN.")] = False,
     json: Json = False,
 ) -> None:
     """Train a ranker; under torchrun, on several ranks."""
     from data_pipelines.dataset import Dataset
+    from data_pipelines.object_store import sent
     from recsys.config import load_config
     from recsys.training import InterruptedTrainingError, train
 
@@ -29,13 +32,13 @@ def train_verb(
     data = Dataset.open(dataset)
     rows = data.splits["train"] * experiment.train.epochs
     try:
-        with progress_bar("training", rows) as advance:
-            result = train(experiment, data, run, resume=resume, report=advance)
+        with sent(run, resume=resume, send=is_main_rank()) as folder, progress_bar("training", rows) as advance:
+            result = train(experiment, data, folder, resume=resume, report=advance)
     except InterruptedTrainingError as stop:
         typer.echo(f"recsys: {stop}", err=True)
         raise typer.Exit(1) from None
     summary = {
-        "run": result.run,
+        "run": run,
         "steps": result.steps,
         "best_step": result.best_step,
         "stopped": result.stopped,
@@ -48,7 +51,7 @@ def train_verb(
 
 @app.command("evaluate")
 def evaluate_verb(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.", parser=local_folder)],
     dataset: Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     slice_by: Annotated[str | None, typer.Option(help="Key column: metrics for each of its values.")] = None,

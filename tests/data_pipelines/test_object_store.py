@@ -1,46 +1,16 @@
 """Logs and directories at an S3 server on loopback: read, sent, fetched; nothing that opens after an interruption."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from data_pipelines import object_store
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
 from data_pipelines.storage import MANIFEST
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A bucket of its own on the server that the environment names."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    name = f"bucket-{tmp_path.name.replace('_', '-').lower()}"
-    fsspec.filesystem("s3").mkdir(name)
-    return f"s3://{name}"
 
 
 @pytest.fixture
