@@ -1,6 +1,6 @@
 """What zeros in the tower's matrices are worth on this machine: CSR and blocks against dense products, and removal.
 
-One product of 4096 rows with a (416, 256) matrix of which a tenth is not zero: scattered (CSR), in 16 x 16 blocks (BSR),
+One product of 4096 rows with a (416, 256) matrix of which a tenth is not zero: scattered (CSR), in blocks (BSR), and
 multiplied densely in float32 and bf16; and a dense matrix from which nine tenths of the columns were removed.
 """
 
