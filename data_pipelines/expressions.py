@@ -100,16 +100,18 @@ def epoch(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.String:
         return _read_time(column.str.strip_chars())
     if dtype.is_integer() or dtype.is_float():
-        value = pl.when(column.cast(pl.Float64).is_finite()).then(column)
+        value = column.cast(pl.Int64, strict=False)
+        if dtype.is_float():
+            value = pl.when(column.is_finite()).then(column.cast(pl.Float64))
         size = value.abs()
         scaled = (
-            pl.when(size < 1e11)
-            .then(value.cast(pl.Float64) * MICROSECONDS if dtype.is_float() else value.cast(pl.Int64) * MICROSECONDS)
-            .when(size < 1e14)
+            pl.when(size < 10**11)
+            .then(value * MICROSECONDS)
+            .when(size < 10**14)
             .then(value * 1000)
-            .when(size < 1e17)
+            .when(size < 10**17)
             .then(value)
-            .otherwise(value // 1000)
+            .otherwise(value * 1e-3)
         )
         return scaled.cast(pl.Int64, strict=False)
     if dtype == pl.Null:

@@ -41,25 +41,20 @@ class Vocabulary:
 
         With a ``known`` vocabulary its values come first, in their order and whatever their count, and new ones after.
         """
-        counts = pl.concat(counted).cast({"count": pl.Int64}).lazy().drop_nulls("value").group_by("value").sum()
-        first = Vocabulary.empty(rule.oov_buckets) if known is None else known
-        old = pl.LazyFrame({"value": first.values, "before": first.counts}).join(
-            counts, on="value", how="left", maintain_order="left"
-        )
-        new = (
-            counts.join(old, on="value", how="anti")
-            .filter(pl.col("count") >= rule.min_count)
-            .sort("count", "value", descending=[True, False])
-            .head(max(0, (rule.max_size if rule.max_size is not None else 2**31) - len(first.values)))
-        )
-        total = pl.col("before") + pl.col("count").fill_null(0)
-        frame = pl.concat([old.select("value", count=total), new]).collect()
+        counts = pl.concat(counted).cast({"count": pl.Int64}).lazy().drop_nulls("value")
+        counts = counts.group_by("value").sum() if len(counted) > 1 else counts
+        room = rule.max_size if rule.max_size is not None else 2**31
+        first: list[pl.LazyFrame] = []
+        if known is not None:
+            values = pl.LazyFrame({"value": known.values, "before": known.counts})
+            seen = values.join(counts, on="value", how="left", maintain_order="left")
+            first = [seen.select("value", count=pl.col("before") + pl.col("count").fill_null(0))]
+            counts = counts.join(values, on="value", how="anti")
+            room = max(0, room - len(known.values))
+        enough = counts.filter(pl.col("count") >= rule.min_count)
+        new = enough.sort("count", "value", descending=[True, False]).head(room)
+        frame = pl.concat([*first, new]).collect()
         return Vocabulary(frame["value"], frame["count"], rule.oov_buckets)
-
-    @staticmethod
-    def empty(oov_buckets: int) -> "Vocabulary":
-        """No values."""
-        return Vocabulary(pl.Series("value", [], dtype=pl.String), pl.Series("count", [], dtype=pl.Int64), oov_buckets)
 
     @property
     def reserved(self) -> int:
