@@ -6,7 +6,6 @@ Candidates take turns in every round, and medians over rounds are compared.
 """
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -14,10 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import in_turns, machine, spread, table
 from models.experts import MixtureOfExperts
 
 ROWS, WIDTH, HIDDEN, TOP_K = 4096, 416, 256, 2
+EXPERTS = (8, 32, 128)
 ROUNDS, WARM_UP = 15, 3
+DENSE, ALL = "dense MLP", "all 8 experts"
 
 
 class AllExperts(nn.Module):
@@ -37,70 +39,55 @@ class AllExperts(nn.Module):
         return gated_NF @ experts.w2_EHD.flatten(0, 1)
 
 
-def make_step(module: nn.Module, x_ND: Tensor, gradient_ND: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    def step() -> None:
+def step_of(module: nn.Module, x_ND: Tensor, gradient_ND: Tensor, dtype: torch.dtype) -> Callable[[], float]:
+    """A training step of ``module`` that returns its seconds."""
+    device = x_ND.device
+
+    def step() -> float:
         for parameter in module.parameters():
             parameter.grad = None
         x_ND.grad = None
-        with torch.autocast(x_ND.device.type, dtype, enabled=dtype != torch.float32):
+        begin = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             y_ND = module(x_ND)
         y_ND.backward(gradient_ND.to(y_ND.dtype))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
 
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every step in every round, candidates in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(WARM_UP + ROUNDS):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if round_number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def run(device: torch.device) -> dict[str, float]:
-    """Print the table; give the ratios of medians."""
+def measure(dtype: torch.dtype, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every candidate by round."""
     torch.manual_seed(0)
     x_ND = torch.randn(ROWS, WIDTH, device=device, requires_grad=True)
     gradient_ND = torch.randn(ROWS, WIDTH, device=device) / ROWS
-    result: dict[str, float] = {}
-    print(f"{'':24}{'ms':>9}{'fastest':>9}{'slowest':>9}{'vs MLP':>9}{'vs all 8':>9}")
-    for dtype, label in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        mixtures = {count: MixtureOfExperts(WIDTH, HIDDEN, count, TOP_K) for count in (8, 32, 128)}
-        dense = nn.Sequential(
-            nn.Linear(WIDTH, TOP_K * HIDDEN, bias=False), nn.ReLU(), nn.Linear(TOP_K * HIDDEN, WIDTH, bias=False)
-        )
-        modules: dict[str, nn.Module] = {
-            f"dense MLP, {label}": dense,
-            f"all 8 experts, {label}": AllExperts(mixtures[8]),
-        }
-        modules |= {f"top-2 of {count}, {label}": mixture for count, mixture in mixtures.items()}
-        steps = {name: make_step(module.to(device), x_ND, gradient_ND, dtype) for name, module in modules.items()}
-        seconds = measure(steps, device)
-        median = {name: statistics.median(times) for name, times in seconds.items()}
-        mlp, everything = median[f"dense MLP, {label}"], median[f"all 8 experts, {label}"]
-        for name, times in seconds.items():
-            print(
-                f"{name:24}{median[name] * 1e3:9.1f}{min(times) * 1e3:9.1f}{max(times) * 1e3:9.1f}"
-                f"{median[name] / mlp:9.2f}{median[name] / everything:9.2f}"
-            )
-        for count in mixtures:
-            suffix = "" if (count, label) == (8, "fp32") else f"_{count}_{label}"
-            result[f"vs_equal_flop_mlp{suffix}"] = round(median[f"top-2 of {count}, {label}"] / mlp, 3)
-            result[f"vs_all_experts{suffix}"] = round(median[f"top-2 of {count}, {label}"] / everything, 3)
-    return result
+    first, second = nn.Linear(WIDTH, TOP_K * HIDDEN, bias=False), nn.Linear(TOP_K * HIDDEN, WIDTH, bias=False)
+    mixtures = {count: MixtureOfExperts(WIDTH, HIDDEN, count, TOP_K) for count in EXPERTS}
+    modules: dict[str, nn.Module] = {DENSE: nn.Sequential(first, nn.ReLU(), second), ALL: AllExperts(mixtures[8])}
+    modules |= {f"top-{TOP_K} of {count}": mixture for count, mixture in mixtures.items()}
+    steps = {name: step_of(module.to(device), x_ND, gradient_ND, dtype) for name, module in modules.items()}
+    in_turns(steps, WARM_UP)
+    return in_turns(steps, ROUNDS)
 
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {name}")
-    print(json.dumps(run(device)))
+    print(machine() if device.type == "cpu" else f"{machine()}; {torch.cuda.get_device_name()}")
+    lines, result = [], {}
+    for dtype, label in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        seconds = measure(dtype, device)
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        for name, values in seconds.items():
+            ratios = [median[name] / median[DENSE], median[name] / median[ALL]]
+            lines.append([f"{name}, {label}", spread([1e3 * value for value in values]), *(f"{r:.2f}" for r in ratios)])
+        for count in EXPERTS:
+            suffix = "" if (count, label) == (8, "fp32") else f"_{count}_{label}"
+            result[f"vs_equal_flop_mlp{suffix}"] = round(median[f"top-{TOP_K} of {count}"] / median[DENSE], 3)
+            result[f"vs_all_experts{suffix}"] = round(median[f"top-{TOP_K} of {count}"] / median[ALL], 3)
+    print(table(["step", "ms", "times the MLP", "times all 8"], lines))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -189,9 +189,9 @@ class SparseTables(nn.Module):
             weighted = mean_weights(self._redirect(batch.weighted), self._mean_weighted)
         by_name: dict[str, Tensor] = {}
         if self.pooled is not None:
-            by_name |= _bytable_key(self.pooled(bags))
+            by_name |= _columns_by_key(self.pooled(bags))
         if self.weighted is not None:
-            by_name |= _bytable_key(self.weighted(weighted))
+            by_name |= _columns_by_key(self.weighted(weighted))
         embedded = Embedded({}, {}, {})
         if self.rows:
             self._pool_rows(bags, weighted, embedded)
@@ -253,7 +253,7 @@ def with_ids(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Te
     return _with_values(bags, values, bags.weights_or_none())
 
 
-def _bytable_key(output: Any) -> dict[str, Tensor]:
+def _columns_by_key(output: Any) -> dict[str, Tensor]:
     """Embeddings by key; ``torch.split`` keeps the backward pass one concatenation."""
     return dict(zip(output.keys(), output.values().split(output.length_per_key(), dim=1), strict=True))
 
