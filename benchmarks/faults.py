@@ -1,6 +1,7 @@
 """What SIGKILL at random moments costs: nothing. Scoring, training, and jobs of several workers on PostgreSQL.
 
 Every victim is forked from a process that has imported everything, so that the kills hit the work and not its imports.
+(That process must not use Polars itself before the last fork: a fork does not inherit its threads.)
 ``python -m benchmarks.faults --kills 20 --trainings 5 --jobs 100`` for a quicker look.
 """
 
@@ -120,13 +121,16 @@ def training(
 
 def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> tuple[int, int, int]:
     """Work ``count`` jobs off by four workers that are killed at random. ``(done, done exactly once, kills)``."""
-    rows = pl.read_parquet(root / "rows.parquet")
-    for number in range(count):
-        rows.slice(number % 997, 300).write_parquet(root / f"in{number}.parquet", row_group_size=100)
-    fingerprint = Artifact.open(artifact).fingerprint
+
+    def write_inputs() -> None:
+        rows = pl.read_parquet(root / "rows.parquet")
+        for number in range(count):
+            rows.slice(number % 997, 300).write_parquet(root / f"in{number}.parquet", row_group_size=100)
+
+    assert ended(forked(write_inputs)), "writing the inputs failed"
     with postgres_server() as url:
         store = JobStore(url, lease_s=LEASE_S)
-        store.register("demo", str(artifact), fingerprint)
+        store.register("demo", str(artifact), "bench")
         for number in range(count):
             store.submit(artifact="demo", source=f"in{number}.parquet", output=f"out{number}", options={})
         store.engine.dispose()
@@ -150,7 +154,7 @@ def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> tuple
             os.kill(worker, signal.SIGTERM)
         for worker in workers:
             os.waitpid(worker, 0)
-        done = store.jobs(state="done", limit=count)
+        done, rows = store.jobs(state="done", limit=count), pl.read_parquet(root / "rows.parquet")
         once = sum(_once(root, rows, Path(job.source).stem, Path(job.output).name) for job in done)
     return len(done), once, kills
 

@@ -17,30 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import CrossNetV2, FeatureEmbedding, MLP_Block
-from fuxictr.pytorch.models import BaseModel
-from torch import nn
-
-
-class DCNv2(BaseModel):
-    """Three cross layers beside a 400-400 tower, embeddings of 16."""
-
-    def __init__(self, feature_map, **settings):
-        super().__init__(feature_map, **settings)
-        self.embedding_layer = FeatureEmbedding(feature_map, 16)
-        width = feature_map.sum_emb_out_dim()
-        self.crossnet = CrossNetV2(width, 3)
-        self.tower = MLP_Block(input_dim=width, hidden_units=[400, 400], hidden_activations="relu", batch_norm=False)
-        self.fc = nn.Linear(width + 400, 1)
-        self._max_gradient_norm = 10.0
-        self.compile("adam", "binary_crossentropy", 1e-3)
-        self.reset_parameters()
-
-    def forward(self, inputs):
-        row = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
-        logits = self.fc(torch.cat([self.crossnet(row), self.tower(row)], dim=-1))
-        return {"y_pred": self.output_activation(logits)}
-
+from fuxictr_dcnv2 import DCNv2
 
 folder, batch_size, steps, warm_up = Path(sys.argv[1]), *map(int, sys.argv[2:5])
 logging.disable(logging.CRITICAL)
@@ -51,7 +28,13 @@ features.features = OrderedDict()
 for name, ids in columns.items():
     if name == "label":
         continue
-    entry = {"source": "", "type": "categorical", "padding_idx": 0, "vocab_size": int(ids.max()) + 1, "embedding_dim": 16}
+    entry = {
+        "source": "",
+        "type": "categorical",
+        "padding_idx": 0,
+        "vocab_size": int(ids.max()) + 1,
+        "embedding_dim": 16,
+    }
     if ids.ndim == 2:
         entry |= {"type": "sequence", "max_len": ids.shape[1], "feature_encoder": "layers.MaskedAveragePooling()"}
     features.features[name] = entry

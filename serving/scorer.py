@@ -23,7 +23,8 @@ from serving.artifact import Artifact
 from serving.calibration import predictions
 from serving.drift import DriftMonitor
 
-_MICROBATCH = 8192
+MICROBATCH = 4096
+"""Rows that go through lookup and tower together: enough to keep the kernels busy, few enough for the caches."""
 
 
 class Scorer:
@@ -37,7 +38,7 @@ class Scorer:
         self.artifact = artifact
         folder = state or artifact.state
         self._state = None if folder is None else State.open(folder)
-        self._ranker = artifact.ranker()
+        self.ranker = artifact.ranker()
         self._encoder = artifact.encoder
         self._schema = artifact.encoder.schema
         self._config = _served_config(artifact.encoder)
@@ -94,8 +95,8 @@ class Scorer:
         if self._state is not None:
             rows = self._state.attach(rows.drop(ROW, strict=False))
         encoded = self._encoder.encode(rows).collect()
-        for start in range(0, len(encoded), _MICROBATCH):
-            piece = encoded.slice(start, _MICROBATCH)
+        for start in range(0, len(encoded), MICROBATCH):
+            piece = encoded.slice(start, MICROBATCH)
             yield collate(self._schema, piece, np.arange(start, start + len(piece)))
 
     @torch.inference_mode()
@@ -103,7 +104,7 @@ class Scorer:
         """(B, T) logits of encoded rows; the matrix products are bfloat16 where the artifact's dense part is."""
         autocast = torch.autocast("cpu", torch.bfloat16) if self.artifact.model.precision == "bf16" else nullcontext()
         with autocast:
-            logits_BT: torch.Tensor = self._ranker(batch)
+            logits_BT: torch.Tensor = self.ranker(batch)
         return logits_BT.float().numpy()
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
