@@ -1,7 +1,8 @@
 """Runs what a page of the docs tells its reader to do, top to bottom, in one folder.
 
 A page is Markdown with fenced blocks. ``bash`` blocks are commands, ``python`` blocks are programs, and a block with a
-``title="name"`` is a file of that name. ``text`` blocks are what the reader sees, and are not run. Of ``make`` and
+``title="name"`` is a file of that name. ``yaml`` blocks without a title are parts of a config, and must be valid in that
+of the first page. ``text`` blocks are what the reader sees, and are not run. Of ``make`` and
 ``pip`` lines only the form is checked (the target exists): they build the environment that runs this.
 
 ``recsys`` lines run in this process, because a page has many and each would import Torch anew.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\w+)?([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -41,7 +43,7 @@ def blocks(page: Path) -> Iterator[Block]:
         title = re.search(r'title="([^"]+)"', rest)
         body = re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
         line = markdown.count("\n", 0, match.start()) + 1
-        if title or language in ("bash", "python"):
+        if title or language in ("bash", "python", "yaml"):
             yield Block(language or "", title and title[1], body, line)
 
 
@@ -58,6 +60,8 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 (folder / block.file).write_text(block.text)
             elif block.language == "python":
                 _program([sys.executable, "-P", "-c", block.text], where)
+            elif block.language == "yaml":
+                _check_part_of_config(block.text, folder)
             else:
                 for command in commands(block.text):
                     _command(command, f"{where}: {command}", monkeypatch, background)
@@ -92,6 +96,15 @@ def _command(
         _verb([os.path.expandvars(word) for word in words[1:]], where)
     elif words[0] not in CHECKED_ONLY:
         _program(["bash", "-euo", "pipefail", "-c", command], where)
+
+
+def _check_part_of_config(text: str, folder: Path) -> None:
+    from recsys.config import ExperimentConfig, parse_config, read_yaml
+
+    whole, part = read_yaml(folder / "experiment.yaml"), yaml.safe_load(text)
+    for block, keys in part.items():
+        whole[block] = {**whole.get(block, {}), **keys} if isinstance(keys, dict) else keys
+    parse_config(ExperimentConfig, whole, source=text)
 
 
 def _program(arguments: list[str], where: str) -> None:
