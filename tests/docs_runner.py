@@ -1,9 +1,9 @@
 """Runs what a page of the docs tells its reader to do, top to bottom, in one folder.
 
 A page is Markdown with fenced blocks. ``bash`` blocks are commands, ``python`` blocks are programs, and a block with a
-``title="name"`` is a file of that name. ``yaml`` blocks without a title are parts of a config, and must be valid in that
-of the first page. ``text`` blocks are what the reader sees, and are not run. Of ``make`` and
-``pip`` lines only the form is checked (the target exists): they build the environment that runs this.
+``title="name"`` is a file of that name. ``yaml`` blocks without a title are parts of a config, and must be valid in
+that of the first page. ``text`` blocks are what the reader sees, and are not run. Of ``make`` and ``pip`` lines only
+the form is checked (the target exists): they build the environment that runs this.
 
 ``recsys`` lines run in this process, because a page has many and each would import Torch anew.
 """
