@@ -161,7 +161,27 @@ def narrow(content: Mapping[str, Any], kept: Sequence[str], tables: Sequence[str
     model["pooling"] = {name: way for name, way in model["pooling"].items() if remains(name)}
     model["context"] = [name for name in model["context"] if remains(name)]
     model["tables"] = {name: table for name, table in model["tables"].items() if name in tables}
+    levers = result["sparsity"].items()
+    result["sparsity"] = {name: _narrow_lever(lever, tables) if lever else lever for name, lever in levers}
     return result
+
+
+def _narrow_lever(lever: Mapping[str, Any], tables: Sequence[str]) -> dict[str, Any] | None:
+    """A lever without the tables that are gone; none at all if they were all that it was about."""
+    result = dict(lever)
+    for key in {"tables", "table_bits"} & lever.keys():
+        if isinstance(lever[key], dict):
+            result[key] = {name: value for name, value in lever[key].items() if _vocabulary(name) in tables}
+        elif isinstance(lever[key], list) and lever[key]:
+            result[key] = [name for name in lever[key] if _vocabulary(name) in tables]
+            if not result[key]:
+                return None
+    return result
+
+
+def _vocabulary(table: str) -> str:
+    """The vocabulary of a table: the wide part has a table of its own for each."""
+    return table.removeprefix("wide ")
 
 
 def label(value: Any) -> str:

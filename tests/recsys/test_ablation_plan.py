@@ -110,10 +110,19 @@ def test_bad_settings_are_refused_with_the_key(data: DataConfig, study: dict[str
 
 def test_a_narrowed_config_says_nothing_of_features_that_are_gone(data: DataConfig) -> None:
     model = {"context": ["user", "price"], "pooling": {"likes": "attention"}, "tables": {"item": {"dim": 8}}}
-    config = parse_config(ExperimentConfig, {"data": data.model_dump(mode="json"), "model": model}, source="x.yaml")
+    sparsity = {
+        "quantization": {"table_bits": {"item": 4, "genre": 8}},
+        "row_pruning": {"sparsity": 0.5, "tables": ["item"]},
+        "post_pruning": {"sparsity": 0.5},
+    }
+    blocks = {"data": data.model_dump(mode="json"), "model": model, "sparsity": sparsity}
+    config = parse_config(ExperimentConfig, blocks, source="x.yaml")
     content = narrow(config.model_dump(mode="json"), ["price", "genre"], ["genre"])
     assert content["model"]["context"] == ["price"]
     assert content["model"]["pooling"] == content["model"]["tables"] == {}
+    assert content["sparsity"]["quantization"]["table_bits"] == {"genre": 8}
+    assert content["sparsity"]["row_pruning"] is None  # of no table it would prune all
+    assert content["sparsity"]["post_pruning"]["sparsity"] == 0.5
     assert narrow(config.model_dump(mode="json"), list(data.features), ["item"])["model"]["tables"]["item"]["dim"] == 8
 
 
