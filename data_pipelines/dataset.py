@@ -11,12 +11,13 @@ import polars as pl
 
 from data_pipelines import storage
 from data_pipelines.batch import Schema
-from data_pipelines.columns import KEY, LABEL, Columns, Events
+from data_pipelines.columns import KEY, LABEL, LENGTH, START, Columns, Events
 from data_pipelines.drift import drift
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
 from data_pipelines.originals import originals
+from data_pipelines.past import past_features
 from data_pipelines.preparation import Earlier, Engine, write
 from data_pipelines.splits import SPLITS
 from data_pipelines.state import State
@@ -160,7 +161,12 @@ class Dataset:
         """
         if self.config.sampling is not None or "extends" in self.manifest.meta:
             raise UserError(f"{self.path} has rows or events that its log does not hold: they cannot be read again.")
-        encoded = self.frame(split).collect() if rows is None else self.frame(split).collect()[np.asarray(rows)]
+        frame, past = self.frame(split), past_features(self.config)
+        names = [
+            n for n in frame.collect_schema().names() if n in past or n.startswith("__") or n.endswith((START, LENGTH))
+        ]
+        encoded = frame.select(names).collect()
+        encoded = encoded if rows is None else encoded[np.asarray(rows)]
         return originals(self.config, self.manifest.meta["log"], encoded, self.path / "events")
 
     def _split(self, split: str) -> Path:

@@ -6,7 +6,7 @@ whole log.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -46,13 +46,13 @@ class State:
         self._frames: dict[str, pl.DataFrame] = {}
 
     @staticmethod
-    def open(folder: Path) -> "State":
-        """Open the state at ``folder``.
+    def open(folder: Path, verify: Literal["full", "sizes"] = "full") -> "State":
+        """Open the state at ``folder``, its checksums compared (or, quicker, only sizes).
 
         Raises:
             UserError: There is none, or it is damaged.
         """
-        storage.open_directory(folder, "state")
+        storage.open_directory(folder, "state", verify=verify)
         return State(folder)
 
     def frame(self, name: str) -> pl.DataFrame:

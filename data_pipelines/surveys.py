@@ -43,22 +43,31 @@ def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey
         UserError: No rows, or more refused than ``max_quarantined`` allows.
     """
     time = pl.col(TIME) if config.time is not None else pl.lit(0, dtype=pl.Int64)
+    good = pl.col(REASON).is_null()
     found = (
-        rows.select(REASON, ROW, time=time)
-        .group_by(REASON, minute=pl.col("time") // MINUTE)
-        .agg(n=pl.len().cast(pl.Int64), last=pl.col("time").max(), row=pl.col(ROW).min(), last_row=pl.col(ROW).max())
+        rows.select(ROW, good=good, time=time)
+        .group_by("good", minute=pl.col("time") // MINUTE)
+        .agg(n=pl.len().cast(pl.Int64), last=pl.col("time").max(), last_row=pl.col(ROW).max())
         .collect(engine="streaming")
         .sort("minute")
     )
-    total = int(found["n"].sum())
+    total, accepted = int(found["n"].sum()), found.filter("good")
     if total == 0:
         raise UserError(f"{location} holds no rows.")
-    bad = (
-        found.filter(pl.col(REASON).is_not_null())
-        .group_by(REASON)
-        .agg(pl.col("n").sum(), pl.col("row").min())
-        .sort("n", REASON, descending=[True, False])
-    )
+    refused: dict[str, int] = {}
+    if not found["good"].all():
+        refused = _refused(config, rows.filter(~good), total, location)
+    if accepted.is_empty():
+        raise UserError(f"{location}: every row is refused.")
+    last = None if config.time is None else int(accepted["last"].to_numpy().max())
+    last_row = int(found["last_row"].to_numpy().max())
+    return Survey(int(accepted["n"].sum()), refused, last_row, last, accepted.select("minute", "n"))
+
+
+def _refused(config: DataConfig, rows: pl.LazyFrame, total: int, location: str) -> dict[str, int]:
+    """Refused rows by reason, the most frequent first."""
+    counted = rows.group_by(REASON).agg(n=pl.len(), row=pl.col(ROW).min()).collect(engine="streaming")
+    bad = counted.sort("n", REASON, descending=[True, False])
     refused: dict[str, int] = dict(bad.select(REASON, "n").iter_rows())
     if sum(refused.values()) > config.max_quarantined * total:
         reasons = "; ".join(
@@ -68,9 +77,4 @@ def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey
             f"{location}: {sum(refused.values()):,} of {total:,} rows are refused, more than the share "
             f"{config.max_quarantined} that `max_quarantined` allows: {reasons}."
         )
-    good = found.filter(pl.col(REASON).is_null())
-    if good.is_empty():
-        raise UserError(f"{location}: every row is refused.")
-    last = good["last"].max() if config.time is not None else None
-    assert last is None or isinstance(last, int)
-    return Survey(int(good["n"].sum()), refused, int(found["last_row"].max() or 0), last, good.select("minute", "n"))  # type: ignore[arg-type]
+    return refused

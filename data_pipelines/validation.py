@@ -72,8 +72,10 @@ def _faults(config: DataConfig, schema: pl.Schema, labelled: bool) -> Iterator[t
             case VectorFeature():
                 dtype = values.column(f"feature {name!r}", feature.column)[1]
                 if isinstance(dtype, pl.List):
-                    width = pl.col(feature.column).list.len()
-                    yield f"{feature.column}: not {feature.width} numbers", width != feature.width
+                    numbers = pl.col(feature.column).list
+                    finite = numbers.eval(pl.element().cast(pl.Float32, strict=False).is_finite().fill_null(False))
+                    wrong = (numbers.len() != feature.width) | ~finite.list.all()
+                    yield f"{feature.column}: not {feature.width} finite numbers", wrong
 
 
 def _label_faults(values: Values, name: str, task: Task) -> Iterator[tuple[str, pl.Expr]]:
