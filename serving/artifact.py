@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -202,19 +203,29 @@ class Artifact:
     def ranker(self) -> Ranker:
         """A ranker in evaluation mode over the mapped tables."""
         dense = decompress(load_file(self.path / DENSE))
-        factors = {name.removeprefix(_FACTOR): dense.pop(name) for name in list(dense) if name.startswith(_FACTOR)}
+        ranker = Ranker(self.model.ranker, self.model.encoded, self.tables())
+        load_dense(ranker, {name: tensor for name, tensor in dense.items() if not name.startswith(_FACTOR)})
+        return ranker.eval().requires_grad_(False)
+
+    def tables(self, schema: Schema | None = None) -> QuantizedTables:
+        """The mapped tables, looked up for the features of ``schema`` (a part of the artifact's own), or for all."""
+        schema, config = schema or self.model.encoded, self.model.ranker
+        names = {name for feature in schema.sparse for name in (feature.name, feature.sequence, feature.table)}
+        config = config.model_copy(
+            update={
+                "pooling": {name: pooling for name, pooling in config.pooling.items() if name in names},
+                "tables": {name: table for name, table in config.tables.items() if name in names},
+            }
+        )
+        with safe_open(self.path / DENSE, framework="pt") as stored:
+            packed = {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(_FACTOR)}  # noqa: SIM118
+        factors = {name.removeprefix(_FACTOR): factor for name, factor in decompress(packed).items()}
         storage, offsets = _map(self.path / TABLES)
         tables = {
             name: MappedTable(entry.rows, entry.dim, entry.bits, offsets[name])
             for name, entry in self.model.tables.items()
         }
-        ranker = Ranker(
-            self.model.ranker,
-            self.model.encoded,
-            QuantizedTables(self.model.encoded, self.model.ranker, storage, tables, factors),
-        )
-        load_dense(ranker, dense)
-        return ranker.eval().requires_grad_(False)
+        return QuantizedTables(schema, config, storage, tables, factors)
 
 
 def _map(path: Path) -> tuple[Tensor, dict[str, int]]:

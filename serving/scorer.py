@@ -3,6 +3,7 @@
 Letters: B rows of a batch, T tasks.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from data_pipelines.loader import collate
 from data_pipelines.sources import ROW, join_sides
 from data_pipelines.state import State
 from data_pipelines.validation import REASON, checked
+from models.ranker import Ranker
 from serving.artifact import Artifact
 from serving.calibration import predictions
 from serving.drift import DriftMonitor
@@ -91,20 +93,34 @@ class Scorer:
 
     def encode(self, frame: pl.DataFrame) -> Iterator[Batch]:
         """Encoded rows, in batches that fit a processor's cache."""
-        rows = frame.lazy()
-        if self._state is not None:
-            rows = self._state.attach(rows.drop(ROW, strict=False))
-        encoded = self._encoder.encode(rows).collect()
+        encoded = self._encoded(frame, self._encoder)
         for start in range(0, len(encoded), MICROBATCH):
             piece = encoded.slice(start, MICROBATCH)
             yield collate(self._schema, piece, np.arange(start, start + len(piece)))
 
+    def encode_part(self, frame: pl.DataFrame, encoder: Encoder) -> Batch:
+        """One batch of the features of ``encoder``, which is the artifact's own with fewer features."""
+        encoded = self._encoded(frame, encoder)
+        return collate(encoder.schema, encoded, np.arange(len(encoded)))
+
+    def _encoded(self, frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
+        rows = frame.lazy()
+        if self._state is not None:
+            state = copy.copy(self._state)
+            state.config = _past_config(encoder)
+            rows = state.attach(rows.drop(ROW, strict=False))
+        return encoder.encode(rows).collect()
+
     @torch.inference_mode()
-    def logits(self, batch: Batch) -> NDArray[np.float32]:
-        """(B, T) logits of encoded rows; the matrix products are bfloat16 where the artifact's dense part is."""
+    def logits(self, batch: Batch, ranker: Ranker | None = None) -> NDArray[np.float32]:
+        """(B, T) logits of encoded rows; the matrix products are bfloat16 where the artifact's dense part is.
+
+        Args:
+            ranker: One that shares the artifact's dense part, instead of its own.
+        """
         autocast = torch.autocast("cpu", torch.bfloat16) if self.artifact.model.precision == "bf16" else nullcontext()
         with autocast:
-            logits_BT: torch.Tensor = self.ranker(batch)
+            logits_BT: torch.Tensor = (ranker or self.ranker)(batch)
         return logits_BT.float().numpy()
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -119,11 +135,28 @@ def _served_config(encoder: Encoder) -> DataConfig:
     return encoder.config.model_copy(update={"features": features})
 
 
+def _past_config(encoder: Encoder) -> DataConfig:
+    """The encoder's config without the histories and statistics that it no longer encodes."""
+    left = {name.split(".")[0] for name in encoder.schema.feature_names}
+    features = {
+        name: feature
+        for name, feature in encoder.config.features.items()
+        if name in left or not isinstance(feature, HistoryFeature | StatisticFeature)
+    }
+    return encoder.config.model_copy(update={"features": features})
+
+
 def raw_columns(encoder: Encoder) -> frozenset[str]:
     """Every raw column that encoding, or carrying keys along, reads."""
     config = encoder.config
-    names: set[str | None] = {config.time, *config.keys}
-    waiting = list(_served_config(encoder).features.values())
+    carried = {*config.keys, *([config.time] if config.time else [])}
+    return frozenset(carried).union(*(feature_columns(config, name) for name in _served_config(encoder).features))
+
+
+def feature_columns(config: DataConfig, name: str) -> frozenset[str]:
+    """Every raw column that a feature reads, named as in the config."""
+    names: set[str | None] = set()
+    waiting = [config.features[name]]
     while waiting:
         feature = waiting.pop()
         match feature:

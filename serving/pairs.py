@@ -1,0 +1,163 @@
+"""Many candidates for each user: all pairs, or the best k, with each side's own work done once.
+
+A feature whose columns all come from the candidates is encoded and looked up once a candidate; one whose columns all
+come from the user (histories among them) once a user; what needs both, such as a cross, is encoded a pair at a time.
+Only interaction and tower see every pair. The product of users and candidates is never written down.
+
+Letters: U users of a chunk, C candidates, P = U x C pairs, user by user.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from data_pipelines.batch import Batch, Schema
+from data_pipelines.encoder import Encoder
+from data_pipelines.errors import UserError
+from models.embeddings import Embedded
+from serving.scorer import Scorer, feature_columns
+
+_PAIRS = 1 << 14
+_NO_BAGS = KeyedJaggedTensor([], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0, dtype=torch.int32))
+
+
+class PairScorer:
+    """Scores users against one table of candidates.
+
+    Statistics of candidates are as of the last event of the state.
+
+    Args:
+        candidates: Raw columns of the candidates, such as ``item_id`` and ``genres``. Encoded and looked up here.
+
+    Raises:
+        UserError: No feature reads the candidates' columns, or the model has tables that cannot be split this way.
+    """
+
+    def __init__(self, scorer: Scorer, candidates: pl.DataFrame) -> None:
+        if scorer.ranker.managed_ids is not None:
+            raise UserError("a model with managed ids scores rows, not pairs: write the pairs as rows.")
+        self._scorer, self._candidates = scorer, candidates
+        encoder = scorer.artifact.encoder
+        named = set(candidates.columns)
+        columns = {name: feature_columns(encoder.config, name.split(".")[0]) for name in encoder.schema.feature_names}
+        mine = [name for name, wanted in columns.items() if wanted <= named]
+        if not mine:
+            raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")
+        theirs = [name for name, wanted in columns.items() if not wanted & named]
+        both = [name for name in columns if name not in {*mine, *theirs}]
+        self._sides = [_Side(scorer, names) if names else None for names in (theirs, mine, both)]
+        self._own = self._sides[1].embed(candidates) if self._sides[1] else None
+
+    def score(self, users: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+        """Chunks of ``users`` and the logits (U, C, T) of their pairs."""
+        size = max(1, _PAIRS // max(len(self._candidates), 1))
+        for start in range(0, len(users), size):
+            chunk = users.slice(start, size)
+            yield chunk, self._logits(chunk).reshape(len(chunk), len(self._candidates), -1)
+
+    def top_k(self, users: pl.DataFrame, k: int, *, task: str | None = None) -> pl.DataFrame:
+        """The k best candidates of each user, best first (ties in the candidates' order).
+
+        Returns:
+            Key columns of the user, key columns of the candidate, ``rank`` from 1, and the task's prediction.
+
+        Raises:
+            UserError: ``k`` is below 1, or there is no such task.
+        """
+        task = task or self._scorer.tasks[0]
+        if k < 1 or task not in self._scorer.tasks:
+            raise UserError(f"k must be at least 1 and the task one of {', '.join(self._scorer.tasks)}: {k}, {task!r}.")
+        k, t = min(k, len(self._candidates)), self._scorer.tasks.index(task)
+        keys = self._scorer.artifact.encoder.config.keys
+        parts = []
+        for chunk, logits_UCT in self.score(users):
+            best_UK = np.argsort(-logits_UCT[:, :, t], axis=1, kind="stable")[:, :k]
+            best_NT = np.take_along_axis(logits_UCT, best_UK[:, :, None], 1).reshape(-1, logits_UCT.shape[2])
+            predictions = self._scorer.predict(best_NT)
+            whose = chunk.select(key for key in keys if key in chunk.columns)
+            which = self._candidates.select(key for key in keys if key in self._candidates.columns)
+            pairs = [whose[np.arange(len(chunk)).repeat(k)], which[best_UK.ravel()]]
+            ranks = np.tile(np.arange(1, k + 1, dtype=np.int32), len(chunk))
+            parts.append(
+                pl.concat(pairs, how="horizontal")
+                .with_columns(rank=ranks)
+                .with_columns(pl.Series(task, predictions[task]))
+            )
+        return pl.concat(parts) if parts else pl.DataFrame()
+
+    def _logits(self, users: pl.DataFrame) -> np.ndarray:
+        u, c = len(users), len(self._candidates)
+        whose_P, which_P = torch.arange(u).repeat_interleave(c), torch.arange(c).repeat(u)
+        theirs, _, both = self._sides
+        sides = []
+        if theirs is not None:
+            sides.append((theirs.embed(users), whose_P))
+        if self._own is not None:
+            sides.append((self._own, which_P))
+        if both is not None:
+            shared = [name for name in users.columns if name not in self._candidates.columns]
+            rows = [users.select(shared)[whose_P.numpy()], self._candidates[which_P.numpy()]]
+            pairs = pl.concat(rows, how="horizontal")
+            sides.append((both.embed(pairs), torch.arange(u * c)))
+        embedded, dense = Embedded({}, {}, {}), dict[str, Tensor]()
+        for (given, numbers), places_P in sides:
+            for part in ("pooled", "wide"):
+                target = getattr(embedded, part)
+                target |= {name: value[places_P] for name, value in getattr(given, part).items()}
+            embedded.sequences |= {name: _spread(*bags, places_P) for name, bags in given.sequences.items()}
+            dense |= {name: value[places_P] for name, value in numbers.items()}
+        schema = self._scorer.artifact.encoder.schema
+        order = [dense[feature.name] for feature in schema.dense]
+        dense_PD = torch.cat(order, 1) if order else torch.empty(u * c, 0)
+        ranker = copy.copy(self._scorer.ranker)
+        ranker._modules = dict(ranker._modules, tables=_Given(_ordered(embedded, schema)))
+        return self._scorer.logits(Batch(_NO_BAGS, None, dense_PD, None, torch.arange(u * c)), ranker)
+
+
+class _Side:
+    """The features of one side: how to encode them, and to look them up."""
+
+    def __init__(self, scorer: Scorer, names: list[str]) -> None:
+        self._scorer = scorer
+        self._encoder: Encoder = scorer.artifact.encoder.select(names)
+        self._tables = scorer.artifact.tables(self._encoder.schema)
+
+    def embed(self, rows: pl.DataFrame) -> tuple[Embedded, dict[str, Tensor]]:
+        """Embeddings of the sparse features and numbers of the dense ones, a row each."""
+        batch = self._scorer.encode_part(rows, self._encoder)
+        widths = [feature.width for feature in self._encoder.schema.dense]
+        numbers = torch.split(batch.dense, widths, 1) if widths else ()
+        with torch.inference_mode():
+            return self._tables(batch), dict(
+                zip((feature.name for feature in self._encoder.schema.dense), numbers, strict=True)
+            )
+
+
+class _Given(nn.Module):
+    """Stands in for tables: embeddings that are there already."""
+
+    def __init__(self, embedded: Embedded) -> None:
+        super().__init__()
+        self._embedded = embedded
+
+    def forward(self, batch: Batch) -> Embedded:
+        return self._embedded
+
+
+def _spread(values_Ld: Tensor, offsets: Tensor, places_P: Tensor) -> tuple[Tensor, Tensor]:
+    """The bags at ``places_P``, one after the other."""
+    lengths_P = offsets.diff()[places_P]
+    ends = torch.cat([lengths_P.new_zeros(1), lengths_P.cumsum(0)])
+    inside = torch.arange(int(ends[-1])) - ends[:-1].repeat_interleave(lengths_P)
+    return values_Ld[offsets[:-1][places_P].repeat_interleave(lengths_P) + inside], ends
+
+
+def _ordered(embedded: Embedded, schema: Schema) -> Embedded:
+    """Wide parts in the order of the schema, which is the order they are summed in."""
+    wide = {feature.name: embedded.wide[feature.name] for feature in schema.sparse if feature.name in embedded.wide}
+    return Embedded(embedded.pooled, embedded.sequences, wide)
