@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 import numpy as np
 import polars as pl
@@ -223,9 +224,21 @@ class Workers(ExitStack):
         """The pool, whose processes start when they are first needed, and whose libraries then see the thread count."""
         if self._pool is None:
             self.enter_context(_environment(dict.fromkeys(_THREADS, str(self.threads))))
-            pool = ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn"))
+            pool = ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent)
             self._pool = self.enter_context(pool)
         return self._pool
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the study's own is gone, however it went: nobody waits for its trial any more."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 import yaml
 from polars.testing import assert_frame_equal
@@ -83,12 +83,14 @@ def test_a_killed_study_goes_on_to_the_same_trials_and_runs_none_twice(
     place: Path, undisturbed: tuple[dict[str, Any], Path]
 ) -> None:
     folder, command = place / "killed", [sys.executable, "-m", "recsys", *_arguments(place, "killed", *SMALL)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while len(_trials(folder)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
     before = _trials(folder)
     assert not (folder / "study").exists()
     result = _ablate(place, "killed", *SMALL)
