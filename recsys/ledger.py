@@ -22,6 +22,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
 from models.ranker import RankerConfig
+from models.sparsity.activations import measure_activity
 from models.sparsity.compact import stored_bytes
 from models.sparsity.quantization import row_bytes
 from models.table_layout import table_layouts
@@ -178,6 +179,7 @@ class Measured(BaseModel):
         ratio: Of these two.
         folder_bytes: The artifact with everything else: model card, encoder, state, reference.
         mapped_bytes: Tables in memory, shared by all processes; ``dense_bytes`` is each process's own.
+        active_units: Share of hidden units that are not zero after ReLU or k-winners.
         samples_per_s: Trained on in a second; ``scored_rows_per_s`` of encoded rows, one process.
     """
 
@@ -197,6 +199,7 @@ class Measured(BaseModel):
     folder_bytes: int
     mapped_bytes: int
     dense_bytes: int
+    active_units: float
     samples_per_s: float | None
     scored_rows_per_s: float
 
@@ -227,7 +230,10 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
         loader = Loader(
             data, split, batch_size=_BATCH_ROWS, features=after.schema.feature_names, max_rows=_MEASURED_ROWS
         )
-        rate = _scoring_rate(ranker, list(map(Translation(data.encoder, artifact.encoder), loader)))
+        batches = list(map(Translation(data.encoder, artifact.encoder), loader))
+        rate = _scoring_rate(ranker, batches)
+        with torch.inference_mode(), measure_activity(ranker) as activity:
+            ranker(batches[0])
         artifact_bytes, folder = artifact.model_bytes, artifact.bytes
     parts = ledger(before, after)
     whole, served = evaluate(before, data, split), evaluate(as_served(after), data, split)
@@ -251,6 +257,7 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
         folder_bytes=folder,
         mapped_bytes=sizes[TABLES],
         dense_bytes=sum(tensor.numel() * tensor.element_size() for tensor in ranker.dense_state().values()),
+        active_units=float(np.mean(list(activity.values()))) if activity else 1.0,
         samples_per_s=_training_rate(run),
         scored_rows_per_s=rate,
     )

@@ -40,11 +40,6 @@ class Masks:
             if weight.grad is not None:
                 weight.grad.mul_(self.masks[name])
 
-    def density(self) -> float:
-        """Share of weights that are alive."""
-        total = sum(mask.numel() for mask in self.masks.values())
-        return sum(int(mask.sum()) for mask in self.masks.values()) / max(total, 1)
-
     def state_dict(self) -> State:
         return {name: mask.cpu().clone() for name, mask in self.masks.items()}
 

@@ -13,6 +13,7 @@ from data_pipelines.errors import UserError
 from models.embeddings import SparseTables
 from models.sparsity.lever import Lever, Schedule, Sparsity
 from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, squared_distance_to_oov
+from models.table_rows import TableShard
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
@@ -25,13 +26,14 @@ class RowPruningConfig(Schedule):
         sparsity: Share of the vocabulary's rows that is pruned in the end.
         tables: Names of tables; empty for all.
         by: ``magnitude``: the row's norm, scaled by the square root of its width; ``distance``: how far it is from the
-            OOV row that takes its place; ``frequency``: rows lie by falling count, so the last go first.
+            OOV row that takes its place; ``saliency``: this distance times the root of the row's summed squared
+            gradients, which fused Adagrad keeps; ``frequency``: rows lie by falling count, so the last go first.
         scope: ``global`` ranks the rows of all tables together; ``table`` prunes the same share of each.
     """
 
     sparsity: Sparsity
     tables: tuple[str, ...] = ()
-    by: Literal["magnitude", "distance", "frequency"] = "distance"
+    by: Literal["magnitude", "distance", "frequency", "saliency"] = "distance"
     scope: Literal["global", "table"] = "table"
 
 
@@ -72,15 +74,29 @@ class RowPruning(Lever):
                 layout.vocabulary: -torch.arange(layout.rows, dtype=torch.float32) / layout.rows
                 for layout in self._layouts
             }
-        if self.config.by == "distance":
+        if self.config.by in ("distance", "saliency"):
             squares = squared_distance_to_oov(ranker.tables, self._layouts)
         else:
             squares = row_sums(ranker.tables, self._layouts, lambda weight, _: weight.square())
+        if self.config.by == "saliency":
+            gradients = row_sums(ranker.tables, self._layouts, _squared_gradients)
+            squares = {name: square * gradients[name] for name, square in squares.items()}
         scores: dict[str, Tensor] = {}
         for layout in self._layouts:
             scores[layout.vocabulary] = scores.get(layout.vocabulary, 0.0) + squares[layout.name] / layout.dim
         keep = _tables(ranker).keep
         return {name: score.masked_fill(~keep[name].cpu(), -1.0) for name, score in scores.items()}
+
+
+def _squared_gradients(weight: Tensor, shard: TableShard) -> Tensor:
+    """What Adagrad summed up, as (r, c) whether it did so by row or by number."""
+    if shard.squares is None:
+        raise UserError(
+            "sparsity.row_pruning.by 'saliency' reads the sums of a fused Adagrad: set train.tables.optimizer to "
+            "rowwise_adagrad or adagrad, or choose another way."
+        )
+    squares = shard.squares if shard.squares.dim() == 2 else shard.squares.unsqueeze(1)
+    return squares.expand_as(weight)
 
 
 def prepare_masks(ranker: "Ranker", vocabularies: Iterable[str], key: str) -> None:
