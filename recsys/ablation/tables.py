@@ -12,7 +12,6 @@ from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.study import Study
 
 COSTS = ("artifact_bytes", "train_seconds", "score_rows_per_s")
-_WORKS = ("better", "worse")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def find(study: Study) -> Findings:
         effects=effects,
         interactions=study.interactions(),
         trials=_trials(study),
-        leaks=_leaks(study, effects),
+        leaks=leaks(effects, study.arms[0].features, study.study.leak_share),
         recommended=study.recommended(),
         warm_rank_correlation=_warm_rank_correlation(effects),
     )
@@ -106,21 +105,20 @@ def _trials(study: Study) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _leaks(study: Study, effects: pl.DataFrame) -> dict[str, float]:
-    """Features, not groups, that alone carry most of what the model knows."""
-    features = {f"without {name}": name for name in study.arms[0].features}
+def leaks(effects: pl.DataFrame, features: Sequence[str], share: float) -> dict[str, float]:
+    """Features (not groups) that alone carry more than ``share`` of the AUC above 0.5, with the share they carry."""
+    arms = {f"without {name}": name for name in features}
     losses = effects.filter(
         (pl.col("metric") == "auc")
         & (pl.col("slice") == ALL_ROWS)
         & (pl.col("kind") == "leave_one_out")
-        & pl.col("verdict").is_in(_WORKS)
-        & pl.col("arm").is_in(list(features))
+        & (pl.col("verdict") == "worse")
+        & pl.col("arm").is_in(list(arms))
     )
-    return {
-        features[row["arm"]]: share
-        for row in losses.iter_rows(named=True)
-        if (share := -row["effect"] / (row["reference_value"] - 0.5)) > study.study.leak_share
+    carried = {
+        arms[row["arm"]]: -row["effect"] / (row["reference_value"] - 0.5) for row in losses.iter_rows(named=True)
     }
+    return {name: part for name, part in carried.items() if part > share}
 
 
 def _warm_rank_correlation(effects: pl.DataFrame) -> float | None:

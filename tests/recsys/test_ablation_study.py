@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
+from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.execution import Workers
 from recsys.ablation.study import Study
+from recsys.ablation.tables import leaks
 from recsys.ablation.trials import TrialStore
 from recsys.cli import app
 from recsys.config import ExperimentConfig, load_config
@@ -32,7 +34,8 @@ STUDY = {
     "mask": ["user"],
     "mask_oov": ["item"],
     "pairs": ["user", "device"],
-    "vary": {"model.dim": [4]},
+    "vary": {"model.dim": [4, 6]},
+    "halving": True,
     "selection": "none",
     "warm_start": True,
 }
@@ -109,7 +112,9 @@ def test_a_study_leaves_tables_figures_and_configs_that_repeat_it(undisturbed: t
     assert set(effects["verdict"]) <= {"better", "worse", "no effect", "cannot tell"}
     assert (effects["low"] <= effects["effect"]).all()
     assert (effects["effect"] <= effects["high"]).all()
-    assert result["trials"] == 2 * len(pl.read_csv(study / "arms.csv"))
+    arms = pl.read_csv(study / "arms.csv")
+    assert arms["stopped_early"].sum() == 1  # of the two dims, the worse after one seed
+    assert result["trials"] == 2 * len(arms) - 1
     assert result["effects"].keys() == {"without user", "without device"}
     for figure in ("forest-leave-one-out", "forest-looks", "forest-warm-start", "pairs", "cost-bytes"):
         assert (study / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
@@ -123,10 +128,18 @@ def test_a_study_leaves_tables_figures_and_configs_that_repeat_it(undisturbed: t
 
 def test_the_page_needs_no_network(undisturbed: tuple[dict[str, Any], Path]) -> None:
     page = Path(undisturbed[0]["report"]).read_text()
+    assert "Stopped early" in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert "prefers-color-scheme: dark" in page
     assert "without device" in page
     assert "rank correlation" not in page  # of two arms there is none
+
+
+def test_a_feature_that_carries_too_much_is_flagged() -> None:
+    losses = {"without outcome": -0.4, "without user": -0.05, "without everything": -0.45}
+    row = {"metric": "auc", "slice": ALL_ROWS, "kind": "leave_one_out", "verdict": "worse", "reference_value": 0.98}
+    effects = pl.DataFrame([row | {"arm": arm, "effect": effect} for arm, effect in losses.items()])
+    assert leaks(effects, ["outcome", "user"], 0.5) == {"outcome": pytest.approx(0.4 / 0.48)}
 
 
 def _study(place: Path, config: ExperimentConfig) -> Study:
@@ -137,7 +150,8 @@ def test_a_plan_counts_what_is_missing_and_runs_nothing(place: Path, undisturbed
     config = load_config(place / "config.yaml", ["ablation.mask=[user, price]"])
     store = TrialStore(undisturbed[1] / "trials")
     plan = Study(config, Dataset.open(place / "dataset"), Workers(place / "dataset", store)).plan()
-    assert {name for name, count in plan.missing.items() if count} == {"mask price"}
+    stopped = next(name for name, count in plan.missing.items() if count == 1)
+    assert {name for name, count in plan.missing.items() if count} == {"mask price", stopped}
     assert plan.missing["mask price"] == 2
     assert plan.seconds
     new = _ablate(place, "planned", "--plan")
