@@ -12,7 +12,7 @@ from torchrec.distributed.types import ParameterSharding
 from data_pipelines.batch import Schema
 from models.embeddings import SparseTables
 from models.ranker import Ranker, RankerConfig
-from models.sharding import TableOptimizerConfig, choose_plan, constraints, topology
+from models.sharding import TableOptimizerConfig, TableRule, choose_plan, constraints, topology
 from models.table_layout import TableLayout
 
 _ID_BYTES = 8
@@ -84,7 +84,8 @@ def draw_plan(
     for module in plan.plan.values():
         placements |= dict(module)
     placed = [
-        _place(layout, placements[layout.key], optimizer, ranks, batch_size, ids_per_row) for layout in tables.layouts
+        _place(layout, placements[layout.key], optimizer.of(layout.vocabulary), ranks, batch_size, ids_per_row)
+        for layout in tables.layouts
     ]
     dense = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("tables."))
     dense_traffic = _all_reduce(dense * _FLOAT_BYTES, ranks)
@@ -105,14 +106,14 @@ def _all_reduce(size: int, ranks: int) -> int:
 def _place(
     layout: TableLayout,
     placement: ParameterSharding,
-    optimizer: TableOptimizerConfig,
+    rule: TableRule,
     ranks: int,
     batch_size: int,
     ids_per_row: Mapping[str, float],
 ) -> PlacedTable:
     sharding = placement.sharding_type
     if sharding == "data_parallel":
-        size = _stored_bytes(layout.rows, layout.stored_dim, optimizer) + layout.rows * layout.stored_dim * _FLOAT_BYTES
+        size = _stored_bytes(layout.rows, layout.stored_dim, rule) + layout.rows * layout.stored_dim * _FLOAT_BYTES
         held = [size] * ranks
         sent = [_all_reduce(layout.rows * layout.stored_dim * _FLOAT_BYTES, ranks)] * ranks
     else:
@@ -120,7 +121,7 @@ def _place(
         held, columns = [0] * ranks, [0] * ranks
         for part in placement.sharding_spec.shards:
             rows, width = part.shard_sizes
-            held[part.placement.rank()] += _stored_bytes(rows, width, optimizer)
+            held[part.placement.rank()] += _stored_bytes(rows, width, rule)
             columns[part.placement.rank()] += width
         sent = _traffic(
             layout, sharding, columns, ranks, batch_size, sum(ids_per_row[name] for name in layout.features)
@@ -128,9 +129,9 @@ def _place(
     return PlacedTable(layout.name, layout.rows, layout.dim, sharding, sum(held), tuple(held), tuple(sent))
 
 
-def _stored_bytes(rows: int, width: int, optimizer: TableOptimizerConfig) -> int:
+def _stored_bytes(rows: int, width: int, rule: TableRule) -> int:
     """A shard's weights and what its optimizer keeps beside them."""
-    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width}.get(optimizer.optimizer, 2 * width)
+    state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width}.get(rule.optimizer, 2 * width)
     return rows * (width + state) * _FLOAT_BYTES
 
 

@@ -47,8 +47,8 @@ _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
 _FUSED = ("rowwise_adagrad", "adagrad", "sgd")
 
 
-class TableOptimizerConfig(BaseModel):
-    """How tables learn: ``train.tables``.
+class TableRule(BaseModel):
+    """How a table learns.
 
     ``rowwise_adagrad``, ``adagrad`` and ``sgd`` are fused: a row is updated in the backward pass, and only where the
     batch has its id. The others keep tables data-parallel, with a dense gradient, for small tables: ``adam`` and
@@ -61,13 +61,27 @@ class TableOptimizerConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The same update as a plain optimizer, for data-parallel tables (see :func:`data_parallel_tables`)."""
+        """The same update as a plain optimizer, for data-parallel tables (see :func:`table_optimizers`)."""
         return _OPTIMIZERS[self.optimizer](list(parameters), **self.arguments())
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the optimizer's class."""
         arguments: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         return arguments if self.optimizer == "sgd" else arguments | {"eps": _EPS}
+
+
+class TableOptimizerConfig(TableRule):
+    """How tables learn: ``train.tables``.
+
+    Attributes:
+        only: Exceptions by table name, such as Adam for a small one.
+    """
+
+    only: dict[str, TableRule] = {}
+
+    def of(self, vocabulary: str) -> TableRule:
+        """The rule of a table (and of its wide part)."""
+        return self.only.get(vocabulary, self)
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
@@ -104,9 +118,14 @@ def constraints(
     """What the planner may do with each table.
 
     Raises:
-        UserError: A table is asked to be cut into more shards than it has rows, or columns in fours.
+        UserError: A table is asked to be cut into more shards than it has rows, or columns in fours; or an exception
+            names no table.
     """
-    limits = {}
+    limits, layouts = {}, tuple(layouts)
+    unknown = sorted(set(optimizer.only) - {layout.vocabulary for layout in layouts})
+    if unknown:
+        names = ", ".join(sorted({layout.vocabulary for layout in layouts}))
+        raise UserError(f"train.tables.only.{unknown[0]}: there is no table {unknown[0]!r}; the tables are {names}.")
     for layout in layouts:
         sharding = config.tables.get(layout.vocabulary, TableConfig()).sharding
         if sharding == "row_wise" and layout.rows < world_size:
@@ -115,7 +134,7 @@ def constraints(
                 "shards; use table_wise or data_parallel."
             )
         types = ["table_wise", "row_wise"] if 1 < world_size <= layout.rows else ["table_wise"]
-        if optimizer.optimizer not in _FUSED:
+        if optimizer.of(layout.vocabulary).optimizer not in _FUSED:
             types = ["data_parallel"]
             if sharding not in ("auto", "data_parallel"):
                 raise UserError(
@@ -171,10 +190,11 @@ def shard(
     spread = _spread(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
+        vocabularies = {layout.key: layout.vocabulary for layout in tables.layouts}
         for name, parameter in tables.named_parameters():
             if name.split(".")[-2] not in parallel:
-                kind = _OPTIMIZERS[optimizer.optimizer]
-                apply_optimizer_in_backward(kind, [parameter], optimizer.arguments())
+                rule = optimizer.of(vocabularies[name.split(".")[-2]])
+                apply_optimizer_in_backward(_OPTIMIZERS[rule.optimizer], [parameter], rule.arguments())
         for layout in tables.layouts:
             if layout.route == "rows" and layout.key in parallel:
                 # FBGEMM's dense kernel cannot look up single rows on CPU (it pools them): the collection stays plain.
@@ -240,6 +260,18 @@ def data_parallel_tables(dmp: nn.Module) -> dict[str, nn.Parameter]:
     """The tables that every rank holds whole, by parameter name: those that need a plain optimizer."""
     parameters = dict(dmp.named_parameters())
     return {name: parameters[name] for name in table_names(parameters) if not _is_fused(parameters[name])}
+
+
+def table_optimizers(dmp: nn.Module, optimizer: TableOptimizerConfig) -> list[torch.optim.Optimizer]:
+    """The plain optimizers of the tables that are not fused with theirs: one for each rule."""
+    vocabularies = {t.name: t.vocabulary for m in dmp.modules() if isinstance(m, SparseTables) for t in m.layouts}
+    parameters = data_parallel_tables(dmp)
+    names = table_names(parameters)
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        vocabulary = vocabularies[names[name]]
+        groups.setdefault(vocabulary if vocabulary in optimizer.only else "", []).append(parameter)
+    return [optimizer.of(vocabulary).build(group) for vocabulary, group in groups.items()]
 
 
 def dense_parameters(dmp: nn.Module) -> dict[str, nn.Parameter]:

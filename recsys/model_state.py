@@ -13,7 +13,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from models.expert_parallel import clip_gradients, place_like
 from models.ranker import Ranker
-from models.sharding import data_parallel_tables, dense_parameters
+from models.sharding import data_parallel_tables, dense_parameters, table_optimizers
 from models.sparsity.lever import Lever
 from models.table_rows import local_rows
 from recsys.checkpoints import EMA, LEVER, MODEL, OPTIMIZER, Tensors, load_checkpoint, stored_tensors
@@ -45,7 +45,7 @@ class ModelState:
             )
         ]
         if tables:
-            self._optimizers.append(config.tables.build(tables.values()))
+            self._optimizers += table_optimizers(model, config.tables)
         self._fused = model.fused_optimizer
         groups = [group for optimizer in (*self._optimizers, self._fused) for group in optimizer.param_groups]
         self._rates = [(group, group["lr"]) for group in groups]

@@ -13,7 +13,15 @@ from models.embeddings import SparseTables
 from models.expert_parallel import by_placement
 from models.heads import task_losses
 from models.ranker import Ranker, RankerConfig
-from models.sharding import TableOptimizerConfig, constraints, data_parallel_tables, dense_parameters, shard
+from models.sharding import (
+    TableOptimizerConfig,
+    TableRule,
+    constraints,
+    data_parallel_tables,
+    dense_parameters,
+    shard,
+    table_optimizers,
+)
 from models.table_rows import local_rows, table_weights
 
 CPU = torch.device("cpu")
@@ -112,6 +120,19 @@ def test_adam_trains_data_parallel_tables(one_rank: None):
     train(model, "adam", steps=1)
     changed = [name for name, tensor in whole(model).items() if not torch.equal(tensor, before[name])]
     assert {name for name in before if "embedding" in name} <= set(changed)
+
+
+def test_one_table_may_learn_by_another_rule(one_rank: None):
+    config = make_config()
+    ranker = Ranker(config, SCHEMA, SparseTables(SCHEMA, config, device=torch.device("meta")))
+    rules = TableOptimizerConfig(only={"user": TableRule(optimizer="adam", learning_rate=0.01)})
+    model = shard(ranker, rules, CPU)
+    (optimizer,) = table_optimizers(model, rules)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    assert len(data_parallel_tables(model)) == len(optimizer.param_groups[0]["params"]) == 2
+    with pytest.raises(UserError, match=r"train\.tables\.only\.usr: there is no table 'usr'"):
+        constraints(ranker.tables.layouts, config, TableOptimizerConfig(only={"usr": TableRule()}), 1)
 
 
 def test_sharding_leaves_the_global_random_state_alone(one_rank: None):
