@@ -38,7 +38,7 @@ class Bags:
 
 
 @dataclass(slots=True)
-class Past:
+class EventSlices:
     """A history of W rows: where in the events each row's begin and how many there are.
 
     ``events`` maps the features of the history to one encoded id an event. Where it has ages, ``age`` names their
@@ -83,7 +83,7 @@ class Block:
     ids: Mapping[str, int]
     id_matrix: npt.NDArray[np.int32]
     bags: Mapping[str, Bags]
-    pasts: Mapping[str, Past]
+    pasts: Mapping[str, EventSlices]
     dense: npt.NDArray[np.float32]
     labels: npt.NDArray[np.float32] | None
     rows: Rows

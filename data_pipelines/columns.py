@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from data_pipelines.batch import NULL_ID, Schema
-from data_pipelines.blocks import Bags, Block, Past
+from data_pipelines.blocks import Bags, Block, EventSlices
 
 LABEL = "label:"
 KEY = "key:"
@@ -97,7 +97,7 @@ class Columns:
         """The rows of some ranges, one after the other."""
         ranges = list(ranges)
         pieces = [piece for start, stop in ranges for piece in self._pieces(start, stop)]
-        ids, id_rows, bags, pasts = dict[str, int](), list[np.ndarray](), dict[str, Bags](), dict[str, Past]()
+        ids, id_rows, bags, pasts = dict[str, int](), list[np.ndarray](), dict[str, Bags](), dict[str, EventSlices]()
         for feature in self.schema.sparse:
             if feature.kind == "id":
                 ids[feature.name] = len(id_rows)
@@ -161,10 +161,10 @@ class Columns:
             weights=self._values(name + WEIGHTS, pieces) if weighted else None,
         )
 
-    def _past(self, history: str, pieces: Sequence[Piece]) -> Past:
+    def _past(self, history: str, pieces: Sequence[Piece]) -> EventSlices:
         events, age = self.events[history], f"{history}.age"
         wanted = {feature.name for feature in self.schema.sparse if feature.sequence == history}
-        past = Past(
+        past = EventSlices(
             starts=self._flat(history + START, pieces).astype(np.int64),
             lengths=self._flat(history + LENGTH, pieces).astype(np.int64),
             events={name: ids for name, ids in events.ids.items() if name in wanted},

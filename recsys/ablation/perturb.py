@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.batch import NULL_ID, Schema
-from data_pipelines.blocks import Bags, Block, Past
+from data_pipelines.blocks import Bags, Block, EventSlices
 from models.table_layout import OOV_ID
 
 Order = NDArray[np.int64]
@@ -130,7 +130,7 @@ def _without(bag: Bags, oov: bool) -> Bags:
     return replace(bag, values=np.full_like(bag.values, OOV_ID)) if oov else replace(bag, offsets=bag.offsets * 0)
 
 
-def _forgotten(past: Past, oov: bool) -> Past:
+def _forgotten(past: EventSlices, oov: bool) -> EventSlices:
     if oov:
         return replace(past, events={name: np.full_like(ids, OOV_ID) for name, ids in past.events.items()})
     return replace(past, lengths=np.zeros_like(past.lengths))
@@ -141,7 +141,7 @@ def _take(bag: Bags, order_N: Order) -> Bags:
     return Bags(values, np.concatenate([[0], np.cumsum(lengths)]), weights)
 
 
-def _reorder(past: Past, order_N: Order) -> Past:
+def _reorder(past: EventSlices, order_N: Order) -> EventSlices:
     now = None if past.now is None else past.now[order_N]
     return replace(past, starts=past.starts[order_N], lengths=past.lengths[order_N], now=now)
 

@@ -158,43 +158,6 @@ def test_empty_and_damaged_logs(tiny_data: dict[str, Any], tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 
-def fault_of(config: DataConfig, out: Path) -> str | None:
-    try:
-        Dataset.open(prepare(config, out).path)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def test_damage_anywhere_ends_in_success_or_one_sentence(tiny_data: dict[str, Any], tmp_path: Path) -> None:
-    """Flipped bytes, cuts and other types, in several formats."""
-    rng = random.Random(3)
-    log = pl.read_parquet(tiny_data["log"])[:200]
-    log.write_parquet(tmp_path / "log.parquet")
-    log.write_ndjson(tmp_path / "log.ndjson")
-    log.write_ipc(tmp_path / "log.arrow")
-    log.with_columns(pl.col("tags").list.join("|")).write_csv(tmp_path / "log.csv")
-    outcomes = set()
-    for trial in range(40):
-        source = tmp_path / rng.choice(["log.parquet", "log.ndjson", "log.arrow", "log.csv"])
-        content = bytearray(source.read_bytes())
-        for _ in range(rng.randrange(1, 6)):
-            content[rng.randrange(len(content))] = rng.randrange(256)
-        if rng.random() < 0.3:
-            content = content[: rng.randrange(len(content))]
-        damaged = tmp_path / f"damaged{source.suffix}"
-        damaged.write_bytes(bytes(content))
-        data = {**tiny_data, "log": str(damaged), "max_quarantined": 0.2}
-        if source.suffix == ".csv":
-            data["features"] = {**tiny_data["features"], "tags": {"kind": "bag", "delimiter": "|"}}
-        out = tmp_path / f"out{trial}"
-        sentence = fault_of(DataConfig.model_validate(data), out)
-        assert out.exists() == (sentence is None)
-        assert "\n" not in (sentence or "")
-        outcomes.add(sentence is None)
-    assert outcomes == {True, False}
-
-
 def test_a_killed_prepare_leaves_nothing_that_opens(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     """Killed at the worst moment: everything is written, but the directory has not got its name."""
     script = (
