@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -17,15 +17,16 @@ from typing import Any, Literal
 
 import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_pipelines.errors import UserError
-from data_pipelines.sources import ROW, reading
+from data_pipelines.sources import ROW, reading, scan_files, text_columns
 from data_pipelines.state import State
 from serving.artifact import Artifact
 from serving.drift import DriftMonitor
 from serving.inputs import Input, Part
 from serving.ledger import Entry, Ledger
+from serving.pairs import PairScorer
 from serving.scorer import Scorer
 
 
@@ -37,11 +38,24 @@ class JobOptions(BaseModel):
             ``quarantine`` leaves them out and writes them to ``quarantine-*.parquet`` with the reason, ``score`` reads
             such a value as null.
         logits: Add the logits beside the predictions.
+        candidates: A table of candidates, small enough for memory: the rows are users then, and every user is scored
+            with every candidate. Values that cannot be read are null.
+        top_k: Of the candidates of each user write only so many, the best by the first task.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     bad_rows: Literal["quarantine", "score"] = "quarantine"
     logits: bool = False
+    candidates: str | None = Field(default=None, max_length=4096)
+    top_k: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "JobOptions":
+        if self.top_k is not None and self.candidates is None:
+            raise ValueError("top_k needs candidates to choose from")
+        if self.logits and self.candidates is not None:
+            raise ValueError("logits are written for rows, not for candidates")
+        return self
 
 
 _DEFAULTS = JobOptions()
@@ -115,6 +129,7 @@ def run_job(
         "input": rows.fingerprint(),
         "events": None if events is None else Input.find(events, config).fingerprint(),
         "options": options.model_dump(),
+        "candidates": None if options.candidates is None else Input.find(options.candidates, config).fingerprint(),
     }
     ledger = Ledger(output, terms)
     try:
@@ -200,11 +215,31 @@ def score_part(scorer: Scorer, options: JobOptions, part: Part, *, drift: DriftM
     Raises:
         UserError: The part cannot be read, or lacks a column.
     """
+    if options.candidates is not None:
+        return _score_pairs(_pairs(scorer, options.candidates), options, part), None
     with reading(part.file):
         rows = scorer.read(part.scan()).collect().with_row_index(ROW, offset=part.first_row)
     assert len(rows) == part.rows
     rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
-    return scorer.score(rows, logits=options.logits, drift=drift), refused
+    scores = scorer.score(rows, logits=options.logits, drift=drift)
+    assert len(scores) + (0 if refused is None else len(refused)) == part.rows
+    return scores, refused
+
+
+@lru_cache(maxsize=2)
+def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
+    config = scorer.artifact.encoder.config
+    found = Input.find(candidates, config)
+    with reading(candidates):
+        return PairScorer(scorer, scan_files(candidates, found.format, text=text_columns(config)).collect())
+
+
+def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> pl.DataFrame:
+    with reading(part.file):
+        users = part.scan().collect()
+    scores = pairs.top_k(users, options.top_k) if options.top_k else pairs.all_pairs(users)
+    assert len(scores) == part.rows * min(options.top_k or pairs.candidates, pairs.candidates)
+    return scores
 
 
 def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:

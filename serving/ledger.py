@@ -28,7 +28,7 @@ class BusyError(UserError):
 
 
 class Entry(BaseModel):
-    """One finished part: rows read, scored and quarantined, and the checksums of the files it wrote."""
+    """One finished part: rows read, scores written, rows quarantined, and the checksums of the files it wrote."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     part: int
@@ -136,7 +136,7 @@ class Ledger:
             part=part,
             rows_in=rows_in,
             rows_out=len(scores),
-            quarantined=rows_in - len(scores),
+            quarantined=0 if quarantined is None else len(quarantined),
             files={name: checksum(self.folder / name).xxh3 for name in files},
         )
         with self._writing, (self.folder / LEDGER).open("ab") as file:

@@ -60,6 +60,20 @@ class PairScorer:
             chunk = users.slice(start, size)
             yield chunk, self._logits(chunk).reshape(len(chunk), len(self._candidates), -1)
 
+    @property
+    def candidates(self) -> int:
+        """How many there are."""
+        return len(self._candidates)
+
+    def all_pairs(self, users: pl.DataFrame) -> pl.DataFrame:
+        """Key columns of user and candidate, and every task's prediction; user by user, candidates in their order."""
+        parts = []
+        for chunk, logits_UCT in self.score(users):
+            places = np.tile(np.arange(self.candidates), len(chunk)).reshape(len(chunk), -1)
+            predictions = self._scorer.predict(logits_UCT.reshape(-1, logits_UCT.shape[2]))
+            parts.append(self._keys(chunk, places).with_columns(**predictions))
+        return pl.concat(parts) if parts else pl.DataFrame()
+
     def top_k(self, users: pl.DataFrame, k: int, *, task: str | None = None) -> pl.DataFrame:
         """The k best candidates of each user, best first (ties in the candidates' order).
 
@@ -73,22 +87,22 @@ class PairScorer:
         if k < 1 or task not in self._scorer.tasks:
             raise UserError(f"k must be at least 1 and the task one of {', '.join(self._scorer.tasks)}: {k}, {task!r}.")
         k, t = min(k, len(self._candidates)), self._scorer.tasks.index(task)
-        keys = self._scorer.artifact.encoder.config.keys
         parts = []
         for chunk, logits_UCT in self.score(users):
             best_UK = np.argsort(-logits_UCT[:, :, t], axis=1, kind="stable")[:, :k]
             best_NT = np.take_along_axis(logits_UCT, best_UK[:, :, None], 1).reshape(-1, logits_UCT.shape[2])
             predictions = self._scorer.predict(best_NT)
-            whose = chunk.select(key for key in keys if key in chunk.columns)
-            which = self._candidates.select(key for key in keys if key in self._candidates.columns)
-            pairs = [whose[np.arange(len(chunk)).repeat(k)], which[best_UK.ravel()]]
-            ranks = np.tile(np.arange(1, k + 1, dtype=np.int32), len(chunk))
-            parts.append(
-                pl.concat(pairs, how="horizontal")
-                .with_columns(rank=ranks)
-                .with_columns(pl.Series(task, predictions[task]))
-            )
+            ranks = pl.Series("rank", np.tile(np.arange(1, k + 1, dtype=np.int32), len(chunk)))
+            parts.append(self._keys(chunk, best_UK).with_columns(ranks, pl.Series(task, predictions[task])))
         return pl.concat(parts) if parts else pl.DataFrame()
+
+    def _keys(self, users: pl.DataFrame, places_UK: np.ndarray) -> pl.DataFrame:
+        """Key columns of each user beside those of the candidates at its places."""
+        keys = self._scorer.artifact.encoder.config.keys
+        whose = users.select(key for key in keys if key in users.columns)
+        which = self._candidates.select(key for key in keys if key in self._candidates.columns)
+        rows = [whose[np.arange(len(users)).repeat(places_UK.shape[1])], which[places_UK.ravel()]]
+        return pl.concat(rows, how="horizontal")
 
     def _logits(self, users: pl.DataFrame) -> np.ndarray:
         u, c = len(users), len(self._candidates)

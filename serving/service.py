@@ -141,7 +141,7 @@ def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
             artifact=body.artifact or artifacts.name(),
             source=roots.source(body.input),
             output=str(roots.output(body.output)),
-            options=body.options.model_dump(),
+            options=_options(body.options, roots),
             idempotency_key=idempotency_key,
         )
         response.status_code = 201 if created else 200
@@ -177,6 +177,11 @@ def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
         return found(store.retry(job))
 
     return router
+
+
+def _options(options: JobOptions, roots: Roots) -> dict[str, Any]:
+    candidates = None if options.candidates is None else roots.source(options.candidates)
+    return options.model_copy(update={"candidates": candidates}).model_dump()
 
 
 def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:

@@ -62,14 +62,16 @@ class Worker:
             with _Lease(self._store, claim, stop, self._tick_s) as lease:
                 source = self._roots.source(claim.source)
                 output = self._roots.output(claim.output)
+                options = JobOptions.model_validate(claim.options)
                 artifact = self._artifact(Path(claim.artifact_path))
-                self._roots.check(Input.find(source, artifact.encoder.config).files)
+                for location in (source, *([options.candidates] if options.candidates else [])):
+                    self._roots.check(Input.find(self._roots.source(location), artifact.encoder.config).files)
                 drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
                 result = run_job(
                     artifact,
                     source,
                     output,
-                    JobOptions.model_validate(claim.options),
+                    options,
                     threads=self._threads,
                     progress=lease.progress,
                     stop=lease.stop,

@@ -80,6 +80,10 @@ def score_verb(
         Literal["quarantine", "score"], typer.Option(help="Leave them out with the reason, or read bad values as null.")
     ] = "quarantine",
     logits: Annotated[bool, typer.Option("--logits", help="Add the logits.")] = False,
+    candidates: Annotated[
+        str | None, typer.Option(help="Table of candidates: the rows are users then, each scored with all of them.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Of each user's candidates write only the best.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Parts at a time; one a processor if absent.")] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Threads of this process, or a Ray cluster.")
@@ -88,11 +92,16 @@ def score_verb(
     json: Json = False,
 ) -> None:
     """Score rows of any size; killed and started again, it goes on where it was."""
+    from data_pipelines.errors import UserError
     from data_pipelines.object_store import sent
     from serving.artifact import Artifact
     from serving.batch_job import Engine, JobOptions, run_job
 
-    options = JobOptions(bad_rows=bad_rows, logits=logits)
+    if top_k is not None and candidates is None:
+        raise UserError("--top-k chooses from candidates: name their table with --candidates.")
+    if logits and candidates is not None:
+        raise UserError("--logits are written for rows, not for candidates: leave one of the two out.")
+    options = JobOptions(bad_rows=bad_rows, logits=logits, candidates=candidates, top_k=top_k)
     workers: Engine | None = None
     if engine == "ray":
         from recsys.cluster.scoring import ray_engine

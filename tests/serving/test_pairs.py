@@ -7,11 +7,13 @@ import torch
 
 from data_pipelines.dataset import prepare
 from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
 from models.embeddings import table_layouts
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.weights import Weights
 from serving.artifact import Artifact, ModelCard, write_artifact
+from serving.batch_job import JobOptions, run_job
 from serving.pairs import PairScorer
 from serving.scorer import Scorer
 
@@ -27,8 +29,6 @@ PAST = {
 @pytest.fixture(scope="module", params=[{"likes": "attention"}, {"likes": "mean", "tags": "sum"}])
 def scorer(request, tiny_data, tmp_path_factory) -> Scorer:
     """An untrained ranker over the tiny log, with features of users, of items and of both."""
-    from data_pipelines.features import DataConfig
-
     folder = tmp_path_factory.mktemp("pairs")
     features = {"item": {"kind": "id"}, "user": {"kind": "id"}} | tiny_data["features"] | PAST
     dataset = prepare(DataConfig.model_validate(tiny_data | {"features": features}), folder / "dataset")
@@ -79,3 +79,15 @@ def test_bad_questions_are_refused(scorer, users, candidates):
     with pytest.raises(UserError, match="no feature reads only"):
         PairScorer(scorer, candidates.select(pl.col("price").alias("colour")))
     assert len(pairs.top_k(users, 100)) == len(users) * len(candidates)
+
+
+def test_a_job_writes_the_best_candidates_of_every_user(scorer, users, candidates, tmp_path):
+    users.write_parquet(tmp_path / "users.parquet")
+    candidates.write_parquet(tmp_path / "candidates.parquet")
+    options = JobOptions(candidates=str(tmp_path / "candidates.parquet"), top_k=3)
+    result = run_job(scorer.artifact, str(tmp_path / "users.parquet"), tmp_path / "best", options)
+    assert (result.rows_in, result.rows_out, result.quarantined) == (7, 21, 0)
+    best = pl.read_parquet(tmp_path / "best" / "part-*.parquet")
+    assert best.equals(PairScorer(scorer, candidates).top_k(users, 3))
+    everything = JobOptions(candidates=str(tmp_path / "candidates.parquet"))
+    assert run_job(scorer.artifact, str(tmp_path / "users.parquet"), tmp_path / "all", everything).rows_out == 77
