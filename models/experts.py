@@ -45,6 +45,7 @@ class Router(nn.Module):
     allowed_ET: Tensor | None
     bias_E: Tensor
     load_E: Tensor
+    since_update_E: Tensor
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class Router(nn.Module):
         self.register_buffer("allowed_ET", allowed_ET)
         self.register_buffer("bias_E", torch.zeros(experts) if balance == "bias" else None)
         self.register_buffer("load_E", torch.zeros(experts, dtype=torch.int64), persistent=False)
-        self._since_update_E = torch.zeros(experts)
+        self.register_buffer("since_update_E", torch.zeros(experts), persistent=False)
         self._auxiliary: tuple[Tensor, Tensor] | None = None
 
     def forward(self, context_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +104,7 @@ class Router(nn.Module):
                 balance = len(self.weight) * (share_E * mean_E).sum()
                 self._auxiliary = balance, logits_NE.logsumexp(1).square().mean()
             elif self.balance == "bias":
-                self._since_update_E += counts_E
+                self.since_update_E += counts_E
         return gates_NK, chosen_NK, counts_E.int()
 
     def _logits(self, context_NC: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,9 +127,9 @@ class Router(nn.Module):
         if self.balance != "bias":
             return
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self._since_update_E)
-        self.bias_E += _BIAS_RATE * torch.sign(self._since_update_E.mean() - self._since_update_E)
-        self._since_update_E.zero_()
+            dist.all_reduce(self.since_update_E)
+        self.bias_E += _BIAS_RATE * torch.sign(self.since_update_E.mean() - self.since_update_E)
+        self.since_update_E.zero_()
 
 
 def _sum_bags(rows_MD: Tensor, bags_NK: Tensor, weights_NK: Tensor | None = None) -> Tensor:

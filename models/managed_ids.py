@@ -46,7 +46,7 @@ class ManagedRows(nn.Module):
 
     def forward(self, ids_L: Tensor) -> Tensor:
         """(L,) rows."""
-        bag = JaggedTensor(values=ids_L.long(), lengths=torch.tensor([len(ids_L)]))
+        bag = JaggedTensor(values=ids_L.long(), lengths=ids_L.new_tensor([len(ids_L)]))
         rows_L: Tensor = self.slots.remap({"": bag})[""].values()
         rows_L = torch.where(rows_L == self._no_row, OOV_ID, rows_L)
         return torch.where(ids_L < self.reserved, ids_L, rows_L).to(ids_L.dtype)
@@ -67,8 +67,8 @@ class ManagedRows(nn.Module):
 def _on_all_ranks(ids_L: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return ids_L
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(ids_L)]))
+    lengths = [ids_L.new_zeros(1) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, ids_L.new_tensor([len(ids_L)]))
     longest = int(max(lengths))
     parts = [ids_L.new_zeros(longest) for _ in lengths]
     dist.all_gather(parts, nn.functional.pad(ids_L, (0, longest - len(ids_L))))

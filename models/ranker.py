@@ -51,7 +51,10 @@ class MixtureConfig(_Part):
     """Sparse mixture of experts (see :class:`models.experts.MixtureOfExperts`).
 
     Attributes:
+        experts: How many there are; ``top_k`` of them see a row.
         hidden: Width of an expert's hidden layer.
+        gate: ``softmax`` scores of experts compete, ``sigmoid`` scores do not.
+        noise: Standard deviation of what is added to the router's logits in training.
         shared: One more expert that sees every row.
         balance: ``loss`` adds ``balance_weight`` x balance loss + ``z_weight`` x z-loss; ``bias`` needs no loss.
         blocks: Mixtures on top of each other.

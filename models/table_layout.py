@@ -26,6 +26,10 @@ class TableConfig(BaseModel):
     """What one table does otherwise than the rest: ``model.tables.<table>``.
 
     Attributes:
+        dim: Width of its embeddings.
+        sharding: How it lies over the ranks: whole on one (``table_wise``), cut by rows or by columns, or whole on each
+            (``data_parallel``); ``auto`` leaves it to TorchRec's planner. Cut by columns, row-wise Adagrad keeps a
+            statistic for each piece of a row, so that its steps depend on the number of ranks.
         rows: Keep only so many rows, for the ids in use: for a ``hash`` feature of very many ids (see
             :class:`models.managed_ids.ManagedRows`). A row for each id where absent.
     """
