@@ -122,6 +122,29 @@ def test_refused_rows_are_kept_with_the_reason(tiny_data: dict[str, Any], tmp_pa
         prepare(with_log(tiny_data, log, tmp_path, max_quarantined=0.001), tmp_path / "strict")
 
 
+def test_bags_and_vectors_that_make_no_sense_are_refused(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        {
+            "time": range(8),
+            "click": [0, 1] * 4,
+            "tags": [["a"]] * 8,
+            "weights": [[1.0], [-1.0], [1.0, 2.0], [None], [0.0], [1.0], [1.0], [1.0]],
+            "image": [[1.0, 2.0]] * 5 + [[1.0], [float("nan"), 0.0], None],
+        }
+    )
+    features = {"tags": {"kind": "bag", "weights": "weights"}, "image": {"kind": "vector", "width": 2}}
+    keys = {"user": None, "keys": [], "features": features, "max_quarantined": 1.0}
+    dataset = prepare(with_log(tiny_data, log, tmp_path, **keys), tmp_path / "dataset")
+    refused = pl.read_parquet(dataset.path / "quarantine.parquet")
+    assert dict(refused.select("__row", "reason").iter_rows()) == {
+        1: "weights: a negative weight",
+        2: "weights: not as many weights as tags has values",
+        3: "weights: a weight that is no number",
+        5: "image: not 2 finite numbers",
+        6: "image: not 2 finite numbers",
+    }
+
+
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
