@@ -106,8 +106,7 @@ class GroupLasso(Lever):
             distance_R = distances[layout.name][held]
             rate = adaptivity(shard)
             rate_R = rate if isinstance(rate, float) else rate.mean(1).cpu()
-            left_R = 1 - self.config.every * self.config.rows * layout.dim**0.5 * rate_R / distance_R.clamp_min(1e-12)
-            left_R = left_R.clamp_(min=0)
+            left_R = shrunk(distance_R, self.config.every * self.config.rows * rate_R, layout.dim)
             left_R[: max(self._reserved[layout.vocabulary] - shard.row_offset, 0)] = 1
             target = oov[layout.name][shard.col_offset : shard.col_offset + shard.weight.shape[1]].to(shard.weight)
             shard.weight.sub_(target).mul_(left_R.to(shard.weight)[:, None]).add_(target)
@@ -130,8 +129,8 @@ class GroupLasso(Lever):
         factors = {}
         squares = column_sums(ranker.tables, self._layouts, torch.Tensor.square)
         for layout in self._layouts:
-            threshold = self.config.every * self.config.dims * layout.rows**0.5
-            factors[layout.name] = (1 - threshold / squares[layout.name].sqrt().clamp_min(1e-12)).clamp_(min=0)
+            norm_d = squares[layout.name].sqrt()
+            factors[layout.name] = shrunk(norm_d, self.config.every * self.config.dims, layout.rows)
             self._dead[layout.name] = factors[layout.name] == 0
         return factors
 
@@ -145,9 +144,7 @@ class GroupLasso(Lever):
                     part.view(parameters, layer.units)[0].numel() for part in (*layer.incoming, *layer.outgoing)
                 )
                 norm_U = torch.stack(layer.squares(parameters)).sum(0).sqrt().cpu()
-                factor_U *= (
-                    1 - self.config.every * self.config.neurons * numbers**0.5 / norm_U.clamp_min(1e-12)
-                ).clamp_(min=0)
+                factor_U *= shrunk(norm_U, self.config.every * self.config.neurons, numbers)
                 self._dead[layer.name] = factor_U == 0
             if due or bool(dead.any()):
                 layer.scale_(parameters, factor_U)
@@ -160,9 +157,7 @@ class GroupLasso(Lever):
             factor_E = alive_E.float()
             if due:
                 norm_E, numbers = layer.norms(parameters)
-                factor_E *= (
-                    1 - self.config.every * self.config.experts * numbers**0.5 / norm_E.clamp_min(1e-12)
-                ).clamp_(min=0)
+                factor_E *= shrunk(norm_E, self.config.every * self.config.experts, numbers)
                 mark_dead_experts(alive_E, factor_E, norm_E, router.top_k)
             if due or not bool(alive_E.all()):
                 factor_E = torch.where(factor_E > 0, factor_E, 1.0) * alive_E
@@ -181,6 +176,11 @@ class GroupLasso(Lever):
 
     def load_state_dict(self, state: State) -> None:
         self._dead = {name: mask.bool() for name, mask in state.items()}
+
+
+def shrunk(norm_G: Tensor, threshold: Tensor | float, numbers: int) -> Tensor:
+    """(G,) what groups of ``numbers`` numbers and these norms are multiplied by; 0 once the threshold is passed."""
+    return (1 - threshold * numbers**0.5 / norm_G.clamp_min(1e-12)).clamp_(min=0)
 
 
 def remove_dead_dims(weights: "Weights") -> None:
