@@ -180,7 +180,8 @@ class GroupLasso(Lever):
 
 def shrunk(norm_G: Tensor, threshold: Tensor | float, numbers: int) -> Tensor:
     """(G,) what groups of ``numbers`` numbers and these norms are multiplied by; 0 once the threshold is passed."""
-    return (1 - threshold * numbers**0.5 / norm_G.clamp_min(1e-12)).clamp_(min=0)
+    left_G: Tensor = 1 - threshold * numbers**0.5 / norm_G.clamp_min(1e-12)
+    return left_G.clamp_(min=0)
 
 
 def remove_dead_dims(weights: "Weights") -> None:

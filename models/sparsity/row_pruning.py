@@ -12,7 +12,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from models.embeddings import SparseTables
 from models.sparsity.lever import Lever, Schedule, Sparsity
-from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, squared_distance_to_oov
+from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, shards, squared_distance_to_oov
 from models.table_rows import TableShard
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RowPruningConfig(Schedule):
 
     sparsity: Sparsity
     tables: tuple[str, ...] = ()
-    by: Literal["magnitude", "distance", "frequency", "saliency"] = "distance"
+    by: Literal["magnitude", "distance", "frequency", "saliency"] = "saliency"
     scope: Literal["global", "table"] = "table"
 
 
@@ -58,6 +58,11 @@ class RowPruning(Lever):
             layout.vocabulary: reserved_rows(ranker.schema.tables, layout.vocabulary) for layout in self._layouts
         }
         self._ramp = self.config.steps(total_steps)
+        if self.config.by == "saliency" and any(s.squares is None for _, s in shards(ranker.tables, self._layouts)):
+            raise UserError(
+                "sparsity.row_pruning.by 'saliency' reads the sums of a fused Adagrad: set train.tables.optimizer to "
+                "rowwise_adagrad or adagrad, or choose distance, magnitude or frequency."
+            )
 
     def after_step(self, ranker: "Ranker", step: int) -> None:
         if self._ramp.due(step):
@@ -90,11 +95,7 @@ class RowPruning(Lever):
 
 def _squared_gradients(weight: Tensor, shard: TableShard) -> Tensor:
     """What Adagrad summed up, as (r, c) whether it did so by row or by number."""
-    if shard.squares is None:
-        raise UserError(
-            "sparsity.row_pruning.by 'saliency' reads the sums of a fused Adagrad: set train.tables.optimizer to "
-            "rowwise_adagrad or adagrad, or choose another way."
-        )
+    assert shard.squares is not None
     squares = shard.squares if shard.squares.dim() == 2 else shard.squares.unsqueeze(1)
     return squares.expand_as(weight)
 

@@ -28,7 +28,7 @@ FAST_PEP = {"initial": -7.0, "speed": 100.0, "every": 5, "pressure": 1.0}
 
 LEVERS: dict[str, dict[str, Any]] = {
     "row_pruning": {"sparsity": {"row_pruning": {"sparsity": 0.6, "every": 5}}},
-    "row_pruning by saliency": {"sparsity": {"row_pruning": {"sparsity": 0.6, "every": 5, "by": "saliency"}}},
+    "row_pruning by distance": {"sparsity": {"row_pruning": {"sparsity": 0.6, "every": 5, "by": "distance"}}},
     "unit_pruning": {"sparsity": {"unit_pruning": {"sparsity": 0.5, "every": 5}}},
     "unit_pruning of a dense tower": {"sparsity": {"unit_pruning": {"sparsity": 0.5, "every": 5}}, "model": MLP},
     "weight_pruning": {"sparsity": {"weight_pruning": {"sparsity": 0.9, "every": 5}}},
