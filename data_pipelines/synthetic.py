@@ -36,8 +36,8 @@ _PRICE_MEAN, _PRICE_SPREAD = 50.0, 15.0
 _START = np.datetime64("2026-01-05T00:00:00", "us")
 _TEST_SHARE = 0.1
 _PILOT_ROWS = 50_000
-_RESAMPLES = 16
-_EFFECT_ROWS = 50_000
+_RESAMPLES = 12
+_EFFECT_ROWS = 40_000
 
 
 class DemoConfig(BaseModel):
@@ -134,8 +134,10 @@ class _Truth:
     def _parts(self, rows: _Rows) -> Floats:
         """Four parts of a segment's function, (4, N): of tags, price, hour, and tags with price."""
         s = self.segment[rows.surface]
-        present_NK = np.arange(_MOST_TAGS) < rows.tag_count[:, None]
-        tags_N2 = (self._tag_SG2[s[:, None], rows.tags] * present_NK[:, :, None]).sum(1) / rows.tag_count[:, None]
+        tags_N2 = np.zeros((len(s), 2))
+        for k in range(_MOST_TAGS):
+            tags_N2 += self._tag_SG2[s, rows.tags[:, k]] * (k < rows.tag_count)[:, None]
+        tags_N2 /= rows.tag_count[:, None]
         wave = self._frequency_S[s] * (rows.price - _PRICE_MEAN) / _PRICE_SPREAD
         day = rows.hour * (2 * np.pi / 24)
         return np.stack(
