@@ -42,7 +42,7 @@ def pruned(*, rows: float = 0.0, units: float) -> Overrides:
     """Levers of training: shares of each table's rows and of hidden units that go."""
     levers: Overrides = {"sparsity.unit_pruning": {"sparsity": units, "begin": 0.1, "end": 0.5}}
     if rows:
-        levers["sparsity.row_pruning"] = {"sparsity": rows, "begin": 0.1, "end": 0.5}
+        levers["sparsity.row_pruning"] = {"sparsity": rows, "begin": 0.1, "end": 0.5, "scope": "global"}
     return levers
 
 
