@@ -105,7 +105,12 @@ def test_a_killed_training_resumes_to_the_same_weights(
     "changes",
     [
         {"train__tables": {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.001}},
-        {"train__ema": 0.9, "train__dense": {"optimizer": "adam", "clip_norm": 1.0}, "train__evaluate_every": 7},
+        {
+            "model__batch_norm": True,
+            "train__ema": 0.9,
+            "train__dense": {"optimizer": "adam", "clip_norm": 1.0},
+            "train__evaluate_every": 7,
+        },
         {"train__schedule": {"kind": "cosine", "warmup_steps": 10}, "train__precision": "bf16"},
         {"sparsity": {"row_pruning": {"sparsity": 0.5}}},
     ],
