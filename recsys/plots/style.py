@@ -155,7 +155,10 @@ def png(draw: Draw, path: Path, theme: Theme = "light") -> None:
     """Write the figure as a PNG of 200 dots an inch, ready for a paper."""
     palette = PALETTES[theme]
     with mpl.rc_context(style(palette)):
-        draw(palette).savefig(path, dpi=200, facecolor=palette.surface, metadata={"Software": None})
+        figure = draw(palette)
+        figure.savefig(
+            path, dpi=200, facecolor=palette.surface, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None}
+        )
 
 
 def css_variables(theme: Theme) -> Markup:
