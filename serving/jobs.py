@@ -9,100 +9,20 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from alembic import command
-from alembic.config import Config
 from pydantic import BaseModel, ConfigDict, computed_field
-from sqlalchemy import (
-    JSON,
-    Engine,
-    Float,
-    Index,
-    String,
-    Text,
-    case,
-    create_engine,
-    event,
-    func,
-    or_,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import case, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from data_pipelines.errors import UserError
+from serving.database import ArtifactRow, JobRow, SettingRow, TokenRow, connect, seconds_now
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 LEASE_S = 30.0
 MAX_ATTEMPTS = 20
-_MIGRATION_LOCK = 0x73706172
-
-
-_UNFINISHED = text("state IN ('queued', 'running')")
-
-
-class Base(DeclarativeBase):
-    """Tables of the service."""
-
-
-class JobRow(Base):
-    __tablename__ = "jobs"
-    __table_args__ = (
-        Index(
-            "one_unfinished_job_an_output",
-            "output",
-            unique=True,
-            sqlite_where=_UNFINISHED,
-            postgresql_where=_UNFINISHED,
-        ),
-    )
-    id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    state: Mapped[str] = mapped_column(String(16), index=True)
-    idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
-    artifact: Mapped[str] = mapped_column(String(200))
-    artifact_path: Mapped[str] = mapped_column(Text)
-    source: Mapped[str] = mapped_column(Text)
-    output: Mapped[str] = mapped_column(Text)
-    options: Mapped[dict[str, Any]] = mapped_column(JSON)
-    created_at: Mapped[float] = mapped_column(Float, index=True)
-    started_at: Mapped[float | None] = mapped_column(Float)
-    finished_at: Mapped[float | None] = mapped_column(Float)
-    rows_done: Mapped[int] = mapped_column(default=0)
-    rows_total: Mapped[int | None]
-    rows_per_s: Mapped[float | None]
-    quarantined: Mapped[int | None]
-    drift: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    error: Mapped[str | None] = mapped_column(Text)
-    worker: Mapped[str | None] = mapped_column(String(64))
-    lease_until: Mapped[float | None]
-    attempts: Mapped[int] = mapped_column(default=0)
-    cancel_requested: Mapped[bool] = mapped_column(default=False)
-
-
-class ArtifactRow(Base):
-    __tablename__ = "artifacts"
-    name: Mapped[str] = mapped_column(String(200), primary_key=True)
-    path: Mapped[str] = mapped_column(Text)
-    fingerprint: Mapped[str] = mapped_column(String(32))
-
-
-class SettingRow(Base):
-    __tablename__ = "settings"
-    key: Mapped[str] = mapped_column(String(64), primary_key=True)
-    value: Mapped[str] = mapped_column(Text)
-
-
-class TokenRow(Base):
-    __tablename__ = "tokens"
-    name: Mapped[str] = mapped_column(String(200), primary_key=True)
-    digest: Mapped[str] = mapped_column(String(64), unique=True)
-    created_at: Mapped[float] = mapped_column(Float)
 
 
 class Job(BaseModel):
@@ -163,19 +83,13 @@ class JobStore:
 
     def __init__(self, url: str, *, lease_s: float = LEASE_S) -> None:
         self.lease_s = lease_s
-        self.engine = _engine(url)
-        try:
-            _migrate(self.engine)
-        except OperationalError as error:
-            where = self.engine.url.render_as_string(hide_password=True)
-            reason = str(error.orig).strip().splitlines()[0]
-            raise UserError(f"the jobs database {where} does not answer: {reason}") from None
+        self.engine = connect(url)
 
     @contextmanager
     def _session(self) -> Iterator[tuple[Session, float]]:
         """A transaction, and the database's time at its beginning."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session, float(session.scalar(_now(self.engine)) or 0.0)
+            yield session, float(session.scalar(seconds_now(self.engine)) or 0.0)
 
     # ------------------------------------------------------------------------------------------------- clients' side
 
@@ -429,49 +343,3 @@ def _held(claim: Claim) -> tuple[Any, ...]:
 def _digest(token: str) -> str:
     """SHA-256 is enough: a token has 256 random bits, so there is nothing to guess."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _now(engine: Engine) -> Any:
-    if engine.dialect.name == "sqlite":
-        return select(text("(julianday('now') - 2440587.5) * 86400.0"))
-    return select(func.extract("epoch", func.clock_timestamp()))
-
-
-def _migrate(engine: Engine) -> None:
-    """Bring the schema to this version; of several processes that start at once, one does it and the others wait."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-        if parsed.drivername == "postgresql":
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        engine = create_engine(parsed, pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise UserError(
-            f"the jobs database URL is not usable ({error}): give sqlite:///PATH or postgresql://..."
-        ) from None
-    if engine.dialect.name == "sqlite":
-        _serialise(engine)
-    return engine
-
-
-def _serialise(engine: Engine) -> None:
-    """SQLite has no row locks: every transaction takes the write lock when it begins, and waits for it."""
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA busy_timeout=30000")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from serving.jobs import Base
+from serving.database import Base
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
 context.run_migrations()

@@ -19,9 +19,15 @@ def url(request: pytest.FixtureRequest, tmp_path) -> str:
 
 @pytest.fixture
 def store(url: str) -> JobStore:
-    store = JobStore(url, lease_s=0.2)
+    store = JobStore(url)
     store.register("a", "/artifacts/a", "f" * 32)
     return store
+
+
+@pytest.fixture
+def brief(url: str, store: JobStore) -> JobStore:
+    """The same database with leases of a second."""
+    return JobStore(url, lease_s=1.0)
 
 
 def submit(store: JobStore, output: str = "out", **more):
@@ -57,11 +63,12 @@ def test_jobs_are_claimed_in_the_order_they_came(store):
     assert store.claim("w") is None
 
 
-def test_a_dead_workers_job_is_taken_over_and_its_late_word_has_no_effect(store):
+def test_a_dead_workers_job_is_taken_over_and_its_late_word_has_no_effect(brief):
+    store = brief
     job = submit(store)
     dead = store.claim("dead")
     assert store.claim("alive") is None
-    time.sleep(0.25)
+    time.sleep(1.1)
     alive = store.claim("alive")
     assert alive.id == job.id
     assert not store.renew(dead, rows_done=1, rows_total=2, rows_per_s=1.0)
@@ -72,11 +79,12 @@ def test_a_dead_workers_job_is_taken_over_and_its_late_word_has_no_effect(store)
     assert (store.get(job.id).state, store.get(job.id).attempts) == ("done", 2)
 
 
-def test_a_renewed_lease_is_kept(store):
+def test_a_renewed_lease_is_kept(brief):
+    store = brief
     submit(store)
     claim = store.claim("w")
     for done in range(4):
-        time.sleep(0.1)
+        time.sleep(0.3)
         assert store.renew(claim, rows_done=done, rows_total=10, rows_per_s=2.0)
     assert store.claim("other") is None
     assert store.get(claim.id).seconds_left == pytest.approx(3.5)
@@ -146,12 +154,13 @@ def test_a_token_is_kept_only_as_its_hash(store):
         store.new_token("me")
 
 
-def test_a_job_that_kills_every_worker_is_given_up(store, monkeypatch):
+def test_a_job_that_kills_every_worker_is_given_up(url, store, monkeypatch):
+    store = JobStore(url, lease_s=0.1)
     monkeypatch.setattr("serving.jobs.MAX_ATTEMPTS", 2)
     job = submit(store)
     for _ in range(3):
         store.claim("w")
-        time.sleep(0.25)
+        time.sleep(0.2)
     assert store.get(job.id).state == "failed"
     assert "given up" in store.get(job.id).error
 
