@@ -30,6 +30,7 @@ from data_pipelines.synthetic import DemoConfig, generate
 COLUMNS = ("timestamp", "user_id", "item_id", "surface", "tags", "price", "clicked")
 HISTORY = {"recent": {"kind": "history", "of": ["item"], "where": "clicked = 1", "last": 200, "entity": "user_id"}}
 LOADER_FEATURES, LOADER_ROWS, BATCH = 26, 1_000_000, 4096
+PEERS = {"FuxiCTR": "ray", "FuxiCTR without Ray": "loop"}
 _PEER = Path(__file__).with_name("fuxictr_prepare.py")
 
 
@@ -98,8 +99,8 @@ def measure(log: Path, rounds: int, names: Sequence[str], *, peer: bool) -> dict
 
     def run(name: str) -> float:
         with tempfile.TemporaryDirectory(dir=log.parent) as folder:
-            if name == "FuxiCTR":
-                command: list[str | Path] = [peer_python("fuxictr"), _PEER, log.parent, folder]
+            if name in PEERS:
+                command: list[str | Path] = [peer_python("fuxictr"), _PEER, PEERS[name], log.parent, folder]
             else:
                 command = [sys.executable, "-m", "benchmarks.prepare", "--task", name, str(log), f"{folder}/out"]
             result = in_process(command)
@@ -108,7 +109,7 @@ def measure(log: Path, rounds: int, names: Sequence[str], *, peer: bool) -> dict
 
     if peer:
         write_for_peer(log, log.parent)
-        names = [*names, "FuxiCTR"]
+        names = [*names, *PEERS]
     in_turns({name: partial(run, name) for name in names}, rounds)
     return results
 
@@ -189,6 +190,7 @@ def main() -> None:
         "rows_per_s": small / ours,
         "peak_rss_bytes": peak[small, "ours"],
         "vs_fuxictr": None if options.no_peer else seconds[small, "FuxiCTR"] / ours,
+        "vs_fuxictr_without_ray": None if options.no_peer else seconds[small, "FuxiCTR without Ray"] / ours,
         "vs_scan_floor": ours / seconds[small, "floor"],
         "loader_rows_per_s": statistics.median(rates),
         "history_time_ratio": seconds[small, "ours, history of 200"] / ours,
