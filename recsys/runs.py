@@ -5,7 +5,7 @@ from typing import Any
 
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
-from data_pipelines.storage import MANIFEST, write_file
+from data_pipelines.storage import MANIFEST, open_directory, write_file
 from recsys.checkpoints import CONFIG_FILE, SCHEMA_FILE, steps
 from recsys.config import ExperimentConfig, load_config, to_yaml
 
@@ -17,18 +17,12 @@ def claim_run(run: Path, config: ExperimentConfig, schema: Schema, *, resume: bo
     """The step of the last checkpoint of ``run``; ``None`` where there is none, and then its folder is made.
 
     Raises:
-        UserError: ``run`` exists and is not to be resumed, has finished, is of another config, or cannot be written.
+        UserError: ``run`` exists and is not to be resumed, is of another config, or cannot be written.
     """
     if run.exists() and not resume:
         raise UserError(f"{run} already exists: name another folder, or add --resume to go on with it.")
-    if (run / MANIFEST).exists():
-        raise UserError(f"{run} has finished: name another folder for a new run.")
     if (run / CONFIG_FILE).exists():
-        if _weighty(load_config(run / CONFIG_FILE)) != _weighty(config):
-            raise UserError(
-                f"{run / CONFIG_FILE} differs from the config given: resume with the config that the run was started "
-                f"with (only train.{', train.'.join(MAY_CHANGE)}, sharding and spread may change)."
-            )
+        _compare_config(run, config)
         if found := steps(run):
             return found[-1]
     try:
@@ -38,6 +32,26 @@ def claim_run(run: Path, config: ExperimentConfig, schema: Schema, *, resume: bo
     write_file(run / SCHEMA_FILE, schema.model_dump_json(indent=1))
     write_file(run / CONFIG_FILE, to_yaml(config))
     return None
+
+
+def finished_meta(run: Path, config: ExperimentConfig) -> dict[str, Any] | None:
+    """What the manifest of ``run`` says, if it has finished: a restart may come when nothing is left to do.
+
+    Raises:
+        UserError: ``run`` is of another config.
+    """
+    if not (run / MANIFEST).exists():
+        return None
+    _compare_config(run, config)
+    return open_directory(run, "run", verify="sizes").meta
+
+
+def _compare_config(run: Path, config: ExperimentConfig) -> None:
+    if _weighty(load_config(run / CONFIG_FILE)) != _weighty(config):
+        raise UserError(
+            f"{run / CONFIG_FILE} differs from the config given: resume with the config that the run was started "
+            f"with (only train.{', train.'.join(MAY_CHANGE)}, sharding and spread may change)."
+        )
 
 
 def _weighty(config: ExperimentConfig) -> dict[str, Any]:

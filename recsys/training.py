@@ -39,7 +39,7 @@ from recsys.faults import diverged, memory_guard, save_batch
 from recsys.model_state import ModelState
 from recsys.optimizers import schedule_factor
 from recsys.processes import Processes, process_group
-from recsys.runs import claim_run
+from recsys.runs import claim_run, finished_meta
 from recsys.tracking import Tracker
 
 LOG_EVERY = 50
@@ -101,7 +101,7 @@ def train(
 
     Args:
         resume: Go on from the last checkpoint of ``run`` to the same weights as without the interruption; start
-            from the beginning if there is none.
+            from the beginning if there is none. A finished run is left as it is.
         report: Called after every step with the rows it took (of all ranks) and a note.
         watch: Called after every evaluation with the step and the monitored value; what it raises ends the training.
 
@@ -109,6 +109,8 @@ def train(
         UserError: The config does not fit the data, ``run`` exists, training diverged, or memory ran out.
         InterruptedTrainingError: SIGTERM or SIGINT came; a checkpoint was written.
     """
+    if resume and (finished := finished_meta(run, config)):
+        return Result(**(finished["result"] | {"run": run}))
     with process_group() as processes, memory_guard(config.train.batch_size):
         return _Training(config, dataset, run, processes, report, watch).complete(resume=resume)
 

@@ -35,7 +35,7 @@ def agent(config_file, dataset, tmp_path) -> Agent:
         shape = ["--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", "3"]
         work = [RECSYS, "train", str(config_file), str(dataset.path), str(tmp_path / run)]
         return subprocess.Popen(
-            [TORCHRUN, *shape, *rendezvous, "--no-python", *work, "--resume", "train.epochs=8"],
+            [TORCHRUN, *shape, *rendezvous, "--no-python", *work, "--resume", "train.epochs=30", "train.patience=30"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
