@@ -130,7 +130,7 @@ for kill_after in map(int, sys.argv[4:]):
 
 def test_killed_anywhere_and_started_again_it_ends_in_the_same_bytes(exported, artifact, rows, tmp_path):
     run_job(artifact, str(rows), tmp_path / "whole")
-    arguments = [str(exported), str(rows), str(tmp_path / "out"), "0", "1", "3", "2"]
+    arguments = [str(exported), str(rows), str(tmp_path / "out"), "0", "1", "3", "3"]
     subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, timeout=60)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.job" / "ledger.ndjson").read_bytes().count(b"\n") > 5
