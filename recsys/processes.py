@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
+from data_pipelines.errors import UserError
+
 _TIMEOUT = timedelta(minutes=30)
 
 
@@ -73,8 +75,12 @@ def process_group() -> Iterator[Processes]:
     """Join the process group that ``torchrun`` describes, or form one of a single process.
 
     SIGTERM and SIGINT set :attr:`Processes.stop_requested` instead of killing, as long as the block runs.
+
+    Raises:
+        UserError: ``torchrun`` may restart ranks, and would let them meet in the store of the ranks before.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    _check_restarts()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -97,3 +103,12 @@ def process_group() -> Iterator[Processes]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         dist.destroy_process_group()
+
+
+def _check_restarts() -> None:
+    """Restarted ranks that share the agents' store read addresses of dead ones (pytorch/pytorch issue 135712)."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
+        raise UserError(
+            "torchrun --max-restarts needs --rdzv-backend c10d (or --standalone), and on every node the environment "
+            "variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without them restarted ranks look for dead ones."
+        )

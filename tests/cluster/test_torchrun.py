@@ -11,7 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data_pipelines.errors import UserError
 from data_pipelines.storage import open_directory
+from recsys.config import load_config
+from recsys.training import train
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -24,7 +27,7 @@ Agent = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def agent(config_file, dataset, tmp_path) -> Agent:
-    """Start one torchrun agent of a job: ``agent(run, nodes, ranks, first=True)``."""
+    """Start one torchrun agent of a job: ``agent(run, nodes=, ranks=, first=)``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
@@ -35,10 +38,10 @@ def agent(config_file, dataset, tmp_path) -> Agent:
         shape = ["--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", "3"]
         work = [RECSYS, "train", str(config_file), str(dataset.path), str(tmp_path / run)]
         return subprocess.Popen(
-            [TORCHRUN, *shape, *rendezvous, "--no-python", *work, "--resume", "train.epochs=30", "train.patience=30"],
+            [TORCHRUN, *shape, *rendezvous, "--no-python", *work, "--resume", "train.epochs=15", "train.patience=15"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         )
 
     return start
@@ -74,6 +77,14 @@ def test_two_nodes_train_as_one_and_a_killed_rank_changes_nothing(agent, tmp_pat
     ranks_of(one_node)[-1].kill()
     end(one_node)
     assert valid(tmp_path / "ranks") == valid(tmp_path / "nodes")
+
+
+def test_restarts_that_would_meet_dead_ranks_are_refused(config_file, dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        train(load_config(config_file), dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_killed_node_is_gone_on_without(agent, tmp_path):
