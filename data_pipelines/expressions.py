@@ -67,6 +67,10 @@ def texts(column: pl.Expr, dtype: pl.DataType, delimiter: str | None) -> pl.Expr
     return lists.fill_null(pl.lit([], dtype=pl.List(pl.String)))
 
 
+MISSING = ("", "nan", "null", "na", "n/a", "none", "-", "inf", "-inf")
+"""Text in a column of numbers that says there is none, in lower case."""
+
+
 def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """``column`` as Float64; what is no finite number is null.
 

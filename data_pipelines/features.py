@@ -79,16 +79,25 @@ class Join(Config):
 
 
 class Task(Config):
-    """A label. Binary ones are 0/1, or made so by ``at_least``; a null means that the row has no such label.
+    """A label. Binary ones are 0/1, or made so by ``at_least``, or by ``positive``; a null means that the row has none.
 
-    ``where`` (a SQL condition) restricts the task to the rows it holds for.
+    ``positive`` lists the values that count as positive, as text (``[yes]``, or ``[cart, purchase]`` of a column of
+    events; quote words that YAML takes for truth values). ``where`` (a SQL condition) restricts the task to the rows
+    it holds for.
     """
 
     column: str
     kind: Literal["binary", "regression", "count"] = "binary"
     at_least: float | None = None
+    positive: tuple[str, ...] = ()
     weight: float = Field(default=1.0, ge=0)
     where: str | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "Task":
+        if self.positive and (self.kind != "binary" or self.at_least is not None):
+            raise ValueError("positive makes a binary label, and needs no at_least")
+        return self
 
 
 class Split(Config):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import polars as pl
 
-from data_pipelines.expressions import epoch
+from data_pipelines.expressions import MISSING, epoch, number
 from data_pipelines.features import CsvFormat, Format
 from data_pipelines.sources import find_files
 
@@ -20,7 +20,7 @@ _LABELS = (
     *("like", "liked", "watched", "y", "outcome", "rating", "ratings", "stars", "score"),
 )
 _USERS = ("user", "customer", "visitor", "member", "client", "account", "session", "uid")
-_ITEMS = ("item", "movie", "product", "article", "video", "song", "track", "app", "book", "ad", "offer", "sku")
+_ITEMS = ("item", "movie", "film", "product", "article", "video", "song", "track", "app", "book", "ad", "offer", "sku")
 _TIMES = ("time", "timestamp", "ts", "date", "datetime", "when", "day", "at", "created", "updated")
 _QUANTITIES = ("count", "num", "amount", "price", "qty", "quantity", "age", "length", "duration", "size", "total")
 _CATEGORIES = (
@@ -31,6 +31,8 @@ _OF_KEYS = {"id", "key", "code", "no", "nr", "number", "hash", "name", "uuid"}
 _NAMELESS = re.compile(r"(|Unnamed: \d+|_duplicated_\d+|index|row_?(nr|id|num|number)?)", re.IGNORECASE)
 _SURE_DELIMITERS, _LIKELY_DELIMITERS = ("|", ";"), (",",)
 _SNIFFED_BYTES = 1 << 16
+_NO_OF_YES = {"yes": "no", "y": "n", "true": "false", "t": "f"}
+_NUMERIC_SHARE = 0.99
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Roles:
     of: dict[str, Role]
     label: str | None = None
     at_least: float | None = None
+    positive: tuple[str, ...] = ()
     time: str | None = None
     user: str | None = None
     item: str | None = None
@@ -75,7 +78,8 @@ def guess_roles(
     roles.label = label or _find_label(sample, roles)
     if roles.label is not None:
         roles.of[roles.label] = "label"
-        roles.at_least = _threshold(sample[roles.label].drop_nulls())
+        values = sample[roles.label].drop_nulls()
+        roles.at_least, roles.positive = _threshold(values), _affirmative(values)
     times = [name for name, role in roles.of.items() if role == "time"]
     roles.time = time or _named(times, _TIMES) or next(iter(times), None)
     ids = [name for name, role in roles.of.items() if role == "id"]
@@ -131,6 +135,10 @@ def _counts_up(values: pl.Series) -> bool:
 
 def _text_role(values: pl.Series, distinct: int, roles: Roles) -> Role:
     some = values.head(1000)
+    given = some.filter(~some.str.strip_chars().str.to_lowercase().is_in(MISSING))
+    numbers = given.to_frame().select(number(pl.col(given.name), pl.String()).is_not_null().mean()).item()
+    if len(given) and numbers >= _NUMERIC_SHARE and not _words(values.name) & {*_CATEGORIES, *_USERS, *_ITEMS}:
+        return "number"
     dated = some.str.contains(r"^\s*\d{4}-\d{2}-\d{2}").mean()
     if dated == 1 and some.to_frame().select(epoch(pl.col(some.name), pl.String())).to_series().null_count() == 0:
         return "time"
@@ -172,8 +180,16 @@ def _threshold(values: pl.Series) -> float | None:
     return round(high * 0.8, 1)
 
 
+def _affirmative(values: pl.Series) -> tuple[str, ...]:
+    """The value that says yes, of a column of text that says yes or no."""
+    if values.dtype != pl.String:
+        return ()
+    found = {value.lower(): value for value in values.drop_nulls().unique().head(3)}
+    return next(((found[yes],) for yes, no in _NO_OF_YES.items() if found.keys() == {yes, no}), ())
+
+
 def _is_binary(values: pl.Series) -> bool:
-    if values.dtype == pl.Boolean:
+    if values.dtype == pl.Boolean or _affirmative(values):
         return True
     return values.dtype.is_numeric() and set(values.drop_nulls().unique().to_list()) == {0, 1}
 

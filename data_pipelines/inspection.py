@@ -79,6 +79,7 @@ class LogProfile(_Profile):
     Attributes:
         days: Rows and label rate (NaN without a label) of each day of the log: (ISO date, rows, rate).
         label_at_least: Where the label column holds ratings: from which on they count as positive.
+        label_positive: Where it holds text: the values that count as positive.
     """
 
     location: str
@@ -87,6 +88,7 @@ class LogProfile(_Profile):
     columns: tuple[Column, ...]
     label: str | None
     label_at_least: float | None
+    label_positive: tuple[str, ...]
     label_rate: float | None
     time: str | None
     first: str | None
@@ -107,11 +109,16 @@ def inspect_log(
     label: str | None = None,
     time: str | None = None,
     user: str | None = None,
+    positive: Sequence[str] = (),
 ) -> LogProfile:
     """Look at the log at ``location``; ``label``, ``time`` and ``user`` are guessed where they are not given.
 
+    Args:
+        positive: Values of the label that count as positive, where it is text.
+
     Raises:
-        UserError: The log cannot be read or is empty, or a given column is not there.
+        UserError: The log cannot be read or is empty, a given column is not there, or the label is text that says
+            neither yes nor no.
     """
     format = format or guess_format(location)
     with reading(location), TemporaryDirectory() as scratch:
@@ -124,7 +131,8 @@ def inspect_log(
             if name is not None and name not in sample.columns:
                 raise UserError(f"{location} has no column {name!r}; it has {', '.join(sample.columns)}.")
         roles = guess_roles(sample, rows, label=label, time=time, user=user)
-        target = _label(sample, roles)
+        roles.positive = tuple(positive) or roles.positive
+        target = _label(sample, location, roles)
         columns = tuple(_column(frame, sample, name, roles, rows, target) for name in sample.columns)
         days = _days(frame, roles)
     span = next((column for column in columns if column.name == roles.time), None)
@@ -135,6 +143,7 @@ def inspect_log(
         columns=columns,
         label=roles.label,
         label_at_least=roles.at_least,
+        label_positive=roles.positive,
         label_rate=None if target is None else float(np.nanmean(target)),
         time=roles.time,
         first=span.low if span else None,
@@ -160,21 +169,35 @@ def _sample(frame: pl.LazyFrame, rows: int) -> pl.DataFrame:
     return frame.with_row_index("__row").filter(pl.col("__row") % step == 0).drop("__row").collect(engine="streaming")
 
 
-def _label(sample: pl.DataFrame, roles: Roles) -> np.ndarray | None:
+def _label(sample: pl.DataFrame, location: str, roles: Roles) -> np.ndarray | None:
     """(N,) labels of the sample, NaN where there is none."""
     if roles.label is None:
         return None
-    value = number(pl.col(roles.label), sample.schema[roles.label])
-    if roles.at_least is not None:
-        value = (value >= roles.at_least).cast(pl.Float64)
-    return sample.select(value).to_series().fill_null(float("nan")).to_numpy()
+    labels = sample.select(_label_value(sample.schema, roles)).to_series()
+    if labels.null_count() == len(labels):
+        values = ", ".join(sample[roles.label].cast(pl.String).value_counts(sort=True)[roles.label].head(3))
+        raise UserError(
+            f"{location}: the label {roles.label!r} holds text ({values} ...): name the values that count as positive, "
+            "each with --positive."
+        )
+    return labels.fill_null(float("nan")).to_numpy()
+
+
+def _label_value(schema: pl.Schema, roles: Roles) -> pl.Expr:
+    """Float64 label of a row."""
+    assert roles.label is not None
+    column, dtype = pl.col(roles.label), schema[roles.label]
+    if roles.positive:
+        return text(column, dtype).is_in(roles.positive).cast(pl.Float64)
+    value = number(column, dtype)
+    return value if roles.at_least is None else (value >= roles.at_least).cast(pl.Float64)
 
 
 def _column(
     frame: pl.LazyFrame, sample: pl.DataFrame, name: str, roles: Roles, rows: int, label: np.ndarray | None
 ) -> Column:
     dtype, role, column = sample.schema[name], roles.of[name], pl.col(name)
-    missing = column.is_null() | column.is_nan() if dtype.is_float() else column.is_null()
+    missing = number(column, dtype).is_null() if role == "number" else column.is_null()
     nulls = float(frame.select(missing.mean()).collect(engine="streaming").item())
     found: dict[str, object] = {"name": name, "type": str(dtype), "role": role, "nulls": nulls}
     match role:
@@ -273,8 +296,7 @@ def _days(frame: pl.LazyFrame, roles: Roles) -> tuple[tuple[str, int, float], ..
     day = epoch(pl.col(roles.time), schema[roles.time]) // _DAY
     rate: pl.Expr = pl.lit(float("nan"))
     if roles.label is not None:
-        rate = number(pl.col(roles.label), schema[roles.label])
-        rate = rate if roles.at_least is None else (rate >= roles.at_least).cast(pl.Float64)
+        rate = _label_value(schema, roles)
     table = frame.group_by(day=day).agg(rows=pl.len(), rate=rate.mean()).drop_nulls("day").collect(engine="streaming")
     return tuple(
         (_iso(day * _DAY)[:10], rows, float("nan") if rate is None else rate)
@@ -303,5 +325,5 @@ def _suspicions(column: dict[str, object], rows: int) -> Sequence[str]:
         found.append(f"is null in {nulls:.1%} of the rows")
     auc = column.get("alone_auc")
     if isinstance(auc, float) and auc >= LEAK_AUC and role != "label":
-        found.append(f"predicts the label alone (AUC {auc:.3f}): was it recorded after the label?")
+        found.append(f"predicts the label alone (AUC {auc:.3f}), as if recorded after it")
     return found

@@ -94,6 +94,8 @@ def _task(profile: LogProfile) -> Iterator[str]:
     binary = column.alone_auc is None and column.distinct is not None and column.distinct <= 2
     if profile.label_at_least is not None:
         task, rule = "like", f"column: {_quoted(profile.label)}, at_least: {profile.label_at_least:g}"
+    elif profile.label_positive:
+        rule = f"column: {_quoted(profile.label)}, positive: {json.dumps(profile.label_positive, ensure_ascii=False)}"
     elif binary:
         rule = f"column: {_quoted(profile.label)}, kind: binary"
     else:
@@ -185,8 +187,11 @@ def _past(profile: LogProfile) -> Iterator[str]:
     if profile.time is None or profile.user is None or profile.item is None or profile.label is None:
         return
     item = _feature_name(profile.item)
-    at_least = profile.label_at_least if profile.label_at_least is not None else 1
-    where = json.dumps(f'"{profile.label}" >= {at_least:g}')
+    if profile.label_positive:
+        condition = " or ".join(f""""{profile.label}" = '{value}'""" for value in profile.label_positive)
+    else:
+        condition = f'"{profile.label}" >= {profile.label_at_least if profile.label_at_least is not None else 1:g}'
+    where = json.dumps(condition, ensure_ascii=False)
     task = "like" if profile.label_at_least is not None else _feature_name(profile.label)
     yield "    # What the past says, each strictly earlier than the row; take away the # to use it:"
     yield f"    # recent: {{kind: history, of: [{_quoted(item)}], where: {where}, last: 30, age: true}}"

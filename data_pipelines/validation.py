@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from data_pipelines.compiling import Values
-from data_pipelines.expressions import condition
+from data_pipelines.expressions import MISSING, condition
 from data_pipelines.features import BagFeature, DataConfig, NumberFeature, Task, VectorFeature
 
 TIME = "__time"
@@ -24,9 +24,13 @@ def label(config: DataConfig, name: str, schema: pl.Schema) -> pl.Expr:
         UserError: The task's column is missing or holds no numbers, or its ``where`` is no SQL condition.
     """
     task = config.tasks[name]
-    value = Values(config, schema).number(f"task {name!r}", task.column)
+    values = Values(config, schema)
+    if task.positive:
+        value = values.text(f"task {name!r}", task.column).is_in(task.positive)
+    else:
+        value = values.number(f"task {name!r}", task.column)
     if task.at_least is not None:
-        value = (value >= task.at_least).cast(pl.Float64)
+        value = value >= task.at_least
     if task.where is not None:
         value = pl.when(condition(f"task {name!r}", task.where)).then(value)
     return value.cast(pl.Float32)
@@ -65,7 +69,7 @@ def _faults(config: DataConfig, schema: pl.Schema, labelled: bool) -> Iterator[t
                 read = values.number(f"feature {name!r}", feature.column)
                 if schema[feature.column] == pl.String:
                     given = pl.col(feature.column).str.strip_chars()
-                    missing = given.str.to_lowercase().is_in(["", "nan", "null", "na", "none", "inf", "-inf"])
+                    missing = given.str.to_lowercase().is_in(MISSING)
                     yield f"{feature.column}: no number", given.is_not_null() & ~missing & read.is_null()
             case BagFeature(weights=str()):
                 yield from _weight_faults(values, name, feature)
@@ -79,11 +83,17 @@ def _faults(config: DataConfig, schema: pl.Schema, labelled: bool) -> Iterator[t
 
 
 def _label_faults(values: Values, name: str, task: Task) -> Iterator[tuple[str, pl.Expr]]:
+    if task.positive:
+        return
     read = values.number(f"task {name!r}", task.column)
     if values.schema[task.column] == pl.String:
-        yield f"{task.column}: no number", pl.col(task.column).is_not_null() & read.is_null()
+        reason = f"{task.column}: no number (name the values that count with `positive`)"
+        yield reason, pl.col(task.column).is_not_null() & read.is_null()
     if task.kind == "binary" and task.at_least is None:
-        yield f"{task.column}: a label that is not 0 or 1 (set `at_least` to make it so)", ~read.is_in([0.0, 1.0])
+        yield (
+            f"{task.column}: a label that is not 0 or 1 (make it so by `at_least` or `positive`)",
+            ~read.is_in([0.0, 1.0]),
+        )
     elif task.kind == "count":
         yield f"{task.column}: a count below 0", read < 0
 

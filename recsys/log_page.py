@@ -64,8 +64,9 @@ def _tiles(profile: LogProfile) -> Iterator[Tile]:
     yield Tile("Rows", f"{profile.rows:,}", f"{len(profile.columns)} columns")
     if profile.label is not None:
         rate = NONE if profile.label_rate is None else f"{profile.label_rate:.2%}"
-        from_on = "" if profile.label_at_least is None else f" >= {profile.label_at_least:g}"
-        yield Tile("Label", rate, profile.label + from_on)
+        rule = "" if profile.label_at_least is None else f" >= {profile.label_at_least:g}"
+        rule = f" is {' or '.join(profile.label_positive)}" if profile.label_positive else rule
+        yield Tile("Label", rate, profile.label + rule)
     if profile.time is not None and profile.first and profile.last:
         yield Tile("Time", f"{len(profile.days):,} days", f"{profile.first[:10]} to {profile.last[:10]}")
     for column in profile.of("user", "item"):

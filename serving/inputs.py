@@ -47,18 +47,21 @@ class Input:
 
     @classmethod
     def find(cls, location: str, config: DataConfig) -> "Input":
-        """The files at ``location``: by suffix, or in the format of the training log where the suffix tells nothing.
+        """The files at ``location``, of the format that their suffix tells; text is cut as the training log was.
 
         Raises:
             UserError: Nothing is there, or of no known format.
         """
         files = _remote(location) if "://" in location else find_files(location)
+        trained = config.format
         try:
             format = format_of(location, files)
         except UserError:
-            if config.format is None:
+            if trained is None:
                 raise
-            format = config.format
+            format = trained
+        if trained is not None and trained.kind == format.kind:
+            format = trained
         return cls(location, tuple(files), format)
 
     def fingerprint(self) -> str:

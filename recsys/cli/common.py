@@ -8,11 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from recsys.engines import Engine
 
 app = typer.Typer(
     name="recsys",
@@ -28,6 +31,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config, e.g. train.batch_size=4096."),
 ]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Trials at a time; as many as fit if absent.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of each trial.")]
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")
+]
+Address = Annotated[str | None, typer.Option("--address", help="Of the Ray cluster; one of this machine if absent.")]
 
 
 def local_folder(location: str) -> Path:
@@ -40,6 +49,19 @@ def local_folder(location: str) -> Path:
         return fetched(location)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def trial_engine(
+    name: Literal["local", "ray"], address: str | None, *, jobs: int | None, threads: int
+) -> AbstractContextManager["Engine"]:
+    """The engine of trials that the options ask for."""
+    if name == "ray":
+        from recsys.cluster.trials import ray_tasks
+
+        return ray_tasks(address, jobs=jobs, threads=threads)
+    from recsys.engines import processes
+
+    return processes(jobs=jobs, threads=threads)
 
 
 Advance = Callable[..., None]
@@ -128,8 +150,13 @@ def _lines(result: Mapping[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}"
             yield from _lines(value, indent + "  ")
         else:
-            shown = f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else value
-            yield f"{indent}{key!s:<{width}}  {shown}"
+            yield f"{indent}{key!s:<{width}}  {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -53,6 +53,9 @@ def _finish_import(rows: int, out: Path, example: str, json: bool) -> None:
 
 
 LabelOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The label, if it is not guessed right.")]
+PositiveOption = Annotated[
+    list[str] | None, typer.Option(metavar="VALUE", help="A value of the label that counts as positive, if it is text.")
+]
 TimeOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The time, if it is not guessed right.")]
 UserOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The user, if it is not guessed right.")]
 
@@ -62,6 +65,7 @@ def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A log, or a data set, run or artifact.")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots, too (of a log).")] = None,
     label: LabelOption = None,
+    positive: PositiveOption = None,
     time: TimeOption = None,
     user: UserOption = None,
     json: Json = False,
@@ -77,7 +81,7 @@ def inspect(
         raise UserError(f"{path} is a run that is not complete: go on with `recsys train --resume`.")
     from data_pipelines.inspection import inspect_log
 
-    profile = inspect_log(path, label=label, time=time, user=user)
+    profile = inspect_log(path, label=label, time=time, user=user, positive=positive or ())
     _print_profile(profile, json)
     if html is not None:
         from recsys.log_page import write_log_page
@@ -93,6 +97,7 @@ def init(
     log: Annotated[str, typer.Argument(metavar="LOG", help="File, folder, glob or address of the log.")],
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML to write.")],
     label: LabelOption = None,
+    positive: PositiveOption = None,
     time: TimeOption = None,
     user: UserOption = None,
     json: Json = False,
@@ -104,7 +109,7 @@ def init(
 
     if config.exists():
         raise UserError(f"{config} already exists: name another file, or remove it first.")
-    profile = inspect_log(log, label=label, time=time, user=user)
+    profile = inspect_log(log, label=label, time=time, user=user, positive=positive or ())
     write_file(config, starter_config(profile))
     result = {
         "config": config,

@@ -122,6 +122,17 @@ def test_refused_rows_are_kept_with_the_reason(tiny_data: dict[str, Any], tmp_pa
         prepare(with_log(tiny_data, log, tmp_path, max_quarantined=0.001), tmp_path / "strict")
 
 
+def test_a_label_in_words(tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    log = pl.read_parquet(tiny_data["log"])
+    words = log.with_columns(click=pl.col("click").replace_strict({0: "no", 1: "yes"}))
+    task = {"click": {"column": "click", "positive": ["yes", "of course"]}}
+    dataset = prepare(with_log(tiny_data, words, tmp_path, tasks=task), tmp_path / "dataset")
+    expected = log.sort("time", maintain_order=True)["click"][:1600].sum()
+    assert dataset.labels("train").sum() == expected
+    with pytest.raises(UserError, match=r"click: no number \(name the values that count with `positive`\)"):
+        prepare(with_log(tiny_data, words, tmp_path), tmp_path / "unsaid")
+
+
 def test_bags_and_vectors_that_make_no_sense_are_refused(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     log = pl.DataFrame(
         {

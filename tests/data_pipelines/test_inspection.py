@@ -127,6 +127,25 @@ def test_ratings_get_a_threshold_and_positives_get_negatives(write: Write) -> No
     assert implicit["tasks"] == {"chosen": {"column": "positive"}}
 
 
+def test_labels_and_numbers_in_words(write: Write) -> None:
+    rng = np.random.default_rng(2)
+    said = np.where(rng.random(400) < 0.3, "Yes", "No")
+    price = np.where(rng.random(400) < 0.2, "N/A", rng.random(400).round(3).astype(str))
+    words = pl.DataFrame({"user": rng.integers(0, 50, 400), "price": price, "Liked?": said})
+    profile = inspect_log(write(words))
+    assert (profile.label, profile.label_positive) == ("Liked?", ("Yes",))
+    assert profile.label_rate == pytest.approx((said == "Yes").mean())
+    assert (column(profile, "price").role, column(profile, "price").nulls) == ("number", (price == "N/A").mean())
+    assert yaml.safe_load(starter_config(profile))["data"]["tasks"] == {
+        "Liked": {"column": "Liked?", "positive": ["Yes"]}
+    }
+    events = write(words.with_columns(event=pl.Series(rng.choice(["view", "cart", "buy"], 400))).drop("Liked?"))
+    with pytest.raises(UserError, match=r"'event' holds text \(.*view.*name the values that count .* --positive"):
+        inspect_log(events, label="event")
+    bought = inspect_log(events, label="event", positive=["cart", "buy"])
+    assert bought.label_rate == pytest.approx(2 / 3, abs=0.1)
+
+
 def test_what_is_named_is_not_guessed(write: Write, frame: pl.DataFrame) -> None:
     named = inspect_log(write(frame), label="country", time="created", user="item")
     assert (named.label, named.time, named.user) == ("country", "created", "item")

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
 from serving import batch_job, inputs
 from serving.artifact import Artifact
 from serving.batch_job import JobOptions, ParkedError, run_job
@@ -84,6 +85,15 @@ def test_every_way_to_give_the_same_rows_gives_the_same_scores(artifact, rows, t
     actual, expected = scores(tmp_path / "out"), scores(tmp_path / "expected")
     assert actual["item"].to_list() == expected["item"].to_list()
     np.testing.assert_allclose(actual["click"], expected["click"], atol=1e-6)
+
+
+def test_text_is_cut_as_the_training_log_was(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("user;item\n1;a\n")
+    log = {"log": "log.csv", "tasks": {"click": {"column": "click"}}, "features": {"user": {"kind": "id"}}}
+    config = DataConfig.model_validate({**log, "format": {"kind": "csv", "delimiter": ";"}})
+    (part,) = inputs.Input.find(str(rows), config).parts(tmp_path / "staged.parquet", config)
+    assert part.scan().collect().to_dict(as_series=False) == {"user": ["1"], "item": ["a"]}
 
 
 def test_a_job_stopped_between_parts_goes_on_to_the_same_bytes(artifact, rows, tmp_path):
