@@ -31,8 +31,8 @@ contracts: .venv/dev  ## No import runs upwards, none in a circle.
 docs: .venv/dev  ## Build the pages into site/, offline and strictly.
 	NO_MKDOCS_2_WARNING=1 PYTHONWARNINGS=ignore $(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/dev  ## All benchmarks, or one: make bench NAME=prepare
-	$(BIN)/python -m benchmarks $(NAME)
+bench: .venv/dev  ## All benchmarks, or one: make bench NAME=prepare KEEP=1
+	$(BIN)/python -m benchmarks $(NAME) $(if $(KEEP),--keep)
 
 lock: .venv/dev  ## Write the pinned lists anew from .venv.
 	$(BIN)/python requirements/lock.py

@@ -29,13 +29,12 @@ BOUNDS = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the page of every lever under *Levers*, so that a new lever is one page and no entry."""
-    pages = sorted(path.name for path in Path(config.docs_dir, "levers").glob("*.md"))
+    """Where an entry of the navigation is a folder, put its pages there: a new lever is one page and no entry."""
     for section in config.nav or []:
-        if "Levers" in section:
-            section["Levers"] = [
-                f"levers/{name}" for name in sorted(pages, key=lambda name: (name != "index.md", name))
-            ]
+        for title, target in section.items():
+            if isinstance(target, str) and (folder := Path(config.docs_dir, target)).is_dir():
+                names = sorted((path.name for path in folder.glob("*.md")), key=lambda name: (name != "index.md", name))
+                section[title] = [f"{target}/{name}" for name in names]
     return config
 
 

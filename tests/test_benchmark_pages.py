@@ -1,0 +1,41 @@
+"""What a benchmark printed becomes a page of the docs."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "pages.py"
+PRINTED = """a machine
+
+| way   |             ms | ratio |
+|-------|---------------:|------:|
+| ours  | 1.5 (1 to 1,024.5) | 0.5 |
+| theirs | 3.0 (2.5 to 4) | 1.0 |
+
+{"ratio": 0.5}
+"""
+
+
+@pytest.fixture
+def pages():
+    spec = importlib.util.spec_from_file_location("pages", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_page_holds_the_tables_the_plot_and_the_result(pages, tmp_path):
+    text = pages.keep("speed", "How fast.\n\nMeasured by ``clock``.", PRINTED, tmp_path / "docs").read_text()
+    assert text.startswith("# Speed\n\nHow fast.\n\nMeasured by `clock`.")
+    assert "\n\n| way   |" in text
+    assert "| theirs | 3.0 (2.5 to 4) | 1.0 |\n\n" in text
+    assert "(speed.png)" in text
+    assert (tmp_path / "docs" / "speed.png").stat().st_size > 1000
+    assert json.loads(text.split("```json\n")[1].split("```")[0]) == {"ratio": 0.5}
+
+
+def test_without_medians_there_is_no_plot(pages, tmp_path):
+    assert "png" not in pages.keep("kills", "", '| a | n |\n|---|---|\n| x | 3 |\n{"kills": 3}', tmp_path).read_text()
+    assert list(tmp_path.glob("*.png")) == []
