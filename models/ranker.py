@@ -226,8 +226,17 @@ class Ranker(nn.Module):
         if self.managed_ids is not None:
             batch = self._exchange_ids(self.managed_ids, batch)
         embedded: Embedded = self.tables(batch)
-        pooled = embedded.pooled | self.histories(embedded)
-        dense_BD, wide = self.standardize(batch.dense), embedded.wide
+        return self.rank(embedded.pooled | self.histories(embedded), batch.dense, embedded.wide)
+
+    def rank(self, pooled: dict[str, Tensor], dense_BD: Tensor, wide: dict[str, Tensor]) -> Tensor:
+        """Logits (B, T) of rows whose features are looked up and pooled: all that remains once tables have spoken.
+
+        Args:
+            pooled: (B, d) of every sparse feature.
+            dense_BD: The dense features of :class:`~data_pipelines.batch.Batch`.
+            wide: (B, 1) of every sparse feature where the config asks for the wide part.
+        """
+        dense_BD = self.standardize(dense_BD)
         if self.gates is not None:
             pooled, dense_BD, wide = self.gates(pooled, dense_BD, wide)
         x_BD = self._interact([pooled[name] for name in self.fields], dense_BD)

@@ -1,12 +1,13 @@
 """Pooling of histories that needs more than a sum: the last event, attention by the candidate, local convolution.
 
 Letters: B rows of a batch, L events of all rows, C width of one event (its columns side by side), H hidden width,
-P positions.
+N candidates of one history.
 """
 
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipelines.batch import Schema, SparseSpec
@@ -16,6 +17,7 @@ from models.table_layout import TablesConfig
 
 _HIDDEN = 64
 _POSITIONS = 256
+_CACHED_EVENTS = 1 << 12
 
 
 def row_numbers(offsets: Tensor) -> Tensor:
@@ -62,15 +64,39 @@ class TargetAttention(nn.Module):
         self.score = nn.Sequential(nn.ReLU(), nn.Linear(_HIDDEN, 1))
 
     def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
-        """(B, C) weighted sums of the events; zeros where a row has none."""
+        """(B, C) weighted sums of the events; zeros where a row has none.
+
+        With ``candidate_BNQ``, several candidates of the same history, (B, N, C).
+        """
+        if candidate_BQ.dim() == 3:
+            return self._attend_all(candidate_BQ, events_LC, offsets.long())
         offsets = offsets.long()
         row_L = row_numbers(offsets)
         product_LQ = candidate_BQ.index_select(0, row_L) * events_LC[:, : self.query]
-        from_newest_L = offsets[1:].index_select(0, row_L) - 1 - torch.arange(len(row_L), device=row_L.device)
         hidden_LH = self.event(torch.cat([events_LC, product_LQ], 1))
         hidden_LH = hidden_LH + self.candidate(candidate_BQ).index_select(0, row_L)
-        hidden_LH = hidden_LH + self.position(from_newest_L.clamp(max=_POSITIONS - 1))
+        hidden_LH = hidden_LH + self._positions(offsets)
         return pool_rows(softmax_rows(self.score(hidden_LH).float(), offsets) * events_LC, offsets, "sum")
+
+    def _positions(self, offsets: Tensor) -> Tensor:
+        from_newest_L = offsets[1:].index_select(0, row_numbers(offsets)) - 1
+        from_newest_L = from_newest_L - torch.arange(len(from_newest_L), device=offsets.device)
+        return cast(Tensor, self.position(from_newest_L.clamp(max=_POSITIONS - 1)))
+
+    def _attend_all(self, candidate_BNQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
+        """What an event adds by itself is computed once, not once a candidate; products in pieces that stay cached."""
+        event_weight_HC, product_weight_HQ = self.event.weight.tensor_split((events_LC.shape[1],), 1)
+        alone_LH = F.linear(events_LC, event_weight_HC, self.event.bias) + self._positions(offsets)
+        pooled = []
+        for b, (start, stop) in enumerate(zip(offsets.tolist(), offsets[1:].tolist(), strict=False)):
+            own_LC, own_LH = events_LC[start:stop], alone_LH[start:stop]
+            for piece_NQ in torch.split(candidate_BNQ[b], max(1, _CACHED_EVENTS // max(1, stop - start))):
+                product_NLQ = piece_NQ.unsqueeze(1) * own_LC[:, : self.query]
+                hidden_NLH = F.linear(product_NLQ, product_weight_HQ) + own_LH + self.candidate(piece_NQ).unsqueeze(1)
+                weights_NL = self.score(hidden_NLH).squeeze(2).float().softmax(1)
+                with torch.autocast(events_LC.device.type, enabled=False):
+                    pooled.append(weights_NL @ own_LC)
+        return torch.cat(pooled).view(*candidate_BNQ.shape[:2], -1)
 
 
 class LocalConvolution(nn.Module):
@@ -137,17 +163,23 @@ class Histories(nn.Module):
             )
 
     def forward(self, embedded: Embedded) -> dict[str, Tensor]:
-        """(B, d) by feature name, for every feature in ``embedded.sequences``."""
-        pooled = {name: last_event(*embedded.sequences[name]) for name in self.last}
+        """(B, d) by feature name, for every feature in ``embedded.sequences``.
+
+        Where ``embedded.pooled`` holds (B, N, d), N candidates of each of the B histories, what is attended is
+        (B, N, d) too.
+        """
+        pooled = {name: last_event(*embedded.sequences[name]) for name in self.last if name in embedded.sequences}
         for (history, columns), pool in zip(self.columns.items(), self.pools.values(), strict=True):
+            if columns[0] not in embedded.sequences:
+                continue
             events_LC = torch.cat([embedded.sequences[name][0] for name in columns], 1)
             offsets = embedded.sequences[columns[0]][1]
             if isinstance(pool, TargetAttention):
-                candidate_BQ = torch.cat([embedded.pooled[name] for name in self.candidates[history]], 1)
+                candidate_BQ = torch.cat([embedded.pooled[name] for name in self.candidates[history]], -1)
                 pooled_BC = pool(candidate_BQ, events_LC, offsets)
             else:
                 pooled_BC = pool(events_LC, offsets)
-            pooled |= dict(zip(columns, torch.split(pooled_BC, self.widths[history], 1), strict=True))
+            pooled |= dict(zip(columns, torch.split(pooled_BC, self.widths[history], -1), strict=True))
         return pooled
 
 

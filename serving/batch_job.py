@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_pipelines.errors import UserError
+from data_pipelines.features import DataConfig
 from data_pipelines.sources import ROW, reading, scan_files, text_columns
 from data_pipelines.state import State
 from serving.artifact import Artifact
@@ -135,7 +136,8 @@ def run_job(
     try:
         began, scored = perf_counter(), 0
         if not ledger.finished:
-            parts = rows.parts(ledger.folder / ".stage.parquet", config)
+            fan_out = max(1, _rows_of(options.candidates, config)) if options.candidates else 1
+            parts = rows.parts(ledger.folder / ".stage.parquet", config, fan_out=fan_out)
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())
             state = _state(artifact, events, ledger.folder / ".state")
@@ -217,27 +219,47 @@ def score_part(scorer: Scorer, options: JobOptions, part: Part, *, drift: DriftM
     """
     if options.candidates is not None:
         return _score_pairs(_pairs(scorer, options.candidates), options, part), None
-    with reading(part.file):
+    with reading(part.source):
         rows = scorer.read(part.scan()).collect().with_row_index(ROW, offset=part.first_row)
     assert len(rows) == part.rows
-    rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
-    scores = scorer.score(rows, logits=options.logits, drift=drift)
+    with _naming(part.source):
+        rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
+        scores = scorer.score(rows, logits=options.logits, drift=drift)
     assert len(scores) + (0 if refused is None else len(refused)) == part.rows
     return scores, refused
 
 
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Name the file in what is said of its columns."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _candidates(location: str, config: DataConfig) -> pl.LazyFrame:
+    return scan_files(location, Input.find(location, config).format, text=text_columns(config))
+
+
+def _rows_of(candidates: str, config: DataConfig) -> int:
+    with reading(candidates):
+        return int(_candidates(candidates, config).select(pl.len()).collect().item())
+
+
 @lru_cache(maxsize=2)
 def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
-    config = scorer.artifact.encoder.config
-    found = Input.find(candidates, config)
     with reading(candidates):
-        return PairScorer(scorer, scan_files(candidates, found.format, text=text_columns(config)).collect())
+        rows = _candidates(candidates, scorer.artifact.encoder.config).collect()
+    with _naming(candidates):
+        return PairScorer(scorer, rows)
 
 
 def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> pl.DataFrame:
-    with reading(part.file):
+    with reading(part.source):
         users = part.scan().collect()
-    scores = pairs.top_k(users, options.top_k) if options.top_k else pairs.all_pairs(users)
+    with _naming(part.source):
+        scores = pairs.top_k(users, options.top_k) if options.top_k else pairs.all_pairs(users)
     assert len(scores) == part.rows * min(options.top_k or pairs.candidates, pairs.candidates)
     return scores
 

@@ -1,8 +1,7 @@
 """Drift: how far the rows that are scored have moved from the rows the model was trained on.
 
 Every feature and every score is summed up as a histogram over bins that hold about equal shares of the training rows;
-two histograms are compared by the population stability index, ``sum((p - q) * ln(p / q))``. Below 0.1 is commonly read
-as stable, above 0.25 as moved.
+two histograms are compared by the population stability index (:func:`data_pipelines.drift.psi`).
 """
 
 import threading
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.batch import NULL_ID, Batch, Schema
+from data_pipelines.drift import psi
 
 _BINS = 10
 _SAMPLE = 4096
@@ -40,11 +40,8 @@ class Histogram(BaseModel):
         return _count(values, np.asarray(self.edges))
 
     def psi(self, counts: NDArray[np.int64]) -> float:
-        """Population stability index of ``counts`` against the training shares; both smoothed by half a row a bin."""
-        expected = np.asarray(self.shares) + 0.5 / _SAMPLE
-        actual = counts + 0.5
-        expected, actual = expected / expected.sum(), actual / actual.sum()
-        return float(((actual - expected) * np.log(actual / expected)).sum())
+        """Population stability index of ``counts`` against the training shares, taken as those of 4096 rows."""
+        return psi(np.asarray(self.shares) * _SAMPLE, counts)
 
 
 def _count(values: NDArray[np.float32], edges: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ _LARGEST_ROW_GROUP = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """Rows ``offset`` to ``offset + rows`` of a Parquet file; ``first_row`` is the number of the first in the input."""
+    """Rows ``offset`` to ``offset + rows`` of a Parquet file; ``first_row`` is the number of the first in the input.
+
+    ``source`` is what the user knows the file by: its own name, or that of the input it was rewritten from.
+    """
 
     file: str
     offset: int
     rows: int
     first_row: int
+    source: str
 
     def scan(self) -> pl.LazyFrame:
         return pl.scan_parquet(self.file).slice(self.offset, self.rows)
@@ -68,11 +72,14 @@ class Input:
         """Changes when a file is added, removed, or written anew."""
         return fingerprint([(file, *_stamp(file)) for file in self.files])
 
-    def parts(self, stage: Path, config: DataConfig) -> list[Part]:
-        """Cut the input along its row groups.
+    def parts(self, stage: Path, config: DataConfig, *, fan_out: int = 1) -> list[Part]:
+        """Cut the input along its row groups, so that each part makes about as many scores.
 
         What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet at ``stage`` (kept there
         for a restart).
+
+        Args:
+            fan_out: Scores that one row makes.
 
         Raises:
             UserError: A file cannot be read.
@@ -82,7 +89,8 @@ class Input:
             if not stage.exists():
                 self._stage(stage, config)
             groups = list(_row_groups(str(stage)))
-        return list(_merge(groups))
+        parts = _merge(groups, max(1, PART_ROWS // fan_out))
+        return [part if part.file in self.files else replace(part, source=self.location) for part in parts]
 
     def _row_groups(self) -> Iterator[tuple[str, int, int]]:
         for file in self.files:
@@ -109,18 +117,18 @@ def _row_groups(file: str) -> Iterator[tuple[str, int, int]]:
         offset += rows
 
 
-def _merge(groups: list[tuple[str, int, int]]) -> Iterator[Part]:
-    """Small neighbours of one file together, large groups in pieces."""
+def _merge(groups: list[tuple[str, int, int]], most: int) -> Iterator[Part]:
+    """Small neighbours of one file together, large groups in pieces: of at most ``most`` rows."""
     first_row = 0
     held: tuple[str, int, int] | None = None
     for file, offset, rows in [*groups, ("", 0, 0)]:
-        if held is not None and held[0] == file and held[2] + rows <= PART_ROWS:
+        if held is not None and held[0] == file and held[2] + rows <= most:
             held = (file, held[1], held[2] + rows)
             continue
         if held is not None:
-            for start in range(0, held[2], PART_ROWS):
-                size = min(PART_ROWS, held[2] - start)
-                yield Part(held[0], held[1] + start, size, first_row)
+            for start in range(0, held[2], most):
+                size = min(most, held[2] - start)
+                yield Part(held[0], held[1] + start, size, first_row, source=held[0])
                 first_row += size
         held = (file, offset, rows)
 

@@ -154,7 +154,7 @@ class JobStore:
     def counts(self) -> dict[str, int]:
         """Jobs by state."""
         with self._session() as (session, _):
-            found = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
+            found = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
             return dict.fromkeys(get_args(State), 0) | dict(found.all())
 
     def cancel(self, job: str) -> Job | None:

@@ -1,29 +1,32 @@
 """Many candidates for each user: all pairs, or the best k, with each side's own work done once.
 
 A feature whose columns all come from the candidates is encoded and looked up once a candidate; one whose columns all
-come from the user (histories among them) once a user; what needs both, such as a cross, is encoded a pair at a time.
-Only interaction and tower see every pair. The product of users and candidates is never written down.
+come from the user once a user, and so is its history: what its events add to attention by themselves is computed once,
+however many candidates attend to them. What needs both sides, such as a cross, is encoded a pair at a time.
+Interaction and tower see every pair: of their products only the first cross layer's is a sum of a user's part and a
+candidate's, some hundredth of the operations. The product of users and candidates is never written down.
 
 Letters: U users of a chunk, C candidates, P = U x C pairs, user by user.
 """
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import Tensor
 
-from data_pipelines.batch import Batch, Schema
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from models.embeddings import Embedded
-from serving.scorer import Scorer, feature_columns
+from serving.scorer import MICROBATCH, Scorer, feature_columns
 
-_PAIRS = 1 << 14
-_NO_BAGS = KeyedJaggedTensor([], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0, dtype=torch.int32))
+_PAIRS = 1 << 16
+
+Spread = tuple[Tensor, Tensor]
+"""Rows of one side, and for each of P pairs which of them is its own."""
+
+_Embedded = tuple[Embedded, dict[str, Tensor]]
 
 
 class PairScorer:
@@ -105,10 +108,10 @@ class PairScorer:
         return pl.concat(rows, how="horizontal")
 
     def _logits(self, users: pl.DataFrame) -> np.ndarray:
-        u, c = len(users), len(self._candidates)
-        whose_P, which_P = torch.arange(u).repeat_interleave(c), torch.arange(c).repeat(u)
+        every_P = torch.arange(len(users) * self.candidates)
+        whose_P, which_P = every_P // max(self.candidates, 1), every_P % max(self.candidates, 1)
         theirs, _, both = self._sides
-        sides = []
+        sides: list[tuple[_Embedded, Tensor]] = []
         if theirs is not None:
             sides.append((theirs.embed(users), whose_P))
         if self._own is not None:
@@ -116,21 +119,44 @@ class PairScorer:
         if both is not None:
             shared = [name for name in users.columns if name not in self._candidates.columns]
             rows = [users.select(shared)[whose_P.numpy()], self._candidates[which_P.numpy()]]
-            pairs = pl.concat(rows, how="horizontal")
-            sides.append((both.embed(pairs), torch.arange(u * c)))
-        embedded, dense = Embedded({}, {}, {}), dict[str, Tensor]()
-        for (given, numbers), places_P in sides:
-            for part in ("pooled", "wide"):
-                target = getattr(embedded, part)
-                target |= {name: value[places_P] for name, value in getattr(given, part).items()}
-            embedded.sequences |= {name: _spread(*bags, places_P) for name, bags in given.sequences.items()}
-            dense |= {name: value[places_P] for name, value in numbers.items()}
-        schema = self._scorer.artifact.encoder.schema
-        order = [dense[feature.name] for feature in schema.dense]
-        dense_PD = torch.cat(order, 1) if order else torch.empty(u * c, 0)
-        ranker = copy.copy(self._scorer.ranker)
-        ranker._modules = dict(ranker._modules, tables=_Given(_ordered(embedded, schema)))
-        return self._scorer.logits(Batch(_NO_BAGS, None, dense_PD, None, torch.arange(u * c)), ranker)
+            sides.append((both.embed(pl.concat(rows, how="horizontal")), every_P))
+        pooled, wide, dense = dict[str, Spread](), dict[str, Spread](), dict[str, Spread]()
+        for (embedded, numbers), places_P in sides:
+            pooled |= {name: (value, places_P) for name, value in embedded.pooled.items()}
+            wide |= {name: (value, places_P) for name, value in embedded.wide.items()}
+            dense |= {name: (value, places_P) for name, value in numbers.items()}
+        order = [dense[feature.name] for feature in self._scorer.artifact.encoder.schema.dense]
+        logits = []
+        with self._scorer.computing():
+            for (embedded, _), places_P in sides:
+                pooled |= self._histories(embedded, places_P, whose_P, pooled)
+            for tile in torch.split(every_P, MICROBATCH):
+                numbers_PD = torch.cat([_at(tile, value) for value in order], 1) if order else torch.empty(len(tile), 0)
+                logits.append(
+                    self._scorer.ranker.rank(
+                        {name: _at(tile, value) for name, value in pooled.items()},
+                        numbers_PD,
+                        {name: _at(tile, value) for name, value in wide.items()},
+                    ).float()
+                )
+        return torch.cat(logits).numpy() if logits else np.empty((0, len(self._scorer.tasks)), np.float32)
+
+    def _histories(
+        self, embedded: Embedded, places_P: Tensor, whose_P: Tensor, pooled: dict[str, Spread]
+    ) -> dict[str, Spread]:
+        """The pooled histories of one side: of users once each, attended by all candidates; of others pair by pair."""
+        histories, every_P = self._scorer.ranker.histories, torch.arange(len(whose_P))
+        queries = {name for names in histories.candidates.values() for name in names}
+        asked = {name: _at(every_P, pooled[name]) for name in queries}
+        if places_P is not whose_P:
+            sequences = {name: _spread(*bags, places_P) for name, bags in embedded.sequences.items()}
+            return {name: (value, every_P) for name, value in histories(Embedded(asked, sequences, {})).items()}
+        asked = {name: value.view(-1, self.candidates, value.shape[1]) for name, value in asked.items()}
+        found = histories(Embedded(asked, embedded.sequences, {}))
+        return {
+            name: (value, whose_P) if value.dim() == 2 else (value.flatten(0, 1), every_P)
+            for name, value in found.items()
+        }
 
 
 class _Side:
@@ -141,7 +167,7 @@ class _Side:
         self._encoder: Encoder = scorer.artifact.encoder.select(names)
         self._tables = scorer.artifact.tables(self._encoder.schema)
 
-    def embed(self, rows: pl.DataFrame) -> tuple[Embedded, dict[str, Tensor]]:
+    def embed(self, rows: pl.DataFrame) -> _Embedded:
         """Embeddings of the sparse features and numbers of the dense ones, a row each."""
         batch = self._scorer.encode_part(rows, self._encoder)
         widths = [feature.width for feature in self._encoder.schema.dense]
@@ -152,15 +178,10 @@ class _Side:
             )
 
 
-class _Given(nn.Module):
-    """Stands in for tables: embeddings that are there already."""
-
-    def __init__(self, embedded: Embedded) -> None:
-        super().__init__()
-        self._embedded = embedded
-
-    def forward(self, batch: Batch) -> Embedded:
-        return self._embedded
+def _at(pairs: Tensor, spread: Spread) -> Tensor:
+    """The rows of some pairs."""
+    values, places_P = spread
+    return values[places_P[pairs]]
 
 
 def _spread(values_Ld: Tensor, offsets: Tensor, places_P: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,9 +190,3 @@ def _spread(values_Ld: Tensor, offsets: Tensor, places_P: Tensor) -> tuple[Tenso
     ends = torch.cat([lengths_P.new_zeros(1), lengths_P.cumsum(0)])
     inside = torch.arange(int(ends[-1])) - ends[:-1].repeat_interleave(lengths_P)
     return values_Ld[offsets[:-1][places_P].repeat_interleave(lengths_P) + inside], ends
-
-
-def _ordered(embedded: Embedded, schema: Schema) -> Embedded:
-    """Wide parts in the order of the schema, which is the order they are summed in."""
-    wide = {feature.name: embedded.wide[feature.name] for feature in schema.sparse if feature.name in embedded.wide}
-    return Embedded(embedded.pooled, embedded.sequences, wide)

@@ -5,7 +5,7 @@ Letters: B rows of a batch, T tasks.
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from data_pipelines.loader import collate
 from data_pipelines.sources import ROW, join_sides
 from data_pipelines.state import State
 from data_pipelines.validation import REASON, checked
-from models.ranker import Ranker
 from serving.artifact import Artifact
 from serving.calibration import predictions
 from serving.drift import DriftMonitor
@@ -111,17 +110,20 @@ class Scorer:
             rows = state.attach(rows.drop(ROW, strict=False))
         return encoder.encode(rows).collect()
 
-    @torch.inference_mode()
-    def logits(self, batch: Batch, ranker: Ranker | None = None) -> NDArray[np.float32]:
-        """(B, T) logits of encoded rows; the matrix products are bfloat16 where the artifact's dense part is.
-
-        Args:
-            ranker: One that shares the artifact's dense part, instead of its own.
-        """
-        autocast = torch.autocast("cpu", torch.bfloat16) if self.artifact.model.precision == "bf16" else nullcontext()
-        with autocast:
-            logits_BT: torch.Tensor = (ranker or self.ranker)(batch)
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        """(B, T) logits of encoded rows."""
+        with self.computing():
+            logits_BT: torch.Tensor = self.ranker(batch)
         return logits_BT.float().numpy()
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """No gradients; the matrix products are bfloat16 where the artifact's dense part is."""
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16, enabled=self.artifact.model.precision == "bf16"),
+        ):
+            yield
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """(B,) predictions by task, from logits."""

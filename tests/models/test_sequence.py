@@ -8,6 +8,7 @@ from ranker_examples import SCHEMA
 
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
+from models import sequence
 from models.sequence import Histories, LocalConvolution, TargetAttention, last_event, softmax_rows
 from models.table_layout import TablesConfig
 
@@ -43,6 +44,20 @@ def test_attention_equals_each_row_alone_and_depends_on_the_candidate(lengths):
         alone_C = attention(candidate_BQ[b : b + 1], own_LC, torch.tensor([0, length]))[0]
         torch.testing.assert_close(pooled_BC[b], alone_C)
         assert bool(torch.equal(pooled_BC[b], other_BC[b])) == (length < 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=LENGTHS, candidates=st.integers(1, 4), cached=st.integers(1, 9))
+def test_several_candidates_of_a_history_attend_as_each_alone(lengths, candidates, cached):
+    torch.manual_seed(1)
+    attention = TargetAttention(4, 2)
+    events_LC, offsets = _events(lengths, 6)
+    candidate_BNQ = torch.randn(len(lengths), candidates, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequence, "_CACHED_EVENTS", cached)
+        together_BNC = attention(candidate_BNQ, events_LC, offsets)
+    for n in range(candidates):
+        torch.testing.assert_close(together_BNC[:, n], attention(candidate_BNQ[:, n], events_LC, offsets))
 
 
 def test_attention_tells_new_events_from_old_ones():

@@ -221,14 +221,14 @@ def test_bad_rows_are_quarantined_with_the_reason_or_scored_as_null(artifact, ro
 def test_a_missing_column_and_damaged_parquet_are_said_in_one_sentence(artifact, rows, tmp_path):
     lacking = tmp_path / "in" / "lacking.parquet"
     pl.read_parquet(rows).drop("device").write_parquet(lacking)
-    with pytest.raises(UserError, match="feature 'device' reads the column 'device', which is not there"):
+    with pytest.raises(UserError, match=r"lacking\.parquet: feature 'device' reads the column 'device'"):
         run_job(artifact, str(lacking), tmp_path / "out1")
     damaged = tmp_path / "in" / "damaged.parquet"
     content = bytearray(rows.read_bytes())
     content[100:200] = b"\xff" * 100
     damaged.write_bytes(content)
     with pytest.raises(UserError, match=r"damaged\.parquet cannot be read"):
-        run_job(artifact, str(damaged), tmp_path / "out2")
+        run_job(artifact, str(damaged), tmp_path / "out2", threads=1)  # or other parts may be done before
     truncated = tmp_path / "in" / "truncated.parquet"
     truncated.write_bytes(rows.read_bytes()[:-300])
     with pytest.raises(UserError, match=r"truncated\.parquet cannot be read"):

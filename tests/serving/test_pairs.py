@@ -19,6 +19,7 @@ from serving.scorer import Scorer
 
 PAST = {
     "likes": {"kind": "history", "of": ["item"], "where": "click = 1", "last": 5, "age": True},
+    "fans": {"kind": "history", "of": ["user"], "where": "click = 1", "last": 3, "entity": "item"},
     "rate": {"kind": "statistic", "measure": "rate", "of": "click", "by": ["item"]},
     "seen": {"kind": "statistic", "measure": "count", "by": ["user", "item"]},
     "user_device": {"kind": "cross", "of": ["user", "device"]},
@@ -26,7 +27,14 @@ PAST = {
 }
 
 
-@pytest.fixture(scope="module", params=[{"likes": "attention"}, {"likes": "mean", "tags": "sum"}])
+@pytest.fixture(
+    scope="module",
+    params=[
+        {"likes": "attention", "fans": "attention"},
+        {"likes": "convolution", "fans": "last"},
+        {"likes": "mean", "tags": "sum"},
+    ],
+)
 def scorer(request, tiny_data, tmp_path_factory) -> Scorer:
     """An untrained ranker over the tiny log, with features of users, of items and of both."""
     folder = tmp_path_factory.mktemp("pairs")
@@ -56,6 +64,7 @@ def candidates(tiny_log) -> pl.DataFrame:
 
 def test_pairs_score_as_flat_rows(scorer, users, candidates, monkeypatch):
     monkeypatch.setattr("serving.pairs._PAIRS", 25)
+    monkeypatch.setattr("serving.pairs.MICROBATCH", 7)
     flat = scorer.score(users.join(candidates, how="cross", maintain_order="left_right"), logits=True)
     pairs = np.concatenate([logits.ravel() for _, logits in PairScorer(scorer, candidates).score(users)])
     np.testing.assert_allclose(pairs, flat["click:logit"], atol=2e-5)
