@@ -6,10 +6,12 @@ Training data, ablations, batch jobs and requests all go through the same object
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import polars as pl
+from torch import Tensor
 
 from data_pipelines import compiling
 from data_pipelines.batch import Schema
@@ -17,7 +19,10 @@ from data_pipelines.compiling import Compiled, Fitted
 from data_pipelines.errors import UserError
 from data_pipelines.features import DataConfig
 from data_pipelines.fitting import fit
+from data_pipelines.packing import pack, pack_values, packing_order, unpack, unpack_values
 from data_pipelines.vocabulary import Slots, Table, Vocabulary, spec
+
+_PACKED = "encoder.xz"
 
 
 class Encoder:
@@ -124,48 +129,83 @@ class Encoder:
             tables[name] = tables[name].prune(mask)
         return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
 
-    def save(self, folder: Path, *, slim: bool = False) -> None:
+    def in_packing_order(self) -> tuple["Encoder", dict[str, np.ndarray]]:
+        """The encoder whose values stand in the order that packs best, and for each of its ids the id it had before.
+
+        Values that are frequent no longer lie together: for tables that are read whole.
+        """
+        tables, before = dict(self._fitted.tables), {}
+        for name, table in self._tables.items():
+            if isinstance(table, Vocabulary):
+                order = packing_order(table.values)
+                tables[name] = Vocabulary(table.values[order], table.counts[order], table.oov_buckets)
+                before[name] = np.concatenate([np.arange(table.reserved), order + table.reserved])
+        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names), before
+
+    def save(self, folder: Path, *, slim: bool = False, packed: bool = False) -> None:
         """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``.
 
         Args:
             slim: Leave out what encoding does not need (counts, and ids, which follow from the order); compress hard.
+            packed: Write all of it into ``encoder.xz`` instead (see :mod:`data_pipelines.packing`), without counts.
         """
+        vocabularies = {name: table for name, table in self._tables.items() if isinstance(table, Vocabulary)}
+        if packed:
+            tensors = {
+                f"{at}:{part}": tensor
+                for at, table in enumerate(vocabularies.values())
+                for part, tensor in pack_values(table.values).items()
+            }
+            (folder / _PACKED).write_bytes(pack(tensors, json.dumps(self._content(), ensure_ascii=False)))
+            return
         (folder / "vocabularies").mkdir(parents=True)
-        tables: dict[str, dict[str, int]] = {}
-        for name, table in self._tables.items():
-            tables[name] = {"oov_buckets": table.oov_buckets}
-            if isinstance(table, Slots):
-                tables[name]["size"] = table.size
+        for name, table in vocabularies.items():
+            file, frame = _vocabulary_file(folder, name), table.frame()
+            if slim:
+                frame.select("value").write_parquet(file, compression="zstd", compression_level=19, statistics=False)
             else:
-                file, frame = _vocabulary_file(folder, name), table.frame()
-                if slim:
-                    frame.select("value").write_parquet(
-                        file, compression="zstd", compression_level=19, statistics=False
-                    )
-                else:
-                    frame.write_parquet(file)
-        content = {
+                frame.write_parquet(file)
+        (folder / "encoder.json").write_text(json.dumps(self._content(), indent=1, ensure_ascii=False))
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "config": self.config.model_dump(mode="json"),
             "features": self.schema.feature_names,
             "numbers": self._fitted.numbers,
-            "tables": tables,
+            "tables": {
+                name: {"oov_buckets": table.oov_buckets} | ({"size": table.size} if isinstance(table, Slots) else {})
+                for name, table in self._tables.items()
+            },
         }
-        (folder / "encoder.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
 
     @staticmethod
     def load(folder: Path) -> "Encoder":
         """The encoder that :meth:`save` wrote into ``folder``."""
-        content = json.loads((folder / "encoder.json").read_text())
+        packed = folder / _PACKED
+        if packed.exists():
+            tensors, text = unpack(packed.read_bytes())
+            content = json.loads(text)
+            names = [name for name, entry in content["tables"].items() if "size" not in entry]
+            values = {name: pl.DataFrame(unpack_values(_below(tensors, at))) for at, name in enumerate(names)}
+        else:
+            content = json.loads((folder / "encoder.json").read_text())
+            names = [name for name, entry in content["tables"].items() if "size" not in entry]
+            values = {name: pl.read_parquet(_vocabulary_file(folder, name)) for name in names}
         tables: dict[str, Table] = {}
         for name, entry in content["tables"].items():
             if "size" in entry:
                 tables[name] = Slots(entry["size"], entry["oov_buckets"])
             else:
-                frame = pl.read_parquet(_vocabulary_file(folder, name))
+                frame = values[name]
                 counts = frame["count"] if "count" in frame.columns else pl.zeros(len(frame), pl.Int64, eager=True)
                 tables[name] = Vocabulary(frame["value"], counts, entry["oov_buckets"])
         config = DataConfig.model_validate(content["config"])
         return Encoder(config, Fitted(tables, content["numbers"]), content["features"])
+
+
+def _below(tensors: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
+    """The tensors of the vocabulary at place ``at``, by their names within it."""
+    return {name.removeprefix(f"{at}:"): part for name, part in tensors.items() if name.startswith(f"{at}:")}
 
 
 def _vocabulary_file(folder: Path, table: str) -> Path:

@@ -13,7 +13,7 @@ from data_pipelines.errors import UserError
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.compact import Precision
-from models.sparsity.quantization import Bits
+from models.sparsity.quantization import Bits, quantize_rows
 
 
 @dataclass
@@ -31,7 +31,10 @@ class Weights:
         factors: (d, D) float32 by table name: the ranker sees ``tables[t] @ factors[t]``. Absent where d is D. This is
             how removed dimensions and low-rank tables stay narrow on disk and in memory.
         bits: 32, 16, 8, 4 or 2 bits a number by table name, used by the artifact; 32 where absent.
+        clip: Search a range for each row of 8, 4 and 2 bits that lowers its squared error.
+        steps: Distance of neighbouring codes by name of a table of 8 bits whose rows share one grid.
         precision: How the artifact keeps the matrices of ``dense``. With bf16 it also computes in bfloat16.
+        dense_step: Of int8 matrices on one grid each, in root mean squares of the matrix.
     """
 
     config: RankerConfig
@@ -41,7 +44,14 @@ class Weights:
     keep: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
     bits: dict[str, Bits] = field(default_factory=dict)
+    clip: bool = False
+    steps: dict[str, float] = field(default_factory=dict)
     precision: Precision = "fp32"
+    dense_step: float | None = None
+
+    def packed_rows(self, name: str) -> Tensor:
+        """(R, W) uint8: the rows of a table as an artifact keeps them (see :mod:`models.sparsity.quantization`)."""
+        return quantize_rows(self.tables[name], self.bits.get(name, 32), clip=self.clip, step=self.steps.get(name))
 
     def to_ranker(self) -> Ranker:
         """A ranker over plain float32 tables with these weights, in evaluation mode.

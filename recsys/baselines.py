@@ -1,4 +1,4 @@
-"""What any ranker must beat: popularity, a sparse linear model, a factorization machine, boosted trees.
+"""What any ranker must beat: popularity, a sparse linear model, an SVD, a factorization machine, boosted trees.
 
 All read the data set that the ranker reads, learn from its training split, choose by its validation split, and are
 measured like it. Letters: N rows, C columns of the bag-of-features matrix, L entries of a batch, k factors.
@@ -16,6 +16,7 @@ import polars as pl
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
+from scipy.sparse.linalg import svds
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -72,6 +73,15 @@ def linear(dataset: Dataset, split: str = "test", *, strengths: tuple[float, ...
     best = min(models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix)))
     measured = _measure(dataset, split, best.decision_function(asked.matrix))
     return measured | {"density": float((best.coef_ != 0).mean())}
+
+
+def decomposition(dataset: Dataset, split: str = "test", *, width: int = 32) -> dict[str, float]:
+    """Logistic regression on the ``width`` strongest left singular vectors of the bag-of-features matrix."""
+    train, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", split))
+    rank = min(width, min(train.matrix.shape) - 1)
+    _, _, right_kC = svds(train.matrix.astype(np.float32), k=rank, random_state=0)
+    model = LogisticRegression(max_iter=200).fit(train.matrix @ right_kC.T, train.labels_N)
+    return _measure(dataset, split, model.decision_function(asked.matrix @ right_kC.T))
 
 
 def factorization_machine(
@@ -163,6 +173,7 @@ def _tree_columns(dataset: Dataset, split: str) -> npt.NDArray[np.float32]:
 BASELINES: Mapping[str, Callable[[Dataset, str], dict[str, float]]] = {
     "popularity": popularity,
     "linear": linear,
+    "svd": decomposition,
     "fm": factorization_machine,
     "lightgbm": gradient_boosting,
 }

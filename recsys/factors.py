@@ -1,4 +1,4 @@
-"""Truncated SVD of the bag matrix: start values for embedding tables, and a baseline that any ranker should beat.
+"""Truncated SVD of the bag matrix: start values for embedding tables.
 
 Letters: N rows, M columns of the bag matrix (ids of all features), k factors, R rows of a table, d its width.
 """
@@ -6,14 +6,12 @@ Letters: N rows, M columns of the bag matrix (ids of all features), k factors, R
 import numpy as np
 import torch
 from scipy.sparse.linalg import svds
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.matrices import blocks, to_csr
 from models.embeddings import SparseTables
 from models.table_rows import local_rows
-from recsys import metrics
 
 START_SCALE = 0.03
 """Root mean square of start values, the order of random ones: larger ones are hard to unlearn."""
@@ -51,14 +49,3 @@ def start_tables(model: nn.Module, data: Dataset, features: tuple[str, ...]) -> 
             rows = slice(shard.row_offset, shard.row_offset + len(shard.weight))
             columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
             shard.weight.copy_(factors[layouts[shard.table].vocabulary][rows, columns])
-
-
-def svd_baseline(data: Dataset, split: str = "test", *, width: int = 32) -> dict[str, float]:
-    """AUC and log loss of logistic regression on the ``width`` left singular vectors of the bag matrix."""
-    features = tuple(data.config.features)
-    train, asked = (to_csr(data, name, features)[0] for name in ("train", split))
-    labels = {name: data.labels(name)[:, 0] for name in ("train", split)}
-    _, _, right_kM = svds(train, k=min(width, min(train.shape) - 1), random_state=0)
-    model = LogisticRegression(max_iter=200).fit(train @ right_kM.T, labels["train"] > 0.5)
-    logits = model.decision_function(asked @ right_kM.T)
-    return {"auc": metrics.auc(labels[split], logits), "logloss": metrics.log_loss(labels[split], logits)}

@@ -96,7 +96,7 @@ def _tables(before: Weights, after: Weights) -> Iterator[Part]:
             factor = after.factors.get(layout.name)
             size = len(kept) * row_bytes(kept.shape[1], after.bits.get(layout.name, 32))
             if factor is not None:
-                size += stored_bytes({"factor": factor}, after.precision)["factor"]
+                size += stored_bytes({"factor": factor}, after.precision, after.dense_step)["factor"]
                 flops = 2 * factor.numel() * len(layout.features)
         yield Part(
             part=layout.name,
@@ -112,7 +112,7 @@ def _tables(before: Weights, after: Weights) -> Iterator[Part]:
 
 def _dense(before: Weights, after: Weights) -> Iterator[Part]:
     old, new = (_groups(weights) for weights in (before, after))
-    sizes = stored_bytes(after.dense, after.precision)
+    sizes = stored_bytes(after.dense, after.precision, after.dense_step)
     for name, tensors in old.items():
         kept = new.get(name, {})
         numbers = sum(tensor.numel() for tensor in tensors.values())
@@ -173,12 +173,12 @@ class Measured(BaseModel):
     """What all of a model together does: as trained, and as served.
 
     Attributes:
-        vocabulary_bytes: Of the artifact's vocabularies, a part of ``artifact_bytes``.
-        checkpoint_bytes: Weights in float32 with the vocabularies of training.
-        artifact_bytes: Weights as the artifact keeps them, with its vocabularies.
+        vocabulary_bytes: Of the artifact's encoder and vocabularies, a part of ``artifact_bytes``.
+        checkpoint_bytes: Weights in float32 with the encoder and the vocabularies of training.
+        artifact_bytes: Weights as the artifact keeps them, with its encoder and vocabularies.
         ratio: Of these two.
         folder_bytes: The artifact with everything else: model card, encoder, state, reference.
-        mapped_bytes: Tables in memory, shared by all processes; ``dense_bytes`` is each process's own.
+        mapped_bytes: Tables in memory, shared by all processes unless packed; ``dense_bytes`` is each process's own.
         active_units: Share of hidden units that are not zero after ReLU or k-winners.
         samples_per_s: Trained on in a second; ``scored_rows_per_s`` of encoded rows, one process.
     """
@@ -214,7 +214,6 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
     from recsys.config import load_config
     from recsys.evaluation import dataset_of, evaluate
     from recsys.exporting import export_run, shrunk_weights
-    from serving.artifact import TABLES
     from serving.export import as_served
     from serving.translation import Translation
 
@@ -225,8 +224,7 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
     shrunk_weights(after, config, data)
     with TemporaryDirectory(dir=run.parent) as scratch:
         artifact = export_run(run, Path(scratch) / "artifact", overrides, dataset=data.path)
-        vocabulary = _folder_bytes(artifact.path / "vocabularies")
-        ranker, sizes = artifact.ranker(), {file.name: file.stat().st_size for file in artifact.path.iterdir()}
+        ranker, vocabulary = artifact.ranker(), artifact.bytes_of("encoder.", "vocabularies/")
         loader = Loader(
             data, split, batch_size=_BATCH_ROWS, features=after.schema.feature_names, max_rows=_MEASURED_ROWS
         )
@@ -255,7 +253,7 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
         vocabulary_bytes=vocabulary,
         ratio=checkpoint / artifact_bytes,
         folder_bytes=folder,
-        mapped_bytes=sizes[TABLES],
+        mapped_bytes=sum(table.rows * row_bytes(table.dim, table.bits) for table in artifact.model.tables.values()),
         dense_bytes=sum(tensor.numel() * tensor.element_size() for tensor in ranker.dense_state().values()),
         active_units=float(np.mean(list(activity.values()))) if activity else 1.0,
         samples_per_s=_training_rate(run),
@@ -264,9 +262,11 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
 
 
 def checkpoint_bytes(weights: Weights, data: Dataset) -> int:
-    """Bytes of a checkpoint's weights in float32, with the vocabularies that training reads them by."""
+    """Bytes of a checkpoint's weights in float32, with the encoder and the vocabularies that training reads them by."""
     tensors = (*weights.tables.values(), *weights.dense.values())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + _folder_bytes(data.path / "vocabularies")
+    encoder = [data.path / "encoder.json", *(data.path / "vocabularies").iterdir()]
+    numbers = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return numbers + sum(file.stat().st_size for file in encoder)
 
 
 def summary(parts: Sequence[Part], measured: Measured | None = None) -> dict[str, Any]:
@@ -289,7 +289,3 @@ def _scoring_rate(ranker: torch.nn.Module, batches: Sequence[Batch]) -> float:
 def _training_rate(run: Path) -> float | None:
     history = pl.read_parquet(run / "metrics.parquet").filter(pl.col("metric") == "samples_per_s")
     return None if history.is_empty() else float(history["value"][-1])
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -4,30 +4,35 @@
 - ``tables.safetensors``: embedding rows in FBGEMM's layout
 - ``dense.safetensors``: everything else of the ranker
 - ``encoder.json``, ``vocabularies/``: what turns raw rows into ids
+- or, packed, ``model.xz`` and ``encoder.xz`` instead of these: fewer bytes, read whole (``data_pipelines.packing``)
 - ``state/``: the past that histories and statistics need, when there are such features
 - ``reference.json``: what training rows looked like, for drift
 - ``model_card.json``: how good, how small, made from what
 """
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_pipelines.batch import Schema
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
+from data_pipelines.packing import pack, unpack
 from data_pipelines.storage import Manifest, new_directory, open_directory
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.compact import Precision, compress, decompress
-from models.sparsity.quantization import Bits, quantize_rows
+from models.sparsity.quantization import Bits
 from models.table_layout import table_layouts
 from models.weights import Weights, load_dense
 from serving.calibration import Calibration
@@ -37,10 +42,11 @@ from serving.quantized_tables import MappedTable, QuantizedTables
 TABLES = "tables.safetensors"
 DENSE = "dense.safetensors"
 MODEL = "model.json"
+PACKED = "model.xz"
 CARD = "model_card.json"
 REFERENCE = "reference.json"
 STATE = "state"
-_FACTOR = "factors:"
+_FACTOR, _TABLE = "factors:", "tables:"
 
 
 class TableEntry(BaseModel):
@@ -53,7 +59,7 @@ class TableEntry(BaseModel):
 
 
 class ModelFile(BaseModel):
-    """What ``model.json`` holds."""
+    """What ``model.json`` holds, or the head of ``model.xz``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     ranker: RankerConfig
@@ -96,6 +102,41 @@ def served_encoder(weights: Weights, encoder: Encoder) -> Encoder:
     )
 
 
+def compressed_dense(weights: Weights) -> dict[str, Tensor]:
+    """The dense part and the factors of tables as an artifact keeps them; :func:`split_dense` is the way back."""
+    factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
+    return compress(weights.dense | factors, weights.precision, weights.dense_step)
+
+
+def split_dense(compressed: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Dense part and factors by table, as a lookup and a ranker see them."""
+    every = decompress(compressed)
+    factors = {name.removeprefix(_FACTOR): every.pop(name) for name in list(every) if name.startswith(_FACTOR)}
+    return every, factors
+
+
+def in_packing_order(weights: Weights, encoder: Encoder) -> tuple[Weights, Encoder]:
+    """``weights`` without the rows that they do not keep, and their ``encoder``, in the order that packs best.
+
+    Args:
+        encoder: What :func:`served_encoder` gives for ``weights``.
+    """
+    encoder, before = encoder.in_packing_order()
+    tables = _kept_rows(weights)
+    for layout in table_layouts(weights.schema, weights.config):
+        if layout.vocabulary in before:
+            tables[layout.name] = tables[layout.name][torch.from_numpy(before[layout.vocabulary])]
+    return dataclasses.replace(weights, tables=tables, keep={}), encoder
+
+
+def _kept_rows(weights: Weights) -> dict[str, Tensor]:
+    vocabularies = {layout.name: layout.vocabulary for layout in table_layouts(weights.schema, weights.config)}
+    return {
+        name: table[weights.keep[vocabularies[name]]] if vocabularies[name] in weights.keep else table
+        for name, table in weights.tables.items()
+    }
+
+
 def write_artifact(
     weights: Weights,
     encoder: Encoder,
@@ -105,6 +146,7 @@ def write_artifact(
     *,
     calibration: dict[str, Calibration] | None = None,
     reference: Reference | None = None,
+    packed: bool = False,
     replace: bool = False,
 ) -> None:
     """Write ``weights`` and what encodes rows for them as an artifact at ``out``, complete or not at all.
@@ -112,34 +154,37 @@ def write_artifact(
     Args:
         encoder: What :func:`served_encoder` gives: without pruned values and removed features.
         state: Folder of the past that histories and statistics start from, where there are any.
+        packed: Entropy-code weights and encoder; best after :func:`in_packing_order`.
 
     Raises:
         UserError: ``out`` exists and ``replace`` is false, or cannot be written.
     """
-    vocabularies = {layout.name: layout.vocabulary for layout in table_layouts(weights.schema, weights.config)}
-    tables = {
-        name: table[weights.keep[vocabularies[name]]] if vocabularies[name] in weights.keep else table
-        for name, table in weights.tables.items()
-    }
-    bits: dict[str, Bits] = {name: weights.bits.get(name, 32) for name in tables}
+    weights = dataclasses.replace(weights, tables=_kept_rows(weights))
+    bits: dict[str, Bits] = {name: weights.bits.get(name, 32) for name in weights.tables}
     model = ModelFile(
         ranker=weights.config,
         encoded=encoder.schema,
         tables={
-            name: TableEntry(rows=table.shape[0], dim=table.shape[1], bits=bits[name]) for name, table in tables.items()
+            name: TableEntry(rows=table.shape[0], dim=table.shape[1], bits=bits[name])
+            for name, table in weights.tables.items()
         },
         precision=weights.precision,
         calibration=calibration or {},
     )
     meta = {"name": card.name, "tasks": list(encoder.schema.tasks), "training": card.training.get("fingerprints", {})}
+    rows = {name: weights.packed_rows(name) for name in weights.tables}
+    dense = compressed_dense(weights)
     with new_directory(out, "artifact", meta=meta, replace=replace) as folder:
-        save_file({name: quantize_rows(table, bits[name]) for name, table in tables.items()}, folder / TABLES)
-        factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
-        save_file(compress(weights.dense | factors, weights.precision), folder / DENSE)
-        encoder.save(folder, slim=True)
+        if packed:
+            named = {f"{_TABLE}{name}": table for name, table in rows.items()}
+            (folder / PACKED).write_bytes(pack(named | dense, model.model_dump_json()))
+        else:
+            save_file(rows, folder / TABLES)
+            save_file(dense, folder / DENSE)
+            (folder / MODEL).write_text(model.model_dump_json(indent=1))
+        encoder.save(folder, slim=True, packed=packed)
         if state is not None:
             shutil.copytree(state, folder / STATE)
-        (folder / MODEL).write_text(model.model_dump_json(indent=1))
         (folder / CARD).write_text(card.model_dump_json(indent=1))
         if reference is not None:
             (folder / REFERENCE).write_text(reference.model_dump_json())
@@ -147,7 +192,7 @@ def write_artifact(
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact: its parts, with the tables mapped.
+    """An opened artifact: its parts, with the tables mapped, or read where it is packed.
 
     Attributes:
         encoder: Raw rows in, ids out; already without pruned values and removed features.
@@ -171,7 +216,9 @@ class Artifact:
             UserError: No artifact, one of another format, or a file of it missing or changed.
         """
         manifest = open_directory(path, "artifact", verify=verify)
-        model = ModelFile.model_validate_json((path / MODEL).read_bytes())
+        packed = path / PACKED
+        text = unpack(packed.read_bytes())[1] if packed.exists() else (path / MODEL).read_text()
+        model = ModelFile.model_validate_json(text)
         return cls(
             path=path,
             manifest=manifest,
@@ -196,15 +243,17 @@ class Artifact:
 
     @property
     def model_bytes(self) -> int:
-        """Bytes on disk of weights and vocabularies alone: what grows with the model."""
-        kept = (TABLES, DENSE, "vocabularies/")
-        return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(kept))
+        """Bytes on disk of what scoring reads beside the past: weights, vocabularies, and how to use them."""
+        return self.bytes_of(TABLES, DENSE, MODEL, PACKED, "encoder.", "vocabularies/")
+
+    def bytes_of(self, *prefixes: str) -> int:
+        """Bytes of the files whose names start with one of ``prefixes``."""
+        return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(prefixes))
 
     def ranker(self) -> Ranker:
         """A ranker in evaluation mode over the mapped tables."""
-        dense = decompress(load_file(self.path / DENSE))
         ranker = Ranker(self.model.ranker, self.model.encoded, self.tables())
-        load_dense(ranker, {name: tensor for name, tensor in dense.items() if not name.startswith(_FACTOR)})
+        load_dense(ranker, split_dense(self._weights.dense)[0])
         return ranker.eval().requires_grad_(False)
 
     def tables(self, schema: Schema | None = None) -> QuantizedTables:
@@ -217,22 +266,43 @@ class Artifact:
                 "tables": {name: table for name, table in config.tables.items() if name in names},
             }
         )
-        with safe_open(self.path / DENSE, framework="pt") as stored:
-            packed = {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(_FACTOR)}  # noqa: SIM118
-        factors = {name.removeprefix(_FACTOR): factor for name, factor in decompress(packed).items()}
-        storage, offsets = _map(self.path / TABLES)
+        stored = self._weights
+        factors = split_dense({name: part for name, part in stored.dense.items() if name.startswith(_FACTOR)})[1]
         tables = {
-            name: MappedTable(entry.rows, entry.dim, entry.bits, offsets[name])
+            name: MappedTable(entry.rows, entry.dim, entry.bits, stored.offsets[name])
             for name, entry in self.model.tables.items()
         }
-        return QuantizedTables(schema, config, storage, tables, factors)
+        return QuantizedTables(schema, config, stored.storage, tables, factors)
+
+    @cached_property
+    def _weights(self) -> "_Stored":
+        packed = self.path / PACKED
+        return _unpacked(unpack(packed.read_bytes())[0]) if packed.exists() else _mapped(self.path)
 
 
-def _map(path: Path) -> tuple[Tensor, dict[str, int]]:
-    """The file's bytes, mapped, as one uint8 tensor, and where in it each tensor of the safetensors file starts."""
+@dataclass(frozen=True)
+class _Stored:
+    """The weights of an artifact: (bytes,) uint8 with the rows of tables at ``offsets``; the dense part, compressed."""
+
+    storage: Tensor
+    offsets: Mapping[str, int]
+    dense: Mapping[str, Tensor]
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> _Stored:
+    rows = {name.removeprefix(_TABLE): table for name, table in tensors.items() if name.startswith(_TABLE)}
+    ends = np.cumsum([0, *(table.numel() for table in rows.values())]).tolist()
+    storage = torch.cat([table.flatten() for table in rows.values()])
+    dense = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TABLE)}
+    return _Stored(storage, dict(zip(rows, ends, strict=False)), dense)
+
+
+def _mapped(folder: Path) -> _Stored:
+    path = folder / TABLES
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
     start = 8 + header_bytes
     offsets = {name: start + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8), offsets
+    storage = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    return _Stored(storage, offsets, load_file(folder / DENSE))

@@ -9,6 +9,10 @@ class ExportConfig(BaseModel):
     """What `recsys export` does beside writing the weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    packed: bool = Field(
+        default=False,
+        description="Entropy-code weights and vocabularies: the fewest bytes, read whole into memory, not mapped.",
+    )
     calibrate: bool = Field(default=True, description="Fit probabilities of binary tasks on the validation split.")
     calibration: Literal["platt", "isotonic"] = Field(
         default="platt", description="Platt keeps the order of rows exactly."

@@ -12,10 +12,16 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.encoder import Encoder
 from data_pipelines.features import HistoryFeature, StatisticFeature
 from data_pipelines.loader import Loader
-from models.sparsity.compact import compress, decompress
-from models.sparsity.quantization import Bits, dequantize_rows, quantize_rows
+from models.sparsity.quantization import dequantize_rows
 from models.weights import Weights
-from serving.artifact import ModelCard, served_encoder, write_artifact
+from serving.artifact import (
+    ModelCard,
+    compressed_dense,
+    in_packing_order,
+    served_encoder,
+    split_dense,
+    write_artifact,
+)
 from serving.calibration import Calibration, fit_isotonic, fit_platt, predictions
 from serving.config import ExportConfig
 from serving.drift import fit_reference
@@ -47,6 +53,8 @@ def export(
         logits_NT = as_served(weights).to_ranker()(sample).numpy()
     calibration = _calibrate(dataset, sample, logits_NT, config) if config.calibrate and split == "valid" else {}
     encoder = served_encoder(weights, dataset.encoder)
+    if config.packed:
+        weights, encoder = in_packing_order(weights, encoder)
     translated = Translation(dataset.encoder, encoder)(sample)
     scores = predictions(logits_NT, dataset.config.tasks, calibration)
     write_artifact(
@@ -57,6 +65,7 @@ def export(
         out,
         calibration=calibration,
         reference=fit_reference(encoder.schema, translated, scores),
+        packed=config.packed,
         replace=replace,
     )
 
@@ -70,9 +79,9 @@ def as_served(weights: Weights) -> Weights:
     """``weights`` with every table as a lookup of its quantized rows sees it, and matrices as they are kept."""
     tables = {}
     for name, table in weights.tables.items():
-        bits: Bits = weights.bits.get(name, 32)
-        tables[name] = dequantize_rows(quantize_rows(table, bits), bits, table.shape[1])
-    return replace(weights, tables=tables, dense=decompress(compress(weights.dense, weights.precision)))
+        tables[name] = dequantize_rows(weights.packed_rows(name), weights.bits.get(name, 32), table.shape[1])
+    dense, factors = split_dense(compressed_dense(weights))
+    return replace(weights, tables=tables, dense=dense, factors=factors)
 
 
 def _calibrate(

@@ -9,6 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_pipelines.batch import NULL_ID, Batch
 from data_pipelines.encoder import Encoder
+from data_pipelines.vocabulary import Slots
 
 
 class Translation:
@@ -17,8 +18,8 @@ class Translation:
     def __init__(self, source: Encoder, target: Encoder) -> None:
         self._ids: dict[str, torch.Tensor] = {}
         for table in target.schema.tables:
-            if table.rows == source.schema.table(table.name).rows:
-                continue  # nothing was pruned; a hashed table has no values to compare, and perhaps billions of ids
+            if isinstance(target.tables[table.name], Slots):
+                continue  # nothing was pruned, and there are no values to compare, but perhaps billions of ids
             old = source.vocabulary(table.name).select("value", "id")
             new = target.vocabulary(table.name).select("value", "id")
             pairs = old.join(new, on="value", suffix="_new")

@@ -21,19 +21,24 @@ _LARGEST_CODE: dict[str, int] = {"int8": 127, "int4": 7}
 _BITS = {torch.float32: 32, torch.bfloat16: 16, torch.int8: 8}
 
 
-def compress(dense: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """``dense`` as few bytes; :func:`decompress` is the way back, exact but for the rounding of ``precision``."""
+def compress(dense: Mapping[str, Tensor], precision: Precision, step: float | None = None) -> dict[str, Tensor]:
+    """``dense`` as few bytes; :func:`decompress` is the way back, exact but for the rounding of ``precision``.
+
+    Args:
+        step: With int8: one scale for the whole matrix, so many of its root mean squares. Most codes are small then,
+            which saves bytes once they are packed; zeros stay among them.
+    """
     packed: dict[str, Tensor] = {}
     for name, tensor in dense.items():
         if not tensor.is_floating_point() or tensor.dim() < 2 or "router" in name.split("."):
             packed[name] = tensor.contiguous()
             continue
-        values, scale = _round(tensor.contiguous(), precision)
+        values, scale = _round(tensor.contiguous(), precision, step)
         if scale is not None:
             packed[name + _SCALE] = scale
         bits = 4 if precision == "int4" else _BITS[values.dtype]
         alive = values.flatten() != 0
-        sparse = bits * int(alive.sum()) + alive.numel() < bits * alive.numel()
+        sparse = step is None and bits * int(alive.sum()) + alive.numel() < bits * alive.numel()
         if sparse:
             packed[name + _BITMAP] = _pack_bits(alive)
             values = values.flatten()[alive]
@@ -65,24 +70,28 @@ def decompress(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dense
 
 
-def stored_bytes(dense: Mapping[str, Tensor], precision: Precision) -> dict[str, int]:
+def stored_bytes(dense: Mapping[str, Tensor], precision: Precision, step: float | None = None) -> dict[str, int]:
     """Bytes that each tensor takes in an artifact, with all that stands beside it."""
     sizes = dict.fromkeys(dense, 0)
-    for name, tensor in compress(dense, precision).items():
+    for name, tensor in compress(dense, precision, step).items():
         for suffix in (_SCALE, _BITMAP, _SHAPE):
             name = name.removesuffix(suffix)
         sizes[name] += tensor.numel() * tensor.element_size()
     return sizes
 
 
-def _round(tensor: Tensor, precision: Precision) -> tuple[Tensor, Tensor | None]:
+def _round(tensor: Tensor, precision: Precision, step: float | None) -> tuple[Tensor, Tensor | None]:
     if precision == "fp32":
         return tensor, None
     if precision == "bf16":
         return tensor.bfloat16(), None
     largest = _LARGEST_CODE[precision]
-    scale = (tensor.abs().amax(-1, keepdim=True) / largest).clamp_min(torch.finfo(torch.float32).tiny)
-    return (tensor / scale).round().to(torch.int8), scale
+    if step is None:
+        scale = tensor.abs().amax(-1, keepdim=True) / largest
+    else:
+        scale = (step * tensor.square().mean().sqrt()).view([1] * tensor.dim())
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+    return (tensor / scale).round().clamp(-largest, largest).to(torch.int8), scale
 
 
 def _pack_bits(mask_N: Tensor) -> Tensor:

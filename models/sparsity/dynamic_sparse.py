@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from models.sparsity.lever import Count, Density, Lever, LeverConfig, Rate, Share, State
-from models.sparsity.masks import Masks
+from models.sparsity.lever import Count, Density, Rate, Share
+from models.sparsity.masks import MaskConfig, MaskLever
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
 
 
-class DynamicSparseConfig(LeverConfig):
+class DynamicSparseConfig(MaskConfig):
     """Train at a fixed density and move the connections while training.
 
     Attributes:
@@ -27,7 +27,6 @@ class DynamicSparseConfig(LeverConfig):
         every: Steps between two moves.
         until: Share of all steps after which connections stay.
         fraction: Share of a layer's living weights moved at the first move; falls to 0 on a cosine.
-        layers: Prefixes of parameter names; empty for the whole dense part.
         seed: Of the first masks and of random growth.
     """
 
@@ -36,18 +35,17 @@ class DynamicSparseConfig(LeverConfig):
     every: Count = 100
     until: Share = 0.75
     fraction: Rate = 0.3
-    layers: tuple[str, ...] = ()
     seed: int = 0
 
 
-class DynamicSparse(Lever):
+class DynamicSparse(MaskLever):
     """RigL, or SET as its random setting."""
 
     name: ClassVar[str] = "dynamic_sparse"
 
     def __init__(self, config: DynamicSparseConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self._masks = Masks(config.layers)
         self._until = 0
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
@@ -69,9 +67,6 @@ class DynamicSparse(Lever):
             self._move(ranker, step)
         self._masks.apply_to_gradients(ranker)
 
-    def after_step(self, ranker: "Ranker", step: int) -> None:
-        self._masks.apply(ranker)
-
     @torch.no_grad()
     def _move(self, ranker: "Ranker", step: int) -> None:
         share = self.config.fraction / 2 * (1 + math.cos(math.pi * step / self._until))
@@ -83,15 +78,6 @@ class DynamicSparse(Lever):
                 weight.grad.abs() if self.config.method == "rigl" else torch.rand(weight.shape, generator=generator)
             )
             self._masks.masks[name] = moved(self._masks.masks[name], weight, growth.to(weight.device), share)
-
-    def finish(self, ranker: "Ranker") -> None:
-        self._masks.apply(ranker)
-
-    def state_dict(self) -> State:
-        return self._masks.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self._masks.load_state_dict(state)
 
 
 def moved(mask: Tensor, weight: Tensor, growth: Tensor, share: float) -> Tensor:
@@ -125,29 +111,27 @@ def erdos_renyi(shapes: dict[str, torch.Size], density: float) -> dict[str, floa
         dense |= over
 
 
-class FixedMaskConfig(LeverConfig):
+class FixedMaskConfig(MaskConfig):
     """Connect each layer by a pattern that never moves.
 
     Attributes:
         pattern: ``block`` (a block-diagonal of ``blocks`` blocks) or ``local`` (each output reads a window of inputs
             around its own place, ``1 / blocks`` of them).
         blocks: The density is ``1 / blocks``.
-        layers: Prefixes of parameter names; empty for the whole dense part.
     """
 
     pattern: Literal["block", "local"] = "block"
     blocks: Count = 4
-    layers: tuple[str, ...] = ()
 
 
-class FixedMask(Lever):
+class FixedMask(MaskLever):
     """Block or local connectivity of the dense part."""
 
     name: ClassVar[str] = "fixed_mask"
 
     def __init__(self, config: FixedMaskConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self._masks = Masks(config.layers)
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
         for name, weight in self._masks.weights(ranker).items():
@@ -157,12 +141,6 @@ class FixedMask(Lever):
 
     def after_backward(self, ranker: "Ranker", step: int) -> None:
         self._masks.apply_to_gradients(ranker)
-
-    def after_step(self, ranker: "Ranker", step: int) -> None:
-        self._masks.apply(ranker)
-
-    def finish(self, ranker: "Ranker") -> None:
-        self._masks.apply(ranker)
 
 
 def connectivity(shape: torch.Size, pattern: Literal["block", "local"], blocks: int) -> Tensor:

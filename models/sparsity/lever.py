@@ -51,6 +51,8 @@ Rate = Annotated[float, _within(0, 1, low_too=False, high_too=False)]
 """Strictly between 0 and 1."""
 Strength = Annotated[float, _within(0, float("inf"), low_too=True, high_too=False)]
 """Of a penalty or of a step: not negative."""
+Step = Annotated[float, _within(0, 4, low_too=False, high_too=True)]
+"""Distance of neighbouring codes in root mean squares: beyond 4 nearly everything is rounded to zero."""
 Count = Annotated[int, _within(1, 2**31, low_too=True, high_too=True)]
 """At least 1."""
 

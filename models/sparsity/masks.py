@@ -1,11 +1,25 @@
 """Binary masks over dense weights: shared by weight pruning, dynamic sparse training and fixed connectivity."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from models.sparsity.lever import State, dense_weights
+from models.sparsity.lever import Lever, LeverConfig, State, dense_weights
+
+if TYPE_CHECKING:
+    from models.ranker import Ranker
+
+
+class MaskConfig(LeverConfig):
+    """Base of levers that mask single weights.
+
+    Attributes:
+        layers: Prefixes of parameter names; empty for the whole dense part.
+    """
+
+    layers: tuple[str, ...] = ()
 
 
 class Masks:
@@ -45,3 +59,22 @@ class Masks:
 
     def load_state_dict(self, state: State) -> None:
         self.masks = dict(state)
+
+
+class MaskLever(Lever):
+    """Base of levers that mask single weights: what is masked is zero after every step, and at the end."""
+
+    def __init__(self, config: MaskConfig) -> None:
+        self._masks = Masks(config.layers)
+
+    def after_step(self, ranker: "Ranker", step: int) -> None:
+        self._masks.apply(ranker)
+
+    def finish(self, ranker: "Ranker") -> None:
+        self._masks.apply(ranker)
+
+    def state_dict(self) -> State:
+        return self._masks.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self._masks.load_state_dict(state)

@@ -7,8 +7,8 @@ from pydantic import model_validator
 from torch import Tensor
 
 from models.sparsity.compact import Precision, compress, decompress
-from models.sparsity.lever import Count, Lever, LeverConfig, dense_weights
-from models.sparsity.quantization import Bits, choose_bits, clip_rows, fake_quantize
+from models.sparsity.lever import Count, Lever, LeverConfig, Step, dense_weights
+from models.sparsity.quantization import Bits, choose_bits, common_step, fake_quantize, narrowest
 from models.sparsity.shadow import transform_weight
 from models.sparsity.tables import check_names, chosen_tables, kept_tables, transform_rows
 
@@ -21,24 +21,35 @@ class QuantizationConfig(LeverConfig):
     """Bits of the artifact.
 
     Attributes:
-        table_bits: 32, 16, 8, 4 or 2 for all tables, or by table name (32 where absent).
+        table_bits: 32, 16, 8, 4 or 2 for all tables, or by table name (32 where absent). Rows so narrow that 16 bits
+            take no more bytes have 16.
         byte_budget: Instead of ``table_bits``: bits are chosen for each table so that all rows fit into so many bytes.
+        table_step: Instead of ``table_bits``: 8 bits, and the same distance between neighbouring codes in all rows of a
+            table, in root mean squares of its numbers. A packed artifact (``export.packed``) then takes about
+            log2(4.1 / step) bits a number, and fewer in rows that are short.
         clip: Search a range for each row of 8, 4 and 2 bits that lowers its squared error.
         dense: How matrices of the dense part are kept.
+        dense_step: Instead of ``dense``: int8 with one such grid for each matrix.
         aware: Train with what the artifact will see: rows and matrices are rounded in the forward pass, gradients pass
             straight through (quantization-aware training).
     """
 
     table_bits: Bits | dict[str, Bits] = 32
     byte_budget: Count | None = None
+    table_step: Step | None = None
     clip: bool = True
     dense: Precision = "fp32"
+    dense_step: Step | None = None
     aware: bool = False
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
         if self.byte_budget is not None and self.table_bits != 32:
             raise ValueError("byte_budget chooses the bits itself: leave out table_bits, or byte_budget")
+        if self.table_step is not None and (self.byte_budget is not None or self.table_bits != 32):
+            raise ValueError("table_step implies 8 bits: leave out table_bits and byte_budget, or table_step")
+        if self.dense_step is not None and self.dense != "fp32":
+            raise ValueError("dense_step implies int8: leave out dense, or dense_step")
         if self.byte_budget is not None and self.aware:
             raise ValueError("aware training must know the bits beforehand: set table_bits instead of byte_budget")
         return self
@@ -71,16 +82,19 @@ class Quantization(Lever):
                 transform_weight(module, attribute, partial(_rounded_matrix, self.config.dense))
 
     def shrink(self, weights: "Weights") -> None:
-        budget = self.config.byte_budget
+        budget, step = self.config.byte_budget, self.config.table_step
+        weights.precision = "int8" if self.config.dense_step else self.config.dense
+        weights.dense_step = self.config.dense_step
+        if step is not None:
+            weights.bits = dict.fromkeys(weights.tables, 8)
+            weights.steps = {name: common_step(kept_Rd, step) for name, kept_Rd in kept_tables(weights).items()}
+            return
         if budget is None:
             bits = {name: self.config.bits(name) for name in weights.tables}
         else:
             bits = choose_bits(kept_tables(weights), budget)
-        for name, n in bits.items():
-            if self.config.clip and not self.config.aware and n < 16:
-                weights.tables[name] = clip_rows(weights.tables[name], n)
-        weights.bits = dict(bits)
-        weights.precision = self.config.dense
+        weights.bits = {name: narrowest(weights.tables[name].shape[1], n) for name, n in bits.items()}
+        weights.clip = self.config.clip and not self.config.aware
 
 
 def _rounded_rows(bits: Bits, rows_Ld: Tensor, ids_L: Tensor) -> Tensor:

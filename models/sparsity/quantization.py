@@ -35,12 +35,18 @@ def row_bytes(dim: int, bits: int) -> int:
     return payload if bits >= 16 else payload + _SCALE_BIAS_BYTES
 
 
-def quantize_rows(weight_Rd: Tensor, bits: Bits, *, clip: bool = False) -> Tensor:
+def narrowest(dim: int, bits: Bits) -> Bits:
+    """``bits``, or 16 where rows are so narrow that scale and bias would take what fewer bits save."""
+    return 16 if bits < 16 and row_bytes(dim, 16) <= row_bytes(dim, bits) else bits
+
+
+def quantize_rows(weight_Rd: Tensor, bits: Bits, *, clip: bool = False, step: float | None = None) -> Tensor:
     """Quantize a float32 table row by row.
 
     Args:
         bits: 32, 16, 8, 4 or 2.
         clip: Search a tighter range for each row that lowers its squared error (:func:`clipped_range`).
+        step: With 8 bits: the scale of every row, instead of one for each (:func:`common_step`).
 
     Returns:
         (R, W) uint8.
@@ -51,6 +57,9 @@ def quantize_rows(weight_Rd: Tensor, bits: Bits, *, clip: bool = False) -> Tenso
         return weight_Rd.view(torch.uint8)
     if bits == 16:
         return weight_Rd.half().view(torch.uint8)
+    if step is not None:
+        assert bits == 8, bits
+        return _pack_grid(weight_Rd, step)
     if len(weight_Rd) == 0:
         return torch.empty(0, row_bytes(weight_Rd.shape[1], bits), dtype=torch.uint8)
     return torch.cat([_pack_codes(chunk, bits, clip) for chunk in torch.split(weight_Rd, _CHUNK_ROWS)])
@@ -82,6 +91,22 @@ def _pack_codes(weight_Rd: Tensor, bits: int, clip: bool) -> Tensor:
     payload_RW = (codes_Rd.reshape(len(codes_Rd), -1, 8 // bits) << shifts).sum(2, dtype=torch.uint8)
     scale_bias = torch.stack([scale_R, bias_R], 1).half().view(torch.uint8)
     return torch.cat([scale_bias, payload_RW], 1)
+
+
+def common_step(weight_Rd: Tensor, relative: float) -> float:
+    """``relative`` root mean squares of the table, as the float16 number that is stored.
+
+    Uniform steps cost the least bits for their squared error once codes are entropy-coded, as packing does: close rows
+    have small codes, and those few bits (Gish & Pierce, *Asymptotically efficient quantizing*, 1968).
+    """
+    size = float(weight_Rd.square().mean().sqrt()) if weight_Rd.numel() else 0.0
+    return float(torch.tensor(relative * size).half().clamp_min(torch.finfo(torch.float16).smallest_normal))
+
+
+def _pack_grid(weight_Rd: Tensor, step: float) -> Tensor:
+    codes_Rd = ((weight_Rd / step).round().clamp(-128, 127) + 128).to(torch.uint8)
+    scale_bias = torch.tensor([step, -128 * step]).half().view(torch.uint8)
+    return torch.cat([scale_bias.expand(len(codes_Rd), -1), codes_Rd], 1)
 
 
 def _scale_bias(low_R: Tensor, high_R: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -129,16 +154,6 @@ def clipped_range(weight_Rd: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         best_high_R = torch.where(better_R, high_R, best_high_R)
         best_R = torch.where(better_R, error_R, best_R)
     return best_low_R, best_high_R
-
-
-def clip_rows(weight_Rd: Tensor, bits: Bits) -> Tensor:
-    """``weight_Rd`` with each row clamped to its :func:`clipped_range`, which become its first and last code."""
-    chunks = [
-        torch.clamp(chunk, low_R[:, None], high_R[:, None])
-        for chunk in torch.split(weight_Rd, _CHUNK_ROWS)
-        for low_R, high_R in [clipped_range(chunk, bits)]
-    ]
-    return torch.cat(chunks) if chunks else weight_Rd
 
 
 def fake_quantize(weight_Rd: Tensor, bits: int) -> Tensor:

@@ -5,36 +5,34 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from models.sparsity.lever import Lever, Schedule, Sparsity, State
-from models.sparsity.masks import Masks
+from models.sparsity.lever import Schedule, Sparsity
+from models.sparsity.masks import MaskConfig, MaskLever
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
 
 
-class WeightPruningConfig(Schedule):
+class WeightPruningConfig(Schedule, MaskConfig):
     """Prune single weights by magnitude while training.
 
     Attributes:
         sparsity: Share of weights that is zero in the end.
         scope: ``global`` ranks all weights together (after dividing each layer by its standard deviation); ``layer``
             prunes the same share of every layer.
-        layers: Prefixes of parameter names; empty for the whole dense part.
     """
 
     sparsity: Sparsity
     scope: Literal["global", "layer"] = "layer"
-    layers: tuple[str, ...] = ()
 
 
-class WeightPruning(Lever):
+class WeightPruning(MaskLever):
     """Keeps a mask over dense weights and raises its sparsity on a cubic schedule."""
 
     name: ClassVar[str] = "weight_pruning"
 
     def __init__(self, config: WeightPruningConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self._masks = Masks(config.layers)
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
         self._ramp = self.config.steps(total_steps)
@@ -46,19 +44,10 @@ class WeightPruning(Lever):
             scores = {name: weight.detach().abs() for name, weight in self._masks.weights(ranker).items()}
             sparsity = self._ramp.share(step) * self.config.sparsity
             self._masks.masks = magnitude_masks(scores, sparsity, self.config.scope)
-        self._masks.apply(ranker)
+        super().after_step(ranker, step)
 
     def settled(self, step: int) -> bool:
         return step > self._ramp.end
-
-    def finish(self, ranker: "Ranker") -> None:
-        self._masks.apply(ranker)
-
-    def state_dict(self) -> State:
-        return self._masks.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        self._masks.load_state_dict(state)
 
 
 def magnitude_masks(scores: dict[str, Tensor], sparsity: float, scope: Literal["global", "layer"]) -> dict[str, Tensor]:

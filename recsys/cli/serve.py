@@ -35,17 +35,19 @@ def export_verb(
 
 def summary(artifact: "Artifact") -> dict[str, object]:  # type: ignore[name-defined]  # noqa: F821
     """Figures of an artifact: bytes by part, tables, metrics. ``recsys inspect`` prints them too."""
-    files = artifact.manifest.files
-    parts = {"tables": "tables.", "dense": "dense.", "vocabularies": "vocabularies/"}
+    parts = {
+        "tables": "tables.",
+        "dense": "dense.",
+        "model": "model.",
+        "encoder": "encoder.",
+        "vocabularies": "vocabularies/",
+    }
     return {
         "name": artifact.card.name,
         "tasks": list(artifact.encoder.schema.tasks),
         "features": list(artifact.encoder.schema.feature_names),
         "bytes": artifact.bytes,
-        "bytes_by_part": {
-            part: sum(entry.bytes for name, entry in files.items() if name.startswith(prefix))
-            for part, prefix in parts.items()
-        },
+        "bytes_by_part": {part: size for part, prefix in parts.items() if (size := artifact.bytes_of(prefix))},
         "tables": {name: entry.model_dump() for name, entry in artifact.model.tables.items()},
         "precision": artifact.model.precision,
         "calibrated": sorted(artifact.model.calibration),

@@ -15,7 +15,7 @@ from data_pipelines.synthetic import NOISE, DemoConfig, demo_experiment, generat
 from recsys.cli import app
 from recsys.codes import code_table, recall_of
 from recsys.config import ExperimentConfig, to_yaml
-from recsys.factors import bag_factors, svd_baseline
+from recsys.factors import bag_factors
 from recsys.frontier import grid
 from recsys.ledger import measure, total
 from recsys.selection import select_features
@@ -160,9 +160,7 @@ def test_recall_of_the_same_space_is_one_and_of_noise_by_chance() -> None:
     assert recall_of(space, noise) < 0.25
 
 
-def test_factors_of_the_bag_matrix_start_tables_and_make_a_baseline(
-    config: ExperimentConfig, dataset: Dataset, tmp_path: Path
-) -> None:
+def test_factors_of_the_bag_matrix_start_tables(config: ExperimentConfig, dataset: Dataset, tmp_path: Path) -> None:
     factors = bag_factors(dataset, dataset.schema.feature_names, 8)
     assert {name: tuple(rows.shape) for name, rows in factors.items()} == {
         table.name: (table.rows, 8) for table in dataset.schema.tables
@@ -172,4 +170,3 @@ def test_factors_of_the_bag_matrix_start_tables_and_make_a_baseline(
     )
     result = train(start, dataset, tmp_path / "run")
     assert result.valid["click"]["auc"] > 0.5
-    assert svd_baseline(dataset, "valid", width=16)["auc"] > 0.5

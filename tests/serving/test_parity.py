@@ -22,7 +22,7 @@ from recsys.config import ExperimentConfig
 from recsys.evaluation import evaluate
 from recsys.exporting import export_run, verify_artifact
 from recsys.training import train
-from serving.artifact import Artifact, ModelCard, served_encoder, write_artifact
+from serving.artifact import Artifact, ModelCard, in_packing_order, served_encoder, write_artifact
 from serving.scorer import Scorer
 
 
@@ -82,9 +82,10 @@ def random_weights(config: RankerConfig, generator: torch.Generator) -> Weights:
     density=st.floats(0, 1),
     pooling=st.dictionaries(st.sampled_from(["tags", "strong"]), st.sampled_from(["sum", "mean"])),
     wide=st.booleans(),
+    packed=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_a_pruned_artifact_scores_as_the_masked_checkpoint(density, pooling, wide, seed):
+def test_a_pruned_artifact_scores_as_the_masked_checkpoint(density, pooling, wide, packed, seed):
     generator = torch.Generator().manual_seed(seed)
     config = RankerConfig(dim=4, pooling=pooling, wide=wide, tower={"kind": "mlp", "hidden": [8]})
     weights = random_weights(config, generator)
@@ -94,7 +95,10 @@ def test_a_pruned_artifact_scores_as_the_masked_checkpoint(density, pooling, wid
         weights.keep[table.name] = keep
     masked = weights.to_ranker()(collate(ENCODER.schema, ENCODER.encode(ROWS.lazy()).collect(), np.arange(len(ROWS))))
     with tempfile.TemporaryDirectory() as folder:
-        write_artifact(weights, served_encoder(weights, ENCODER), None, CARD, Path(folder) / "artifact")
+        shrunk, encoder = weights, served_encoder(weights, ENCODER)
+        if packed:
+            shrunk, encoder = in_packing_order(shrunk, encoder)
+        write_artifact(shrunk, encoder, None, CARD, Path(folder) / "artifact", packed=packed)
         artifact = Artifact.open(Path(folder) / "artifact")
         scores = Scorer(artifact).score(ROWS, logits=True)
     np.testing.assert_allclose(scores["click:logit"], masked[:, 0].detach(), atol=1e-5, rtol=1e-5)

@@ -38,6 +38,14 @@ def test_a_zero_costs_a_bit_and_a_number_its_precision(precision: Precision, bit
     assert stored_bytes({"w": tensor}, precision)["w"] <= alive * bits / 8 + tensor.numel() / 8 + scales + 32
 
 
+def test_a_matrix_on_one_grid_is_half_a_step_off_at_most() -> None:
+    tensor = torch.randn(40, 30)
+    packed = compress({"w": tensor}, "int8", 0.5)
+    assert packed["w:scale"].numel() == 1
+    step = 0.5 * tensor.square().mean().sqrt()
+    assert float((decompress(packed)["w"] - tensor).abs().max()) <= 0.5001 * step
+
+
 def test_routers_are_never_rounded() -> None:
     router = {"tower.mixtures.0.router.weight": torch.randn(4, 8)}
     assert torch.equal(decompress(compress(router, "int4"))["tower.mixtures.0.router.weight"], *router.values())

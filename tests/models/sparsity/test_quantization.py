@@ -15,9 +15,10 @@ from data_pipelines.errors import UserError
 from models.sparsity.quantization import (
     Bits,
     choose_bits,
-    clip_rows,
+    common_step,
     dequantize_rows,
     fake_quantize,
+    narrowest,
     quantize_rows,
     row_bytes,
 )
@@ -74,10 +75,19 @@ def test_clipping_search_lowers_the_error_of_every_row(bits: Bits) -> None:
     assert clipped.sum() < 0.9 * plain.sum()
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_clipped_rows_need_no_search_any_more(bits: Bits) -> None:
+def test_rows_on_one_grid_share_scale_and_bias_and_are_half_a_step_off_at_most() -> None:
     weight = table(300, 16)
-    assert torch.equal(quantize_rows(clip_rows(weight, bits), bits), quantize_rows(weight, bits, clip=True))
+    step = common_step(weight, 0.5)
+    packed = quantize_rows(weight, 8, step=step)
+    assert len(packed[:, :4].unique(dim=0)) == 1
+    assert torch.equal(looked_up(packed, 16, 8), dequantize_rows(packed, 8, 16))
+    assert float((dequantize_rows(packed, 8, 16) - weight).abs().max()) <= 0.5001 * step
+    assert step == pytest.approx(0.5 * float(weight.square().mean().sqrt()), rel=1e-3)
+
+
+def test_narrow_rows_have_sixteen_bits_where_fewer_save_nothing() -> None:
+    assert [narrowest(dim, 4) for dim in (1, 2, 3, 4)] == [16, 16, 16, 4]
+    assert narrowest(1, 32) == 32
 
 
 def test_fake_quantization_is_the_lookup_with_a_straight_gradient() -> None:
