@@ -28,7 +28,24 @@ _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which only ``true`` and ``false`` are booleans, as in YAML 1.2: ``on`` is a key of a join."""
+    """YAML in which only ``true`` and ``false`` are booleans, as in YAML 1.2: ``on`` is a key of a join.
+
+    A key that stands twice is refused: PyYAML would silently keep the last.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _DuplicateKey(f"the key {key.value!r} stands in lines {lines[key.value]} and {line}")
+            lines[key.value] = line
+        return node
+
+
+class _DuplicateKey(yaml.YAMLError):
+    """Two entries of one mapping have the same key."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -130,6 +147,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a config.") from None
+    except _DuplicateKey as error:
+        raise UserError(f"{path}: {error}: keep one of them.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason}") from None

@@ -54,6 +54,13 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         load_config(file)
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data:\n  time: t\n  log: x\n  time: u\n")
+    with pytest.raises(UserError, match=r"the key 'time' stands in lines 2 and 4: keep one"):
+        load_config(file)
+
+
 @pytest.mark.parametrize("text", ["- a", "a: [", "\x00", ""])
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.yaml"
