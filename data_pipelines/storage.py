@@ -4,6 +4,7 @@ Every directory the product writes (data set, state, run, checkpoint, artifact, 
 :func:`new_directory` and is read through :func:`open_directory`.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -41,6 +42,12 @@ class Manifest(BaseModel):
     made_by: dict[str, str]
     meta: dict[str, Any]
     files: dict[str, FileEntry]
+
+    @classmethod
+    def of(cls, kind: str, meta: Mapping[str, Any], files: Mapping[str, FileEntry]) -> "Manifest":
+        """The manifest of a directory that this version makes."""
+        made_by = {name: version(name) for name in ("sparse-recsys", "polars", "torch")}
+        return cls(kind=kind, format=FORMAT, made_by=made_by, meta=dict(meta), files=dict(files))
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +116,8 @@ def new_directory(
     """Yield a folder beside ``path``; on success write its manifest, fsync all, and rename it to ``path``.
 
     ``meta`` is read when the block ends, so that the block may fill it. If the block raises, or the process dies,
-    nothing exists at ``path`` (with ``replace``, what was there before still does).
+    nothing exists at ``path`` (with ``replace``, what was there before still does). What a process that was killed left
+    beside ``path`` is removed by the next one to write there.
 
     Raises:
         UserError: ``path`` exists and ``replace`` is false, or its parent cannot be written.
@@ -118,7 +126,9 @@ def new_directory(
         raise UserError(f"{path} already exists: name another path, or remove it first.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        prefix = f".{path.name}.unfinished."
+        _remove_abandoned(path.parent, prefix)
+        beside, lock = _locked_directory(path.parent, prefix)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose a folder you may write to.") from None
     try:
@@ -135,7 +145,44 @@ def new_directory(
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     sync(path.parent)
+
+
+def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder and the descriptor that locks it: until that is closed, or the process dies, it is in use."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        # Between the two, another process may have taken it for abandoned.
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock
+
+
+def _lock(folder: Path) -> int | None:
+    """The descriptor that locks ``folder``; ``None`` if another has it locked, or removed it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    if folder.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    for folder in (entry for entry in parent.iterdir() if entry.name.startswith(prefix) and entry.is_dir()):
+        lock = _lock(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
@@ -144,11 +191,9 @@ def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         files[file.relative_to(folder).as_posix()] = checksum(file)
         sync(file)
-    made_by = {name: version(name) for name in ("sparse-recsys", "polars", "torch")}
-    manifest = Manifest(kind=kind, format=FORMAT, made_by=made_by, meta=dict(meta), files=files)
     for subfolder in (p for p in folder.rglob("*") if p.is_dir()):
         sync(subfolder)
-    write_file(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    write_file(folder / MANIFEST, Manifest.of(kind, meta, files).model_dump_json(indent=1))
 
 
 def open_directory(path: Path, kind: str, *, verify: Literal["full", "sizes"] = "full") -> Manifest:

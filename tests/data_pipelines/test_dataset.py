@@ -203,8 +203,10 @@ def test_a_killed_prepare_leaves_nothing_that_opens(tiny_data: dict[str, Any], t
     assert subprocess.run(arguments, check=False, capture_output=True).returncode == -signal.SIGKILL
     with pytest.raises(UserError, match="is not a directory"):
         Dataset.open(tmp_path / "dataset")
+    assert [path.name.startswith(".dataset.") for path in tmp_path.iterdir()] == [True]
     prepare(DataConfig.model_validate(tiny_data), tmp_path / "dataset")
     assert Dataset.open(tmp_path / "dataset").splits["train"] == 1600
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
 def test_damage_on_disk_is_noticed(tiny_data: dict[str, Any], tmp_path: Path) -> None:

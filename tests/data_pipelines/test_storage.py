@@ -58,6 +58,16 @@ def test_a_process_killed_inside_leaves_nothing_that_opens(tmp_path: Path) -> No
     assert done.returncode == -signal.SIGKILL
     with pytest.raises(UserError, match="not a directory"):
         open_directory(tmp_path / "d", "dataset")
+    make(tmp_path / "d")
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_what_another_is_still_writing_is_left_alone(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "d", "dataset") as folder:
+        write_file(folder / "by", "the first")
+        with pytest.raises(RuntimeError), new_directory(tmp_path / "d", "dataset"):
+            raise RuntimeError
+    assert open_directory(tmp_path / "d", "dataset").files.keys() == {"by"}
 
 
 @pytest.mark.parametrize(
