@@ -19,6 +19,7 @@ from recsys.ablation.execution import Workers
 from recsys.ablation.study import Study
 from recsys.ablation.trials import TrialStore
 from recsys.config import ExperimentConfig, parse_config
+from recsys.engines import processes
 
 ROWS = 200_000
 REPEATS = 3
@@ -35,10 +36,8 @@ def _experiment(folder: Path) -> ExperimentConfig:
 
 def _seconds(config: ExperimentConfig, dataset: Path, *, jobs: int, threads: int) -> float:
     """Time of the two arms, after the base has warmed the processes up."""
-    with (
-        tempfile.TemporaryDirectory() as store,
-        Workers(dataset, TrialStore(Path(store)), threads=threads, jobs=jobs) as workers,
-    ):
+    with tempfile.TemporaryDirectory() as store, processes(threads=threads, jobs=jobs) as engine:
+        workers = Workers(dataset, TrialStore(Path(store)), engine)
         study = Study(config, Dataset.open(dataset, verify="sizes"), workers)
         base, *arms = study.arms
         warm = study.trials(base)[0]

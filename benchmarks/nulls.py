@@ -19,6 +19,7 @@ from recsys.ablation.execution import Workers
 from recsys.ablation.study import Study
 from recsys.ablation.trials import TrialStore
 from recsys.config import ExperimentConfig, parse_config
+from recsys.engines import processes
 
 ROWS = 60_000
 NULLS = 40
@@ -53,8 +54,8 @@ def main() -> None:
         folder = Path(scratch)
         config = _experiment(_log(folder))
         dataset = prepare(config.data, folder / "dataset")
-        with Workers(folder / "dataset", TrialStore(folder / "trials")) as workers:
-            study = Study(config, dataset, workers)
+        with processes() as engine:
+            study = Study(config, dataset, Workers(folder / "dataset", TrialStore(folder / "trials"), engine))
             study.run()
         effects = study.effects()
     flagged = effects.filter(pl.col("p_corrected") < LEVEL)

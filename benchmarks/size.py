@@ -24,6 +24,7 @@ from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.ablation.execution import Workers
 from recsys.ablation.trials import TrialStore
 from recsys.config import ExperimentConfig, parse_config, read_yaml
+from recsys.engines import processes
 from recsys.frontier import Frontier, Overrides
 
 LOSSES = (0.001, 0.003)
@@ -98,7 +99,8 @@ def curve(source: Source, scratch: Path, *, seeds: int) -> pl.DataFrame:
     if not (folder / "dataset").exists():
         prepare(config.data, folder / "dataset")
     data = Dataset.open(folder / "dataset", verify="sizes")
-    with Workers(folder / "dataset", TrialStore(folder / "trials")) as workers:
+    with processes() as engine:
+        workers = Workers(folder / "dataset", TrialStore(folder / "trials"), engine)
         searched = Frontier(config, data, workers, POINTS, seeds=seeds)
         done = 0
 

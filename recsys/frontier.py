@@ -106,7 +106,7 @@ class Frontier:
             features=features,
             seed=seed,
             dataset=self._data.manifest.fingerprint,
-            threads=self._workers.threads,
+            threads=self._workers.engine.threads,
             code=code_fingerprint(),
             **about,
         )

@@ -1,9 +1,11 @@
-"""A search over config values by Optuna: resumable, in one process or several, hopeless trials stopped early."""
+"""A search over config values by Optuna: resumable, trials side by side, hopeless ones stopped early."""
 
+import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.storage import write_file
 from recsys.config import ExperimentConfig, override, parse_config, read_yaml
+from recsys.engines import Engine
 from recsys.training import train
 from recsys.tuning_config import Range
 
@@ -45,15 +48,17 @@ def tune(
     config: Path,
     dataset: Dataset,
     study: Path,
+    engine: Engine,
     overrides: tuple[str, ...] = (),
     *,
     report: Callable[[int, str], None] | None = None,
 ) -> Tuned:
     """Search the ``tune.space`` of ``config``; go on with ``study`` if it is there.
 
-    Several processes may be given the same ``study`` at once: they share its trials.
+    With one job an undisturbed search always tries the same values.
 
     Args:
+        engine: Carries out the trials.
         report: Called after every trial with 1 and a note.
 
     Raises:
@@ -69,33 +74,29 @@ def tune(
     for key, span in space.items():
         _parse(content, {key: span.choices[0] if span.choices else span.low}, str(config))
     _open(study, content)
-    search = _study(library, study, experiment)
+    search = _search(library, study, experiment.name)
+    running: dict[int, optuna.Trial] = {}
 
-    def objective(trial: "optuna.Trial") -> float:
-        chosen = {key: _suggest(trial, key, span) for key, span in space.items()}
+    def calls() -> Iterator[Callable[[], float | None]]:
+        """Trials, as long as more are wanted than have ended or are being worked on."""
+        for number in itertools.count():
+            if len(_ended(library, search)) + len(running) >= experiment.tune.trials:
+                return
+            search.sampler = library.samplers.TPESampler(seed=experiment.seed + len(search.trials))
+            trial = running[number] = search.ask()
+            chosen = _parse(content, {key: _suggest(trial, key, span) for key, span in space.items()}, str(config))
+            yield partial(_carry_out, chosen, dataset.path.resolve(), study.resolve(), trial.number)
 
-        def watch(step: int, value: float) -> None:
-            trial.report(value, step)
-            if experiment.tune.prune and trial.should_prune():
-                raise library.TrialPruned
-
-        run = study / "trials" / f"{trial.number:04d}"
-        shutil.rmtree(run, ignore_errors=True)
-        return train(_parse(content, chosen, str(config)), dataset, run, watch=watch).value
-
-    def done(_: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
+    for number, value in engine.run(calls()):
+        state = library.trial.TrialState.PRUNED if value is None else library.trial.TrialState.COMPLETE
+        search.tell(running.pop(number), value, state)
         _write_trials(search, study)
         if report is not None:
-            report(1, f"best {search.best_value:.5f}" if _finished(library, search) else "")
-
-    states = (library.trial.TrialState.COMPLETE, library.trial.TrialState.PRUNED)
-    if len(search.get_trials(states=states)) < experiment.tune.trials:
-        limit = library.study.MaxTrialsCallback(experiment.tune.trials, states=states)
-        search.optimize(objective, callbacks=[limit, done])
+            report(1, f"best {search.best_value:.5f}")
     assignments = {key: _value(span, search.best_params[key]) for key, span in space.items()}
     best = _parse(content, assignments, str(config)).model_dump(mode="json")
     write_file(study / BEST_FILE, yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
-    return Tuned(study / BEST_FILE, search.best_value, assignments, len(search.get_trials(states=states)))
+    return Tuned(study / BEST_FILE, search.best_value, assignments, len(_ended(library, search)))
 
 
 def _optuna() -> Any:
@@ -107,17 +108,36 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(library: Any, study: Path, experiment: ExperimentConfig) -> "optuna.Study":
+def _search(library: Any, study: Path, name: str) -> "optuna.Study":
     backend = library.storages.journal.JournalFileBackend(str(study / JOURNAL_FILE))
     found: optuna.Study = library.create_study(
-        study_name=experiment.name,
+        study_name=name,
         storage=library.storages.JournalStorage(backend),
         direction="maximize",
-        sampler=library.samplers.TPESampler(seed=experiment.seed),
+        sampler=library.samplers.RandomSampler(),  # draws nothing: whoever asks for a trial brings a sampler
         pruner=library.pruners.MedianPruner(),
         load_if_exists=True,
     )
     return found
+
+
+def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int) -> float | None:
+    """The monitored value that a trial reached; ``None`` if it was stopped early. Runs where the engine likes."""
+    library = _optuna()
+    search = _search(library, study, config.name)
+    trial = library.trial.Trial(search, search.get_trials(deepcopy=False)[number]._trial_id)
+
+    def watch(step: int, value: float) -> None:
+        trial.report(value, step)
+        if config.tune.prune and trial.should_prune():
+            raise library.TrialPruned
+
+    run = study / "trials" / f"{number:04d}"
+    shutil.rmtree(run, ignore_errors=True)
+    try:
+        return train(config, Dataset.open(dataset, verify="sizes"), run, watch=watch).value
+    except library.TrialPruned:
+        return None
 
 
 def _open(study: Path, content: dict[str, Any]) -> None:
@@ -154,8 +174,10 @@ def _value(span: Range, suggested: Any) -> Any:
     return json.loads(suggested) if span.choices is not None else suggested
 
 
-def _finished(library: Any, search: "optuna.Study") -> bool:
-    return bool(search.get_trials(deepcopy=False, states=(library.trial.TrialState.COMPLETE,)))
+def _ended(library: Any, search: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """Trials that ended, by themselves or early."""
+    states = (library.trial.TrialState.COMPLETE, library.trial.TrialState.PRUNED)
+    return search.get_trials(deepcopy=False, states=states)
 
 
 def _write_trials(search: "optuna.Study", study: Path) -> None:

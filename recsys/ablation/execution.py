@@ -1,19 +1,15 @@
-"""How a trial is carried out: in a process of its own kind, with the threads it was given.
+"""How a trial is carried out, by whatever engine, with the threads it was given.
 
 Letters: N rows, T tasks.
 """
 
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 
 import numpy as np
 import polars as pl
@@ -32,6 +28,7 @@ from recsys.ablation.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialSt
 from recsys.ablation.warm import warm_ranker
 from recsys.checkpoints import load_weights
 from recsys.config import ExperimentConfig, parse_config
+from recsys.engines import Engine
 from recsys.evaluation import predict, task_metrics
 from recsys.exporting import export_run, shrunk_weights
 from recsys.ledger import checkpoint_bytes
@@ -42,7 +39,6 @@ from serving.scorer import Scorer
 _SCORED_ROWS = 20_000
 _SCORING_REPEATS = 3
 _BATCH_ROWS = 16384
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 
 Logits = dict[str, NDArray[np.float32]]
 """(N, T) by split."""
@@ -184,18 +180,13 @@ def _write_logits(logits: Logits, tasks: Sequence[str], path: Path) -> None:
     pl.concat(parts).write_parquet(path)
 
 
-class Workers(ExitStack):
-    """Processes that carry out trials, ``jobs`` at a time with ``threads`` in each; they end with the ``with`` block.
+@dataclass(frozen=True)
+class Workers:
+    """An engine that puts finished trials on one data set into a store."""
 
-    Args:
-        jobs: As many as the processors allow if ``None``.
-    """
-
-    def __init__(self, dataset: Path, store: TrialStore, *, threads: int = 1, jobs: int | None = None) -> None:
-        super().__init__()
-        self.dataset, self.store, self.threads = dataset, store, threads
-        self.jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
-        self._pool: ProcessPoolExecutor | None = None
+    dataset: Path
+    store: TrialStore
+    engine: Engine
 
     def run(self, trials: Sequence[Trial], done: Callable[[Trial], None] = lambda trial: None) -> None:
         """Carry out the ``trials`` that the store does not have, in their order; tell ``done`` of each as it ends.
@@ -204,52 +195,6 @@ class Workers(ExitStack):
             UserError: What a trial's own training says.
         """
         wanted = list({trial.name: trial for trial in trials if trial not in self.store}.values())
-        if not wanted:
-            return
-        pool = self._started()
-        futures = {pool.submit(execute, trial, self.dataset, self.store.folder): trial for trial in wanted}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done(futures[future])
-        except BrokenProcessPool:
-            raise RuntimeError(
-                f"a process of the study died (out of memory?): use fewer jobs than {self.jobs}; what is done stays."
-            ) from None
-        finally:
-            for future in futures:
-                future.cancel()
-
-    def _started(self) -> ProcessPoolExecutor:
-        """The pool, whose processes start when they are first needed, and whose libraries then see the thread count."""
-        if self._pool is None:
-            self.enter_context(_environment(dict.fromkeys(_THREADS, str(self.threads))))
-            pool = ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent)
-            self._pool = self.enter_context(pool)
-        return self._pool
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as the study's own is gone, however it went: nobody waits for its trial any more."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        dataset, folder = self.dataset.resolve(), self.store.folder.resolve()
+        for number, _ in self.engine.run(partial(execute, trial, dataset, folder) for trial in wanted):
+            done(wanted[number])

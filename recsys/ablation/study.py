@@ -135,11 +135,11 @@ class Study:
         seconds = None
         if trained:
             each = {True: statistics.median(trained), False: statistics.median(looks or [2.0])}
-            seconds = sum(each[arm.trains] for arm in of_arm) / self.workers.jobs
+            seconds = sum(each[arm.trains] for arm in of_arm) / self.workers.engine.jobs
         rows = self.dataset.splits["test"] + self.dataset.splits.get("valid", 0)
         tables = sum(table.rows * self.config.model.table_dim(table.name) for table in self.dataset.schema.tables)
         disk = len(of_arm) * 4 * rows + missing[BASE] * 4 * tables
-        return Plan(self.arms, missing, seconds, disk, self.workers.jobs)
+        return Plan(self.arms, missing, seconds, disk, self.workers.engine.jobs)
 
     def run(self, observe: Callable[[Progress], None] = lambda progress: None) -> None:
         """Carry out every trial that the store lacks; what a kill left undone is all that is done again."""
@@ -201,7 +201,7 @@ class Study:
             features=arm.features,
             seed=seed,
             dataset=self.dataset.manifest.fingerprint,
-            threads=self.workers.threads,
+            threads=self.workers.engine.threads,
             keep_run=arm.kind == "base",
             code=code_fingerprint(),
         )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, finish, progress_bar
+from recsys.cli.common import Jobs, Json, Overrides, app, finish, progress_bar
 
 
 @app.command()
@@ -69,7 +69,7 @@ def frontier(
     trials: Annotated[
         Path | None, typer.Option(help="Folder of finished trials; `trials` beside STUDY if absent.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; as many as fit if absent.")] = None,
+    jobs: Jobs = None,
     json: Json = False,
 ) -> None:
     """Draw AUC against bytes and rows/s over a grid of levers, and write the chosen point as a config.
@@ -80,12 +80,15 @@ def frontier(
     from recsys.ablation.execution import Workers
     from recsys.ablation.trials import TrialStore
     from recsys.config import load_config
+    from recsys.engines import processes
     from recsys.frontier import Frontier, grid
 
     experiment, data = load_config(config), Dataset.open(dataset)
     store = TrialStore(trials or study.parent / "trials")
-    with Workers(dataset, store, jobs=jobs) as workers:
-        searched = Frontier(experiment, data, workers, grid(vary or (), at_most=points), seeds=seeds)
+    with processes(jobs=jobs) as engine:
+        searched = Frontier(
+            experiment, data, Workers(dataset, store, engine), grid(vary or (), at_most=points), seeds=seeds
+        )
         with progress_bar("Points", len(searched.trials), unit="trials") as advance:
             searched.run(advance)
     result = searched.write(study, tolerance=tolerance, budget=budget)

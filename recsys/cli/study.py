@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, finish
+from recsys.cli.common import Address, EngineName, Jobs, Json, Overrides, Threads, app, finish, trial_engine
 
 if TYPE_CHECKING:
     from recsys.ablation.study import Plan, Progress, Study
@@ -42,8 +42,10 @@ def ablate(
     trials: Annotated[
         Path | None, typer.Option(help="Folder of finished trials, shared by studies; `trials` beside STUDY if absent.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; as many as fit if absent.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each trial.")] = 1,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     json: Json = False,
 ) -> None:
     """Find out which features, levers and model parts earn their keep, and how sure one can be of it."""
@@ -57,8 +59,8 @@ def ablate(
 
     experiment, data = load_config(config, overrides or ()), Dataset.open(dataset)
     store = TrialStore(trials or study.parent / "trials")
-    with Workers(dataset, store, threads=threads, jobs=jobs) as workers:
-        planned = Study(experiment, data, workers)
+    with trial_engine(engine, address, jobs=jobs, threads=threads) as carries_out:
+        planned = Study(experiment, data, Workers(dataset, store, carries_out))
         if plan:
             _print_plan(planned.plan(), json)
             return

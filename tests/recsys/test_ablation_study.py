@@ -25,6 +25,7 @@ from recsys.ablation.tables import leaks
 from recsys.ablation.trials import TrialStore
 from recsys.cli import app
 from recsys.config import ExperimentConfig, load_config
+from recsys.engines import processes
 
 STUDY = {
     "seeds": 2,
@@ -143,13 +144,16 @@ def test_a_feature_that_carries_too_much_is_flagged() -> None:
 
 
 def _study(place: Path, config: ExperimentConfig) -> Study:
-    return Study(config, Dataset.open(place / "dataset"), Workers(place / "dataset", TrialStore(place / "elsewhere")))
+    store = TrialStore(place / "elsewhere")
+    with processes() as engine:
+        return Study(config, Dataset.open(place / "dataset"), Workers(place / "dataset", store, engine))
 
 
 def test_a_plan_counts_what_is_missing_and_runs_nothing(place: Path, undisturbed: tuple[dict[str, Any], Path]) -> None:
     config = load_config(place / "config.yaml", ["ablation.mask=[user, price]"])
     store = TrialStore(undisturbed[1] / "trials")
-    plan = Study(config, Dataset.open(place / "dataset"), Workers(place / "dataset", store)).plan()
+    with processes() as engine:
+        plan = Study(config, Dataset.open(place / "dataset"), Workers(place / "dataset", store, engine)).plan()
     stopped = next(name for name, count in plan.missing.items() if count == 1)
     assert {name for name, count in plan.missing.items() if count} == {"mask price", stopped}
     assert plan.missing["mask price"] == 2

@@ -1,5 +1,6 @@
 """A search finds the better value, goes on after it was stopped, and refuses what it cannot search."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.config import ExperimentConfig, load_config
+from recsys.engines import Engine, processes
 from recsys.tuning import tune
 
 pytest.importorskip("optuna")
@@ -37,23 +39,32 @@ def dataset(tiny_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     return prepare(config.data, tmp_path_factory.mktemp("data") / "dataset")
 
 
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with processes(jobs=1) as started:
+        yield started
+
+
 def written(content: dict[str, Any], folder: Path) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
-def test_a_search_goes_on_where_it_stopped(content: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
+def test_a_search_goes_on_where_it_stopped(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path
+) -> None:
     def stop(trials: int, note: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(written(content, tmp_path), dataset, tmp_path / "study", report=stop)
-    tuned = tune(written(content, tmp_path), dataset, tmp_path / "study")
+        tune(written(content, tmp_path), dataset, tmp_path / "study", engine, report=stop)
+    tuned = tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
     assert tuned.trials == 3
     trials = pl.read_parquet(tmp_path / "study" / "trials.parquet")
     assert trials["trial"].to_list() == [0, 1, 2]
     assert tuned.value == trials["value"].max()
+    assert trials["train.tables.learning_rate"].n_unique() == 3
     best = load_config(tuned.best)
     assert best.train.tables.learning_rate == tuned.assignments["train.tables.learning_rate"]
     assert list(best.model.tower.hidden) == tuned.assignments["model.tower.hidden"]
@@ -69,16 +80,18 @@ def test_a_search_goes_on_where_it_stopped(content: dict[str, Any], dataset: Dat
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(
-    content: dict[str, Any], dataset: Dataset, tmp_path: Path, space: dict[str, Any], sentence: str
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path, space: dict[str, Any], sentence: str
 ) -> None:
     config = written(content | {"tune": {"space": space}}, tmp_path)
     with pytest.raises(UserError, match=sentence):
-        tune(config, dataset, tmp_path / "study")
+        tune(config, dataset, tmp_path / "study", engine)
     assert not (tmp_path / "study").exists()
 
 
-def test_another_config_is_not_mixed_into_a_search(content: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
+def test_another_config_is_not_mixed_into_a_search(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path
+) -> None:
     content["tune"]["trials"] = 1
-    tune(written(content, tmp_path), dataset, tmp_path / "study")
+    tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
     with pytest.raises(UserError, match="another config"):
-        tune(written(content | {"seed": 5}, tmp_path), dataset, tmp_path / "study")
+        tune(written(content | {"seed": 5}, tmp_path), dataset, tmp_path / "study", engine)

@@ -1,0 +1,110 @@
+"""Engines: what carries out the trials of studies and searches, several at a time, here or elsewhere."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Any, TypeVar
+
+from data_pipelines.errors import UserError
+
+Result = TypeVar("Result")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
+"""What libraries read their thread count from when they are loaded."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Carries out calls, ``jobs`` at a time with ``threads`` each.
+
+    Attributes:
+        submit: Starts a call somewhere; the call and its result travel there and back.
+    """
+
+    jobs: int
+    threads: int
+    submit: Callable[[Callable[[], Any]], "Future[Any]"]
+
+    def run(self, calls: Iterable[Callable[[], Result]]) -> Iterator[tuple[int, Result]]:
+        """The number and the result of each call, as it ends; a call is taken from ``calls`` when it can start.
+
+        Raises:
+            UserError: As a call raised it; calls that have not started are dropped.
+        """
+        waiting = enumerate(calls)
+        running: dict[Future[Any], int] = {}
+        try:
+            while True:
+                for number, call in islice(waiting, self.jobs - len(running)):
+                    running[self.submit(partial(_outcome, call))] = number
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    number, outcome = running.pop(future), future.result()
+                    if isinstance(outcome, UserError):
+                        raise outcome
+                    yield number, outcome
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _outcome(call: Callable[[], Result]) -> Result | UserError:
+    """What a user can mend comes back as a value: engines dress exceptions up in tracebacks of their own."""
+    try:
+        return call()
+    except UserError as error:
+        return error
+
+
+@contextmanager
+def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
+    """An engine of processes on this machine, which start when they are needed and end with the block.
+
+    Args:
+        jobs: As many as the processors allow if ``None``.
+    """
+    jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
+    with (
+        _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))),
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
+    ):
+        try:
+            yield Engine(jobs, threads, pool.submit)
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"a process with a trial died (out of memory?): use fewer jobs than {jobs}; what is done stays."
+            ) from None
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that waits for its trial is gone, however it went."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
