@@ -4,11 +4,13 @@ A directory is there when its manifest is. An upload that was interrupted leaves
 Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` and the like).
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,52 @@ def is_address(location: str | Path) -> bool:
     return "://" in str(location)
 
 
+@dataclass(frozen=True)
+class RemoteFolder:
+    """The files below an address, by their names in it.
+
+    Every method raises :class:`UserError` where the store refuses or cannot be reached.
+    """
+
+    address: str
+
+    def names(self) -> list[str]:
+        with _store(self.address) as (store, root):
+            return [name.removeprefix(f"{root}/") for name in store.find(root)] if store.exists(root) else []
+
+    def put(self, file: Path, name: str) -> None:
+        with _store(self.address) as (store, root):
+            store.put_file(str(file), f"{root}/{name}")
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy a file to its name below ``folder``."""
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with _store(self.address) as (store, root):
+            store.get_file(f"{root}/{name}", str(folder / name))
+
+    def write(self, name: str, content: str) -> None:
+        with _store(self.address) as (store, root):
+            store.pipe_file(f"{root}/{name}", content.encode())
+
+    def manifest(self) -> Manifest | None:
+        """What the directory here says of itself; ``None`` if nothing complete is here."""
+        with _store(self.address) as (store, root):
+            try:
+                return Manifest.model_validate_json(store.cat_file(f"{root}/{MANIFEST}"))
+            except FileNotFoundError:
+                return None
+            except ValueError:
+                raise UserError(f"{self.address}/{MANIFEST} is damaged: send the directory again.") from None
+
+    def remove(self) -> None:
+        """Remove everything, the manifest first: what is left of a removal cut short does not open."""
+        with _store(self.address) as (store, root):
+            if store.exists(f"{root}/{MANIFEST}"):
+                store.rm_file(f"{root}/{MANIFEST}")
+            if store.exists(root):
+                store.rm(root, recursive=True)
+
+
 def push(folder: Path, address: str, *, replace: bool = False) -> None:
     """Send the directory ``folder`` to ``address``.
 
@@ -29,16 +77,13 @@ def push(folder: Path, address: str, *, replace: bool = False) -> None:
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} has no {MANIFEST}: only complete directories are sent to {address}.")
-    with _store(address) as (store, root):
-        if store.exists(f"{root}/{MANIFEST}"):
-            if not replace:
-                raise UserError(f"{address} already exists: name another address, or remove it first.")
-            store.rm_file(f"{root}/{MANIFEST}")
-        if store.exists(root):
-            store.rm(root, recursive=True)
-        for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
-            store.put_file(str(file), f"{root}/{file.relative_to(folder).as_posix()}")
-        store.put_file(str(folder / MANIFEST), f"{root}/{MANIFEST}")
+    if not replace:
+        _refuse_existing(address)
+    remote = RemoteFolder(address)
+    remote.remove()
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in [*sorted(set(files) - {MANIFEST}), MANIFEST]:
+        remote.put(folder / name, name)
 
 
 def pull(address: str, folder: Path) -> None:
@@ -50,13 +95,11 @@ def pull(address: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        manifest = _manifest(address)
-        with _store(address) as (store, root):
-            # Directories within (a state, a checkpoint) have manifests of their own, which the outer one does not list.
-            inner = [name.removeprefix(f"{root}/") for name in store.find(root) if name.endswith(f"/{MANIFEST}")]
-            for name in [*manifest.files, *inner]:
-                (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                store.get_file(f"{root}/{name}", str(beside / name))
+        remote, manifest = RemoteFolder(address), _manifest(address)
+        # Directories within (a state, a checkpoint) have manifests of their own, which the outer one does not list.
+        inner = [name for name in remote.names() if name.endswith(f"/{MANIFEST}")]
+        for name in [*manifest.files, *inner, MANIFEST]:
+            remote.fetch(name, beside)
         open_directory(beside, manifest.kind)
         beside.chmod(0o755)
         os.replace(beside, folder)
@@ -77,20 +120,22 @@ def fetched(location: str | Path) -> Path:
     if not is_address(location):
         return Path(location)
     address = str(location)
-    copy = _cache(address) / _manifest(address).fingerprint
-    if not copy.is_dir():
-        pull(address, copy)
+    cache = cache_folder(address)
+    copy = cache / _manifest(address).fingerprint
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a training all come for the same data set
+        if not copy.is_dir():
+            pull(address, copy)
     return copy
 
 
 @contextmanager
-def sent(location: str | Path, *, resume: bool = False, replace: bool = False, send: bool = True) -> Iterator[Path]:
+def sent(location: str | Path, *, resume: bool = False, replace: bool = False) -> Iterator[Path]:
     """Yield a path to write a directory to: ``location`` itself, or one whose directory is then sent to the address.
 
     Args:
         resume: Go on with what an earlier attempt, killed before it was sent, left on this machine.
         replace: Put it in the place of what is at the address.
-        send: False in all but one of several processes that write the directory together.
 
     Raises:
         UserError: Something is at the address already, or the store refuses.
@@ -99,32 +144,34 @@ def sent(location: str | Path, *, resume: bool = False, replace: bool = False, s
         yield Path(location)
         return
     address = str(location)
-    with _store(address) as (store, root):
-        if not replace and store.exists(f"{root}/{MANIFEST}"):
-            raise UserError(f"{address} already exists: name another address, or remove it first.")
-    local = _cache(address) / "to-send"
-    if send and not resume:
+    if not replace:
+        _refuse_existing(address)
+    local = cache_folder(address) / "to-send"
+    if not resume:
         shutil.rmtree(local, ignore_errors=True)
-    local.parent.mkdir(parents=True, exist_ok=True)
     yield local
-    if send:
-        push(local, address, replace=replace)
-        shutil.rmtree(local)
+    push(local, address, replace=replace)
+    shutil.rmtree(local)
 
 
-def _cache(address: str) -> Path:
+def cache_folder(address: str) -> Path:
+    """A folder of this machine for what is fetched from an address or will be sent there."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "recsys" / fingerprint(address)
+    folder = root / "recsys" / fingerprint(address)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _refuse_existing(address: str) -> None:
+    if RemoteFolder(address).manifest() is not None:
+        raise UserError(f"{address} already exists: name another address, or remove it first.")
 
 
 def _manifest(address: str) -> Manifest:
-    with _store(address) as (store, root):
-        try:
-            return Manifest.model_validate_json(store.cat_file(f"{root}/{MANIFEST}"))
-        except FileNotFoundError:
-            raise UserError(f"{address} has no {MANIFEST}: nothing complete is there.") from None
-        except ValueError:
-            raise UserError(f"{address}/{MANIFEST} is damaged: send the directory again.") from None
+    manifest = RemoteFolder(address).manifest()
+    if manifest is None:
+        raise UserError(f"{address} has no {MANIFEST}: nothing complete is there.")
+    return manifest
 
 
 @contextmanager

@@ -7,9 +7,10 @@ import json
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
-from data_pipelines.storage import new_directory, open_directory
+from data_pipelines.object_store import RemoteFolder
+from data_pipelines.storage import MANIFEST, FileEntry, Manifest, checksum, new_directory, open_directory
 from models.table_rows import keep_masks, table_names, table_weights
 from models.weights import Weights
 from recsys.config import load_config
@@ -31,8 +33,11 @@ from recsys.processes import Processes
 CONFIG_FILE = "config.yaml"
 SCHEMA_FILE = "schema.json"
 STATE_FILE = "state.json"
+CHECKPOINTS = "checkpoints"
 FINAL = "final"
 """Name of the checkpoint that holds a finished run's weights, as evaluated and exported."""
+
+_STEP = "step-"
 
 MODEL, EMA, OPTIMIZER, LEVER = "model.", "ema.", "optimizer.", "lever."
 """What the names of a checkpoint's tensors begin with: the ranker, its averaged weights, optimizers, levers."""
@@ -41,13 +46,19 @@ Tensors = dict[str, Any]
 """Tensors by name; tables and their optimizer state are ``ShardedTensor`` where they are sharded."""
 
 
-def checkpoint_path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:09d}"
+def step_name(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"{_STEP}{step:09d}"
+
+
+def steps_of(names: Iterable[str]) -> list[int]:
+    """Steps of the step checkpoints among checkpoints of these names, rising."""
+    return sorted(int(name.removeprefix(_STEP)) for name in names if name.startswith(_STEP))
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of the checkpoints of ``run``, rising."""
-    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+    """Steps of the checkpoints of the run in a folder, rising."""
+    return steps_of(path.name for path in (run / CHECKPOINTS).glob("*"))
 
 
 class _ShardWriter(HuggingFaceStorageWriter):
@@ -65,22 +76,55 @@ class _ShardWriter(HuggingFaceStorageWriter):
         return files
 
 
-def save_checkpoint(path: Path, tensors: Tensors, state: Mapping[str, Any], processes: Processes) -> None:
-    """Write a checkpoint; every rank calls this with its shards. It is complete at ``path``, or absent.
+def save_checkpoint(path: Path, tensors: Tensors, state: str, processes: Processes) -> None:
+    """Write a checkpoint into a folder that all ranks see, each rank its shards. It is complete at ``path``, or absent.
 
     Args:
-        state: Numbers and text as JSON knows them; that of rank 0 is kept.
+        state: Numbers and text as JSON; that of rank 0 is kept.
     """
-    meta = {"step": state.get("step"), "world_size": processes.world_size}
+    meta = {"world_size": processes.world_size}
     target = new_directory(path, "checkpoint", meta=meta, replace=True) if processes.is_main else nullcontext(path)
     with target as folder:
-        shared = Path(processes.broadcast(str(folder)))
-        with _quiet():
-            save(tensors, storage_writer=_ShardWriter(str(shared), save_distributed=True))
+        _write_shards(Path(processes.broadcast(str(folder))), tensors, processes)
         processes.barrier()
         if processes.is_main:
-            (folder / STATE_FILE).write_text(json.dumps(state))
+            (folder / STATE_FILE).write_text(state)
     processes.barrier()
+
+
+def send_checkpoint(address: str, scratch: Path, tensors: Tensors, state: str, processes: Processes) -> None:
+    """Write a checkpoint at an object store: each rank sends its shards, and rank 0 the manifest when all are there.
+
+    Args:
+        scratch: A folder of this machine, for the files until they are sent.
+        state: Numbers and text as JSON; that of rank 0 is kept.
+    """
+    remote = RemoteFolder(address)
+    if processes.is_main:
+        remote.remove()
+    processes.barrier()
+    with TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        _write_shards(folder, tensors, processes)
+        if processes.is_main:
+            (folder / STATE_FILE).write_text(state)
+        files = {}
+        for file in sorted(folder.iterdir()):
+            files[file.name] = checksum(file).model_dump()
+            remote.put(file, file.name)
+    everyones = [json.loads(text) for text in processes.gather_text(json.dumps(files))]
+    if processes.is_main:
+        entries = {name: FileEntry(**entry) for files in everyones for name, entry in files.items()}
+        manifest = Manifest.of("checkpoint", {"world_size": processes.world_size}, entries)
+        remote.write(MANIFEST, manifest.model_dump_json(indent=1))
+    processes.barrier()
+
+
+def _write_shards(folder: Path, tensors: Tensors, processes: Processes) -> None:
+    """This rank's shards as safetensors files of its own names; every rank calls this at once."""
+    with _quiet():
+        writer = _ShardWriter(str(folder), save_distributed=True)
+        save(tensors, storage_writer=writer, process_group=processes.group)
 
 
 def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dict[str, Any]:
@@ -137,7 +181,7 @@ def load_weights(run: Path) -> Weights:
     """
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run: give the folder that `recsys train` wrote.")
-    path = run / "checkpoints" / FINAL
+    path = run / CHECKPOINTS / FINAL
     if not path.exists():
         raise UserError(f"{run} has not finished training: go on with `recsys train ... --resume`.")
     open_directory(path, "checkpoint")
@@ -153,14 +197,11 @@ def load_weights(run: Path) -> Weights:
     )
 
 
-def prune_checkpoints(run: Path, keep: set[int]) -> None:
-    """Remove the step checkpoints of ``run`` but those of ``keep``; a removal cut short is harmless."""
-    for step in steps(run):
-        if step not in keep:
-            path = checkpoint_path(run, step)
-            doomed = path.with_name(f".{path.name}.removed")
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; a removal cut short leaves nothing that opens."""
+    doomed = path.with_name(f".{path.name}.removed")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 @contextmanager

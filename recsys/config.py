@@ -106,6 +106,10 @@ class TrainConfig(_Config):
         default=None, ge=1, description="Steps between evaluations; each epoch's end if absent."
     )
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")
+    checkpoint_aside: bool = Field(
+        default=False,
+        description="Write checkpoints while training goes on, from a copy of model and optimizer in memory.",
+    )
     keep_checkpoints: int = Field(default=2, ge=1)
     loader_threads: int = Field(default=1, ge=1)
     mlflow: str | None = Field(default=None, description="Tracking URI of MLflow, a folder or a server.")

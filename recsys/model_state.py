@@ -92,7 +92,7 @@ class ModelState:
                 tensors[name] = value
         if self._average is not None:
             self.swap_average()
-            tensors |= {EMA + name.removeprefix(MODEL): _copy(t) for name, t in self.model_tensors().items()}
+            tensors |= {EMA + name.removeprefix(MODEL): copied(t) for name, t in self.model_tensors().items()}
             self.swap_average()
         return tensors
 
@@ -193,7 +193,8 @@ def _leaves(levers: Sequence[Lever]) -> Iterator[tuple[str, Any]]:
         yield from walk(LEVER + lever.name, lever.state_dict())
 
 
-def _copy(tensor: Any) -> Any:
+def copied(tensor: Any) -> Any:
+    """A tensor of its own, sharded as ``tensor`` is."""
     if not isinstance(tensor, ShardedTensor):
         return tensor.detach().clone()
     shards = [Shard(shard.tensor.detach().clone(), shard.metadata) for shard in tensor.local_shards()]

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import FrameType
 
@@ -64,6 +64,18 @@ class Processes:
         holder = [text]
         dist.broadcast_object_list(holder, src=0, group=self.group)
         return holder[0]
+
+    def gather_text(self, text: str) -> list[str]:
+        """``text`` of every rank, ranks in order, on every rank."""
+        if self.world_size == 1:
+            return [text]
+        texts = [""] * self.world_size
+        dist.all_gather_object(texts, text, group=self.group)
+        return texts
+
+    def apart(self) -> "Processes":
+        """The same processes with a group of its own, for what another thread tells them; every rank calls this."""
+        return replace(self, group=dist.new_group(backend="gloo", timeout=_TIMEOUT))
 
     def barrier(self) -> None:
         if self.world_size > 1:

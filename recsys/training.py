@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,19 +19,13 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
-from data_pipelines.storage import seal
 from models.embeddings import SparseTables
 from models.heads import task_losses
 from models.ranker import Ranker
 from models.sharding import shard
 from models.sparsity.config import build_levers
-from recsys.checkpoints import (
-    FINAL,
-    checkpoint_path,
-    prune_checkpoints,
-    save_checkpoint,
-    steps,
-)
+from recsys.checkpoint_writer import CheckpointWriter
+from recsys.checkpoints import FINAL, step_name
 from recsys.config import ExperimentConfig, chosen_features
 from recsys.evaluation import TaskMetrics, check_monitor, monitored, predict, task_metrics, users_of
 from recsys.factors import start_tables
@@ -39,7 +33,7 @@ from recsys.faults import diverged, memory_guard, save_batch
 from recsys.model_state import ModelState
 from recsys.optimizers import schedule_factor
 from recsys.processes import Processes, process_group
-from recsys.runs import claim_run, finished_meta
+from recsys.runs import Run, claim_run, finished_meta, run_at
 from recsys.tracking import Tracker
 
 LOG_EVERY = 50
@@ -66,7 +60,7 @@ class Result:
         samples_per_s: Rows trained on a second by all ranks, evaluation and checkpoints left out.
     """
 
-    run: Path
+    run: Path | str
     steps: int
     best_step: int
     stopped: Stopped
@@ -78,7 +72,10 @@ class Result:
 
 @dataclass
 class _Position:
-    """How far a training is: what a checkpoint holds beside tensors and the loader's position."""
+    """How far a training is: what a checkpoint holds beside tensors and the loader's position.
+
+    ``losses`` are those of the steps that no entry of the log has yet.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -86,12 +83,13 @@ class _Position:
     best_value: float = float("-inf")
     worse: int = 0
     loss_mean: float = 0.0
+    losses: list[float] = field(default_factory=list)
 
 
 def train(
     config: ExperimentConfig,
     dataset: Dataset,
-    run: Path,
+    run: Path | str,
     *,
     resume: bool = False,
     report: Report | None = None,
@@ -100,6 +98,7 @@ def train(
     """Train a ranker on ``dataset`` and leave a run directory; under ``torchrun`` every rank calls this.
 
     Args:
+        run: A folder that all ranks see, or an address at an object store.
         resume: Go on from the last checkpoint of ``run`` to the same weights as without the interruption; start
             from the beginning if there is none. A finished run is left as it is.
         report: Called after every step with the rows it took (of all ranks) and a note.
@@ -109,10 +108,11 @@ def train(
         UserError: The config does not fit the data, ``run`` exists, training diverged, or memory ran out.
         InterruptedTrainingError: SIGTERM or SIGINT came; a checkpoint was written.
     """
-    if resume and (finished := finished_meta(run, config)):
+    place = run_at(run)
+    if resume and (finished := finished_meta(place, config)):
         return Result(**(finished["result"] | {"run": run}))
     with process_group() as processes, memory_guard(config.train.batch_size):
-        return _Training(config, dataset, run, processes, report, watch).complete(resume=resume)
+        return Result(run=run, **_Training(config, dataset, place, processes, report, watch).complete(resume=resume))
 
 
 class _Training:
@@ -120,7 +120,7 @@ class _Training:
         self,
         config: ExperimentConfig,
         dataset: Dataset,
-        run: Path,
+        run: Run,
         processes: Processes,
         report: Report | None,
         watch: Watch | None,
@@ -153,7 +153,8 @@ class _Training:
         self.position = _Position()
         self.valid: TaskMetrics = {}
         self.tracker: Tracker | None = None
-        self.losses: list[float] = []
+        settings = config.train
+        self.writer = CheckpointWriter(run, processes, keep=settings.keep_checkpoints, aside=settings.checkpoint_aside)
         self.rows, self.seconds = 0, 0.0
 
     def _loader(self, split: str, batch_size: int, *, shuffle: bool = False) -> Loader:
@@ -169,7 +170,8 @@ class _Training:
             threads=self.config.train.loader_threads,
         )
 
-    def complete(self, *, resume: bool) -> Result:
+    def complete(self, *, resume: bool) -> dict[str, Any]:
+        """Train to the end; the fields of the result, but where the run lies."""
         began = time.perf_counter()
         resume_step = self._open_run(resume)
         if resume_step is None and self.loader.schema.dense:
@@ -179,26 +181,26 @@ class _Training:
         for lever in self.levers:
             lever.start(self.state.ranker, self.total_steps)
         with ExitStack() as stack:
+            stack.enter_context(self.writer)
             if self.processes.is_main:
                 parameters = self.config.model_dump(mode="json", exclude={"data"})
                 mlflow = self.config.train.mlflow
                 self.tracker = stack.enter_context(
-                    Tracker(self.run, resume_step=resume_step, mlflow=mlflow, parameters=parameters)
+                    Tracker(self.run.folder, resume_step=resume_step, mlflow=mlflow, parameters=parameters)
                 )
             stopped = self._fit()
             self._finish()
-        result = Result(
-            run=self.run,
-            steps=self.position.step,
-            best_step=self.position.best_step,
-            stopped=stopped,
-            valid=self.valid,
-            value=self.position.best_value,
-            seconds=time.perf_counter() - began,
-            samples_per_s=self.rows / self.seconds if self.seconds else float("nan"),
-        )
+        result = {
+            "steps": self.position.step,
+            "best_step": self.position.best_step,
+            "stopped": stopped,
+            "valid": self.valid,
+            "value": self.position.best_value,
+            "seconds": time.perf_counter() - began,
+            "samples_per_s": self.rows / self.seconds if self.seconds else float("nan"),
+        }
         if self.processes.is_main:
-            seal(self.run, "run", self._about() | {"result": asdict(result) | {"run": self.run.name}})
+            self.run.seal(self._about() | {"result": result})
         self.processes.barrier()
         return result
 
@@ -218,7 +220,7 @@ class _Training:
             raise UserError(found["refused"])
         if found["step"] is None:
             return None
-        self._restore(checkpoint_path(self.run, found["step"]))
+        self._restore(self.run.checkpoint(step_name(found["step"])))
         return self.position.step
 
     def _restore(self, path: Path) -> None:
@@ -268,7 +270,7 @@ class _Training:
         mean_loss, stops = self.processes.mean(values).tolist()
         self.processes.stop_requested = stops > 0
         if diverged(mean_loss, position.loss_mean):
-            path = self.run / f"failed-batch-rank{self.processes.rank}.safetensors"
+            path = self.run.folder / f"failed-batch-rank{self.processes.rank}.safetensors"
             save_batch(batch, path)
             raise UserError(
                 f"the loss became {mean_loss:.4g} at step {position.step}: the batch is saved in {path}; lower "
@@ -279,10 +281,11 @@ class _Training:
         position.loss_mean += (mean_loss - position.loss_mean) / min(position.step, 100)
         rows = len(batch) * self.processes.world_size
         self.rows, self.seconds = self.rows + rows, self.seconds + time.perf_counter() - began
-        self.losses.append(mean_loss)
+        position.losses.append(mean_loss)
         if position.step % LOG_EVERY == 0:
-            self._log("train", {"loss": sum(self.losses) / len(self.losses), "samples_per_s": self.rows / self.seconds})
-            self.losses.clear()
+            loss = sum(position.losses) / len(position.losses)
+            self._log("train", {"loss": loss, "samples_per_s": self.rows / self.seconds})
+            position.losses.clear()
         self.report(rows, f"epoch {position.epoch + 1} loss {position.loss_mean:.4f}")
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -349,7 +352,7 @@ class _Training:
             self.tracker.log(self.position.step, self.position.epoch, split, values)
 
     def _save(self) -> None:
-        """Write a checkpoint of this step, and drop those that are neither recent nor the best."""
+        """Write a checkpoint of this step."""
         if self.tracker is not None:
             self.tracker.flush()
         state = {
@@ -359,23 +362,21 @@ class _Training:
             "dataset": self.dataset.manifest.fingerprint,
             "numbers": self.state.numbers(),
         }
-        save_checkpoint(checkpoint_path(self.run, self.position.step), self.state.tensors(), state, self.processes)
-        if self.processes.is_main:
-            recent = steps(self.run)[-self.config.train.keep_checkpoints :]
-            prune_checkpoints(self.run, {*recent, self.position.best_step})
+        name = step_name(self.position.step)
+        self.writer.save(name, self.state.tensors(), state, best=self.position.best_step)
 
     def _finish(self) -> None:
         """Keep the best weights (the last ones, if nothing was measured) as the run's final checkpoint."""
         if self.position.best_value == float("-inf"):
             self.position.best_step = self.position.step
             self._save()
-        self.state.load_final(checkpoint_path(self.run, self.position.best_step))
+        self.writer.wait()
+        self.state.load_final(self.run.checkpoint(step_name(self.position.best_step)))
         for lever in self.levers:
             lever.finish(self.state.ranker)
         self.valid = self._measure_valid()
         state = {"step": self.position.best_step, "dataset": self.dataset.manifest.fingerprint}
-        path = self.run / "checkpoints" / FINAL
-        save_checkpoint(path, self.state.model_tensors(), state, self.processes)
+        self.writer.save(FINAL, self.state.model_tensors(), state)
 
 
 def _seed(*parts: int) -> int:

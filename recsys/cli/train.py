@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, finish, is_main_rank, local_folder, progress_bar
+from recsys.cli.common import (
+    Address,
+    EngineName,
+    Jobs,
+    Json,
+    Overrides,
+    Threads,
+    app,
+    finish,
+    local_folder,
+    progress_bar,
+    trial_engine,
+)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML.")]
 DataFolder = Annotated[
@@ -24,7 +36,6 @@ def train_verb(
 ) -> None:
     """Train a ranker; under torchrun, on several ranks."""
     from data_pipelines.dataset import Dataset
-    from data_pipelines.object_store import sent
     from recsys.config import load_config
     from recsys.training import InterruptedTrainingError, train
 
@@ -32,8 +43,8 @@ def train_verb(
     data = Dataset.open(dataset)
     rows = data.splits["train"] * experiment.train.epochs
     try:
-        with sent(run, resume=resume, send=is_main_rank()) as folder, progress_bar("training", rows) as advance:
-            result = train(experiment, data, folder, resume=resume, report=advance)
+        with progress_bar("training", rows) as advance:
+            result = train(experiment, data, run, resume=resume, report=advance)
     except InterruptedTrainingError as stop:
         typer.echo(f"recsys: {stop}", err=True)
         raise typer.Exit(1) from None
@@ -81,16 +92,23 @@ def tune_verb(
     dataset: DataFolder,
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to write, or to go on with.")],
     overrides: Overrides = None,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     json: Json = False,
 ) -> None:
-    """Search the keys of the config's `tune.space`; run it again, or several times at once, to go on."""
+    """Search the keys of the config's `tune.space`; run it again to go on."""
     from data_pipelines.dataset import Dataset
     from recsys.config import load_config
     from recsys.tuning import tune
 
-    trials = load_config(config, overrides or ()).tune.trials
-    with progress_bar("tuning", trials, unit="trials") as advance:
-        tuned = tune(config, Dataset.open(dataset), study, tuple(overrides or ()), report=advance)
+    trials, data = load_config(config, overrides or ()).tune.trials, Dataset.open(dataset)
+    with (
+        trial_engine(engine, address, jobs=jobs, threads=threads) as carries_out,
+        progress_bar("tuning", trials, unit="trials") as advance,
+    ):
+        tuned = tune(config, data, study, carries_out, tuple(overrides or ()), report=advance)
     result = {"best": tuned.best, "value": tuned.value, "trials": tuned.trials, "chosen": tuned.assignments}
     finish(result, json, f"recsys train {tuned.best} {dataset} RUN")
 

@@ -5,11 +5,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
+from polars.testing import assert_frame_equal
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage import open_directory
@@ -25,23 +29,68 @@ QUICK = "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3"
 Agent = Callable[..., subprocess.Popen[bytes]]
 
 
+@dataclass(frozen=True)
+class Node:
+    """Where an agent runs: what stands before its command, its address, its network interface."""
+
+    prefix: tuple[str, ...]
+    address: str
+    interface: str
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[tuple[Node, Node]]:
+    """Two nodes with addresses of their own in network namespaces; on loopback where those are not allowed."""
+    names = [f"recsys-{os.getpid()}-{end}" for end in "ab"]
+    addresses = ["10.77.0.1", "10.77.0.2"]
+    commands = [f"netns add {name}" for name in names]
+    commands += [f"link add net0 netns {names[0]} type veth peer name net0 netns {names[1]}"]
+    for name, address in zip(names, addresses, strict=True):
+        commands += [f"-n {name} addr add {address}/24 dev net0"]
+        commands += [f"-n {name} link set {interface} up" for interface in ("lo", "net0")]
+    try:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+        first, second = (
+            Node(("ip", "netns", "exec", name), address, "net0") for name, address in zip(names, addresses, strict=True)
+        )
+        yield first, second
+    except (OSError, subprocess.CalledProcessError):
+        loopback = Node((), "127.0.0.1", "lo")
+        yield loopback, loopback
+    finally:
+        for name in names:
+            with suppress(OSError):
+                subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
 @pytest.fixture
-def agent(config_file, dataset, tmp_path) -> Agent:
-    """Start one torchrun agent of a job: ``agent(run, nodes=, ranks=, first=)``."""
+def agent(nodes, config_file, dataset, tmp_path) -> Agent:
+    """Start one torchrun agent of a job: ``agent(run, shape=, ranks=, first=)``, on the first node or the second."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        endpoint = f"{nodes[0].address}:{free.getsockname()[1]}"
 
-    def start(run: str, *, nodes: str = "1", ranks: int = 1, first: bool = True) -> subprocess.Popen[bytes]:
+    def start(run: str, *, shape: str = "1", ranks: int = 1, first: bool = True) -> subprocess.Popen[bytes]:
+        node = nodes[0 if first else 1]
         settings = f"{QUICK},is_host={str(first).lower()}"
         rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", run, "--rdzv-conf", settings]
-        shape = ["--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", "3"]
+        size = ["--nnodes", shape, "--nproc-per-node", str(ranks), "--max-restarts", "3", "--local-addr", node.address]
         work = [RECSYS, "train", str(config_file), str(dataset.path), str(tmp_path / run)]
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "GLOO_SOCKET_IFNAME": node.interface,
+        }
         return subprocess.Popen(
-            [TORCHRUN, *shape, *rendezvous, "--no-python", *work, "--resume", "train.epochs=15", "train.patience=15"],
+            [
+                *node.prefix,
+                *[TORCHRUN, *size, *rendezvous, "--no-python", *work, "--resume"],
+                *["train.epochs=15", "train.patience=15"],
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+            env=os.environ | environment,
         )
 
     return start
@@ -58,6 +107,12 @@ def valid(run: Path) -> dict[str, dict[str, float]]:
     return metrics
 
 
+def measured(run: Path) -> pl.DataFrame:
+    """Losses and valid metrics over the steps, without what the clock says."""
+    kept = pl.read_parquet(run / "metrics.parquet").filter(pl.col("metric") != "samples_per_s")
+    return kept.drop("seconds").sort("step", "split", "metric")
+
+
 def ranks_of(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [child for child in psutil.Process(agent.pid).children(recursive=True) if "train" in child.cmdline()]
 
@@ -70,13 +125,16 @@ def wait_for_checkpoint(run: Path) -> None:
 
 
 def test_two_nodes_train_as_one_and_a_killed_rank_changes_nothing(agent, tmp_path):
-    end(agent("nodes", nodes="2"), agent("nodes", nodes="2", first=False))
+    end(agent("nodes", shape="2"), agent("nodes", shape="2", first=False))
 
     one_node = agent("ranks", ranks=2)
     wait_for_checkpoint(tmp_path / "ranks")
     ranks_of(one_node)[-1].kill()
     end(one_node)
     assert valid(tmp_path / "ranks") == valid(tmp_path / "nodes")
+    two_nodes, one_node_again = measured(tmp_path / "nodes"), measured(tmp_path / "ranks")
+    assert {"loss", "click/auc", "click/logloss"} <= set(two_nodes["metric"])
+    assert_frame_equal(two_nodes, one_node_again, rel_tol=1e-6)
 
 
 def test_restarts_that_would_meet_dead_ranks_are_refused(config_file, dataset, tmp_path, monkeypatch):
@@ -88,7 +146,7 @@ def test_restarts_that_would_meet_dead_ranks_are_refused(config_file, dataset, t
 
 
 def test_a_killed_node_is_gone_on_without(agent, tmp_path):
-    left, lost = agent("run", nodes="1:2"), agent("run", nodes="1:2", first=False)
+    left, lost = agent("run", shape="1:2"), agent("run", shape="1:2", first=False)
     wait_for_checkpoint(tmp_path / "run")
     assert ranks_of(lost)
     for process in [*ranks_of(lost), psutil.Process(lost.pid)]:

@@ -1,6 +1,9 @@
 """The whole road from and to an object store: log, data set, run, artifact and scores are all at addresses."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
+from data_pipelines.object_store import fetched
 from recsys.cli import app
+from recsys.evaluation import evaluate
 
 
 def recsys(*arguments: str) -> dict[str, Any]:
@@ -34,6 +40,7 @@ def test_every_verb_reads_and_writes_addresses(
     config.write_text(yaml.safe_dump(content))
     assert recsys("prepare", str(config), f"{bucket}/dataset")["dataset"] == f"{bucket}/dataset"
     assert recsys("train", str(config), f"{bucket}/dataset", f"{bucket}/run")["run"] == f"{bucket}/run"
+    assert recsys("evaluate", f"{bucket}/run")["test"]["auc"] > 0.5
     recsys("export", f"{bucket}/run", f"{bucket}/artifact")
     job = recsys("score", f"{bucket}/artifact", f"{bucket}/log.parquet", f"{bucket}/scores")
     assert job["rows_out"] == 2000
@@ -47,3 +54,25 @@ def test_every_verb_reads_and_writes_addresses(
     missing = CliRunner().invoke(app, ["train", str(config), f"{bucket}/nothing", f"{bucket}/other"])
     assert missing.exit_code == 2
     assert "nothing complete is there" in missing.output
+
+
+def test_ranks_send_their_parts_of_a_run(bucket: str, tiny_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    sharded = {table: {"sharding": "row_wise"} for table in ("user", "item")}
+    content = {"data": tiny_data, "model": {"dim": 4, "tables": sharded}, "train": {"epochs": 2, "batch_size": 128}}
+    config.write_text(yaml.safe_dump(content))
+    recsys("prepare", str(config), f"{bucket}/dataset")
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "recsys"]
+    done = subprocess.run(
+        [*ranks, "train", str(config), f"{bucket}/dataset", f"{bucket}/run", "--json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    run = fetched(f"{bucket}/run")
+    assert len(list(run.glob("checkpoints/final/*.safetensors"))) == 2
+    expected = json.loads(done.stdout.splitlines()[-1])["valid"]["logloss"]
+    dataset = Dataset.open(fetched(f"{bucket}/dataset"))
+    assert evaluate(run, dataset, "valid", draws=0).tasks["click"]["logloss"] == pytest.approx(expected, abs=1e-6)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
-from recsys.checkpoints import load_weights, read_tensors, steps
+from data_pipelines.storage import open_directory
+from recsys.checkpoints import load_weights, read_tensors, step_name, steps
 from recsys.config import ExperimentConfig
 from recsys.evaluation import evaluate
 from recsys.training import InterruptedTrainingError, train
@@ -61,6 +62,12 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
         assert torch.equal(left[name], right[name]), name
 
 
+def losses_of(run: Path) -> list[tuple[int, float]]:
+    """Training losses by step, as they were logged."""
+    kept = pl.read_parquet(run / "metrics.parquet").filter(pl.col("metric") == "loss")
+    return list(kept.select("step", "value").iter_rows())
+
+
 def command(*arguments: str | Path, ranks: int = 1) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else ["-P"]
     return [sys.executable, *launcher, "-m", "recsys", *map(str, arguments)]
@@ -73,11 +80,13 @@ def run_command(*arguments: str | Path, ranks: int = 1) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.parametrize("aside", [False, True])
 def test_a_killed_training_resumes_to_the_same_weights(
-    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, aside: bool
 ) -> None:
     config = tmp_path / "config.yaml"
-    long = experiment | {"train": experiment["train"] | {"epochs": 4, "batch_size": 64, "checkpoint_every": 20}}
+    settings = {"epochs": 4, "batch_size": 64, "checkpoint_every": 20, "checkpoint_aside": aside}
+    long = experiment | {"train": experiment["train"] | settings}
     config.write_text(yaml.safe_dump(long))
     undisturbed = run_command("train", config, dataset.path, tmp_path / "undisturbed", "--json")
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -93,10 +102,15 @@ def test_a_killed_training_resumes_to_the_same_weights(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "manifest.json").exists()
+    for step in steps(tmp_path / "killed"):
+        open_directory(tmp_path / "killed" / "checkpoints" / step_name(step), "checkpoint")
 
     resumed = run_command("train", config, dataset.path, tmp_path / "killed", "--resume", "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "killed"))
+    losses = [losses_of(tmp_path / run) for run in ("undisturbed", "killed")]
+    assert len(losses[0]) > 1
+    assert losses[0] == losses[1]
     results = [json.loads(run.stdout.splitlines()[-1]) for run in (undisturbed, resumed)]
     assert results[0]["valid"] == results[1]["valid"]
 
@@ -113,6 +127,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
         },
         {"train__schedule": {"kind": "cosine", "warmup_steps": 10}, "train__precision": "bf16"},
         {"sparsity": {"row_pruning": {"sparsity": 0.5}}},
+        {"train__checkpoint_aside": True, "train__checkpoint_every": 1, "train__ema": 0.9},
     ],
 )
 def test_a_stopped_training_resumes_to_the_same_weights(
