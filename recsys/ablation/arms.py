@@ -20,6 +20,7 @@ Kind = Literal[
     "leave_one_out",
     "add_one_in",
     "pair",
+    "replace",
     "permute",
     "permute_within",
     "mask",
@@ -92,6 +93,7 @@ def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str]) -> 
         if kept != arms[1].features:
             arms.append(Arm(f"core + {unit}", "add_one_in", kept, units=(unit,), reference=CORE))
     arms.extend(_pair_arms(study, units, everything, arms))
+    arms.extend(_replacements(study, units, data))
     for change, verb in LOOKS.items():
         changed = units.expand(getattr(study, change), change)
         arms.extend(Arm(f"{verb} {unit}", change, everything, change=change, units=(unit,)) for unit in changed)
@@ -211,6 +213,21 @@ def _pair_arms(study: StudyConfig, units: Units, everything: tuple[str, ...], ar
     return [arm for arm in alone if arm.name not in known] + [
         _without(everything, units, "pair", pair) for pair in pairs if not set(units[pair[0]]) & set(units[pair[1]])
     ]
+
+
+def _replacements(study: StudyConfig, units: Units, data: DataConfig) -> Iterator[Arm]:
+    """Each variant in the place of its feature or group."""
+    for unit, variants in study.replace.items():
+        units.expand([unit], "replace")
+        kept = [feature for feature in units.features if feature not in units[unit]]
+        for variant in variants:
+            if variant not in data.inputs or variant in kept:
+                raise UserError(
+                    f"ablation.replace.{unit}: `{variant}` is no feature of `data` that the base does without: define "
+                    "it there, and leave it out of train.features."
+                )
+            features = tuple(name for name in data.inputs if name in kept or name == variant)
+            yield Arm(f"{variant} for {unit}", "replace", features, units=(unit,))
 
 
 def _config_arms(study: StudyConfig, everything: tuple[str, ...]) -> Iterator[Arm]:

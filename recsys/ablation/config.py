@@ -44,6 +44,11 @@ class StudyConfig(_Config):
     core: list[str] = Field(default=[], description="What `add_one_in` and forward selection start from.")
     add_one_in: list[str] = Field(default=[], description="Train with `core` and each of these.")
     pairs: list[str] = Field(default=[], description="Train without each pair of these: do they replace each other?")
+    replace: dict[str, list[str]] = Field(
+        default={},
+        description="Train with each of these features of `data`, which the base does without, in place of the feature "
+        "or group: a shorter history, other buckets.",
+    )
     permute: list[str] = Field(default=[], description="Shuffle each of these among the test rows of the trained base.")
     permute_within: list[str] = Field(
         default=[], description="The same, but only among rows that are alike in the features that go with it."

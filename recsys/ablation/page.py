@@ -26,6 +26,7 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
     ),
     "add-one-in": ("Added to the core", ("add_one_in",), "Each model is trained with the core and one more feature."),
     "pairs": ("Left out in pairs", ("pair",), "Each model is trained without both."),
+    "replace": ("Replaced", ("replace",), "Each model reads another variant in the place of a feature or group."),
     "looks": (
         "Taken from the trained model",
         tuple(LOOKS),
@@ -43,7 +44,7 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
 }
 """Forest plots by file name: title, kinds of arms, how to read it."""
 
-_WORTH_THEIR_COST = ("base", "leave_one_out", "add_one_in", "selection", "vary", "grid")
+_WORTH_THEIR_COST = ("base", "leave_one_out", "add_one_in", "replace", "selection", "vary", "grid")
 _VERDICT_CLASS = {"better": "good", "worse": "bad", "no effect": "unsure", "cannot tell": "unsure"}
 
 

@@ -63,6 +63,16 @@ def test_pairs_of_overlapping_units_are_left_out(data: DataConfig) -> None:
     assert [arm.units for arm in arms if arm.kind == "pair"] == [("ids", "price"), ("item", "price")]
 
 
+def test_a_variant_takes_the_place_of_its_feature(data: DataConfig) -> None:
+    study = StudyConfig(leave_one_out=[], replace={"user": ["likes"], "ids": ["price"]})
+    arms = {arm.name: arm for arm in plan_arms(study, data, ["user", "item", "genre"])}
+    assert arms["likes for user"].features == ("item", "genre", "likes")
+    assert arms["price for ids"].features == ("genre", "price")
+    for key, variant in (("user", "colour"), ("user", "item"), ("colour", "likes")):
+        with pytest.raises(UserError, match=r"colour|item"):
+            plan_arms(StudyConfig(leave_one_out=[], replace={key: [variant]}), data, ["user", "item"])
+
+
 def test_keys_vary_one_at_a_time_and_in_a_grid(data: DataConfig) -> None:
     arms = _plan(
         data,
