@@ -1,5 +1,6 @@
 """Preparing on a Ray cluster: the content that one process makes."""
 
+import threading
 from typing import Any
 
 import polars as pl
@@ -57,9 +58,19 @@ def test_parts_of_a_log_make_the_data_set_of_the_whole(config, tiny_log, by, tmp
     assert_same(whole, parts)
 
 
-def test_a_cluster_prepares_as_one_process(two_nodes, config, tmp_path, monkeypatch):
-    address, _ = two_nodes
-    monkeypatch.setattr(preparing, "PART_ROWS", 500)
+def test_a_cluster_prepares_as_one_process_even_when_a_node_dies(two_nodes, config, tmp_path, monkeypatch):
+    address, kill_second_node = two_nodes
+    monkeypatch.setattr(preparing, "PART_ROWS", 100)
     here = prepare(config, tmp_path / "here")
-    there = prepare(config, tmp_path / "there", engine=preparing.ray_engine(address))
+    killer = threading.Thread(target=kill_second_node)
+    parts_done: list[int] = []
+
+    def kill_midway(rows: int) -> None:
+        parts_done.append(rows)
+        if len(parts_done) == 6:
+            killer.start()
+
+    there = prepare(config, tmp_path / "there", engine=preparing.ray_engine(address), progress=kill_midway)
+    killer.join()
+    assert len(parts_done) > 6
     assert_same(here, there)
