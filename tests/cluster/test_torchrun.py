@@ -108,8 +108,8 @@ def valid(run: Path) -> dict[str, dict[str, float]]:
 
 
 def measured(run: Path) -> pl.DataFrame:
-    """Losses and valid metrics over the steps, without what the clock says."""
-    kept = pl.read_parquet(run / "metrics.parquet").filter(pl.col("metric") != "samples_per_s")
+    """Losses and valid metrics over the steps."""
+    kept = pl.read_parquet(run / "metrics.parquet").filter(pl.col("metric").str.contains("^(loss|click/.*)$"))
     return kept.drop("seconds").sort("step", "split", "metric")
 
 
