@@ -1,8 +1,12 @@
-"""How well models score on real data: frappe and MovieLens-1M, beside FuxiCTR's figures on the very same files.
+"""How well models score on real data, and whether a mixture of experts earns its place.
 
-Each config of ``examples/`` is prepared once and trained with three seeds; hyperparameters were chosen on the valid
-split alone. Beside the test metrics stand the int8 artifact's size and its rate of scoring. Without ``RECSYS_DATA`` the
-demo log takes the place of real data.
+Frappe and MovieLens-1M: each config of ``examples/``, trained with three seeds, beside what peers were measured to
+reach on the very same files. Frappe, MovieLens-1M and the demo log, whose segments are planted: the same config with
+its tower exchanged, a dense one for a mixture of top-2 of 8 or the other way round, at equal active FLOPs. Beside the
+test metrics stand the int8 artifact's size and its rate of scoring.
+
+Hyperparameters were chosen on the valid split alone. Without ``RECSYS_DATA`` there is the demo log only, and the
+figures that are asked of real data are missing. ``python -m benchmarks.accuracy frappe`` measures one data set.
 """
 
 import json
@@ -10,23 +14,39 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from benchmarks.common import ROOT, machine, real_data, table
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config import ExperimentConfig, load_config
-from recsys.evaluation import evaluate
+from recsys.checkpoints import load_weights
+from recsys.config import ExperimentConfig, override, parse_config, read_yaml
+from recsys.engines import processes
+from recsys.evaluation import evaluate, users_of
 from recsys.exporting import export_run
+from recsys.ledger import ledger, total
+from recsys.significance import Effect, combine, delong
 from recsys.training import train
+from serving.artifact import Artifact
 from serving.scorer import Scorer
 
 SEEDS = (0, 1, 2)
+SCORED_ROWS = 100_000
+LOG = "log.parquet"
+
+Peers = Mapping[str, tuple[float, float | None]]
+"""Test AUC and log loss of others on these very files, one seed each; how they were measured is told in the docs."""
+
+
+def _demo(_source: Path, log: Path) -> object:
+    return generate(DemoConfig(), log)
 
 
 @dataclass(frozen=True)
@@ -34,85 +54,193 @@ class Task:
     """One config on one data set.
 
     Attributes:
-        key: What the JSON keys of its result begin with.
-        config: In ``examples/``.
-        data: The folder below ``RECSYS_DATA``, and what turns it into a log.
-        peer: Test AUC and log loss of the best known on these files, and whose they are.
+        config: In ``examples/``; the demo's own where absent.
+        data: The folder below ``RECSYS_DATA``, and ``convert`` what turns it into a log.
+        rival: Overrides that exchange the tower for one of the other kind with as many active FLOPs; none where empty.
+        settings: Overrides of both arms.
     """
 
     key: str
-    config: str
-    data: str
-    convert: Callable[[Path, Path], int]
-    peer: tuple[str, float, float]
+    config: str | None
+    data: str | None
+    convert: Callable[[Path, Path], object]
+    peers: Peers
+    rival: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    def experiment(self, log: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+        """The config of one arm, reading ``log``."""
+        content = demo_experiment(str(log)) if self.config is None else read_yaml(ROOT / "examples" / self.config)
+        return parse_config(
+            ExperimentConfig,
+            override(content, [f"data.log={log}", *self.settings, *overrides]),
+            source=self.config or self.key,
+        )
 
 
 TASKS = (
-    Task("frappe", "frappe.yaml", "frappe", frappe.convert, ("FuxiCTR FinalNet", 0.98511, 0.13331)),
-    Task("ml1m_likes", "ml-1m-likes.yaml", "ml-1m", movielens.convert, ("FuxiCTR DIN, tuned", 0.7827, 0.5674)),
-    Task("ml1m", "ml-1m.yaml", "ml-1m", movielens.convert, ("LightGBM on 25 statistics", 0.7941, 0.5452)),
+    Task(
+        "demo",
+        None,
+        None,
+        _demo,
+        {},
+        ("model.context=[]", "model.tower={kind: mlp, hidden: [128, 128]}"),
+        ("train.schedule.kind=cosine", "train.ema=0.99"),
+    ),
+    Task(
+        "frappe",
+        "frappe.yaml",
+        "frappe",
+        frappe.convert,
+        {
+            "FuxiCTR FinalNet": (0.98511, 0.13331),
+            "FuxiCTR FinalMLP": (0.98458, 0.15363),
+            "FuxiCTR DCNv2": (0.98434, 0.15580),
+        },
+        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 64, dropout: 0.2}",),
+    ),
+    Task(
+        "ml1m_likes",
+        "ml-1m-likes.yaml",
+        "ml-1m",
+        movielens.convert,
+        {"FuxiCTR DIN, tuned": (0.7827, 0.5674), "FuxiCTR DCNv2, tuned": (0.7808, 0.5723)},
+    ),
+    Task(
+        "ml1m",
+        "ml-1m.yaml",
+        "ml-1m",
+        movielens.convert,
+        {"LightGBM on 25 statistics": (0.7941, 0.5452), "logistic regression": (0.7430, 0.5989)},
+        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 72, dropout: 0.2}",),
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One seed's run, and its artifact."""
+    """One seed's run, and its artifact.
+
+    Attributes:
+        flops: Active ones of a row, multiplications and additions.
+        logits_N: Of the test split.
+    """
 
     auc: float
     logloss: float
+    flops: int
     artifact_bytes: int
     rows_per_s: float
+    logits_N: np.ndarray
 
 
-def run_seed(config: ExperimentConfig, dataset: Dataset, log: pl.DataFrame, folder: Path) -> Measured:
-    """Train, evaluate on the test split, export, and score rows of the log with the artifact."""
-    run = folder / f"run-{config.seed}"
-    train(config, dataset, run)
-    metrics = next(iter(evaluate(run, dataset, "test", draws=0).tasks.values()))
-    artifact = export_run(run, folder / f"artifact-{config.seed}", ["sparsity.quantization.table_bits=8"])
-    size = sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file())
+def _train(config: ExperimentConfig, dataset: Path, run: Path) -> Path:
+    train(config, Dataset.open(dataset, verify="sizes"), run)
+    return run
+
+
+def _measure(run: Path, dataset: Dataset, rows: pl.DataFrame) -> Measured:
+    """Evaluate a run on the test split, export it, and score rows of the log with the artifact."""
+    evaluation = evaluate(run, dataset, "test", draws=0)
+    (task, metrics), weights = next(iter(evaluation.tasks.items())), load_weights(run)
+    artifact = export_run(run, run.with_suffix(".artifact"), ["sparsity.quantization.table_bits=8"])
+    return Measured(
+        metrics["auc"],
+        metrics["logloss"],
+        total(ledger(weights, weights)).flops_before,
+        sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file()),
+        _scoring_rate(artifact, rows),
+        evaluation.predictions[f"{task}:logit"].to_numpy(),
+    )
+
+
+def _scoring_rate(artifact: Artifact, rows: pl.DataFrame) -> float:
     scorer = Scorer(artifact)
-    rows = log.head(100_000)
     scorer.score(rows.head(1000))
     began = time.perf_counter()
     scorer.score(rows)
-    return Measured(metrics["auc"], metrics["logloss"], size, len(rows) / (time.perf_counter() - began))
+    return len(rows) / (time.perf_counter() - began)
 
 
-def measure(base: ExperimentConfig, log: Path, folder: Path) -> list[Measured]:
-    """One result a seed."""
-    dataset = prepare(base.data, folder / "dataset")
-    rows = pl.read_parquet(log)
-    return [run_seed(base.model_copy(update={"seed": seed}), dataset, rows, folder) for seed in SEEDS]
+def _arms(task: Task, folder: Path) -> tuple[dict[str, list[Measured]], Dataset]:
+    """Runs of each arm, by the kind of its tower, one a seed. Runs train side by side, one thread each."""
+    log = folder / LOG
+    kinds = {task.experiment(log, arm).model.tower.kind: arm for arm in ((), task.rival)[: 1 + bool(task.rival)]}
+    dataset = prepare(task.experiment(log).data, folder / "dataset")
+    runs = [(kind, seed) for kind in kinds for seed in SEEDS]
+    calls = (
+        partial(
+            _train,
+            task.experiment(log, [*kinds[kind], f"seed={seed}"]),
+            dataset.path,
+            folder / f"{kind}-{seed}",
+        )
+        for kind, seed in runs
+    )
+    with processes() as engine:
+        for _ in engine.run(calls):
+            print(".", end="", file=sys.stderr, flush=True)
+    rows = pl.read_parquet(log, n_rows=SCORED_ROWS)
+    measured: dict[str, list[Measured]] = {kind: [] for kind in kinds}
+    for kind, seed in runs:
+        measured[kind].append(_measure(folder / f"{kind}-{seed}", dataset, rows))
+    return measured, dataset
 
 
-def main(keys: list[str]) -> None:
+def _mixture_effect(measured: Mapping[str, Sequence[Measured]], dataset: Dataset) -> Effect:
+    """AUC of the mixture less that of the dense tower: test rows (whole users) and seeds in one interval."""
+    arms = [measured["moe"], measured["mlp"]]
+    logits_KN = np.stack([run.logits_N for arm in arms for run in arm])
+    _, covariance_KK = delong(dataset.labels("test")[:, 0], logits_KN, users_of(dataset, "test"))
+    share_K = np.repeat([1, -1], len(SEEDS)) / len(SEEDS)
+    differences = [moe.auc - mlp.auc for moe, mlp in zip(*arms, strict=True)]
+    return combine(differences, float(share_K @ covariance_KK @ share_K))
+
+
+def _lines(task: Task, measured: Mapping[str, Sequence[Measured]]) -> Iterator[list[str]]:
+    for kind, runs in measured.items():
+        aucs = [run.auc for run in runs]
+        yield [
+            f"{task.key}, {'mixture' if kind == 'moe' else 'dense tower'}",
+            f"{statistics.mean(aucs):.5f} ± {statistics.stdev(aucs):.5f}",
+            f"{statistics.mean(run.logloss for run in runs):.5f}",
+            f"{runs[0].flops / 1000:,.0f}",
+            f"{statistics.mean(run.artifact_bytes for run in runs) / 2**20:.2f} MiB",
+            f"{statistics.median(run.rows_per_s for run in runs):,.0f}",
+        ]
+    for peer, (auc, logloss) in task.peers.items():
+        yield [f"{task.key}, {peer}", f"{auc:.5f}", f"{logloss:.5f}" if logloss else "", "", "", ""]
+
+
+def main(keys: Sequence[str] = ()) -> None:
     """Measure the tasks of these keys, all if there are none."""
     print(machine())
-    rows, result = [], {}
+    began = time.perf_counter()
+    lines: list[list[str]] = []
+    effects: list[list[str]] = []
+    result: dict[str, object] = {}
     for task in (task for task in TASKS if not keys or task.key in keys):
-        with tempfile.TemporaryDirectory() as name:
-            folder, source = Path(name), real_data(task.data)
-            log = folder / "log.parquet"
-            if source is None:
-                print("RECSYS_DATA is not set: on the demo log, which says nothing about the peers' figures.")
-                generate(DemoConfig(), log)
-                config = ExperimentConfig.model_validate(demo_experiment(str(log)))
-            else:
-                task.convert(source, log)
-                config = load_config(ROOT / "examples" / task.config, [f"data.log={log}"])
-            measured = measure(config, log, folder)
-        mean = {field: statistics.mean(getattr(m, field) for m in measured) for field in Measured.__annotations__}
-        spread = statistics.stdev(m.auc for m in measured)
-        result |= {f"{task.key}_auc": round(mean["auc"], 5), f"{task.key}_logloss": round(mean["logloss"], 5)}
-        size, rate = f"{mean['artifact_bytes'] / 2**20:.2f} MiB", f"{mean['rows_per_s']:,.0f}"
-        rows.append([f"{task.key}, ours", f"{mean['auc']:.5f} ± {spread:.5f}", f"{mean['logloss']:.5f}", size, rate])
-        if source is not None:
-            rows.append([f"{task.key}, {task.peer[0]}", f"{task.peer[1]:.5f}", f"{task.peer[2]:.5f}", "", ""])
-        print(table(["", "test AUC", "test log loss", "artifact", "rows/s"], rows), flush=True)
+        source = real_data(task.data) if task.data else Path()
         if source is None:
-            break
-    print(json.dumps(result))
+            print(f"{task.key} is left out: RECSYS_DATA is not set.")
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            task.convert(source, folder / LOG)
+            measured, dataset = _arms(task, folder)
+            lines += _lines(task, measured)
+            own = next(iter(measured.values()))
+            for metric in ("auc", "logloss"):
+                result[f"{task.key}_{metric}"] = round(statistics.mean(getattr(run, metric) for run in own), 5)
+            if task.rival:
+                effect = _mixture_effect(measured, dataset)
+                result[f"{task.key}_mixture_gain"] = [round(v, 5) for v in (effect.value, effect.low, effect.high)]
+                effects.append([task.key, f"{effect.value:+.5f}", f"{effect.low:+.5f} to {effect.high:+.5f}"])
+    columns = ["mean of 3 seeds", "test AUC", "test log loss", "kFLOPs a row", "artifact", "rows/s"]
+    print(table(columns, lines), end="\n\n")
+    print(table(["mixture less dense tower", "test AUC", "95% interval"], effects))
+    print(json.dumps(result | {"minutes": round((time.perf_counter() - began) / 60, 1)}))
 
 
 if __name__ == "__main__":
