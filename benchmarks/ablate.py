@@ -15,9 +15,9 @@ from benchmarks.common import in_turns, machine, spread, table
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.ablation.config import StudyConfig
-from recsys.ablation.execution import Workers
 from recsys.ablation.study import Study
 from recsys.ablation.trials import TrialStore
+from recsys.ablation.workers import Workers
 from recsys.config import ExperimentConfig, parse_config
 from recsys.engines import processes
 

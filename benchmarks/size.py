@@ -21,8 +21,8 @@ from benchmarks.common import ROOT, machine, real_data, table
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.ablation.execution import Workers
 from recsys.ablation.trials import TrialStore
+from recsys.ablation.workers import Workers
 from recsys.config import ExperimentConfig, parse_config, read_yaml
 from recsys.engines import processes
 from recsys.frontier import Frontier, Overrides

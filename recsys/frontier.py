@@ -19,8 +19,8 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.storage import new_directory
 from recsys import metrics
-from recsys.ablation.execution import Workers
 from recsys.ablation.trials import Trial, code_fingerprint
+from recsys.ablation.workers import Workers
 from recsys.config import ExperimentConfig, override, parse_config, to_yaml
 from recsys.pages import Grid, Line, Section, Tile, byte_size, figure_of, write_page
 from recsys.plots.studies import Point, cost_benefit

@@ -283,8 +283,8 @@ class _Training:
         self.rows, self.seconds = self.rows + rows, self.seconds + time.perf_counter() - began
         position.losses.append(mean_loss)
         if position.step % LOG_EVERY == 0:
-            loss = sum(position.losses) / len(position.losses)
-            self._log("train", {"loss": loss, "samples_per_s": self.rows / self.seconds})
+            recent = sum(position.losses) / len(position.losses)
+            self._log("train", {"loss": recent, "samples_per_s": self.rows / self.seconds})
             position.losses.clear()
         self.report(rows, f"epoch {position.epoch + 1} loss {position.loss_mean:.4f}")
 

@@ -1,13 +1,11 @@
-"""How a trial is carried out, by whatever engine, with the threads it was given.
+"""How a trial is carried out, with the threads it was given.
 
 Letters: N rows, T tasks.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +26,6 @@ from recsys.ablation.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialSt
 from recsys.ablation.warm import warm_ranker
 from recsys.checkpoints import load_weights
 from recsys.config import ExperimentConfig, parse_config
-from recsys.engines import Engine
 from recsys.evaluation import predict, task_metrics
 from recsys.exporting import export_run, shrunk_weights
 from recsys.ledger import checkpoint_bytes
@@ -178,23 +175,3 @@ def _write_logits(logits: Logits, tasks: Sequence[str], path: Path) -> None:
         for split, logits_NT in logits.items()
     ]
     pl.concat(parts).write_parquet(path)
-
-
-@dataclass(frozen=True)
-class Workers:
-    """An engine that puts finished trials on one data set into a store."""
-
-    dataset: Path
-    store: TrialStore
-    engine: Engine
-
-    def run(self, trials: Sequence[Trial], done: Callable[[Trial], None] = lambda trial: None) -> None:
-        """Carry out the ``trials`` that the store does not have, in their order; tell ``done`` of each as it ends.
-
-        Raises:
-            UserError: What a trial's own training says.
-        """
-        wanted = list({trial.name: trial for trial in trials if trial not in self.store}.values())
-        dataset, folder = self.dataset.resolve(), self.store.folder.resolve()
-        for number, _ in self.engine.run(partial(execute, trial, dataset, folder) for trial in wanted):
-            done(wanted[number])

@@ -21,14 +21,17 @@ from recsys.ablation import selection
 from recsys.ablation.arms import BASE, CORE, Arm, Units, narrow, plan_arms
 from recsys.ablation.config import StudyConfig
 from recsys.ablation.effects import Judge
-from recsys.ablation.execution import Workers, experiment
+from recsys.ablation.execution import experiment
 from recsys.ablation.slices import slice_masks
 from recsys.ablation.trials import Figures, Trial, TrialStore, code_fingerprint
+from recsys.ablation.workers import Workers
 from recsys.config import ExperimentConfig, chosen_features, override
 from recsys.metrics import METRICS, NEEDS_USERS
 from recsys.significance import Floats
 
 _META = torch.device("meta")
+_LOOK_SECONDS = 2.0
+"""What a look at a trained model takes where none was timed yet."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,14 @@ class Plan:
 
     Attributes:
         missing: Trials of each arm that are not in the store.
-        seconds: Time of the missing trials, by what trials of this data set took so far; ``None`` if none was run.
+        seconds: Time of the missing trials, and ``basis``: what it was guessed from.
         disk: Bytes that the missing trials will leave.
     """
 
     arms: Sequence[Arm]
     missing: Mapping[str, int]
-    seconds: float | None
+    seconds: float
+    basis: str
     disk: int
     jobs: int
 
@@ -132,14 +136,16 @@ class Study:
         known = self.store.figures_of(self.dataset.manifest.fingerprint)
         trained = [figures.seconds for figures in known if figures.steps]
         looks = [figures.seconds for figures in known if not figures.steps]
-        seconds = None
-        if trained:
-            each = {True: statistics.median(trained), False: statistics.median(looks or [2.0])}
-            seconds = sum(each[arm.trains] for arm in of_arm) / self.workers.engine.jobs
+        basis = f"from {len(trained)} finished trainings on this data set"
+        if not trained and of_arm:
+            trained = [self.workers.probe(self._trial(self.arms[0], self.config.seed))]
+            basis = "from the first steps of one training, if none stops early"
+        each = {True: statistics.median(trained or [0.0]), False: statistics.median(looks or [_LOOK_SECONDS])}
+        seconds = sum(each[arm.trains] for arm in of_arm) / self.workers.engine.jobs
         rows = self.dataset.splits["test"] + self.dataset.splits.get("valid", 0)
         tables = sum(table.rows * self.config.model.table_dim(table.name) for table in self.dataset.schema.tables)
         disk = len(of_arm) * 4 * rows + missing[BASE] * 4 * tables
-        return Plan(self.arms, missing, seconds, disk, self.workers.engine.jobs)
+        return Plan(self.arms, missing, seconds, basis, disk, self.workers.engine.jobs)
 
     def run(self, observe: Callable[[Progress], None] = lambda progress: None) -> None:
         """Carry out every trial that the store lacks; what a kill left undone is all that is done again."""

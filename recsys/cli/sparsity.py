@@ -77,8 +77,8 @@ def frontier(
     Killed and started again, it goes on where it was; points that only differ in what export does share a training.
     """
     from data_pipelines.dataset import Dataset
-    from recsys.ablation.execution import Workers
     from recsys.ablation.trials import TrialStore
+    from recsys.ablation.workers import Workers
     from recsys.config import load_config
     from recsys.engines import processes
     from recsys.frontier import Frontier, grid

@@ -50,11 +50,11 @@ def ablate(
 ) -> None:
     """Find out which features, levers and model parts earn their keep, and how sure one can be of it."""
     from data_pipelines.dataset import Dataset
-    from recsys.ablation.execution import Workers
     from recsys.ablation.outputs import PAGE, write_study
     from recsys.ablation.study import Study
     from recsys.ablation.tables import find
     from recsys.ablation.trials import TrialStore
+    from recsys.ablation.workers import Workers
     from recsys.config import load_config
 
     experiment, data = load_config(config, overrides or ()), Dataset.open(dataset)
@@ -97,7 +97,7 @@ def _print_plan(plan: "Plan", json: bool) -> None:
         table.add_row(arm.name, arm.kind.replace("_", " "), reference, str(plan.missing[arm.name]))
     Console(stderr=json).print(table)
     missing = sum(plan.missing.values())
-    expected = "unknown until a first trial has run" if plan.seconds is None else f"about {duration(plan.seconds)}"
+    expected = f"about {duration(plan.seconds)}, {plan.basis}"
     text = {
         "arms": len(plan.arms),
         "trials_to_run": missing,

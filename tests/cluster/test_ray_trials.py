@@ -12,9 +12,9 @@ from polars.testing import assert_frame_equal
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
-from recsys.ablation.execution import Workers
 from recsys.ablation.study import Progress, Study
 from recsys.ablation.trials import TrialStore
+from recsys.ablation.workers import Workers
 from recsys.cluster.trials import ray_tasks
 from recsys.config import ExperimentConfig, parse_config
 from recsys.engines import Engine, processes

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.ablation.effects import ALL_ROWS
-from recsys.ablation.execution import Workers
 from recsys.ablation.study import Study
 from recsys.ablation.tables import leaks
 from recsys.ablation.trials import TrialStore
+from recsys.ablation.workers import Workers
 from recsys.cli import app
 from recsys.config import ExperimentConfig, load_config
 from recsys.engines import processes
@@ -158,9 +158,11 @@ def test_a_plan_counts_what_is_missing_and_runs_nothing(place: Path, undisturbed
     assert {name for name, count in plan.missing.items() if count} == {"mask price", stopped}
     assert plan.missing["mask price"] == 2
     assert plan.seconds
+    assert "finished trainings" in plan.basis
     new = _ablate(place, "planned", "--plan")
     assert new["trials_to_run"] == 2 * new["arms"]
-    assert new["expected_seconds"] is None
+    assert new["expected_seconds"] > 0
+    assert "first steps" in new["expected_time"]
     assert not _trials(place / "planned")
 
 
