@@ -209,8 +209,13 @@ class Artifact:
     reference: Reference | None
 
     @classmethod
-    def open(cls, path: Path, *, verify: Literal["full", "sizes"] = "full") -> "Artifact":
+    def open(cls, path: Path, *, verify: Literal["full", "sizes"] = "sizes") -> "Artifact":
         """Check the manifest and map the files.
+
+        Args:
+            verify: ``"sizes"`` leaves the tables on the disk until a row of theirs is asked for; ``"full"`` reads every
+                byte and compares checksums, as is done where an artifact comes in: by ``recsys score``, ``verify`` and
+                ``inspect``, and when a service is told of it.
 
         Raises:
             UserError: No artifact, one of another format, or a file of it missing or changed.

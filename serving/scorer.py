@@ -26,6 +26,8 @@ from serving.drift import DriftMonitor
 
 MICROBATCH = 4096
 """Rows that go through lookup and tower together: enough to keep the kernels busy, few enough for the caches."""
+_ENCODED = 1 << 15
+"""Rows that are encoded together: with a long history on each, more would take gigabytes."""
 
 
 class Scorer:
@@ -38,7 +40,7 @@ class Scorer:
     def __init__(self, artifact: Artifact, *, state: Path | None = None) -> None:
         self.artifact = artifact
         folder = state or artifact.state
-        self._state = None if folder is None else State.open(folder)
+        self._state = None if folder is None else State.open(folder, verify="sizes")
         self.ranker = artifact.ranker()
         self._encoder = artifact.encoder
         self._schema = artifact.encoder.schema
@@ -92,10 +94,11 @@ class Scorer:
 
     def encode(self, frame: pl.DataFrame) -> Iterator[Batch]:
         """Encoded rows, in batches that fit a processor's cache."""
-        encoded = self._encoded(frame, self._encoder)
-        for start in range(0, len(encoded), MICROBATCH):
-            piece = encoded.slice(start, MICROBATCH)
-            yield collate(self._schema, piece, np.arange(start, start + len(piece)))
+        for first in range(0, max(len(frame), 1), _ENCODED):
+            encoded = self._encoded(frame.slice(first, _ENCODED), self._encoder)
+            for start in range(0, len(encoded), MICROBATCH):
+                piece = encoded.slice(start, MICROBATCH)
+                yield collate(self._schema, piece, np.arange(first + start, first + start + len(piece)))
 
     def encode_part(self, frame: pl.DataFrame, encoder: Encoder) -> Batch:
         """One batch of the features of ``encoder``, which is the artifact's own with fewer features."""

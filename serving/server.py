@@ -48,7 +48,7 @@ def serve(
     logging.getLogger("alembic").setLevel(logging.WARNING)
     roots, store = Roots(data_roots), JobStore(jobs_db)
     for name, path in artifacts.items():
-        store.register(name, str(path.resolve()), Artifact.open(path).fingerprint)
+        store.register(name, str(path.resolve()), Artifact.open(path, verify="full").fingerprint)
     exposed = not _is_loopback(host)
     if exposed and not store.has_tokens():
         raise UserError(

@@ -200,7 +200,7 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
     def register(name: Name, body: ArtifactAt) -> ArtifactInfo:
         """Make an artifact below the data roots known. Jobs submitted before keep the one they were submitted with."""
         path = roots.output(body.path)
-        artifact = Artifact.open(path)
+        artifact = Artifact.open(path, verify="full")
         store.register(name, str(path), artifact.fingerprint)
         artifacts.forget()
         return ArtifactInfo(name=name, live=store.live() == name, path=str(path), fingerprint=artifact.fingerprint)

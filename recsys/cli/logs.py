@@ -133,7 +133,7 @@ def _summary(path: Path, kind: str) -> dict[str, Any]:
             from recsys.cli.serve import summary
             from serving.artifact import Artifact
 
-            return summary(Artifact.open(path))
+            return summary(Artifact.open(path, verify="full"))
     raise UserError(f"{path} is a {kind}: `recsys inspect` tells of logs, data sets, runs and artifacts.")
 
 

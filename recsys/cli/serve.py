@@ -68,7 +68,7 @@ def verify_verb(
     from recsys.exporting import verify_artifact
     from serving.artifact import Artifact
 
-    result = verify_artifact(Artifact.open(artifact), against, dataset=dataset, rows=rows, split=split)
+    result = verify_artifact(Artifact.open(artifact, verify="full"), against, dataset=dataset, rows=rows, split=split)
     finish(result, json, f"recsys score {artifact} INPUT OUTPUT")
 
 
@@ -111,7 +111,7 @@ def score_verb(
         workers = ray_engine(address)
     with sent(output, resume=True) as folder, progress_bar("scoring") as advance:
         result = run_job(
-            Artifact.open(artifact),
+            Artifact.open(artifact, verify="full"),
             source,
             folder,
             options,
