@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(np.random.default_rng().integers(2**31)))
     asked = parser.parse_args()
     print(machine(), f"seed {asked.seed}", sep="; ", flush=True)
-    chance = random.Random(asked.seed)
+    chance, began = random.Random(asked.seed), time.monotonic()
     inputs.PART_ROWS = PART_ROWS
     result: dict[str, int | None] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -227,11 +227,11 @@ def main() -> None:
         result["score_kills"], result["score_identical"] = scoring(
             folder / "artifact", rows, folder / "scores", asked.kills, chance
         )
-        print(f"scoring: {result}", flush=True)
+        print(f"scoring: {result}, {time.monotonic() - began:.0f} s", flush=True)
         result["train_kills"], result["train_identical"] = training(
             config, dataset, folder / "runs", asked.trainings, chance
         )
-        print(f"training: {result}", flush=True)
+        print(f"training: {result}, {time.monotonic() - began:.0f} s", flush=True)
         if binaries() is None:
             sys.exit("PostgreSQL's server programs (initdb, postgres) are not installed: the jobs cannot be measured.")
         result["jobs"], result["jobs_exactly_once"], result["job_kills"] = jobs(

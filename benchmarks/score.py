@@ -1,15 +1,22 @@
-"""How fast scoring is: raw Parquet to scored Parquet beside FuxiCTR, and beside the sum of our own stages.
+"""How fast scoring is: raw Parquet to scored Parquet beside FuxiCTR, our own stages, ONNX Runtime, and pairs.
 
 The log and the model's shape are FuxiCTR's benchmark: three ids, a bag of tags and a number; embeddings of 16, three
 cross layers, a 400-400 tower. The artifact has int8 rows and, in turns, a float32 and a bfloat16 dense part. Each of
 our stages is measured alone over the same rows with all cores: the same threads, and nothing else to do. FuxiCTR's
-clock stands still while it imports, starts Ray, fits its features and builds its model.
+clock stands still while it imports, starts Ray, fits its features and builds its model. ONNX Runtime computes the same
+cross layers, tower and head from rows that are looked up and joined already.
+
+Pairs are 1,000 candidates for each of 1,000 users, beside flat rows of such pairs, of some of the users. Of a user the
+model knows the last 200 clicks, attended by the candidate or pooled by their mean, or the id alone.
+
+Peak memory is that of a process of its own, over the log once and over the same log as 20 files.
 """
 
 import argparse
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,44 +28,52 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.common import in_turns, machine, peer_python, spread, table
+from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_python, spread, table
 from benchmarks.prepare import data_config, write_for_peer, write_log
 from data_pipelines.batch import Batch
+from data_pipelines.dataset import prepare
 from data_pipelines.encoder import Encoder
-from data_pipelines.loader import collate
+from data_pipelines.synthetic import DemoConfig, generate
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.table_layout import table_layouts
 from models.weights import Precision, Weights
 from serving.artifact import Artifact, ModelCard, write_artifact
-from serving.batch_job import run_job
+from serving.batch_job import JobOptions, run_job
 from serving.inputs import Input
-from serving.scorer import MICROBATCH, Scorer
+from serving.scorer import Scorer
 
 THREADS = torch.get_num_threads()
-_PEER = Path(__file__).with_name("fuxictr_score.py")
+COPIES = 20
+_FUXICTR, _ONNX = (Path(__file__).with_name(name) for name in ("fuxictr_score.py", "onnx_tower.py"))
+_USERS, _FLAT_USERS, _CANDIDATES = 1000, 20, 1000
+_HISTORIES = {"attention": {"recent": "attention"}, "mean": {"recent": "mean"}, "ids": {}}
 
 
-def write_artifacts(log: Path, folder: Path) -> dict[str, Path]:
-    """Artifacts of an untrained ranker of the peer's shape, by precision of the dense part."""
-    config = data_config(log, history=False).model_copy(update={"keys": ["user_id", "item_id"]})
-    encoder = Encoder.fit(config, pl.scan_parquet(log))
-    shape = RankerConfig(dim=16, tower={"kind": "mlp", "hidden": (400, 400)})
+def write_artifact_of(encoder: Encoder, state: Path | None, out: Path, precision: Precision, **shape: object) -> None:
+    """An artifact of an untrained ranker of the peer's shape, with int8 rows."""
+    config = RankerConfig.model_validate({"dim": 16, "tower": {"kind": "mlp", "hidden": (400, 400)}, **shape})
     generator = torch.Generator().manual_seed(0)
     tables = {
         layout.name: torch.randn(layout.rows, layout.dim, generator=generator) * 0.1
-        for layout in table_layouts(encoder.schema, shape)
+        for layout in table_layouts(encoder.schema, config)
     }
-    ranker = Ranker(shape, encoder.schema, PlainTables(encoder.schema, shape, tables, {}, {}))
+    ranker = Ranker(config, encoder.schema, PlainTables(encoder.schema, config, tables, {}, {}))
+    bits = dict.fromkeys(tables, 8)
+    weights = Weights(config, encoder.schema, tables, ranker.dense_state(), bits=bits, precision=precision)
     card = ModelCard(name="bench", metrics={}, sparsity={}, training={}, versions={})
+    write_artifact(weights, encoder, state, card, out)
+
+
+def write_artifacts(log: Path, folder: Path) -> dict[str, Path]:
+    """Artifacts over the log, by precision of the dense part."""
+    config = data_config(log, history=False).model_copy(update={"keys": ["user_id", "item_id"]})
+    encoder = Encoder.fit(config, pl.scan_parquet(log))
     paths: dict[str, Path] = {}
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
-        weights = Weights(
-            shape, encoder.schema, tables, ranker.dense_state(), bits=dict.fromkeys(tables, 8), precision=precision
-        )
         paths[precision] = folder / f"artifact-{precision}"
-        write_artifact(weights, encoder, None, card, paths[precision])
+        write_artifact_of(encoder, None, paths[precision], precision)
     return paths
 
 
@@ -73,7 +88,7 @@ def run_ours(artifact: Path, rows: Path, folder: Path) -> float:
 def run_peer(folder: Path) -> float:
     """Seconds of FuxiCTR's transform and predict."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        command = [str(part) for part in (peer_python("fuxictr"), _PEER, folder, out)]
+        command = [str(part) for part in (peer_python("fuxictr"), _FUXICTR, folder, out)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     stages = json.loads(done.stdout.splitlines()[-1])
     return float(stages["transform"] + stages["predict"])
@@ -85,26 +100,14 @@ def stages(artifact: Path, rows: Path, folder: Path) -> dict[str, Callable[[], f
     config = scorer.artifact.encoder.config
     parts = Input.find(str(rows), config).parts(folder / "none", config)
     frames = [scorer.read(part.scan()).collect() for part in parts]
-    encoded = [scorer.artifact.encoder.encode(frame.lazy()).collect() for frame in frames]
-    batches = [list(_batches(scorer, frame)) for frame in encoded]
+    batches = [list(scorer.encode(frame)) for frame in frames]
     scores = [scorer.score(frame) for frame in frames]
 
-    def over_parts(work: Callable[[int], object]) -> float:
-        def one(part: int) -> None:
-            torch.set_num_threads(1)
-            with torch.inference_mode():
-                work(part)
-
-        began = time.perf_counter()
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(one, range(len(parts))))
-        return time.perf_counter() - began
-
     def scan_and_encode(part: int) -> None:
-        frame = scorer.read(parts[part].scan()).collect()
-        list(_batches(scorer, scorer.artifact.encoder.encode(frame.lazy()).collect()))
+        for _ in scorer.encode(scorer.read(parts[part].scan()).collect()):
+            pass
 
-    def tower(part: int) -> None:
+    def lookup_and_tower(part: int) -> None:
         for batch in batches[part]:
             scorer.logits(batch)
 
@@ -115,22 +118,119 @@ def stages(artifact: Path, rows: Path, folder: Path) -> dict[str, Callable[[], f
     def write(part: int) -> None:
         scores[part].write_parquet(folder / f"alone-{part}.parquet")
 
-    named = {"scan + encode": scan_and_encode, "lookup": lookup, "lookup + tower": tower, "write": write}
-    return {name: partial(over_parts, work) for name, work in named.items()}
+    named = {"scan + encode": scan_and_encode, "lookup": lookup, "lookup + tower": lookup_and_tower, "write": write}
+    return {name: partial(over, len(parts), work) for name, work in named.items()}
 
 
-def _batches(scorer: Scorer, encoded: pl.DataFrame) -> list[Batch]:
-    schema = scorer.artifact.encoder.schema
-    starts = range(0, len(encoded), MICROBATCH)
-    pieces = [encoded.slice(start, MICROBATCH) for start in starts]
-    return [collate(schema, piece, np.arange(len(piece))) for piece in pieces]
+def over(parts: int, work: Callable[[int], None]) -> float:
+    """Seconds of ``work`` over all parts, as many at a time as there are threads."""
+
+    def one(part: int) -> None:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            work(part)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(one, range(parts)))
+    return time.perf_counter() - began
+
+
+def towers(artifacts: dict[str, Path], rows: Path, folder: Path) -> dict[str, Callable[[], float]]:
+    """Interaction, tower and head alone, ours and ONNX Runtime's, over rows that are looked up already."""
+    scorers = {precision: Scorer(Artifact.open(path)) for precision, path in artifacts.items()}
+    scorer = scorers["fp32"]
+    batches: list[Batch] = list(scorer.encode(scorer.read(pl.scan_parquet(rows)).collect()))
+    ranker = scorer.ranker
+    looked_up = [(ranker.tables(batch).pooled, batch.dense) for batch in batches]
+
+    def ours(precision: str) -> float:
+        def work(batch: int) -> None:
+            pooled, dense_BD = looked_up[batch]
+            with scorers[precision].computing():
+                scorers[precision].ranker.rank(pooled, dense_BD, {})
+
+        return over(len(batches), work)
+
+    weights = {name: tensor.numpy() for name, tensor in ranker.dense_state().items() if "standardize" not in name}
+    np.savez(folder / "tower.npz", **weights)
+    joined = [
+        torch.cat([*(pooled[name] for name in ranker.fields), ranker.standardize(dense_BD)], 1)
+        for pooled, dense_BD in looked_up
+    ]
+    np.save(folder / "tower.npy", torch.cat(joined).numpy())
+    expected = np.concatenate([scorer.logits(batch) for batch in batches])
+
+    def onnx() -> float:
+        files = [folder / name for name in ("tower.npz", "tower.npy", "logits.npy")]
+        command = [str(part) for part in (peer_python("onnx"), _ONNX, *files, THREADS)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        np.testing.assert_allclose(np.load(files[2]), expected, atol=1e-3)
+        return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+
+    return {
+        "tower alone, fp32": partial(ours, "fp32"),
+        "tower alone, bf16": partial(ours, "bf16"),
+        "tower in ONNX Runtime, fp32": onnx,
+    }
+
+
+def pairs(folder: Path) -> dict[str, Callable[[], float]]:
+    """Pairs a second of users times candidates, and rows a second of the same pairs written flat."""
+    raw, log = folder / "raw.parquet", folder / "log.parquet"
+    generate(DemoConfig(rows=1_000_000, users=_USERS, user_exponent=0, items=20_000), raw)
+    ids = (pl.format(name + "-{}", f"{name}_id").alias(f"{name}_id") for name in ("user", "item"))
+    pl.scan_parquet(raw).with_columns(*ids).sink_parquet(log, row_group_size=1 << 17)
+    rows = pl.read_parquet(log)
+    newest = {"keep": "last", "maintain_order": True}
+    users = rows.unique("user_id", **newest).select("user_id", "surface")
+    candidates = rows.unique("item_id", **newest).select("item_id", "tags", "price").head(_CANDIDATES)
+    paths = {name: folder / name for name in ("users.parquet", "candidates.parquet", "flat")}
+    users.write_parquet(paths["users.parquet"])
+    candidates.write_parquet(paths["candidates.parquet"])
+    paths["flat"].mkdir()
+    for file in range(2 * THREADS):  # a part is of one file: that many keep all threads busy
+        some = users.slice(file * _FLAT_USERS, _FLAT_USERS)
+        some.join(candidates, how="cross").write_parquet(paths["flat"] / f"{file:02}.parquet")
+    every, flat = len(users) * len(candidates), 2 * THREADS * _FLAT_USERS * len(candidates)
+    options = JobOptions(candidates=str(paths["candidates.parquet"]))
+    runs: dict[str, Callable[[], float]] = {}
+    for name, pooling in _HISTORIES.items():
+        config = data_config(log, history=bool(pooling)).model_copy(update={"keys": ["user_id", "item_id"]})
+        dataset = prepare(config, folder / f"dataset, {name}")
+        state = dataset.path / "state" if pooling else None
+        write_artifact_of(dataset.encoder, state, folder / name, "bf16", pooling=pooling)
+        runs[f"pairs, {name}"] = partial(_rate, folder / name, paths["users.parquet"], every, options)
+        runs[f"flat, {name}"] = partial(_rate, folder / name, paths["flat"], flat, JobOptions())
+    return runs
+
+
+def _rate(artifact: Path, rows: Path, scores: int, options: JobOptions) -> float:
+    with tempfile.TemporaryDirectory(dir=artifact.parent) as out:
+        began = time.perf_counter()
+        result = run_job(Artifact.open(artifact), str(rows), Path(out) / "scores", options, threads=THREADS)
+        assert result.rows_out == scores
+        return scores / (time.perf_counter() - began)
+
+
+def peak_memory(artifact: Path, rows: Path) -> int:
+    """Peak bytes of a process that scores ``rows``, a file or a folder."""
+    command = [sys.executable, "-m", "benchmarks.score", "--task", str(artifact), str(rows)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--task", nargs=2, metavar=("ARTIFACT", "ROWS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.task:
+        artifact, rows = map(Path, asked.task)
+        run_ours(artifact, rows, rows.parent)
+        print(peak_rss_bytes())
+        return
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -141,26 +241,43 @@ def main() -> None:
         peer_rows = pl.read_parquet(log, columns=["user_id", "item_id", "surface", "tags", "price", "clicked"])
         peer_rows.with_columns(pl.col("tags").list.join("^")).write_parquet(folder / "test.parquet")
         artifacts = write_artifacts(log, folder)
+        many = folder / "many"
+        many.mkdir()
+        for copy in range(COPIES):
+            (many / f"{copy:02}.parquet").hardlink_to(rows)
+        memory = {files: peak_memory(artifacts["bf16"], path) for files, path in ((1, rows), (COPIES, many))}
         candidates = {
             f"ours, {precision}": partial(run_ours, path, rows, folder) for precision, path in artifacts.items()
         }
         candidates["FuxiCTR DCNv2"] = partial(run_peer, folder)
         candidates |= {f"{stage} alone": run for stage, run in stages(artifacts["fp32"], rows, folder).items()}
-        seconds = in_turns(candidates, asked.rounds)
+        seconds = in_turns(candidates | towers(artifacts, rows, folder), asked.rounds)
+        (folder / "pairs").mkdir()
+        rates = in_turns(pairs(folder / "pairs"), asked.rounds)
     print(table(("", "rows/s"), [(name, spread([asked.rows / s for s in took])) for name, took in seconds.items()]))
-    median = {name: statistics.median(took) for name, took in seconds.items()}
-    alone = sum(median[f"{stage} alone"] for stage in ("scan + encode", "lookup + tower", "write"))
+    print()
+    print(table(("pairs", "scores/s"), [(name, spread(measured)) for name, measured in rates.items()]))
+    print()
     print(
-        json.dumps(
-            {
-                "vs_fuxictr": round(median["FuxiCTR DCNv2"] / median["ours, bf16"], 2),
-                "vs_fuxictr_fp32": round(median["FuxiCTR DCNv2"] / median["ours, fp32"], 2),
-                "vs_stages": round(median["ours, fp32"] / alone, 3),
-                "rows_per_s": round(asked.rows / median["ours, bf16"]),
-                "rows_per_s_fp32": round(asked.rows / median["ours, fp32"]),
-            }
-        )
+        table(("rows", "peak MiB"), [(f"{asked.rows * files:,}", f"{peak >> 20:,}") for files, peak in memory.items()])
     )
+    median = {name: statistics.median(values) for name, values in (seconds | rates).items()}
+    alone = sum(median[f"{stage} alone"] for stage in ("scan + encode", "lookup + tower", "write"))
+    onnx = median["tower in ONNX Runtime, fp32"]
+    figures = {
+        "vs_fuxictr": median["FuxiCTR DCNv2"] / median["ours, bf16"],
+        "vs_fuxictr_fp32": median["FuxiCTR DCNv2"] / median["ours, fp32"],
+        "vs_stages": median["ours, fp32"] / alone,
+        "tower_vs_onnx": onnx / median["tower alone, bf16"],
+        "tower_vs_onnx_fp32": onnx / median["tower alone, fp32"],
+        "rows_per_s": asked.rows / median["ours, bf16"],
+        "rows_per_s_fp32": asked.rows / median["ours, fp32"],
+        "pairs_vs_flat": median["pairs, attention"] / median["flat, attention"],
+        "pairs_vs_flat_mean": median["pairs, mean"] / median["flat, mean"],
+        "pairs_vs_flat_ids": median["pairs, ids"] / median["flat, ids"],
+        "peak_memory_ratio": memory[COPIES] / memory[1],
+    }
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 
 if __name__ == "__main__":
