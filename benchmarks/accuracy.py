@@ -98,7 +98,7 @@ TASKS = (
             "FuxiCTR FinalMLP": (0.98458, 0.15363),
             "FuxiCTR DCNv2": (0.98434, 0.15580),
         },
-        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 64, dropout: 0.2}",),
+        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 44, shared: true, dropout: 0.3}",),
     ),
     Task(
         "ml1m_likes",
@@ -113,7 +113,7 @@ TASKS = (
         "ml-1m",
         movielens.convert,
         {"LightGBM on 25 statistics": (0.7941, 0.5452), "logistic regression": (0.7430, 0.5989)},
-        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 72, dropout: 0.2}",),
+        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 48, shared: true, dropout: 0.2}",),
     ),
 )
 
