@@ -188,7 +188,7 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
 def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
     """Write the manifest of ``folder`` over the files it holds now, and fsync everything in it."""
     files: dict[str, FileEntry] = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):
         files[file.relative_to(folder).as_posix()] = checksum(file)
         sync(file)
     for subfolder in (p for p in folder.rglob("*") if p.is_dir()):

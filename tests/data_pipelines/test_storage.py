@@ -95,6 +95,14 @@ def test_damage_is_named(tmp_path: Path, damage, sentence: str) -> None:
         open_directory(tmp_path / "d", "dataset")
 
 
+def test_the_manifest_of_a_directory_inside_is_a_file_like_others(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "outer", "artifact") as folder, new_directory(folder / "inner", "state") as inner:
+        (inner / "a").write_text("a")
+    (tmp_path / "outer" / "inner" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"inner/manifest\.json is damaged"):
+        open_directory(tmp_path / "outer", "artifact")
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_file(tmp_path / "f", "one")
     with pytest.raises(TypeError):
