@@ -124,7 +124,7 @@ def remembered(events: pl.DataFrame, last: int) -> pl.DataFrame:
     places = line.last_places()
     sizes = np.diff(np.append(line.first[places], len(events)))
     kept = np.arange(len(events)) >= np.repeat(line.tie[places] - last, sizes)
-    return events[line.order].filter(pl.Series(kept))
+    return line.arranged(events).filter(pl.Series(kept))
 
 
 def recall(event_keys: Keys, event_times: Int64s, keys: Keys, times: Int64s, last: int) -> tuple[Int64s, Int64s]:
