@@ -2,7 +2,8 @@
 
 The log is a demo log with ids as text: three ids (one of 200,000 users), a bag of tags, a number. The floor is Polars'
 streaming engine copying the same columns from Parquet to Arrow IPC without encoding. Every measurement is a process
-of its own, timed after its imports; candidates take turns, and medians are compared.
+of its own, timed after its imports; candidates take turns, and medians are compared. The loader is measured alone, and
+by what a trainer loses that waits for it, beside the same training with all batches in memory.
 
 ``python -m benchmarks.prepare --rows 1000000 10000000 50000000`` for more sizes than the two by default.
 """
@@ -18,18 +19,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_python, spread, table
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.features import DataConfig
-from data_pipelines.loader import Loader
 from data_pipelines.synthetic import DemoConfig, generate
 
 COLUMNS = ("timestamp", "user_id", "item_id", "surface", "tags", "price", "clicked")
 HISTORY = {"recent": {"kind": "history", "of": ["item"], "where": "clicked = 1", "last": 200, "entity": "user_id"}}
-LOADER_FEATURES, LOADER_ROWS, BATCH = 26, 1_000_000, 4096
 PEERS = {"FuxiCTR": "ray", "FuxiCTR without Ray": "loop"}
 _PEER = Path(__file__).with_name("fuxictr_prepare.py")
 
@@ -125,31 +123,6 @@ def history_bytes_per_row(log: Path, rows: int) -> float:
         return (split_bytes(made[1]) - split_bytes(made[0])) / rows
 
 
-def loader_rates(folder: Path, rounds: int) -> list[float]:
-    """Rows a second of the loader alone, one thread, shuffled, 26 ids a row."""
-    rng = np.random.default_rng(0)
-    columns = {f"f{i:02}": (10_000 * rng.random(LOADER_ROWS) ** 3).astype(np.int64) for i in range(LOADER_FEATURES)}
-    log = folder / "wide.parquet"
-    pl.DataFrame(columns | {"y": rng.integers(0, 2, LOADER_ROWS)}).write_parquet(log)
-    config = DataConfig.model_validate(
-        {
-            "log": str(log),
-            "tasks": {"y": {"column": "y"}},
-            "split": {"by": "random", "valid": 0, "test": 0},
-            "features": {name: {"kind": "id"} for name in columns},
-        }
-    )
-    dataset = prepare(config, folder / "wide")
-    rates = []
-    for epoch in range(rounds + 1):
-        loader = Loader(dataset, "train", batch_size=BATCH, shuffle=True, threads=1)
-        loader.set_epoch(epoch)
-        begin = time.perf_counter()
-        rows = sum(len(batch) for batch in loader)
-        rates.append(rows / (time.perf_counter() - begin))
-    return rates[1:]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
@@ -160,6 +133,9 @@ def main() -> None:
     if options.task:
         run_task(options.task[0], Path(options.task[1]), Path(options.task[2]))
         return
+    # Here, so that the processes whose memory is measured hold no trainer.
+    from benchmarks.loading import measure_loader
+
     print(machine())
     seconds: dict[tuple[int, str], float] = {}
     peak: dict[tuple[int, str], float] = {}
@@ -181,9 +157,10 @@ def main() -> None:
             if first:
                 added_bytes = history_bytes_per_row(log, rows)
             log.unlink()
-        rates = loader_rates(Path(scratch), options.rounds)
+        rates = measure_loader(Path(scratch), options.rounds)
     print(table(["prepare", "rows", "seconds", "rows/s", "peak MiB"], lines))
-    print(f"\nloader, {LOADER_FEATURES} ids, batch {BATCH}, one thread: {spread(rates)} rows/s")
+    print()
+    print(table(["loader, 26 ids, batch 4096, one thread", "rows/s"], [[n, spread(r)] for n, r in rates.items()]))
     small, large = options.rows[0], options.rows[-1]
     ours = seconds[small, "ours"]
     figures = {
@@ -192,7 +169,9 @@ def main() -> None:
         "vs_fuxictr": None if options.no_peer else seconds[small, "FuxiCTR"] / ours,
         "vs_fuxictr_without_ray": None if options.no_peer else seconds[small, "FuxiCTR without Ray"] / ours,
         "vs_scan_floor": ours / seconds[small, "floor"],
-        "loader_rows_per_s": statistics.median(rates),
+        "loader_rows_per_s": statistics.median(rates["alone"]),
+        "loader_vs_trainer": statistics.median(rates["training"])
+        / statistics.median(rates["training, batches in memory"]),
         "history_time_ratio": seconds[small, "ours, history of 200"] / ours,
         "history_bytes_per_row": added_bytes,
         "rows_ratio": large / small,
