@@ -1,7 +1,8 @@
 """What zeros in the tower's matrices are worth on this machine: CSR and blocks against dense products, and removal.
 
-One product of 4096 rows with a (416, 256) matrix of which a tenth is not zero: scattered (CSR), in blocks (BSR), and
-multiplied densely in float32 and bf16; and a dense matrix from which nine tenths of the columns were removed.
+First one product of 4096 rows with a (416, 256) matrix of which a tenth is not zero: scattered (CSR), in blocks (BSR),
+and multiplied densely in float32 and bf16. Then a whole tower (416-400-400-1) from which three quarters and nine tenths
+of the hidden units were removed, as unit pruning leaves it: the rate gained over the FLOPs saved. One thread.
 """
 
 import json
@@ -9,16 +10,20 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.common import in_turns, machine, spread, table
 
 ROWS, INPUTS, UNITS, DENSITY, BLOCK = 4096, 416, 256, 0.1, 16
-ROUNDS, REPEATS = 7, 10
+HIDDEN, KEPT = 400, (100, 40)
+ROUNDS, REPEATS = 9, 5
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bf16"}
 
 
-def milliseconds(product: Callable[[], torch.Tensor]) -> float:
+def milliseconds(product: Callable[[], Tensor]) -> float:
     """Time of one product."""
     product()
     began = time.perf_counter()
@@ -27,44 +32,66 @@ def milliseconds(product: Callable[[], torch.Tensor]) -> float:
     return (time.perf_counter() - began) / REPEATS * 1000
 
 
-def main() -> None:
-    warnings.filterwarnings("ignore", message="Sparse (CSR|BSR)")
-    print(machine(), f"{torch.get_num_threads()} threads")
-    torch.manual_seed(0)
+def tower(hidden: int) -> nn.Module:
+    """Two hidden layers and the logit."""
+    layers = (nn.Linear(INPUTS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    return nn.Sequential(*layers).eval()
+
+
+def flops(hidden: int) -> int:
+    """Multiplications and additions of :func:`tower` for one row."""
+    return 2 * (INPUTS * hidden + hidden * hidden + hidden)
+
+
+def products() -> dict[str, Callable[[], Tensor]]:
+    """The same product with zeros in several forms."""
     x = torch.randn(ROWS, INPUTS)
     scattered = torch.randn(UNITS, INPUTS) * (torch.rand(UNITS, INPUTS) < DENSITY)
     blocks = torch.rand(UNITS // BLOCK, INPUTS // BLOCK) < DENSITY
     blocked = torch.randn(UNITS, INPUTS) * blocks.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
     csr, bsr, x_columns = scattered.to_sparse_csr(), blocked.to_sparse_bsr((BLOCK, BLOCK)), x.T.contiguous()
-    narrow = scattered[: round(DENSITY * UNITS)].contiguous()
-    x_16, dense_16, narrow_16 = x.bfloat16(), scattered.bfloat16(), narrow.bfloat16()
-    candidates: dict[str, Callable[[], torch.Tensor]] = {
+    x_16, dense_16 = x.bfloat16(), scattered.bfloat16()
+    return {
         "dense float32": lambda: x @ scattered.T,
         "dense bf16": lambda: x_16 @ dense_16.T,
         "CSR, 90% zeros": lambda: csr @ x_columns,
         "BSR 16 x 16, 90% zeros": lambda: bsr @ x_columns,
-        "units removed, float32": lambda: x @ narrow.T,
-        "units removed, bf16": lambda: x_16 @ narrow_16.T,
     }
+
+
+def towers() -> dict[tuple[torch.dtype, int], Callable[[], Tensor]]:
+    """The tower whole and with units removed, in both precisions."""
+    found: dict[tuple[torch.dtype, int], Callable[[], Tensor]] = {}
+    for dtype in _NAMES:
+        x = torch.randn(ROWS, INPUTS, dtype=dtype)
+        for hidden in (HIDDEN, *KEPT):
+            found[dtype, hidden] = partial(tower(hidden).to(dtype), x)
+    return found
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", message="Sparse (CSR|BSR)")
+    torch.set_num_threads(1)
+    print(machine(), "1 thread")
+    torch.manual_seed(0)
     with torch.inference_mode():
-        times = in_turns({name: lambda p=product: milliseconds(p) for name, product in candidates.items()}, ROUNDS)
+        times = in_turns({name: lambda p=run: milliseconds(p) for name, run in products().items()}, ROUNDS)
+        timed = in_turns({key: lambda p=run: milliseconds(p) for key, run in towers().items()}, ROUNDS)
     base = statistics.median(times["dense bf16"])
-    rows = [[name, spread(values), f"{base / statistics.median(values):.2f}"] for name, values in times.items()]
-    print(table(["product", "ms", "times dense bf16's rate"], rows))
     rates = {name: base / statistics.median(values) for name, values in times.items()}
-    float32 = statistics.median(times["dense float32"])
-    print(
-        json.dumps(
-            {
-                "csr_vs_dense_bf16": rates["CSR, 90% zeros"],
-                "bsr_vs_dense_bf16": rates["BSR 16 x 16, 90% zeros"],
-                "removed_vs_flop_ratio": float32
-                / statistics.median(times["units removed, float32"])
-                / (UNITS / round(DENSITY * UNITS)),
-                "removed_vs_flop_ratio_bf16": rates["units removed, bf16"] / (UNITS / round(DENSITY * UNITS)),
-            }
-        )
-    )
+    rows = [[name, spread(values), f"{rates[name]:.2f}"] for name, values in times.items()]
+    print(table(["product", "ms", "times dense bf16's rate"], rows))
+    result = {"csr_vs_dense_bf16": rates["CSR, 90% zeros"], "bsr_vs_dense_bf16": rates["BSR 16 x 16, 90% zeros"]}
+    rows = []
+    for (dtype, hidden), values in timed.items():
+        gained = statistics.median(timed[dtype, HIDDEN]) / statistics.median(values)
+        saved = flops(HIDDEN) / flops(hidden)
+        rows.append([f"{_NAMES[dtype]}, {hidden} units", spread(values), f"{gained:.1f}", f"{saved:.1f}"])
+        if hidden != HIDDEN:
+            result[f"removed_{1 - hidden / HIDDEN:.0%}_vs_flop_ratio_{_NAMES[dtype]}"] = gained / saved
+    print()
+    print(table(["tower", "ms", "times as fast", "times fewer FLOPs"], rows))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,20 @@ from torch import Tensor
 
 from data_pipelines.expressions import SEPARATOR
 
-# Planes hold numbers of one kind that are hardly ever repeated as phrases: neighbours say nothing of each other's bits.
-_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]
+# Planes hold numbers, which hardly ever repeat as phrases and whose bits say nothing of their neighbours': what LZMA
+# does for text (contexts, deep searches for matches) costs time here and gains nothing.
+_FILTERS = [
+    {
+        "id": lzma.FILTER_LZMA2,
+        "preset": 6,
+        "mf": lzma.MF_HC4,
+        "depth": 8,
+        "nice_len": 32,
+        "lc": 0,
+        "lp": 0,
+        "pb": 0,
+    }
+]
 _INTEGER = r"^(?:0|-?[1-9][0-9]{0,17})$"
 
 

@@ -134,7 +134,8 @@ def _name_codes(matrix: sp.csr_matrix, data: Dataset, table: str) -> pl.DataFram
         strongest = strongest[strongest >= spec.reserved]
         tags: list[str] = []
         if len(strongest) and len(tag_names):
-            weight = (columns[:, [c]].T @ tags_RT).toarray().ravel() / max(column.data.sum(), 1e-9)
+            positive = columns[:, [c]].maximum(0)  # a dictionary's codes may be negative: those rows do not name it
+            weight = (positive.T @ tags_RT).toarray().ravel() / max(positive.sum(), 1e-9)
             lift = np.log((weight + 1e-3) / overall_T) * weight
             tags = [tag_names[t] for t in np.argsort(-lift)[:_NAMED_TAGS] if weight[t] > 1.2 * overall_T[t]]
         best = items[strongest[:_NAMED_ITEMS]].tolist()

@@ -1,8 +1,9 @@
 """How the dense part lies in an artifact: few bits a number, and zeros not at all.
 
-Matrices are kept as bf16, or as int8 or int4 codes with one float32 scale an output row; the rest, and routers (a
-rounded router sends rows to other experts), stay as they are. Where enough numbers are zero, a tensor becomes a bitmap
-of those that are not, and their values alone: pruned weights then take no more than a bit each.
+Matrices are kept as bf16, or as int8 or int4 codes with one float32 scale an output row, and biases as bf16 beside
+them; the rest, and routers (a rounded router sends rows to other experts), stay as they are. Where enough numbers are
+zero, a tensor becomes a bitmap of those that are not, and their values alone: pruned weights then take no more than a
+bit each.
 
 A tensor ``name`` is stored under ``name``; beside it may stand ``name:scale``, ``name:bitmap`` and ``name:shape``.
 """
@@ -30,8 +31,10 @@ def compress(dense: Mapping[str, Tensor], precision: Precision, step: float | No
     """
     packed: dict[str, Tensor] = {}
     for name, tensor in dense.items():
-        if not tensor.is_floating_point() or tensor.dim() < 2 or "router" in name.split("."):
-            packed[name] = tensor.contiguous()
+        router = "router" in name.split(".")
+        if not tensor.is_floating_point() or tensor.dim() < 2 or router:
+            bias = name.endswith(".bias") and precision != "fp32" and not router
+            packed[name] = tensor.bfloat16() if bias else tensor.contiguous()
             continue
         values, scale = _round(tensor.contiguous(), precision, step)
         if scale is not None:
