@@ -40,6 +40,7 @@ from serving.scorer import Scorer
 SEEDS = (0, 1, 2)
 SCORED_ROWS = 100_000
 LOG = "log.parquet"
+COLUMNS = ("mean of 3 seeds", "test AUC", "test log loss", "kFLOPs a row", "artifact", "rows/s")
 
 Peers = Mapping[str, tuple[float, float | None]]
 """Test AUC and log loss of others on these very files, one seed each; how they were measured is told in the docs."""
@@ -230,6 +231,7 @@ def main(keys: Sequence[str] = ()) -> None:
             task.convert(source, folder / LOG)
             measured, dataset = _arms(task, folder)
             lines += _lines(task, measured)
+            print("\n" + table(COLUMNS, lines), file=sys.stderr, flush=True)
             own = next(iter(measured.values()))
             for metric in ("auc", "logloss"):
                 result[f"{task.key}_{metric}"] = round(statistics.mean(getattr(run, metric) for run in own), 5)
@@ -237,8 +239,7 @@ def main(keys: Sequence[str] = ()) -> None:
                 effect = _mixture_effect(measured, dataset)
                 result[f"{task.key}_mixture_gain"] = [round(v, 5) for v in (effect.value, effect.low, effect.high)]
                 effects.append([task.key, f"{effect.value:+.5f}", f"{effect.low:+.5f} to {effect.high:+.5f}"])
-    columns = ["mean of 3 seeds", "test AUC", "test log loss", "kFLOPs a row", "artifact", "rows/s"]
-    print(table(columns, lines), end="\n\n")
+    print(table(COLUMNS, lines), end="\n\n")
     print(table(["mixture less dense tower", "test AUC", "95% interval"], effects))
     print(json.dumps(result | {"minutes": round((time.perf_counter() - began) / 60, 1)}))
 
