@@ -156,6 +156,11 @@ def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
         """Jobs, the newest first."""
         return store.jobs(state=state, limit=limit, before=before)
 
+    @router.get("/counts", responses=_problems(401))
+    def counts() -> dict[str, int]:
+        """How many jobs there are in each state."""
+        return store.counts()
+
     def found(job: Job | None) -> Job:
         if job is None:
             raise HTTPException(404, "there is no such job")

@@ -92,7 +92,7 @@ function jobEntry(job) {
 }
 
 async function showJobs() {
-  const jobs = await call("v1/jobs?limit=50");
+  const [jobs, counts] = await Promise.all([call("v1/jobs?limit=50"), call("v1/jobs/counts")]);
   const focused = document.activeElement?.dataset?.job;
   $("job-list").replaceChildren(...jobs.map(jobEntry));
   if (focused) document.querySelector(`[data-job="${focused}"]`)?.focus();
@@ -100,7 +100,7 @@ async function showJobs() {
   const rate = jobs.reduce((sum, job) => sum + (job.state === "running" ? job.rows_per_s || 0 : 0), 0);
   $("tiles").replaceChildren(
     ...STATES.slice(0, 4).map((state) =>
-      tile(state, String(jobs.filter((job) => job.state === state).length), state === "running" && rate ? `${whole(rate)} rows/s` : "")),
+      tile(state, whole(counts[state]), state === "running" && rate ? `${whole(rate)} rows/s` : "")),
   );
   showDriftChoices(jobs);
   return jobs;
@@ -167,15 +167,16 @@ function showLedger(parts) {
 // ------------------------------------------------------------------------------------------------------------ drift
 
 let driftReports = new Map();
+let driftOf = null; // a job's id, "" for requests, null until someone has chosen: the newest job that has a report
 
 function showDriftChoices(jobs) {
-  const before = $("drift-of").value;
   driftReports = new Map(jobs.filter((job) => job.drift).map((job) => [job.id, job.drift]));
   $("drift-of").replaceChildren(
     element("option", { value: "" }, "requests"),
     ...jobs.filter((job) => job.drift).map((job) => element("option", { value: job.id }, `job ${short(job.source)}`)),
   );
-  $("drift-of").value = driftReports.has(before) ? before : "";
+  const newest = driftReports.keys().next().value ?? "";
+  $("drift-of").value = driftOf === "" || driftReports.has(driftOf) ? driftOf : newest;
 }
 
 function verdict(psi) {
@@ -253,7 +254,7 @@ $("new-form").addEventListener("submit", async (event) => {
   }
 });
 $("artifact").addEventListener("change", () => { chosen = $("artifact").value; refresh(); });
-$("drift-of").addEventListener("change", showDrift);
+$("drift-of").addEventListener("change", () => { driftOf = $("drift-of").value; showDrift(); });
 $("make-live").addEventListener("click", async () => {
   try {
     await call(`v1/artifacts/${chosen}/live`, { method: "POST" });

@@ -92,4 +92,5 @@ def test_the_page_in_a_browser(served, tmp_path, width):
     assert "2,000 rows" in page
     assert "demo (live)" in page
     assert "Retry" in page
+    assert "score click" in page  # drift of the newest job
     assert shot.stat().st_size > 10_000

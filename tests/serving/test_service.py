@@ -80,6 +80,7 @@ def test_a_job_from_submission_to_scores(client, store, root):
     assert len(pl.read_parquet(root / "out" / "part-*.parquet")) == 2000
     assert done["drift"]["features"]["item"] < 0.5
     assert [j["id"] for j in client.get("/v1/jobs?state=done").json()] == [done["id"]]
+    assert client.get("/v1/jobs/counts").json() == {"queued": 0, "running": 0, "done": 1, "failed": 0, "cancelled": 0}
 
 
 def test_a_failed_job_says_why_and_can_be_retried(client, store, root):
