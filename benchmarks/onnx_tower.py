@@ -56,7 +56,7 @@ def seconds(model, batches, outer, inner):
     return time.perf_counter() - begin, np.concatenate(logits)
 
 
-def main():
+def run():
     weights, rows, out, threads = dict(np.load(sys.argv[1])), np.load(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     model = graph(weights)
@@ -67,4 +67,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -21,7 +21,10 @@ class Roots:
     def __init__(self, folders: Sequence[Path]) -> None:
         for folder in folders:
             if not folder.is_dir():
-                raise UserError(f"--data-root {folder} is not a folder: make it, or name another.")
+                raise UserError(
+                    f"--data-root {folder} is not a folder of this machine, and jobs of a service read and write "
+                    "nothing else: make it, mount it, or name another."
+                )
         self.folders = tuple(folder.resolve() for folder in folders)
 
     def source(self, path: str) -> str:
