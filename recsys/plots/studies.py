@@ -55,26 +55,28 @@ def forest(title: str, x_label: str, rows: Sequence[Row], *, tolerance: float = 
         for y, row in enumerate(reversed(rows)):
             colour = verdict_colour(palette, row.verdict)
             known = row.verdict in ("better", "worse")
-            axes.hlines(y, row.low, row.high, color=colour, linewidth=2.2 if known else 1.6, alpha=0.75)
+            axes.hlines(y, row.low, row.high, color=colour, linewidth=1.8)
             axes.plot(
                 row.value,
                 y,
                 "o",
-                markersize=6.5,
-                markeredgewidth=1.6,
+                markersize=4.5,
+                markeredgewidth=1.2,
                 markeredgecolor=colour,
-                color=colour if known else "none",
+                color=colour if known else palette.surface,
             )
-            axes.annotate(
-                signed(row.value),
-                (1, y),
-                xycoords=("axes fraction", "data"),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-                color=colour,
-            )
+            interval = f"{signed(row.low)} to {signed(row.high)}"
+            for text, offset, shade in ((signed(row.value), 8, colour), (interval, 54, palette.muted)):
+                axes.annotate(
+                    text,
+                    (1, y),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(offset, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8.5,
+                    color=shade,
+                )
         axes.set_title(title)
         axes.set_xlabel(x_label)
         axes.set_ylim(-0.7, len(rows) - 0.3)
