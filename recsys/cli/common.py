@@ -146,7 +146,7 @@ def finish(result: Mapping[str, Any], json_line: bool, next_step: str = "") -> N
 def _lines(result: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     width = max((len(str(key)) for key in result), default=0)
     for key, value in result.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield f"{indent}{key}"
             yield from _lines(value, indent + "  ")
         else:
@@ -154,8 +154,8 @@ def _lines(result: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value))
+    if isinstance(value, Mapping | list | tuple):
+        return ", ".join(map(_shown, value)) or "none"
     return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 

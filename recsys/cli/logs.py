@@ -16,6 +16,8 @@ app.add_typer(imports, name="import")
 
 Source = Annotated[Path, typer.Argument(help="Where the data set lies, as its publisher wrote it.")]
 Log = Annotated[Path, typer.Argument(help="The Parquet log to write.")]
+_FILE_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe."""
 
 
 @imports.command()
@@ -144,6 +146,8 @@ def _print_profile(profile: "LogProfile", json: bool) -> None:
     from recsys.log_page import COLUMN_HEADS, NUMERIC_HEADS, column_cells, column_name
 
     console = Console(stderr=json)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
     for head in COLUMN_HEADS:
         if head == "values":
