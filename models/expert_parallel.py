@@ -14,7 +14,8 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from models.experts import Experts, MixtureOfExperts, permute
+from models.experts import Experts, MixtureOfExperts
+from models.grouped import Layout, from_slots, lay_out, to_slots
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -53,24 +54,26 @@ class SpreadExperts(Experts):
         self.w1_EDH = nn.Parameter(distribute_tensor(experts.w1_EDH.detach(), mesh, [Shard(0)]))
         self.w2_EHD = nn.Parameter(distribute_tensor(experts.w2_EHD.detach(), mesh, [Shard(0)]))
 
-    def forward(self, x_MD: Tensor, ends_E: Tensor) -> Tensor:
+    def layout(self, chosen_NK: Tensor, counts_E: Tensor) -> Layout:
+        """Rows sorted by expert: empty slots would travel as well."""
+        return lay_out(chosen_NK, counts_E)
+
+    def forward(self, x_MD: Tensor, gates_M: Tensor, layout: Layout) -> Tensor:
         """(M, D) outputs of this rank's rows, sorted by expert, wherever the experts are."""
         ranks, group = self.mesh.size(), self.mesh.get_group()
-        counts_Re = ends_E.diff(prepend=ends_E.new_zeros(1)).view(ranks, -1)
+        counts_Re = layout.ends_E.diff(prepend=layout.ends_E.new_zeros(1)).view(ranks, -1)
         arriving_Re = torch.empty_like(counts_Re)
         dist.all_to_all_single(arriving_Re, counts_Re.contiguous(), group=group)
         sent, received = counts_Re.sum(1).tolist(), arriving_Re.sum(1).tolist()
         came_MD = all_to_all_single_autograd(x_MD, received, sent, group)
-        # Rows came rank by rank; the grouped product wants them expert by expert.
+        gates_M1 = all_to_all_single_autograd(gates_M.unsqueeze(1), received, sent, group)
+        # Rows came rank by rank; products want them expert by expert.
         local = arriving_Re.shape[1]
         expert_M = torch.arange(local, device=x_MD.device).repeat(ranks).repeat_interleave(arriving_Re.flatten())
-        order_M = expert_M.argsort(stable=True)
-        place_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=x_MD.device))
+        here = super().layout(expert_M.unsqueeze(1), arriving_Re.sum(0))
         w1_eDH, w2_eHD = (self._local(weight) for weight in (self.w1_EDH, self.w2_EHD))
-        ends_e = arriving_Re.sum(0).cumsum(0, dtype=torch.int32)
-        y_MD = self.compute(permute(came_MD, order_M, place_M.unsqueeze(1)), ends_e, w1_eDH, w2_eHD)
-        back_MD = permute(y_MD, place_M, order_M.unsqueeze(1))
-        return all_to_all_single_autograd(back_MD, sent, received, group)
+        y_MD = self.compute(to_slots(came_MD, here), here.slots(gates_M1), here, w1_eDH, w2_eHD)
+        return all_to_all_single_autograd(from_slots(y_MD, here), sent, received, group)
 
     def _local(self, weight: nn.Parameter) -> Tensor:
         local = cast(DTensor, weight).to_local()

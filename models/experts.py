@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.activations import activation
+from models.grouped import Layout, from_slots, grouped_product, lay_out, to_slots
 
 Gate = Literal["softmax", "sigmoid"]
 Balance = Literal["loss", "bias", "none"]
@@ -83,14 +84,13 @@ class Router(nn.Module):
         With several tasks the context is (T, N, C), and the rows of the tasks follow each other: (T x N, K).
         """
         with torch.autocast(context_NC.device.type, enabled=False):
-            logits_NE, open_NE = self._logits(context_NC.float())
+            closed_NE = self._closed(context_NC)
+            logits_NE = self._logits(context_NC.float()) + closed_NE
             if self.training and self.noise:
                 logits_NE = logits_NE + self.noise * torch.randn_like(logits_NE)
-            logits_NE = logits_NE.masked_fill(~open_NE, -torch.inf)
             scores_NE = logits_NE.softmax(1) if self.gate == "softmax" else logits_NE.sigmoid()
-            ranked_NE = scores_NE.detach() + self.bias_E if self.balance == "bias" else scores_NE.detach()
-            ranked_NE = ranked_NE.masked_fill(~open_NE, -torch.inf)
-            chosen_NK = ranked_NE.topk(self.top_k, dim=1, sorted=False).indices
+            ranked_NE = scores_NE + (self.bias_E + closed_NE) if self.balance == "bias" else logits_NE
+            chosen_NK = ranked_NE.detach().topk(self.top_k, dim=1, sorted=False).indices
             gates_NK = scores_NE.gather(1, chosen_NK)
             if self.top_k > 1:
                 gates_NK = gates_NK / gates_NK.sum(1, keepdim=True).clamp(min=1e-9)
@@ -107,15 +107,17 @@ class Router(nn.Module):
                 self.since_update_E += counts_E
         return gates_NK, chosen_NK, counts_E.int()
 
-    def _logits(self, context_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and which experts may be chosen (a mask that broadcasts to them)."""
+    def _logits(self, context_NC: Tensor) -> Tensor:
         if self.weight.dim() == 2:
-            return F.linear(context_NC, self.weight), self.alive_E
-        logits_NE = torch.einsum("tnc,etc->tne", context_NC, self.weight).flatten(0, 1)
+            return F.linear(context_NC, self.weight)
+        return torch.einsum("tnc,etc->tne", context_NC, self.weight).flatten(0, 1)
+
+    def _closed(self, context_NC: Tensor) -> Tensor:
+        """Minus infinity for experts that may not be chosen, 0 for others, to be added to (N, E)."""
         if self.allowed_ET is None:
-            return logits_NE, self.alive_E
-        open_TE = self.allowed_ET.T & self.alive_E
-        return logits_NE, open_TE.repeat_interleave(context_NC.shape[1], 0)
+            return torch.where(self.alive_E, 0.0, -torch.inf)
+        closed_TE = torch.where(self.allowed_ET.T & self.alive_E, 0.0, -torch.inf)
+        return closed_TE.repeat_interleave(context_NC.shape[1], 0)
 
     def auxiliary_loss(self) -> tuple[Tensor, Tensor] | None:
         """Balance loss and z-loss (ST-MoE, arXiv 2202.08906) of the last training batch; ``None`` before one."""
@@ -132,52 +134,6 @@ class Router(nn.Module):
         self.since_update_E.zero_()
 
 
-def _sum_bags(rows_MD: Tensor, bags_NK: Tensor, weights_NK: Tensor | None = None) -> Tensor:
-    """(N, D) sums of the K rows that each bag names: gather, scale and add in one pass."""
-    starts_N = torch.arange(0, bags_NK.numel(), bags_NK.shape[1], device=bags_NK.device)
-    weights = None if weights_NK is None else weights_NK.to(rows_MD.dtype).flatten()
-    return F.embedding_bag(bags_NK.flatten(), rows_MD, starts_N, mode="sum", per_sample_weights=weights)
-
-
-class _Permute(torch.autograd.Function):
-    """Rows to the order of their experts, each row ``top_k`` times; the gradient gathers as well, it never scatters."""
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, source_M: Tensor, place_NK: Tensor) -> Tensor:
-        ctx.save_for_backward(place_NK)
-        return x_ND.index_select(0, source_M)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (place_NK,) = ctx.saved_tensors
-        return _sum_bags(grads[0], place_NK), None, None
-
-
-def permute(x_ND: Tensor, source_M: Tensor, place_NK: Tensor) -> Tensor:
-    """(M, D) rows ``source_M`` of ``x_ND``; ``place_NK`` says where each row has gone, all K times."""
-    return cast(Tensor, _Permute.apply(x_ND, source_M, place_NK))  # type: ignore[no-untyped-call]
-
-
-class _Unpermute(torch.autograd.Function):
-    """Gated sum of each row's expert outputs, back in the order of the rows."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y_MD: Tensor, gates_NK: Tensor, source_M: Tensor, order_M: Tensor, place_NK: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(y_MD, gates_NK, source_M, order_M, place_NK)
-        return _sum_bags(y_MD, place_NK, gates_NK)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        y_MD, gates_NK, source_M, order_M, place_NK = ctx.saved_tensors
-        grad_MD = grads[0].index_select(0, source_M)
-        gate_grad_M = torch.linalg.vecdot(grad_MD, y_MD).to(gates_NK.dtype)
-        gates_M = gates_NK.flatten().index_select(0, order_M).to(grad_MD.dtype)
-        gate_grad_NK = gate_grad_M.index_select(0, place_NK.flatten()).view_as(gates_NK)
-        return grad_MD.mul_(gates_M.unsqueeze(1)), gate_grad_NK, None, None, None
-
-
 class Experts(nn.Module):
     """Two-layer ReLU networks without biases, computed as two grouped products over rows sorted by expert."""
 
@@ -189,36 +145,28 @@ class Experts(nn.Module):
         nn.init.normal_(self.w1_EDH, std=(2 / width) ** 0.5)
         nn.init.normal_(self.w2_EHD, std=(1 / hidden) ** 0.5)
 
-    def forward(self, x_MD: Tensor, ends_E: Tensor) -> Tensor:
-        """(M, D) outputs of rows sorted by expert; expert e has rows ``ends_E[e - 1]`` to ``ends_E[e]``."""
-        return self.compute(x_MD, ends_E, self.w1_EDH, self.w2_EHD)
+    def layout(self, chosen_NK: Tensor, counts_E: Tensor) -> Layout:
+        """Slots for the rows of each expert; some stay empty where the activation keeps no statistics of its rows."""
+        return lay_out(chosen_NK, counts_E, pad=isinstance(self.activation, nn.ReLU))
 
-    def compute(self, x_MD: Tensor, ends_E: Tensor, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
+    def forward(self, x_MD: Tensor, gates_M: Tensor, layout: Layout) -> Tensor:
+        """(M, D) outputs of the rows in their slots, times the gates."""
+        return self.compute(x_MD, gates_M, layout, self.w1_EDH, self.w2_EHD)
+
+    def everyone(self, x_ND: Tensor) -> Tensor:
+        """(N, D) outputs of a single expert for all rows."""
+        return cast(Tensor, self.activation(x_ND @ self.w1_EDH[0]) @ self.w2_EHD[0])
+
+    def compute(self, x_MD: Tensor, gates_M: Tensor, layout: Layout, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
         """:meth:`forward` with the weights given."""
-        width, hidden = w1_EDH.shape[1:]
-        dtype = _working_dtype(x_MD)
-        x_MD, w1_EDH, w2_EHD = _aligned(dtype, x_MD), _aligned(dtype, w1_EDH), _aligned(dtype, w2_EHD)
-        hidden_MH = self.activation(_cut(F.grouped_mm(x_MD, w1_EDH, offs=ends_E), hidden))
-        return _cut(F.grouped_mm(_aligned(dtype, hidden_MH), w2_EHD, offs=ends_E), width)
+        hidden_MH = self.activation(grouped_product(x_MD, w1_EDH, layout))
+        return grouped_product(hidden_MH * gates_M.to(hidden_MH.dtype).unsqueeze(1), w2_EHD, layout)
 
 
-def _working_dtype(x_MD: Tensor) -> torch.dtype:
+def _working_dtype(x_ND: Tensor) -> torch.dtype:
     """What products are computed in: that of autocast where it is on."""
-    device = x_MD.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MD.dtype
-
-
-def _aligned(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    """``tensor`` in ``dtype``, its last two sizes (of a row list: the last) padded to what ``grouped_mm`` takes."""
-    unit = 16 // dtype.itemsize
-    padding = [part for size in reversed(tensor.shape[1:]) for part in (0, -size % unit)]
-    tensor = tensor.to(dtype)
-    return F.pad(tensor, padding) if any(padding) else tensor
-
-
-def _cut(tensor: Tensor, width: int) -> Tensor:
-    """The first ``width`` columns; without padding the tensor itself, which unlike a view is cheap to change."""
-    return tensor if tensor.shape[1] == width else tensor[:, :width]
+    device = x_ND.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
 
 
 class MixtureOfExperts(nn.Module):
@@ -271,18 +219,13 @@ class MixtureOfExperts(nn.Module):
         return self._mix(x_ND, gates_NK, chosen_NK, counts_E)
 
     def _mix(self, x_ND: Tensor, gates_NK: Tensor, chosen_NK: Tensor, counts_E: Tensor) -> Tensor:
-        order_M = chosen_NK.flatten().argsort(stable=True)
-        source_M = order_M // chosen_NK.shape[1]
-        place_NK = torch.empty_like(order_M)
-        place_NK[order_M] = torch.arange(len(order_M), device=order_M.device)
-        place_NK = place_NK.view_as(chosen_NK)
-        ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        y_MD = self.experts(permute(x_ND.to(_working_dtype(x_ND)), source_M, place_NK), ends_E)
-        y_ND = _Unpermute.apply(y_MD, gates_NK, source_M, order_M, place_NK)  # type: ignore[no-untyped-call]
+        x_ND = x_ND.to(_working_dtype(x_ND))
+        layout = self.experts.layout(chosen_NK, counts_E)
+        y_MD = self.experts(to_slots(x_ND, layout), layout.slots(gates_NK), layout)
+        y_ND = from_slots(y_MD, layout)
         if self.shared is not None:
-            everyone = torch.tensor([len(x_ND)], dtype=torch.int32, device=x_ND.device)
-            y_ND = y_ND + self.shared(x_ND, everyone)
-        return cast(Tensor, y_ND)
+            y_ND = y_ND + self.shared.everyone(x_ND)
+        return y_ND
 
 
 class MixtureTower(nn.Module):
