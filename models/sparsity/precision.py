@@ -1,16 +1,18 @@
 """How many bits the artifact spends on tables and on the dense part, and training that knows it beforehand."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
 from torch import Tensor
 
+from data_pipelines.batch import Batch
 from models.sparsity.compact import Precision, compress, decompress
 from models.sparsity.lever import Count, Lever, LeverConfig, Step, dense_weights
 from models.sparsity.quantization import Bits, choose_bits, common_step, fake_quantize, narrowest
 from models.sparsity.shadow import transform_weight
-from models.sparsity.tables import check_names, chosen_tables, kept_tables, transform_rows
+from models.sparsity.tables import check_names, chosen_tables, kept_tables, lookup_counts, transform_rows
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
@@ -23,7 +25,8 @@ class QuantizationConfig(LeverConfig):
     Attributes:
         table_bits: 32, 16, 8, 4 or 2 for all tables, or by table name (32 where absent). Rows so narrow that 16 bits
             take no more bytes have 16.
-        byte_budget: Instead of ``table_bits``: bits are chosen for each table so that all rows fit into so many bytes.
+        byte_budget: Instead of ``table_bits``: bits are chosen for each table so that all rows fit into so many bytes;
+            what rounding a row costs is weighed by how often the valid split looks it up.
         table_step: Instead of ``table_bits``: 8 bits, and the same distance between neighbouring codes in all rows of a
             table, in root mean squares of its numbers. A packed artifact (``export.packed``) then takes about
             log2(4.1 / step) bits a number, and fewer in rows that are short.
@@ -50,6 +53,8 @@ class QuantizationConfig(LeverConfig):
             raise ValueError("table_step implies 8 bits: leave out table_bits and byte_budget, or table_step")
         if self.dense_step is not None and self.dense != "fp32":
             raise ValueError("dense_step implies int8: leave out dense, or dense_step")
+        if self.aware and (self.table_step is not None or self.dense_step is not None):
+            raise ValueError("aware training rounds row by row: leave out table_step and dense_step, or aware")
         if self.byte_budget is not None and self.aware:
             raise ValueError("aware training must know the bits beforehand: set table_bits instead of byte_budget")
         return self
@@ -67,6 +72,7 @@ class Quantization(Lever):
 
     def __init__(self, config: QuantizationConfig) -> None:
         self.config = config
+        self._lookups: dict[str, Tensor] = {}
 
     def build(self, ranker: "Ranker") -> None:
         layouts = chosen_tables(ranker.tables, (), self._KEY)
@@ -81,6 +87,10 @@ class Quantization(Lever):
             for module, attribute, _, _ in list(dense_weights(ranker)):
                 transform_weight(module, attribute, partial(_rounded_matrix, self.config.dense))
 
+    def calibrate(self, weights: "Weights", batches: Iterable[Batch]) -> None:
+        if self.config.byte_budget is not None:
+            self._lookups = lookup_counts(weights, batches)
+
     def shrink(self, weights: "Weights") -> None:
         budget, step = self.config.byte_budget, self.config.table_step
         weights.precision = "int8" if self.config.dense_step else self.config.dense
@@ -92,7 +102,7 @@ class Quantization(Lever):
         if budget is None:
             bits = {name: self.config.bits(name) for name in weights.tables}
         else:
-            bits = choose_bits(kept_tables(weights), budget)
+            bits = choose_bits(kept_tables(weights), budget, importance=self._lookups)
         weights.bits = {name: narrowest(weights.tables[name].shape[1], n) for name, n in bits.items()}
         weights.clip = self.config.clip and not self.config.aware
 

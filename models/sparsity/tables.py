@@ -7,7 +7,7 @@ numbers it added; after the all-reduce the sums are scaled by the counts, so tha
 Letters: R rows, d embedding dimension.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipelines.batch import TableSpec
+from data_pipelines.batch import Batch, TableSpec
 from data_pipelines.errors import UserError
 from models.embeddings import RowTransform, SparseTables
 from models.table_layout import OOV_ID, TableLayout, table_layouts
@@ -133,6 +133,21 @@ def kept_tables(weights: "Weights") -> dict[str, Tensor]:
         mask = weights.keep.get(layout.vocabulary)
         kept[layout.name] = table_Rd if mask is None else table_Rd[mask]
     return kept
+
+
+def lookup_counts(weights: "Weights", batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """(R,) by table name: how often each row that an artifact keeps is looked up in ``batches``."""
+    table_of = {feature.name: feature.table for feature in weights.schema.sparse}
+    counts = {table.name: torch.zeros(table.rows) for table in weights.schema.tables}
+    for batch in batches:
+        for bags in filter(None, (batch.sparse, batch.weighted)):
+            for feature in bags.keys():  # noqa: SIM118
+                ids = bags[feature].values().long()
+                counts[table_of[feature]] += torch.bincount(ids, minlength=len(counts[table_of[feature]]))
+    return {
+        layout.name: counts[layout.vocabulary][weights.keep.get(layout.vocabulary, slice(None))]
+        for layout in table_layouts(weights.schema, weights.config)
+    }
 
 
 def reserved_rows(tables: Collection[TableSpec], vocabulary: str) -> int:

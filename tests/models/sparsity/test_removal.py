@@ -15,6 +15,9 @@ from models.sparsity.features import drop_features
 from models.sparsity.groups import remove_dead_dims
 from models.sparsity.low_rank import LowRank, LowRankConfig
 from models.sparsity.post_pruning import row_saliency, within_budget
+from models.sparsity.precision import Quantization, QuantizationConfig
+from models.sparsity.quantization import row_bytes
+from models.sparsity.tables import lookup_counts
 from models.sparsity.units import remove_dead_units, unit_layers
 from models.table_layout import OOV_ID, table_layouts
 from models.weights import Weights
@@ -163,3 +166,23 @@ def test_saliency_predicts_what_pruning_a_row_costs() -> None:
     unused = torch.tensor(sorted(set(range(50)) - set(used.tolist())))
     assert float(score_R[unused].sum()) == 0
     assert bool((score_R[used[used != OOV_ID]] > 0).all())
+
+
+def test_a_byte_budget_spares_the_tables_that_are_looked_up() -> None:
+    weights = random_weights(0)
+    batches = [random_batch(32, seed=seed) for seed in range(3)]
+    counts = lookup_counts(weights, batches)
+    by_hand = torch.zeros(weights.schema.tables[0].rows)
+    for batch in batches:
+        for feature in weights.schema.sparse:
+            bags = batch.weighted if feature.weighted else batch.sparse
+            if feature.table == weights.schema.tables[0].name:
+                by_hand += torch.bincount(bags[feature.name].values().long(), minlength=len(by_hand))
+    assert torch.equal(counts[weights.schema.tables[0].name], by_hand)
+    lever = Quantization(QuantizationConfig(byte_budget=sum(t.numel() for t in weights.tables.values())))
+    lever.calibrate(weights, batches)
+    lever.shrink(weights)
+    size = {name: len(table) * row_bytes(table.shape[1], weights.bits[name]) for name, table in weights.tables.items()}
+    assert sum(size.values()) <= lever.config.byte_budget
+    most = max(weights.tables, key=lambda name: float(counts[name].mean()))
+    assert weights.bits[most] == max(weights.bits.values())
