@@ -96,9 +96,7 @@ def pull(address: str, folder: Path) -> None:
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         remote, manifest = RemoteFolder(address), _manifest(address)
-        # Directories within (a state, a checkpoint) have manifests of their own, which the outer one does not list.
-        inner = [name for name in remote.names() if name.endswith(f"/{MANIFEST}")]
-        for name in [*manifest.files, *inner, MANIFEST]:
+        for name in [*manifest.files, MANIFEST]:
             remote.fetch(name, beside)
         open_directory(beside, manifest.kind)
         beside.chmod(0o755)

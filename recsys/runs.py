@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from data_pipelines.batch import Schema
@@ -169,10 +170,13 @@ class RemoteRun:
 
     def seal(self, meta: Mapping[str, Any]) -> None:
         self.send()
-        final = self._checkpoint(FINAL).manifest()
-        assert final is not None
         files = {name: checksum(self.folder / name) for name in self._beside()}
-        files |= {f"{CHECKPOINTS}/{FINAL}/{name}": entry for name, entry in final.files.items()}
+        final = self._checkpoint(FINAL)
+        with TemporaryDirectory() as scratch:
+            final.fetch(MANIFEST, Path(scratch))
+            of_final = {MANIFEST: checksum(Path(scratch) / MANIFEST)}
+            of_final |= Manifest.model_validate_json((Path(scratch) / MANIFEST).read_bytes()).files
+        files |= {f"{CHECKPOINTS}/{FINAL}/{name}": entry for name, entry in of_final.items()}
         self._remote.write(MANIFEST, Manifest.of("run", meta, files).model_dump_json(indent=1))
         self.keep(set())
 
