@@ -131,33 +131,27 @@ class Measured:
     auc: float
     logloss: float
     flops: int
-    artifact_bytes: int
-    rows_per_s: float
+    artifact: Path
     logits_N: np.ndarray
 
-
-def _train(config: ExperimentConfig, dataset: Path, run: Path) -> Path:
-    train(config, Dataset.open(dataset, verify="sizes"), run)
-    return run
+    def artifact_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.artifact.rglob("*") if file.is_file())
 
 
-def _measure(run: Path, dataset: Dataset, rows: pl.DataFrame) -> Measured:
-    """Evaluate a run on the test split, export it, and score rows of the log with the artifact."""
-    evaluation = evaluate(run, dataset, "test", draws=0)
+def _measure(config: ExperimentConfig, dataset: Path, run: Path) -> Measured:
+    """Train, evaluate on the test split, and export."""
+    data = Dataset.open(dataset, verify="sizes")
+    train(config, data, run)
+    evaluation = evaluate(run, data, "test", draws=0)
     (task, metrics), weights = next(iter(evaluation.tasks.items())), load_weights(run)
     artifact = export_run(run, run.with_suffix(".artifact"), ["sparsity.quantization.table_bits=8"])
-    return Measured(
-        metrics["auc"],
-        metrics["logloss"],
-        total(ledger(weights, weights)).flops_before,
-        sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file()),
-        _scoring_rate(artifact, rows),
-        evaluation.predictions[f"{task}:logit"].to_numpy(),
-    )
+    flops = total(ledger(weights, weights)).flops_before
+    logits_N = evaluation.predictions[f"{task}:logit"].to_numpy()
+    return Measured(metrics["auc"], metrics["logloss"], flops, artifact.path, logits_N)
 
 
-def _scoring_rate(artifact: Artifact, rows: pl.DataFrame) -> float:
-    scorer = Scorer(artifact)
+def _scoring_rate(artifact: Path, rows: pl.DataFrame) -> float:
+    scorer = Scorer(Artifact.open(artifact))
     scorer.score(rows.head(1000))
     began = time.perf_counter()
     scorer.score(rows)
@@ -165,27 +159,18 @@ def _scoring_rate(artifact: Artifact, rows: pl.DataFrame) -> float:
 
 
 def _arms(task: Task, folder: Path) -> tuple[dict[str, list[Measured]], Dataset]:
-    """Runs of each arm, by the kind of its tower, one a seed. Runs train side by side, one thread each."""
+    """Runs of each arm, by the kind of its tower, one a seed: side by side, one thread each."""
     log = folder / LOG
     kinds = {task.experiment(log, arm).model.tower.kind: arm for arm in ((), task.rival)[: 1 + bool(task.rival)]}
     dataset = prepare(task.experiment(log).data, folder / "dataset")
     runs = [(kind, seed) for kind in kinds for seed in SEEDS]
-    calls = (
-        partial(
-            _train,
-            task.experiment(log, [*kinds[kind], f"seed={seed}"]),
-            dataset.path,
-            folder / f"{kind}-{seed}",
-        )
-        for kind, seed in runs
-    )
+    configs = [task.experiment(log, [*kinds[kind], f"seed={seed}"]) for kind, seed in runs]
     with processes() as engine:
-        for _ in engine.run(calls):
-            print(".", end="", file=sys.stderr, flush=True)
-    rows = pl.read_parquet(log, n_rows=SCORED_ROWS)
+        calls = (partial(_measure, config, dataset.path, folder / f"run-{i}") for i, config in enumerate(configs))
+        results = dict(engine.run(calls))
     measured: dict[str, list[Measured]] = {kind: [] for kind in kinds}
-    for kind, seed in runs:
-        measured[kind].append(_measure(folder / f"{kind}-{seed}", dataset, rows))
+    for number, (kind, _) in enumerate(runs):
+        measured[kind].append(results[number])
     return measured, dataset
 
 
@@ -199,7 +184,7 @@ def _mixture_effect(measured: Mapping[str, Sequence[Measured]], dataset: Dataset
     return combine(differences, float(share_K @ covariance_KK @ share_K))
 
 
-def _lines(task: Task, measured: Mapping[str, Sequence[Measured]]) -> Iterator[list[str]]:
+def _lines(task: Task, measured: Mapping[str, Sequence[Measured]], rows: pl.DataFrame) -> Iterator[list[str]]:
     for kind, runs in measured.items():
         aucs = [run.auc for run in runs]
         yield [
@@ -207,11 +192,15 @@ def _lines(task: Task, measured: Mapping[str, Sequence[Measured]]) -> Iterator[l
             f"{statistics.mean(aucs):.5f} ± {statistics.stdev(aucs):.5f}",
             f"{statistics.mean(run.logloss for run in runs):.5f}",
             f"{runs[0].flops / 1000:,.0f}",
-            f"{statistics.mean(run.artifact_bytes for run in runs) / 2**20:.2f} MiB",
-            f"{statistics.median(run.rows_per_s for run in runs):,.0f}",
+            f"{statistics.mean(run.artifact_bytes() for run in runs) / 2**20:.2f} MiB",
+            f"{_scoring_rate(runs[0].artifact, rows):,.0f}",
         ]
     for peer, (auc, logloss) in task.peers.items():
         yield [f"{task.key}, {peer}", f"{auc:.5f}", f"{logloss:.5f}" if logloss else "", "", "", ""]
+
+
+def _tables(lines: Sequence[Sequence[str]], effects: Sequence[Sequence[str]]) -> str:
+    return f"{table(COLUMNS, lines)}\n\n{table(['mixture less dense tower', 'test AUC', '95% interval'], effects)}"
 
 
 def main(keys: Sequence[str] = ()) -> None:
@@ -230,8 +219,7 @@ def main(keys: Sequence[str] = ()) -> None:
             folder = Path(name)
             task.convert(source, folder / LOG)
             measured, dataset = _arms(task, folder)
-            lines += _lines(task, measured)
-            print("\n" + table(COLUMNS, lines), file=sys.stderr, flush=True)
+            lines += _lines(task, measured, pl.read_parquet(folder / LOG, n_rows=SCORED_ROWS))
             own = next(iter(measured.values()))
             for metric in ("auc", "logloss"):
                 result[f"{task.key}_{metric}"] = round(statistics.mean(getattr(run, metric) for run in own), 5)
@@ -239,8 +227,8 @@ def main(keys: Sequence[str] = ()) -> None:
                 effect = _mixture_effect(measured, dataset)
                 result[f"{task.key}_mixture_gain"] = [round(v, 5) for v in (effect.value, effect.low, effect.high)]
                 effects.append([task.key, f"{effect.value:+.5f}", f"{effect.low:+.5f} to {effect.high:+.5f}"])
-    print(table(COLUMNS, lines), end="\n\n")
-    print(table(["mixture less dense tower", "test AUC", "95% interval"], effects))
+            print(_tables(lines, effects), file=sys.stderr, flush=True)
+    print(_tables(lines, effects))
     print(json.dumps(result | {"minutes": round((time.perf_counter() - began) / 60, 1)}))
 
 
