@@ -61,6 +61,16 @@ def unpack(packed: bytes) -> tuple[dict[str, Tensor], str]:
     return tensors, header["about"]
 
 
+def unpack_about(packed: bytes) -> str:
+    """The text that went with the tensors, without unpacking them."""
+    stream = lzma.LZMADecompressor()
+    size = int.from_bytes(stream.decompress(packed, 8), "little")
+    header = stream.decompress(b"", size)
+    while len(header) < size:
+        header += stream.decompress(b"", size - len(header))
+    return str(json.loads(header)["about"])
+
+
 def _planes(tensor: Tensor) -> bytes:
     first = tensor.shape[0] if tensor.dim() else 1
     flat = tensor.contiguous().view(-1).view(torch.uint8)

@@ -28,7 +28,7 @@ from torch import Tensor
 from data_pipelines.batch import Schema
 from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
-from data_pipelines.packing import pack, unpack
+from data_pipelines.packing import pack, unpack, unpack_about
 from data_pipelines.storage import Manifest, new_directory, open_directory
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.compact import Precision, compress, decompress
@@ -222,7 +222,7 @@ class Artifact:
         """
         manifest = open_directory(path, "artifact", verify=verify)
         packed = path / PACKED
-        text = unpack(packed.read_bytes())[1] if packed.exists() else (path / MODEL).read_text()
+        text = unpack_about(packed.read_bytes()) if packed.exists() else (path / MODEL).read_text()
         model = ModelFile.model_validate_json(text)
         return cls(
             path=path,

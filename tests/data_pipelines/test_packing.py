@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.expressions import SEPARATOR
-from data_pipelines.packing import pack, pack_values, packing_order, unpack, unpack_values
+from data_pipelines.packing import pack, pack_values, packing_order, unpack, unpack_about, unpack_values
 
 TEXT = st.text(st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]), max_size=5)
 NUMBER = st.one_of(st.integers(-(10**17), 10**17), st.integers(-300, 300)).map(str)
@@ -22,7 +22,7 @@ def test_values_come_back_in_their_order(values: list[str]) -> None:
     ordered = series[packing_order(series)]
     packed = pack(pack_values(ordered), "about")
     tensors, about = unpack(packed)
-    assert about == "about"
+    assert about == unpack_about(packed) == "about"
     assert unpack_values(tensors).to_list() == ordered.to_list()
     assert sorted(ordered.to_list()) == sorted(values)
 
