@@ -104,6 +104,9 @@ def test_a_killed_study_goes_on_to_the_same_trials_and_runs_none_twice(
     for trial in after:
         ours, theirs = (place / out / "trials" / trial / "logits.parquet" for out in ("killed", "undisturbed"))
         assert_frame_equal(pl.read_parquet(ours), pl.read_parquet(theirs), check_exact=True)
+    _ablate(place, "again", *SMALL, "--trials", str(undisturbed[1] / "trials"))
+    for table in ("effects.csv", "interactions.csv"):
+        assert (folder / "study" / table).read_bytes() == (place / "again" / "study" / table).read_bytes()
 
 
 def test_a_study_leaves_tables_figures_and_configs_that_repeat_it(undisturbed: tuple[dict[str, Any], Path]) -> None:
