@@ -8,7 +8,7 @@ the spread over seeds. :func:`combine` puts both into one interval.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +40,13 @@ class Effect:
     freedom: float
     rows_variance: float
     seed_variance: float
+
+    def at(self, level: float) -> "Effect":
+        """The same with the interval of another confidence level."""
+        if not self.standard_error > 0:
+            return self
+        reach = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.standard_error
+        return replace(self, low=self.value - reach, high=self.value + reach)
 
 
 def delong(labels_N: ArrayLike, scores_KN: ArrayLike, clusters_N: ArrayLike | None = None) -> tuple[Floats, Floats]:
@@ -144,9 +151,8 @@ def combine(
     rows_variance: float,
     *,
     prior: tuple[float, float] = (0.0, 0.0),
-    level: float = 0.95,
 ) -> Effect:
-    """Mean difference over seeds with an interval that holds test rows and seeds.
+    """Mean difference over seeds with a 95% interval that holds test rows and seeds.
 
     Args:
         differences_S: The metric's difference, arm minus base, one number a seed.
@@ -154,7 +160,6 @@ def combine(
         prior: Variance between seeds that other arms suggest, and the degrees of freedom it is worth
             (:func:`pooled_seed_variance`). The arm's own variance is shrunk towards it (Smyth, 2004,
             doi:10.2202/1544-6115.1027).
-        level: Confidence level of the interval.
     """
     differences = np.asarray(differences_S, dtype=np.float64)
     seeds = len(differences)
@@ -166,9 +171,9 @@ def combine(
     if not error > 0:
         return Effect(value, value, value, 1.0 if value == 0 else 0.0, 0.0, float("inf"), rows_variance, seed_variance)
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / worth) if worth and parts[0] else float("inf")
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     p_value = float(2 * stats.t.sf(abs(value) / error, freedom))
-    return Effect(value, value - reach, value + reach, p_value, error, float(freedom), rows_variance, seed_variance)
+    effect = Effect(value, value, value, p_value, error, float(freedom), rows_variance, seed_variance)
+    return effect.at(0.95)
 
 
 def seeds_that_tell(effect: Effect, *, level: float = 0.95, power: float = 0.8, at_most: int = 1000) -> int | None:

@@ -46,7 +46,8 @@ EFFECT_COLUMNS = {
     "verdict": pl.String,
     "seeds_that_tell": pl.Int64,
 }
-"""One row an arm, metric and slice. ``effect`` is arm less reference, mean over seeds, with its interval.
+"""One row an arm, metric and slice. ``effect`` is arm less reference, mean over seeds, with an interval that allows for
+the number of arms as ``p_corrected`` does.
 
 ``verdict``: ``better`` or ``worse`` (significant after correction), ``no effect`` (the interval lies within the
 tolerance), ``cannot tell``. ``seeds_that_tell``: how many seeds would find an effect of this size with 80% power; null
@@ -145,11 +146,10 @@ class Judge:
                 difference,
                 _variance(metric, [ours.parts - theirs.parts for ours, theirs in pairs]),
                 prior=priors[arm.trains],
-                level=self.study.level,
             )
             for arm, pairs, difference in zip(arms, paired, differences, strict=True)
         ]
-        corrected = self._corrected(effects)
+        effects, corrected, level = self._corrected(effects)
         return [
             {
                 "arm": arm.name,
@@ -167,9 +167,7 @@ class Judge:
                 "p_value": effect.p_value,
                 "p_corrected": float(p),
                 "verdict": (verdict := self._verdict(metric, effect, float(p), reference)),
-                "seeds_that_tell": seeds_that_tell(effect, level=self.study.level)
-                if verdict == "cannot tell"
-                else None,
+                "seeds_that_tell": seeds_that_tell(effect, level=level) if verdict == "cannot tell" else None,
             }
             for arm, pairs, effect, p in zip(arms, paired, effects, corrected, strict=True)
         ]
@@ -195,24 +193,33 @@ class Judge:
         values = [[contrast.value for contrast in seeds] for seeds in contrasts]
         prior = pooled_seed_variance(values)
         found = [
-            combine(
-                difference,
-                _variance("auc", [contrast.parts for contrast in seeds]),
-                prior=prior,
-                level=self.study.level,
-            )
+            combine(difference, _variance("auc", [contrast.parts for contrast in seeds]), prior=prior)
             for difference, seeds in zip(values, contrasts, strict=True)
         ]
-        corrected = self._corrected(found)
+        found, corrected, _ = self._corrected(found)
         rows = [
             (*arm.units, effect.value, effect.low, effect.high, effect.p_value, float(p))
             for arm, effect, p in zip(pairs, found, corrected, strict=True)
         ]
         return pl.DataFrame(rows, schema=INTERACTION_COLUMNS, orient="row")
 
-    def _corrected(self, effects: Sequence[Effect]) -> Floats:
-        correct = holm if self.study.correction == "holm" else benjamini_hochberg
-        return correct([effect.p_value for effect in effects]) if effects else np.empty(0)
+    def _corrected(self, effects: Sequence[Effect]) -> tuple[list[Effect], Floats, float]:
+        """Effects with intervals, and p-values, that allow for how many there are; and the level of each interval.
+
+        With Holm's p-values go intervals that hold all together (Bonferroni); with Benjamini-Hochberg's, intervals of
+        which those of the significant effects hold at the level (Benjamini and Yekutieli, 2005,
+        doi:10.1198/016214504000001907).
+        """
+        if not effects:
+            return [], np.empty(0), self.study.level
+        miss, p_values = 1 - self.study.level, [effect.p_value for effect in effects]
+        if self.study.correction == "holm":
+            corrected, share = holm(p_values), 1 / len(effects)
+        else:
+            corrected = benjamini_hochberg(p_values)
+            share = max(1, int((corrected < miss).sum())) / len(effects)
+        level = 1 - miss * share
+        return [effect.at(level) for effect in effects], corrected, level
 
     def _verdict(self, metric: str, effect: Effect, p: float, reference: float) -> str:
         if p < 1 - self.study.level:

@@ -67,7 +67,7 @@ class StudyPage:
                     Row(row["arm"], row["effect"], row["low"], row["high"], row["verdict"])
                     for row in effects.iter_rows(named=True)
                 ]
-                label = f"change of test AUC, with {self.level} interval"
+                label = f"change of test AUC; {self.level} intervals, corrected for all arms"
                 found[f"forest-{name}"] = (
                     forest(f"{title}: effect on AUC", label, rows, tolerance=self.tolerance),
                     f"{caption} Filled points are significant after correction for all arms of the study. "
@@ -250,7 +250,8 @@ class StudyPage:
             "Their intervals hold two sources of doubt: which users are in the test rows (clustered DeLong for AUC, a "
             "bootstrap over users for the rest), and which seed trained the model (variance between seeds, shrunk "
             "towards what all arms show). "
-            f"Verdicts are at the {self.level} level after correction. To repeat an arm, train its config."
+            f"Verdicts and intervals are at the {self.level} level after correction for all arms. To repeat an arm, "
+            "train its config."
         )
         names = {arm.name: f"arms/{index:03}.yaml" for index, arm in enumerate(self.study.arms) if arm.trains}
         lines = []

@@ -116,6 +116,8 @@ def test_a_study_leaves_tables_figures_and_configs_that_repeat_it(undisturbed: t
     assert set(effects["verdict"]) <= {"better", "worse", "no effect", "cannot tell"}
     assert (effects["low"] <= effects["effect"]).all()
     assert (effects["effect"] <= effects["high"]).all()
+    without_zero = effects.filter((pl.col("low") > 0) | (pl.col("high") < 0))
+    assert (without_zero["p_corrected"] < 0.05).all()
     arms = pl.read_csv(study / "arms.csv")
     assert arms["stopped_early"].sum() == 1  # of the two dims, the worse after one seed
     assert result["trials"] == 2 * len(arms) - 1
