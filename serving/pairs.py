@@ -108,6 +108,7 @@ class PairScorer:
         return pl.concat(rows, how="horizontal")
 
     def _logits(self, users: pl.DataFrame) -> np.ndarray:
+        """(P, T)."""
         every_P = torch.arange(len(users) * self.candidates)
         whose_P, which_P = every_P // max(self.candidates, 1), every_P % max(self.candidates, 1)
         theirs, _, both = self._sides
@@ -131,11 +132,11 @@ class PairScorer:
             for (embedded, _), places_P in sides:
                 pooled |= self._histories(embedded, places_P, whose_P, pooled)
             for tile in torch.split(every_P, MICROBATCH):
-                numbers_PD = torch.cat([_at(tile, value) for value in order], 1) if order else torch.empty(len(tile), 0)
+                dense_PD = torch.cat([_at(tile, value) for value in order], 1) if order else torch.empty(len(tile), 0)
                 logits.append(
                     self._scorer.ranker.rank(
                         {name: _at(tile, value) for name, value in pooled.items()},
-                        numbers_PD,
+                        dense_PD,
                         {name: _at(tile, value) for name, value in wide.items()},
                     ).float()
                 )
