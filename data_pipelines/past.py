@@ -14,7 +14,7 @@ from data_pipelines.features import BagFeature, DataConfig, HistoryFeature, Stat
 from data_pipelines.histories import Slices
 from data_pipelines.snapshots import Snapshots
 from data_pipelines.sources import ROW
-from data_pipelines.spill import KEY, ByRow, partitions
+from data_pipelines.spill import KEY, ByRow, partitions, places
 from data_pipelines.statistics import Prior, Running
 from data_pipelines.timelines import Timeline, key_of
 from data_pipelines.validation import TIME
@@ -76,7 +76,7 @@ class Past:
         columns, end = [], int(rows[-1]) + 1
         for name, by_row in self.histories.items():
             records = by_row.take(end)
-            place = np.searchsorted(rows, records["row"])
+            place = places(rows, records["row"])
             for suffix, values in ((START, records["start"]), (LENGTH, records["length"])):
                 column = np.zeros(len(rows), np.uint32)
                 column[place] = values

@@ -87,6 +87,12 @@ class ByRow:
         return np.concatenate([np.empty(0, self.dtype), *(reader.take(end) for reader in self._readers)])
 
 
+def places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where in ``rows``, rising, each of ``wanted`` stands; all are there."""
+    consecutive = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1
+    return wanted - rows[0] if consecutive else np.searchsorted(rows, wanted)
+
+
 class _Reader:
     """Records of one batch, read a little ahead of what was asked for."""
 

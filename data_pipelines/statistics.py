@@ -14,7 +14,7 @@ import polars as pl
 from data_pipelines.compiling import Values
 from data_pipelines.features import DataConfig, StatisticFeature
 from data_pipelines.snapshots import Base
-from data_pipelines.spill import ByRow
+from data_pipelines.spill import ByRow, places
 from data_pipelines.surveys import MINUTE
 from data_pipelines.timelines import Int64s, Timeline, running
 from data_pipelines.validation import TIME, label
@@ -134,7 +134,7 @@ class Running:
 def collect(by_row: ByRow, rows: np.ndarray, end: int) -> tuple[Floats, Floats]:
     """Totals and elements of ``rows`` (rising, all below ``end``)."""
     records: Any = by_row.take(end)
-    place = np.searchsorted(rows, records["row"])
+    place = places(rows, records["row"])
     return gather(place, records["level"], len(rows))
 
 
