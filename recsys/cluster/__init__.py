@@ -1,1 +1,1 @@
-"""Past one machine, on an engine that is there: parts of a log are prepared, and scored, by Ray's tasks and actors."""
+"""Past one machine, on an engine that is there: Ray's tasks prepare and score parts of a log, and carry out trials."""
