@@ -59,7 +59,8 @@ def test_every_verb_reads_and_writes_addresses(
 def test_ranks_send_their_parts_of_a_run(bucket: str, tiny_data: dict[str, Any], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     sharded = {table: {"sharding": "row_wise"} for table in ("user", "item")}
-    content = {"data": tiny_data, "model": {"dim": 4, "tables": sharded}, "train": {"epochs": 2, "batch_size": 128}}
+    settings = {"epochs": 2, "batch_size": 128, "checkpoint_every": 2, "checkpoint_aside": True}
+    content = {"data": tiny_data, "model": {"dim": 4, "tables": sharded}, "train": settings}
     config.write_text(yaml.safe_dump(content))
     recsys("prepare", str(config), f"{bucket}/dataset")
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "recsys"]
