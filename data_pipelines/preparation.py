@@ -98,7 +98,8 @@ def _sampled(
     config: DataConfig, rows: pl.LazyFrame, survey: Survey, location: str, folder: Path, scratch: Path
 ) -> tuple[pl.LazyFrame, Survey]:
     """The rows with their negatives, as if the log had held both. ``candidates.parquet`` says how they were drawn."""
-    raw = sources.scan_files(location, config.format).collect_schema().names()
+    there = rows.collect_schema()
+    raw = [name for name in sources.scan_files(location, config.format).collect_schema() if name in there]
     drawn = scratch / "log.parquet"
     write_with_negatives(config, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
     config = config.model_copy(update={"format": None})

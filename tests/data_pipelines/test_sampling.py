@@ -117,6 +117,27 @@ def test_prepare_adds_the_negatives_before_the_joins(tmp_path: Path) -> None:
     assert set(pl.read_parquet(dataset.path / "candidates.parquet").columns) == {"item", "count", "log_q"}
 
 
+def test_a_text_log_may_have_columns_that_nothing_reads(tmp_path: Path) -> None:
+    log = pl.DataFrame({"u": [1, 2, 3] * 10, "i": ["a", "b", "c", "d", "e"] * 6, "note": ["x"] * 30})
+    features = {"u": {"kind": "id"}, "i": {"kind": "id"}}
+    seen = {}
+    for suffix, write in (("csv", log.write_csv), ("parquet", log.write_parquet)):
+        write(tmp_path / f"log.{suffix}")
+        config = DataConfig.model_validate(
+            {
+                "log": str(tmp_path / f"log.{suffix}"),
+                "user": "u",
+                "tasks": {"chosen": {"column": "positive"}},
+                "sampling": {"item": "i", "negatives": 1},
+                "split": {"by": "random", "valid": 0.1, "test": 0.1},
+                "features": features,
+            }
+        )
+        seen[suffix] = prepare(config, tmp_path / suffix).frame("train").drop("key:u").collect()
+    assert seen["csv"].equals(seen["parquet"])
+    assert seen["csv"]["label:chosen"].mean() < 1
+
+
 def test_what_cannot_be_sampled_is_refused(tmp_path: Path) -> None:
     pl.DataFrame({"u": [1, 2], "i": [1, 1], "t": [1, 2]}).write_csv(tmp_path / "log.csv")
     data: dict[str, Any] = {
