@@ -1,8 +1,12 @@
 """How small a ranker becomes for how little AUC: levers together, on Frappe, MovieLens-1M and a large demo log.
 
-Every point is trained with its levers, exported, and measured as it is served; sizes are weights and vocabularies, of
-the float32 checkpoint against the artifact. ``python -m benchmarks.size [--seeds N] [--data NAME] [--scratch FOLDER]``;
-trials are cached in the scratch folder, so a stopped benchmark goes on.
+Every point is trained with its levers, exported, and measured as it is served. Sizes are weights, vocabularies and the
+encoder's description: of the float32 checkpoint against the artifact. A point counts as within a loss if it is on the
+valid split, where points may be chosen, and on the test split as well. The demo log also compares what to prune by, as
+do magnitude with fine-tuning and saliency after training on the others.
+
+``python -m benchmarks.size [--seeds N] [--data NAME] [--scratch FOLDER]``; trials are cached in the scratch folder, so
+that a stopped benchmark goes on.
 """
 
 import argparse
@@ -10,14 +14,14 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from benchmarks.common import ROOT, machine, real_data, table
+from benchmarks.common import machine, real_data, table
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
@@ -29,63 +33,119 @@ from recsys.frontier import Frontier, Overrides
 
 LOSSES = (0.001, 0.003)
 LARGE_ROWS = 1_000_000
+_EXPERIMENTS = Path(__file__).parent / "experiments"
 
-INT8: Overrides = {"sparsity.quantization": {"table_bits": 8, "dense": "int8"}}
-INT4: Overrides = {"sparsity.quantization": {"table_bits": 4, "dense": "int8"}}
-INT4_BOTH: Overrides = {"sparsity.quantization": {"table_bits": 4, "dense": "int4"}}
-
-
-SMALL: Overrides = INT4_BOTH | {"sparsity.low_rank": {"cross": 8}}
-SMALLER: Overrides = INT4_BOTH | {"sparsity.low_rank": {"cross": 8, "energy": 0.9}}
+BASE = "float32"
+INT8, INT4 = "int8", "int4, clipped"
 
 
-def pruned(*, rows: float = 0.0, units: float) -> Overrides:
-    """Levers of training: shares of each table's rows and of hidden units that go."""
-    levers: Overrides = {"sparsity.unit_pruning": {"sparsity": units, "begin": 0.1, "end": 0.5}}
-    if rows:
-        levers["sparsity.row_pruning"] = {"sparsity": rows, "begin": 0.1, "end": 0.5, "scope": "global"}
-    return levers
+def bits(table_bits: int) -> Overrides:
+    """Tables row by row in so many bits, matrices in int8."""
+    return {"sparsity.quantization": {"table_bits": table_bits, "dense": "int8"}}
 
 
-TRAINED = (
-    pruned(units=0.75),
-    pruned(units=0.9),
-    pruned(rows=0.25, units=0.9),
-    pruned(rows=0.8, units=0.9),
-    pruned(rows=0.95, units=0.9),
-)
-POINTS: list[Overrides] = [
-    {},
-    INT8,
-    INT4,
-    INT4_BOTH,
-    SMALL,
-    *(levers | rest for levers in TRAINED for rest in (INT4, INT4_BOTH, SMALL, SMALLER)),
-]
+def grids(tables: float, dense: float) -> Overrides:
+    """One grid for each table and matrix, so many of their root mean squares wide."""
+    return {"sparsity.quantization": {"table_step": tables, "dense_step": dense}}
+
+
+def rows(sparsity: float, by: str) -> Overrides:
+    """So many of all rows leave while training, the last half of which tunes what is left."""
+    return {"sparsity.row_pruning": {"sparsity": sparsity, "by": by, "scope": "global", "begin": 0.1, "end": 0.5}}
+
+
+def weights(sparsity: float) -> Overrides:
+    """So many of the dense part's weights become zero while training."""
+    return {"sparsity.weight_pruning": {"sparsity": sparsity, "scope": "global", "begin": 0.1, "end": 0.6}}
+
+
+def rows_after(sparsity: float) -> Overrides:
+    """So many of all bytes of rows leave after training, by saliency on the valid split."""
+    return {"sparsity.post_pruning": {"sparsity": sparsity}}
+
+
+def ranks(energy: float) -> Overrides:
+    """Tables as narrow as this share of their squared norm allows."""
+    return {"sparsity.low_rank": {"energy": energy}}
+
+
+COMMON: dict[str, Overrides] = {
+    BASE: {},
+    INT8: bits(8),
+    INT4: bits(4),
+    "grids 0.5": grids(0.5, 0.5),
+    "grids 1": grids(1, 1),
+}
+REMOVED: dict[str, Overrides] = {
+    **{f"{share:.0%} of rows by magnitude, tuned": rows(share, "magnitude") for share in (0.95, 0.99)},
+    **{f"{share:.0%} of rows by saliency, after": rows_after(share) for share in (0.95, 0.99)},
+}
+DEMO_REMOVED: dict[str, Overrides] = {
+    f"{share:.0%} of rows by {by}, tuned": rows(share, by) for share in (0.95, 0.99) for by in ("magnitude", "saliency")
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of the benchmark: how its log is made, and its experiment."""
+    """A data set of the benchmark: how its log is made, its experiment, and the points that are tried on it."""
 
     name: str
     log: Callable[[Path], object]
     experiment: Callable[[str], dict[str, Any]]
+    points: Mapping[str, Overrides]
 
 
 def sources() -> list[Source]:
     """Frappe and MovieLens-1M where ``RECSYS_DATA`` is set, and the large demo log."""
     found = []
-    for name, convert in (("frappe", frappe.convert), ("ml-1m", movielens.convert)):
+    for name, convert, points in (("frappe", frappe.convert, FRAPPE), ("ml-1m", movielens.convert, MOVIELENS)):
         if folder := real_data(name):
-            found.append(Source(name, lambda out, f=folder, c=convert: c(f, out), lambda log, n=name: _example(n, log)))
+            log = lambda out, f=folder, c=convert: c(f, out)  # noqa: E731
+            found.append(Source(name, log, lambda log, n=name: _pinned(n, log), points))
     large = DemoConfig.large(rows=LARGE_ROWS)
-    return [*found, Source("demo-large", lambda out: generate(large, out), demo_experiment)]
+    return [*found, Source("demo-large", lambda out: generate(large, out), _demo, DEMO)]
 
 
-def _example(name: str, log: str) -> dict[str, Any]:
-    content = read_yaml(ROOT / "examples" / f"{name}.yaml")
+def _pinned(name: str, log: str) -> dict[str, Any]:
+    content = read_yaml(_EXPERIMENTS / f"size-{name}.yaml")
     return content | {"data": content["data"] | {"log": log}}
+
+
+def _demo(log: str) -> dict[str, Any]:
+    content = demo_experiment(log)
+    return content | {"train": content["train"] | {"epochs": 3}, "export": {"packed": True}}
+
+
+FRAPPE = COMMON | {
+    "grids 0.7 and 1, energy 0.8": grids(0.7, 1) | ranks(0.8),
+    **{
+        f"80% of weights, grids {t:g} and {d:g}, energy {e:g}": weights(0.8) | grids(t, d) | ranks(e)
+        for t, d, e in ((0.5, 0.25, 0.9), (0.5, 0.25, 0.8), (0.7, 0.5, 0.8), (1, 0.5, 0.7))
+    },
+    **REMOVED,
+}
+MOVIELENS = COMMON | {
+    "90% of rows after, grids 0.7 and 1": rows_after(0.9) | grids(0.7, 1),
+    **{
+        f"{w:.0%} of weights, {r:.0%} of rows after, grids {t:g} and {d:g}": weights(w) | rows_after(r) | grids(t, d)
+        for w, r, t, d in (
+            (0.9, 0.8, 0.5, 0.25),
+            (0.9, 0.9, 0.7, 0.25),
+            (0.9, 0.95, 1, 0.25),
+            (0.95, 0.9, 0.7, 0.25),
+            (0.95, 0.95, 1, 0.25),
+        )
+    },
+    **REMOVED,
+}
+DEMO = COMMON | {
+    **DEMO_REMOVED,
+    **{
+        f"{share:.0%} of rows by saliency, tuned, grids {t:g} and {d:g}": rows(share, "saliency") | grids(t, d)
+        for share in (0.95, 0.99)
+        for t, d in ((0.5, 0.5), (1, 1), (2, 1.5))
+    },
+}
 
 
 def curve(source: Source, scratch: Path, *, seeds: int) -> pl.DataFrame:
@@ -101,7 +161,7 @@ def curve(source: Source, scratch: Path, *, seeds: int) -> pl.DataFrame:
     data = Dataset.open(folder / "dataset", verify="sizes")
     with processes() as engine:
         workers = Workers(folder / "dataset", TrialStore(folder / "trials"), engine)
-        searched = Frontier(config, data, workers, POINTS, seeds=seeds)
+        searched = Frontier(config, data, workers, list(source.points.values()), seeds=seeds)
         done = 0
 
         def tell(count: int) -> None:
@@ -110,12 +170,14 @@ def curve(source: Source, scratch: Path, *, seeds: int) -> pl.DataFrame:
             print(f"{source.name}: {done} of {len(searched.trials)} trials", flush=True)
 
         searched.run(tell)
-        return searched.table()
+        points = searched.table()
+    valid = pl.col("valid_auc") - pl.col("valid_auc").first()
+    return points.with_columns(pl.Series("point", list(source.points)), valid_change=valid)
 
 
 def ratio_at(points: pl.DataFrame, loss: float) -> float:
-    """The largest ratio among the points that lose at most ``loss`` of the mean test AUC."""
-    within = points.filter(pl.col("auc_change") >= -loss)["ratio"]
+    """The largest ratio among the points that lose at most ``loss`` of the mean AUC, on valid and on test."""
+    within = points.filter((pl.col("valid_change") >= -loss) & (pl.col("auc_change") >= -loss))["ratio"]
     return float(within.max())  # type: ignore[arg-type]
 
 
@@ -134,25 +196,26 @@ def main() -> None:
         if chosen.data and source.name not in chosen.data:
             continue
         points = curves[source.name] = curve(source, scratch, seeds=chosen.seeds)
-        rows = [
+        lines = [
             [
                 row["point"],
                 f"{row['auc']:.5f}",
                 f"{row['auc_change']:+.5f}",
+                f"{row['valid_change']:+.5f}",
                 f"{row['model_bytes']:,.0f}",
                 f"{row['ratio']:.1f}",
             ]
             for row in points.iter_rows(named=True)
         ]
-        columns = ["levers", "test AUC", "change", "bytes", "ratio"]
-        print(f"\n{source.name}, {chosen.seeds} seed(s)\n{table(columns, rows)}\n")
+        columns = ["levers", "test AUC", "change", "on valid", "bytes", "times smaller"]
+        print(f"\n{source.name}, {chosen.seeds} seed(s)\n{table(columns, lines)}\n", flush=True)
     result: dict[str, Any] = {
         f"ratio_at_{loss}": statistics.median(ratio_at(points, loss) for points in curves.values()) for loss in LOSSES
     }
     result["by_data"] = {
         name: {f"ratio_at_{loss}": ratio_at(points, loss) for loss in LOSSES} for name, points in curves.items()
     }
-    kept = ("point", "auc", "auc_change", "logloss", "model_bytes", "ratio")
+    kept = ("point", "auc", "auc_change", "valid_change", "logloss", "model_bytes", "ratio")
     result["curves"] = {name: points.select(kept).to_dicts() for name, points in curves.items()}
     print(json.dumps(result))
 
