@@ -8,8 +8,8 @@ test metrics stand the int8 artifact's size and its rate of scoring.
 Hyperparameters were chosen on the valid split alone. Peers stand with what they reached on these very files before,
 one seed each, not in this run: FuxiCTR 2.3.10 with its leaderboard's hyperparameters, Adam, batch 4096 and early stop
 by valid AUC (on MovieLens with the best of three embedding regularisers), LightGBM on 25 point-in-time columns,
-logistic regression on the bags. Without ``RECSYS_DATA`` there is the demo log only. ``python -m benchmarks.accuracy frappe``
-measures one data set.
+logistic regression on the bags. Without ``RECSYS_DATA`` there is the demo log only. One data set alone is measured by
+``python -m benchmarks.accuracy frappe``.
 """
 
 import json
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 
 from benchmarks.common import ROOT, machine, real_data, table
 from data_pipelines.dataset import Dataset, prepare
@@ -43,7 +44,7 @@ from serving.scorer import Scorer
 SEEDS = (0, 1, 2)
 SCORED_ROWS = 100_000
 LOG = "log.parquet"
-COLUMNS = ("mean of 3 seeds", "test AUC", "test log loss", "kFLOPs a row", "artifact", "rows/s")
+COLUMNS = ("mean of 3 seeds", "test AUC", "test log loss", "kFLOPs a row", "artifact", "rows/s, one thread")
 
 Peers = Mapping[str, tuple[float, float | None]]
 """Test AUC and log loss of others on these very files, one seed each."""
@@ -154,6 +155,8 @@ def _measure(config: ExperimentConfig, dataset: Path, run: Path) -> Measured:
 
 
 def _scoring_rate(artifact: Path, rows: pl.DataFrame) -> float:
+    """Rows a second of one thread, as each worker of a batch job has."""
+    torch.set_num_threads(1)
     scorer = Scorer(Artifact.open(artifact))
     scorer.score(rows.head(1000))
     began = time.perf_counter()
