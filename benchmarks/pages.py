@@ -46,8 +46,9 @@ def keep(name: str, about: str, output: str, folder: Path) -> Path:
 
 def _blocks(lines: list[str]) -> Iterator[tuple[bool, list[str]]]:
     """Tables, and what stands between them."""
-    for is_table, block in groupby((line for line in lines if line.strip()), key=lambda line: line.startswith("|")):
-        yield is_table, list(block)
+    for (is_table, empty), block in groupby(lines, key=lambda line: (line.startswith("|"), not line.strip())):
+        if not empty:
+            yield is_table, list(block)
 
 
 def _text(about: str) -> str:

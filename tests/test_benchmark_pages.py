@@ -14,6 +14,10 @@ PRINTED = """a machine
 | ours  | 1.5 (1 to 1,024.5) | 0.5 |
 | theirs | 3.0 (2.5 to 4) | 1.0 |
 
+
+| another |
+|---------|
+| table   |
 {"ratio": 0.5}
 """
 
