@@ -5,7 +5,7 @@ reach on the very same files. Frappe, MovieLens-1M and the demo log, whose segme
 its tower exchanged, a dense one for a mixture of top-2 of 8 or the other way round, at equal active FLOPs. Beside the
 test metrics stand the int8 artifact's size and its rate of scoring.
 
-Seeds, early stops and the last settings were chosen on the valid split; while the shapes of ``ml-1m.yaml`` and of the first
+Early stops and the last settings were chosen on the valid split; while the shapes of ``ml-1m.yaml`` and of the first
 ``frappe.yaml`` were sought, test figures were on screen. Peers stand with what they reached on these very files before,
 one seed each, not in this run: FuxiCTR 2.3.10 with its leaderboard's hyperparameters, Adam, batch 4096 and early stop
 by valid AUC (on MovieLens with the best of three embedding regularisers), LightGBM on 25 point-in-time columns,
