@@ -88,7 +88,9 @@ def in_turns(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict
 
 def spread(values: Sequence[float]) -> str:
     """Median, and the least and greatest beside it."""
-    return f"{statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
+    median = statistics.median(values)
+    digits = 0 if median >= 1000 else 2
+    return f"{median:,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

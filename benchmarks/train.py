@@ -21,7 +21,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import machine, peer_python
+from benchmarks.common import machine, peer_python, spread, table
 from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.loader import Loader
@@ -193,9 +193,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rates = measure(shape, Path(folder))
         median = {name: statistics.median(values) for name, values in rates.items()}
-        print(f"\n{shape.name:24}{'samples/s':>12}{'slowest':>12}{'fastest':>12}")
-        for name, values in rates.items():
-            print(f"{name:24}{median[name]:12,.0f}{min(values):12,.0f}{max(values):12,.0f}")
+        print(f"\n{table([shape.name, 'samples/s'], [[name, spread(values)] for name, values in rates.items()])}\n")
         for precision, suffix in (("bf16", ""), ("fp32", "_fp32")):
             ours = median[f"ours, {precision}"]
             ratios[f"vs_fuxictr{suffix}"].append(ours / median["FuxiCTR DCNv2"])
