@@ -164,6 +164,6 @@ if __name__ == "__main__":
         main()
     else:
         tasks = {"train": train_task, "costs": costs_task, "wire": wire_task}
-        outcome = tasks[sys.argv[1]](*map(Path, sys.argv[3:]))  # type: ignore[operator]
+        outcome = tasks[sys.argv[1]](*map(Path, sys.argv[3:]))
         if os.environ.get("RANK", "0") == "0":
             Path(sys.argv[2]).write_text(json.dumps(outcome))

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,7 @@ def sources() -> list[Source]:
     found = []
     for name, convert, points in (("frappe", frappe.convert, FRAPPE), ("ml-1m", movielens.convert, MOVIELENS)):
         if folder := real_data(name):
-            log = lambda out, f=folder, c=convert: c(f, out)  # noqa: E731
-            found.append(Source(name, log, lambda log, n=name: _pinned(n, log), points))
+            found.append(Source(name, partial(convert, folder), partial(_pinned, name), points))
     large = DemoConfig.large(rows=LARGE_ROWS)
     return [*found, Source("demo-large", lambda out: generate(large, out), _demo, DEMO)]
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.errors import UserError
-from data_pipelines.expressions import MICROSECONDS, SEPARATOR, epoch, number, text, texts
+from data_pipelines.expressions import MICROSECONDS, SEPARATOR, epoch, label_value, number, text, texts
 from data_pipelines.features import (
     BagFeature,
     CrossFeature,
@@ -17,6 +17,7 @@ from data_pipelines.features import (
     IdFeature,
     NumberFeature,
     StatisticFeature,
+    Task,
     TimeFeature,
     VectorFeature,
 )
@@ -24,6 +25,8 @@ from data_pipelines.vocabulary import Table, Vocabulary, stable_hash
 
 AGE_BUCKETS = 33
 """log2 of an event's age in seconds: bucket 0 is under a second, the last 136 years and more."""
+
+_SINGLE = "single values (kind bag reads lists)"
 
 TIME_SLOTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
 
@@ -143,7 +146,15 @@ class Raw:
         try:
             return text(expression, dtype)
         except TypeError:
-            raise _wrong_type(feature, column, dtype, "single values (kind bag reads lists)") from None
+            raise _wrong_type(feature, column, dtype, _SINGLE) from None
+
+    def label(self, name: str, task: Task) -> pl.Expr:
+        expression, dtype = self.column(f"task {name!r}", task.column)
+        try:
+            return label_value(expression, dtype, at_least=task.at_least, positive=task.positive)
+        except TypeError:
+            wanted = _SINGLE if task.positive else "numbers"
+            raise _wrong_type(f"task {name!r}", task.column, dtype, wanted) from None
 
 
 class Values(Raw):

@@ -4,6 +4,8 @@ The text of a value is its one canonical form: the integer ``7``, the text ``"7"
 same value, so that a log, a request in JSON and a file of another format agree.
 """
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from data_pipelines.errors import UserError
@@ -86,6 +88,20 @@ def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     else:
         raise TypeError(f"{dtype} is no number")
     return pl.when(value.is_finite()).then(value)
+
+
+def label_value(
+    column: pl.Expr, dtype: pl.DataType, *, at_least: float | None = None, positive: Sequence[str] = ()
+) -> pl.Expr:
+    """``column`` as Float64 labels: its numbers, or 0 and 1 by ``at_least``, or by the text that is ``positive``.
+
+    Raises:
+        TypeError: Values of ``dtype`` are no numbers (with ``positive``: no single values).
+    """
+    if positive:
+        return text(column, dtype).is_in(positive).cast(pl.Float64)
+    value = number(column, dtype)
+    return value if at_least is None else (value >= at_least).cast(pl.Float64)
 
 
 def epoch(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.errors import UserError
-from data_pipelines.expressions import MICROSECONDS, epoch, number, text, texts
+from data_pipelines.expressions import MICROSECONDS, epoch, label_value, number, text, texts
 from data_pipelines.features import Format
 from data_pipelines.guessing import Role, Roles, guess_format, guess_roles
 from data_pipelines.leaks import alone_auc
@@ -186,11 +186,7 @@ def _label(sample: pl.DataFrame, location: str, roles: Roles) -> np.ndarray | No
 def _label_value(schema: pl.Schema, roles: Roles) -> pl.Expr:
     """Float64 label of a row."""
     assert roles.label is not None
-    column, dtype = pl.col(roles.label), schema[roles.label]
-    if roles.positive:
-        return text(column, dtype).is_in(roles.positive).cast(pl.Float64)
-    value = number(column, dtype)
-    return value if roles.at_least is None else (value >= roles.at_least).cast(pl.Float64)
+    return label_value(pl.col(roles.label), schema[roles.label], at_least=roles.at_least, positive=roles.positive)
 
 
 def _column(

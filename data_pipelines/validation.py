@@ -24,13 +24,7 @@ def label(config: DataConfig, name: str, schema: pl.Schema) -> pl.Expr:
         UserError: The task's column is missing or holds no numbers, or its ``where`` is no SQL condition.
     """
     task = config.tasks[name]
-    values = Values(config, schema)
-    if task.positive:
-        value = values.text(f"task {name!r}", task.column).is_in(task.positive)
-    else:
-        value = values.number(f"task {name!r}", task.column)
-    if task.at_least is not None:
-        value = value >= task.at_least
+    value = Values(config, schema).label(name, task)
     if task.where is not None:
         value = pl.when(condition(f"task {name!r}", task.where)).then(value)
     return value.cast(pl.Float32)

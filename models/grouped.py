@@ -116,6 +116,11 @@ def lay_out(group_NK: Tensor, counts_E: Tensor, *, pad: bool = False) -> Layout:
     return Layout(source_M, place_M.view_as(group_NK), ends_E, runs)
 
 
+def _apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
+    """``function`` of ``arguments``, with the type that Torch's own signature lacks."""
+    return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
 class _Scatter(torch.autograd.Function):
     """Rows to all their slots; the gradient gathers as well, it never scatters."""
 
@@ -127,7 +132,7 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         source_M, place_NK = ctx.saved_tensors
-        return cast(Tensor, _Gather.apply(grads[0], source_M, place_NK)), None, None  # type: ignore[no-untyped-call]
+        return _apply(_Gather, grads[0], source_M, place_NK), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -144,17 +149,17 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         source_M, place_NK = ctx.saved_tensors
-        return cast(Tensor, _Scatter.apply(grads[0], source_M, place_NK)), None, None  # type: ignore[no-untyped-call]
+        return _apply(_Scatter, grads[0], source_M, place_NK), None, None
 
 
 def to_slots(x_NI: Tensor, layout: Layout) -> Tensor:
     """(M, I) the row of each slot. What comes back for empty slots is not counted in the gradient."""
-    return cast(Tensor, _Scatter.apply(x_NI, layout.source_M, layout.place_NK))  # type: ignore[no-untyped-call]
+    return _apply(_Scatter, x_NI, layout.source_M, layout.place_NK)
 
 
 def from_slots(y_MI: Tensor, layout: Layout) -> Tensor:
     """(N, I) the sum over the slots of each row. Empty slots get the gradient of row 0: multiply them by 0 before."""
-    return cast(Tensor, _Gather.apply(y_MI, layout.source_M, layout.place_NK))  # type: ignore[no-untyped-call]
+    return _apply(_Gather, y_MI, layout.source_M, layout.place_NK)
 
 
 class _RunProducts(torch.autograd.Function):
@@ -206,7 +211,7 @@ def _weight_product(left: Tensor, right: Tensor, out: Tensor) -> None:
 def grouped_product(x_MI: Tensor, weight_EIO: Tensor, layout: Layout) -> Tensor:
     """(M, O) each slot times the matrix of its group, in the type of ``x_MI``; matrices may be of another."""
     if layout.runs is not None:
-        return cast(Tensor, _RunProducts.apply(x_MI, weight_EIO, layout.runs))  # type: ignore[no-untyped-call]
+        return _apply(_RunProducts, x_MI, weight_EIO, layout.runs)
     # Rows of matrices must begin at a multiple of 16 bytes there.
     unit, (inputs, outputs) = 16 // x_MI.element_size(), weight_EIO.shape[1:]
     weight_EIO = F.pad(weight_EIO.to(x_MI.dtype), (0, -outputs % unit, 0, -inputs % unit))

@@ -141,9 +141,9 @@ def lookup_counts(weights: "Weights", batches: Iterable[Batch]) -> dict[str, Ten
     counts = {table.name: torch.zeros(table.rows) for table in weights.schema.tables}
     for batch in batches:
         for bags in filter(None, (batch.sparse, batch.weighted)):
-            for feature in bags.keys():  # noqa: SIM118
-                ids = bags[feature].values().long()
-                counts[table_of[feature]] += torch.bincount(ids, minlength=len(counts[table_of[feature]]))
+            for feature, bag in bags.to_dict().items():
+                rows = counts[table_of[feature]]
+                rows += torch.bincount(bag.values().long(), minlength=len(rows))
     return {
         layout.name: counts[layout.vocabulary][weights.keep.get(layout.vocabulary, slice(None))]
         for layout in table_layouts(weights.schema, weights.config)

@@ -1,13 +1,12 @@
 """Training at an object store: what is there when the machine is lost, and that another one goes on from it."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
+from stopping import stop_after
 
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
@@ -62,16 +61,8 @@ def test_another_machine_goes_on_with_a_run(
     aside: bool,
 ) -> None:
     config, address = configured(experiment, checkpoint_aside=aside), f"{bucket}/run"
-    reported = 0
-
-    def stop_in_the_second_epoch(rows: int, note: str) -> None:
-        nonlocal reported
-        reported += rows
-        if reported > 2000:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(InterruptedTrainingError):
-        train(config, dataset, address, report=stop_in_the_second_epoch)
+        train(config, dataset, address, report=stop_after(2000))
     with pytest.raises(UserError, match="nothing complete is there"):
         fetched(address)
     with pytest.raises(UserError, match="already exists"):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from stopping import stop_after
 
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
@@ -135,16 +136,8 @@ def test_a_stopped_training_resumes_to_the_same_weights(
 ) -> None:
     config = configure(experiment, **changes)
     train(config, dataset, tmp_path / "undisturbed")
-    reported = 0
-
-    def stop_in_the_second_epoch(rows: int, note: str) -> None:
-        nonlocal reported
-        reported += rows
-        if reported > 2000:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(InterruptedTrainingError, match="--resume"):
-        train(config, dataset, tmp_path / "stopped", report=stop_in_the_second_epoch)
+        train(config, dataset, tmp_path / "stopped", report=stop_after(2000))
     train(config, dataset, tmp_path / "stopped", resume=True)
     assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "stopped"))
 

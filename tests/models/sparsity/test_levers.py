@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from stopping import stop_after
 
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
@@ -165,16 +165,8 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     name: str, run_of: RunOf, configure: Configure, dataset: Dataset, tmp_path: Path
 ) -> None:
     config = configure(**LEVERS[name])
-    seen = 0
-
-    def stop_after_a_while(rows: int, note: str) -> None:
-        nonlocal seen
-        seen += rows
-        if seen > 2800:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(InterruptedTrainingError):
-        train(config, dataset, tmp_path / "stopped", report=stop_after_a_while)
+        train(config, dataset, tmp_path / "stopped", report=stop_after(2800))
     train(config, dataset, tmp_path / "stopped", resume=True)
     left, right = (read_tensors(run / "checkpoints" / "final", "") for run in (run_of(name), tmp_path / "stopped"))
     assert left.keys() == right.keys()
