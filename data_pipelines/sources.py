@@ -128,7 +128,8 @@ def scan_files(location: str, format: Format | None, *, text: frozenset[str] = f
                 frame = pl.scan_delta(location, version=format.version)
             case LibsvmFormat():
                 frame = _scan_libsvm(paths)
-        frame.collect_schema()
+        # Of a copy: a scan that knows its schema can no longer take up row numbers, and slices behind them.
+        frame.clone().collect_schema()
     return frame
 
 

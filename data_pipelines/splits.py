@@ -99,12 +99,19 @@ def _by_time(split: Split, rows: pl.LazyFrame, survey: Survey) -> pl.Expr:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A place in the order of (time, row)."""
+    """A place in the order of (time, row).
+
+    Attributes:
+        in_place: The rows before it in that order are those before it in the log.
+    """
 
     time: int
     row: int
+    in_place: bool = False
 
     def reached(self) -> pl.Expr:
+        if self.in_place:  # rows are told apart without reading their time
+            return pl.col(ROW) >= self.row
         time = pl.col(TIME)
         return (time > self.time) | ((time == self.time) & (pl.col(ROW) >= self.row))
 
@@ -115,16 +122,23 @@ def _cuts(rows: pl.LazyFrame, survey: Survey, ranks: Sequence[int]) -> list[_Cut
     The survey says in which minutes they lie, and only the rows of those minutes are sorted.
     """
     assert survey.last is not None
-    before = survey.minutes.with_columns(before=pl.col("n").cum_sum() - pl.col("n"))
-    places = [before.filter(pl.col("before") <= rank).row(-1, named=True) for rank in ranks]
-    minute = pl.col(TIME) // MINUTE
-    wanted = list({place["minute"] for place in places})
-    near = rows.select(TIME, ROW).filter(minute.is_in(wanted)).collect(engine="streaming").sort(TIME, ROW)
+    end = pl.col("n").cum_sum()
+    # So many rows up to the end of a minute, none of a higher number: those of later minutes all come after them.
+    in_place = pl.col("last_row").cum_max() + 1 == end
+    minutes = survey.minutes.select(
+        "n", "minute", before=end - pl.col("n"), in_place=in_place & in_place.shift(fill_value=True)
+    )
     cuts = []
-    for rank, place in zip(ranks, places, strict=True):
-        inside = near.filter(minute == place["minute"])
-        at_end = rank >= survey.rows
-        cuts.append(_Cut(survey.last + 1, 0) if at_end else _Cut(*inside.row(rank - place["before"])))
+    for rank in ranks:
+        place = minutes.filter(pl.col("before") <= rank).row(-1, named=True)
+        if rank >= survey.rows:
+            cuts.append(_Cut(survey.last + 1, 0))
+            continue
+        minute = pl.col(TIME) // MINUTE == place["minute"]
+        inside = rows.slice(place["before"], place["n"]) if place["in_place"] else rows.filter(minute)
+        near = inside.select(TIME, ROW).collect(engine="streaming").sort(TIME, ROW)[: rank - place["before"] + 1]
+        time, row = near.row(-1)
+        cuts.append(_Cut(time, row, place["in_place"] and near[ROW].max() == row == rank))
     return cuts
 
 

@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ from data_pipelines.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 
 
 class FileEntry(BaseModel):
@@ -187,12 +189,13 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
 
 def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
     """Write the manifest of ``folder`` over the files it holds now, and fsync everything in it."""
-    files: dict[str, FileEntry] = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):
-        files[file.relative_to(folder).as_posix()] = checksum(file)
-        sync(file)
-    for subfolder in (p for p in folder.rglob("*") if p.is_dir()):
-        sync(subfolder)
+    within = sorted(path for path in folder.rglob("*") if path != folder / MANIFEST)
+    names = [path.relative_to(folder).as_posix() for path in within if path.is_file()]
+    with ThreadPoolExecutor() as pool:
+        # The disk writes while checksums are worked out.
+        synced = pool.map(sync, within)
+        files = dict(zip(names, pool.map(checksum, (folder / name for name in names)), strict=True))
+        deque(synced, maxlen=0)
     write_file(folder / MANIFEST, Manifest.of(kind, meta, files).model_dump_json(indent=1))
 
 

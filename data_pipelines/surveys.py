@@ -22,7 +22,8 @@ class Survey:
         refused: Rows that are, by reason.
         last_row: The largest row number.
         last: Time of the latest row in microseconds; ``None`` where the log has no time.
-        minutes: ``minute`` (since 1970, rising) and ``n`` rows in it, of the rows that are not refused.
+        minutes: ``minute`` (since 1970, rising), ``n`` rows in it and the number of its ``last_row``, of the rows that
+            are not refused.
     """
 
     rows: int
@@ -45,23 +46,23 @@ def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey
     time = pl.col(TIME) if config.time is not None else pl.lit(0, dtype=pl.Int64)
     good = pl.col(REASON).is_null()
     found = (
-        rows.select(ROW, good=good, time=time)
-        .group_by("good", minute=pl.col("time") // MINUTE)
+        rows.select(ROW, time=pl.when(good).then(time))
+        .group_by(minute=pl.col("time") // MINUTE)
         .agg(n=pl.len().cast(pl.Int64), last=pl.col("time").max(), last_row=pl.col(ROW).max())
         .collect(engine="streaming")
         .sort("minute")
     )
-    total, accepted = int(found["n"].sum()), found.filter("good")
+    total, accepted = int(found["n"].sum()), found.drop_nulls("minute")
     if total == 0:
         raise UserError(f"{location} holds no rows.")
     refused: dict[str, int] = {}
-    if not found["good"].all():
+    if len(accepted) < len(found):
         refused = _refused(config, rows.filter(~good), total, location)
     if accepted.is_empty():
         raise UserError(f"{location}: every row is refused.")
     last = None if config.time is None else int(accepted["last"].to_numpy().max())
     last_row = int(found["last_row"].to_numpy().max())
-    return Survey(int(accepted["n"].sum()), refused, last_row, last, accepted.select("minute", "n"))
+    return Survey(int(accepted["n"].sum()), refused, last_row, last, accepted.select("minute", "n", "last_row"))
 
 
 def _refused(config: DataConfig, rows: pl.LazyFrame, total: int, location: str) -> dict[str, int]:

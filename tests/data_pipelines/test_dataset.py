@@ -29,12 +29,21 @@ def times_of(dataset: Dataset, split: str) -> list[int]:
     return dataset.keys(split)["time"].to_list()
 
 
-def test_a_split_by_time_takes_exact_shares_with_ties_by_row(tiny_data: dict[str, Any], tmp_path: Path) -> None:
-    log = pl.read_parquet(tiny_data["log"]).with_columns(pl.col("time") // 100_000 * 100_000)
-    log = log.sample(fraction=1, shuffle=True, seed=1)
-    dataset = prepare(with_log(tiny_data, log, tmp_path), tmp_path / "dataset")
-    order = np.argsort(log["time"].to_numpy(), kind="stable")
-    for split, rows in (("train", order[:1600]), ("valid", order[1600:1800]), ("test", order[1800:])):
+@pytest.mark.parametrize("ties", [1, 60, 100_000])
+@pytest.mark.parametrize("refused", [None, 3, 1995])
+@pytest.mark.parametrize("jitter", [0, 4, 2000])
+def test_a_split_by_time_takes_exact_shares_with_ties_by_row(
+    jitter: int, refused: int | None, ties: int, tiny_data: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whether the log is in order of time, nearly so, or not at all, and whether rows of it are refused."""
+    log = pl.read_parquet(tiny_data["log"]).sort("time").with_columns(pl.col("time") // ties * ties)
+    place = np.arange(len(log)) + np.random.default_rng(0).integers(0, jitter + 1, len(log))
+    log = log[np.argsort(place, kind="stable")].with_row_index("row")
+    log = log.with_columns(pl.when(pl.col("row") != (-1 if refused is None else refused)).then(pl.col("click")))
+    dataset = prepare(with_log(tiny_data, log.drop("row"), tmp_path), tmp_path / "dataset")
+    order = log.drop_nulls("click").sort("time", "row")["row"].to_numpy()
+    cuts = [round(len(order) * 0.8), round(len(order) * 0.9)]
+    for split, rows in zip(("train", "valid", "test"), np.split(order, cuts), strict=True):
         found = dataset.frame(split).select("__row").collect()["__row"].to_list()
         assert found == sorted(rows), split
 
