@@ -141,7 +141,8 @@ def _traffic(
     """Bytes each rank sends in a step: ids and lengths to owners, embeddings back, gradients to owners.
 
     A vector is one for each bag where the lookup pools, one for each id otherwise. Whoever holds only some rows of a
-    table returns a partial sum for every bag, or just the rows it has.
+    table returns a partial sum for every bag, or just the rows it has. Of a table cut over one node the partial sums
+    meet inside the node; then each of its ranks sends one whole vector to its counterpart on every other node.
     """
     ids = batch_size * ids_per_row
     bags = batch_size * len(layout.features)
@@ -154,6 +155,16 @@ def _traffic(
             inputs = ids * _ID_BYTES * share + bags * _LENGTH_BYTES * (ranks - 1)
             returned = vectors * layout.stored_dim * _FLOAT_BYTES * (share if layout.route == "rows" else ranks - 1)
             gradients = returned
+        elif sharding == "table_row_wise":
+            node = sum(held > 0 for held in columns)
+            nodes = ranks // node
+            vector = vectors * layout.stored_dim * _FLOAT_BYTES
+            if columns[rank]:
+                inputs = ids * _ID_BYTES * (node - 1) / node + bags * _LENGTH_BYTES * (node - 1)
+                returned = vector * (nodes * (node - 1) + nodes - 1)
+                gradients = vector * nodes * (node - 1)
+            else:
+                inputs, returned, gradients = ids * _ID_BYTES + bags * _LENGTH_BYTES * node, 0, vector
         else:
             owners = sum(held > 0 for held in others)
             inputs = (ids * _ID_BYTES + bags * _LENGTH_BYTES) * owners

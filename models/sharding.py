@@ -85,11 +85,11 @@ class TableOptimizerConfig(TableRule):
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-    """TorchRec's own sharder leaves row-wise out on CPU, though it runs there."""
+    """TorchRec's own sharder leaves cuts by rows out on CPU, though they run there."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types: list[str] = super().sharding_types(compute_device_type)
-        return types if "row_wise" in types else [*types, "row_wise"]
+        return [*types, *(cut for cut in ("row_wise", "table_row_wise") if cut not in types)]
 
 
 def sharders() -> list[Any]:
@@ -148,6 +148,8 @@ def constraints(
                     f"model.tables.{layout.vocabulary}.sharding: column_wise over {world_size} ranks needs a dim that "
                     f"is a multiple of {4 * world_size}, not {layout.dim}."
                 )
+        elif sharding == "table_row_wise":
+            types = ["row_wise" if layout.route == "rows" else sharding]
         elif sharding != "auto":
             types = [sharding]
         limits[layout.key] = ParameterConstraints(

@@ -14,7 +14,7 @@ from data_pipelines.batch import Schema, SparseSpec, TableSpec
 from data_pipelines.errors import UserError
 
 Pooling = Literal["sum", "mean", "last", "attention", "convolution"]
-Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
+Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 Route = Literal["pooled", "weighted", "rows"]
 OOV_ID = 1
 """The first OOV bucket: what ids of pruned rows become (see :meth:`models.embeddings.SparseTables.set_keep`)."""
@@ -27,9 +27,11 @@ class TableConfig(BaseModel):
 
     Attributes:
         dim: Width of its embeddings.
-        sharding: How it lies over the ranks: whole on one (``table_wise``), cut by rows or by columns, or whole on each
-            (``data_parallel``); ``auto`` leaves it to TorchRec's planner. Cut by columns, row-wise Adagrad keeps a
-            statistic for each piece of a row, so that its steps depend on the number of ranks.
+        sharding: How it lies over the ranks: whole on one (``table_wise``), cut by rows or by columns over all, cut by
+            rows over those of one node (``table_row_wise``), or whole on each (``data_parallel``); ``auto`` leaves it
+            to TorchRec's planner. Cut by columns, row-wise Adagrad keeps a statistic for each piece of a row, so that
+            its steps depend on the number of ranks. Lookups that do not pool (attention, sequences) know no nodes:
+            there ``table_row_wise`` is ``row_wise``.
         rows: Keep only so many rows, for the ids in use: for a ``hash`` feature of very many ids (see
             :class:`models.managed_ids.ManagedRows`). A row for each id where absent.
     """

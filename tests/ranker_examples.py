@@ -91,10 +91,10 @@ def take_rows(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def _rank(
-    rank: int, world_size: int, folder: str, work: Callable[..., dict[str, Tensor]], args: tuple[Any, ...]
+    rank: int, world_size: int, nodes: int, folder: str, work: Callable[..., dict[str, Tensor]], args: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size // nodes)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     try:
         torch.save(work(*args), f"{folder}/rank{rank}.pt")
@@ -104,8 +104,11 @@ def _rank(
 
 
 def on_ranks(
-    world_size: int, folder: Path, work: Callable[..., dict[str, Tensor]], *args: Any
+    world_size: int, folder: Path, work: Callable[..., dict[str, Tensor]], *args: Any, nodes: int = 1
 ) -> list[dict[str, Tensor]]:
-    """What ``work(*args)`` gives on each of ``world_size`` processes that share a gloo process group."""
-    mp.spawn(_rank, (world_size, str(folder), work, args), nprocs=world_size)
+    """What ``work(*args)`` gives on each of ``world_size`` processes that share a gloo process group.
+
+    They are told that they run on ``nodes`` machines, as many on each.
+    """
+    mp.spawn(_rank, (world_size, nodes, str(folder), work, args), nprocs=world_size)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world_size)]

@@ -50,6 +50,18 @@ def test_rows_cut_over_64_ranks_weigh_a_64th_on_each():
     assert max(item.rank_bytes) == pytest.approx(1_000_000 / 64 * 17 * 4, rel=0.01)
 
 
+def test_a_table_cut_over_one_node_sends_whole_vectors_only_to_the_other_nodes():
+    item = plan(16, sharding="table_row_wise").tables[0]
+    owners = [rank for rank in range(16) if item.rank_bytes[rank]]
+    assert owners in (list(range(8)), list(range(8, 16)))
+    ids, vectors = 600 * 8, 200 * 16 * 4
+    for rank, sent in enumerate(item.rank_traffic):
+        if rank in owners:
+            assert sent == ids * 7 // 8 + 200 * 4 * 7 + vectors * (2 * 7 + 1) + vectors * 2 * 7
+        else:
+            assert sent == ids + 200 * 4 * 8 + vectors
+
+
 def test_two_ranks_send_ids_one_way_and_vectors_both_ways():
     item = plan(2, sharding="table_wise").tables[0]
     owner, other = (0, 1) if item.rank_bytes[0] else (1, 0)

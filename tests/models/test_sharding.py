@@ -90,6 +90,23 @@ def test_two_ranks_train_to_the_logits_of_one_under_every_plan(one_rank: None, t
         torch.testing.assert_close(second[name], logits, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_a_table_cut_over_one_node_of_two_trains_to_the_logits_of_one_rank(one_rank: None, tmp_path: Path):
+    expected = train(make_sharded("table_wise", "rowwise_adagrad"), "rowwise_adagrad")
+    (tmp_path / "nodes").mkdir()
+    for rank in on_ranks(4, tmp_path / "nodes", train_over_one_node_each, nodes=2):
+        torch.testing.assert_close(rank["logits"], expected, atol=1e-5, rtol=1e-4)
+        assert rank["ranks with rows of user"].tolist() in ([0, 1], [2, 3])
+
+
+def train_over_one_node_each() -> dict[str, Tensor]:
+    model = make_sharded("table_row_wise", "rowwise_adagrad")
+    logits = train(model, "rowwise_adagrad")
+    here = any(len(shard.weight) for shard in local_rows(model.module) if shard.table == "user")
+    holders: list[bool] = [False] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(holders, here)
+    return {"logits": logits, "ranks with rows of user": torch.tensor(holders).nonzero().flatten()}
+
+
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
 def test_fused_optimizers_agree_with_plain_ones(one_rank: None, optimizer: str):
     fused = make_sharded("table_wise", optimizer)
