@@ -151,7 +151,7 @@ class Ranker(nn.Module):
             raise UserError("model.batch_norm undoes what gates do to the size of a feature: set one of them to false.")
         self.norm = RowNorm(width) if config.batch_norm else None
         self.tower = self._tower(enriched)
-        self.heads = Heads(enriched, self.tower.width, len(schema.tasks))
+        self.heads: nn.Module = Heads(enriched, self.tower.width, len(schema.tasks))
         self.wide_bias = nn.Parameter(torch.zeros(len(schema.tasks))) if config.wide else None
 
     def _context_features(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
+from models.int8 import to_int8
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.compact import Precision
@@ -35,6 +36,7 @@ class Weights:
         steps: Distance of neighbouring codes by name of a table of 8 bits whose rows share one grid.
         precision: How the artifact keeps the matrices of ``dense``. With bf16 it also computes in bfloat16.
         dense_step: Of int8 matrices on one grid each, in root mean squares of the matrix.
+        grids: (2, D) by name of a dense layer that computes in int8 (see :mod:`models.int8`).
     """
 
     config: RankerConfig
@@ -48,6 +50,7 @@ class Weights:
     steps: dict[str, float] = field(default_factory=dict)
     precision: Precision = "fp32"
     dense_step: float | None = None
+    grids: dict[str, Tensor] = field(default_factory=dict)
 
     def packed_rows(self, name: str) -> Tensor:
         """(R, W) uint8: the rows of a table as an artifact keeps them (see :mod:`models.sparsity.quantization`)."""
@@ -56,17 +59,19 @@ class Weights:
     def to_ranker(self) -> Ranker:
         """A ranker over plain float32 tables with these weights, in evaluation mode.
 
-        It gives the same logits as the sharded ranker the weights come from, and is differentiable: the tables are
-        ordinary parameters (copies; changing them leaves these weights as they are).
+        Without ``grids`` it gives the same logits as the sharded ranker the weights come from, and is differentiable:
+        the tables are ordinary parameters (copies; changing them leaves these weights as they are).
         """
         tables = PlainTables(self.schema, self.config, self.tables, self.keep, self.factors)
         ranker = Ranker(self.config, self.schema, tables)
-        load_dense(ranker, self.dense)
+        load_dense(ranker, self.dense, self.grids)
         return ranker.eval()
 
 
-def load_dense(ranker: Ranker, dense: Mapping[str, Tensor]) -> None:
+def load_dense(ranker: Ranker, dense: Mapping[str, Tensor], grids: Mapping[str, Tensor]) -> None:
     """Copy ``dense`` into the parameters and buffers of ``ranker`` that are outside its tables.
+
+    Where there are ``grids``, dense layers compute in int8 from then on.
 
     Raises:
         UserError: They are not those of such a ranker: another version of the product made them.
@@ -78,3 +83,5 @@ def load_dense(ranker: Ranker, dense: Mapping[str, Tensor]) -> None:
             f"these weights are not those of this version's ranker (missing: {', '.join(lost) or 'none'}; unknown: "
             f"{', '.join(unexpected) or 'none'}): use the version that made them, or train and export again."
         )
+    if grids:
+        to_int8(ranker, grids)

@@ -20,6 +20,7 @@ from recsys.evaluation import TaskMetrics, dataset_of, evaluate, task_metrics, u
 from recsys.ledger import ledger, summary
 from serving.artifact import Artifact, ModelCard
 from serving.export import export
+from serving.scorer import Scorer
 from serving.translation import Translation
 
 _CALIBRATION_ROWS = 100_000
@@ -105,13 +106,13 @@ def verify_artifact(
         for features in (weights.schema.feature_names, artifact.model.encoded.feature_names)
     ]
     translation = Translation(data.encoder, artifact.encoder)
-    rankers = (weights.to_ranker(), artifact.ranker())
-    logits: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    ranker, scorer = weights.to_ranker(), Scorer(artifact)
+    logits: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with torch.inference_mode():
         for ours, theirs in zip(*loaders, strict=True):
-            logits[0].append(rankers[0](ours))
-            logits[1].append(rankers[1](translation(theirs)))
-    run_NT, artifact_NT = (torch.cat(parts).numpy() for parts in logits)
+            logits[0].append(ranker(ours).numpy())
+            logits[1].append(scorer.logits(translation(theirs)))
+    run_NT, artifact_NT = map(np.concatenate, logits)
     difference = np.abs(run_NT - artifact_NT)
     return {
         "rows": len(run_NT),

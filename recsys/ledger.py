@@ -7,6 +7,7 @@ table, D its width in the ranker.
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from models.sparsity.compact import stored_bytes
 from models.sparsity.quantization import row_bytes
 from models.table_layout import table_layouts
 from models.weights import Weights
+from serving.scorer import Scorer
 
 Kind = Literal["table", "layer", "expert", "router", "other"]
 
@@ -46,6 +48,7 @@ class Part(BaseModel):
         artifact_bytes: In the artifact, without vocabulary.
         flops_before: Multiplications and additions a row in training's ranker; of experts, those of the chosen ones.
         flops_after: The same in the artifact's ranker. Scattered zeros do not lower it: they are multiplied too.
+        activations: ``int8`` where the artifact's ranker computes the part in whole numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +60,7 @@ class Part(BaseModel):
     artifact_bytes: int
     flops_before: int
     flops_after: int
+    activations: Literal["int8"] | None = None
 
 
 def ledger(before: Weights, after: Weights) -> list[Part]:
@@ -113,6 +117,7 @@ def _tables(before: Weights, after: Weights) -> Iterator[Part]:
 def _dense(before: Weights, after: Weights) -> Iterator[Part]:
     old, new = (_groups(weights) for weights in (before, after))
     sizes = stored_bytes(after.dense, after.precision, after.dense_step)
+    grids = {name: [grid for layer, grid in after.grids.items() if _module(layer) == name] for name in new}
     for name, tensors in old.items():
         kept = new.get(name, {})
         numbers = sum(tensor.numel() for tensor in tensors.values())
@@ -122,9 +127,11 @@ def _dense(before: Weights, after: Weights) -> Iterator[Part]:
             numbers=numbers,
             density=sum(int(torch.count_nonzero(tensor)) for tensor in kept.values()) / max(numbers, 1),
             checkpoint_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-            artifact_bytes=round(sum(_share(key, tensor, after, sizes) for key, tensor in kept.items())),
+            artifact_bytes=round(sum(_share(key, tensor, after, sizes) for key, tensor in kept.items()))
+            + sum(grid.numel() * grid.element_size() for grid in grids.get(name, [])),
             flops_before=round(sum(_flops(key, tensor, before.config) for key, tensor in tensors.items())),
             flops_after=round(sum(_flops(key, tensor, after.config) for key, tensor in kept.items())),
+            activations="int8" if grids.get(name) else None,
         )
 
 
@@ -224,14 +231,15 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
     shrunk_weights(after, config, data)
     with TemporaryDirectory(dir=run.parent) as scratch:
         artifact = export_run(run, Path(scratch) / "artifact", overrides, dataset=data.path)
-        ranker, vocabulary = artifact.ranker(), artifact.bytes_of("encoder.", "vocabularies/")
+        scorer, vocabulary = Scorer(artifact), artifact.bytes_of("encoder.", "vocabularies/")
         loader = Loader(
             data, split, batch_size=_BATCH_ROWS, features=after.schema.feature_names, max_rows=_MEASURED_ROWS
         )
         batches = list(map(Translation(data.encoder, artifact.encoder), loader))
-        rate = _scoring_rate(ranker, batches)
-        with torch.inference_mode(), measure_activity(ranker) as activity:
-            ranker(batches[0])
+        rate = _scoring_rate(scorer, batches)
+        floats = replace(as_served(after), grids={}).to_ranker()
+        with torch.inference_mode(), measure_activity(floats) as activity:
+            floats(next(iter(loader)))
         artifact_bytes, folder = artifact.model_bytes, artifact.bytes
     parts = ledger(before, after)
     whole, served = evaluate(before, data, split), evaluate(as_served(after), data, split)
@@ -254,7 +262,7 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
         ratio=checkpoint / artifact_bytes,
         folder_bytes=folder,
         mapped_bytes=sum(table.rows * row_bytes(table.dim, table.bits) for table in artifact.model.tables.values()),
-        dense_bytes=sum(tensor.numel() * tensor.element_size() for tensor in ranker.dense_state().values()),
+        dense_bytes=sum(tensor.numel() * tensor.element_size() for tensor in scorer.ranker.dense_state().values()),
         active_units=float(np.mean(list(activity.values()))) if activity else 1.0,
         samples_per_s=_training_rate(run),
         scored_rows_per_s=rate,
@@ -275,13 +283,12 @@ def summary(parts: Sequence[Part], measured: Measured | None = None) -> dict[str
     return result if measured is None else result | {"whole": measured.model_dump(mode="json")}
 
 
-@torch.inference_mode()
-def _scoring_rate(ranker: torch.nn.Module, batches: Sequence[Batch]) -> float:
+def _scoring_rate(scorer: Scorer, batches: Sequence[Batch]) -> float:
     rows, rates = sum(map(len, batches)), []
     for _ in range(3):
         began = time.perf_counter()
         for batch in batches:
-            ranker(batch)
+            scorer.logits(batch)
         rates.append(rows / (time.perf_counter() - began))
     return float(np.median(rates))
 

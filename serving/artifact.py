@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ PACKED = "model.xz"
 CARD = "model_card.json"
 REFERENCE = "reference.json"
 STATE = "state"
-_FACTOR, _TABLE = "factors:", "tables:"
+_FACTOR, _GRID, _TABLE = "factors:", "grids:", "tables:"
 
 
 class TableEntry(BaseModel):
@@ -66,6 +66,7 @@ class ModelFile(BaseModel):
     encoded: Schema
     tables: dict[str, TableEntry]
     precision: Precision
+    activations: Literal["int8"] | None = None
     calibration: dict[str, Calibration]
 
 
@@ -103,16 +104,28 @@ def served_encoder(weights: Weights, encoder: Encoder) -> Encoder:
 
 
 def compressed_dense(weights: Weights) -> dict[str, Tensor]:
-    """The dense part and the factors of tables as an artifact keeps them; :func:`split_dense` is the way back."""
+    """Dense part, factors of tables and grids as an artifact keeps them; :func:`split_dense` is the way back."""
     factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
-    return compress(weights.dense | factors, weights.precision, weights.dense_step)
+    grids = {f"{_GRID}{name}": grid for name, grid in weights.grids.items()}
+    return compress(weights.dense | factors, weights.precision, weights.dense_step) | grids
 
 
-def split_dense(compressed: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Dense part and factors by table, as a lookup and a ranker see them."""
+class Dense(NamedTuple):
+    """Parameters by name, factors by table and grids by layer, as a ranker and its lookup see them."""
+
+    parameters: dict[str, Tensor]
+    factors: dict[str, Tensor]
+    grids: dict[str, Tensor]
+
+
+def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
+    """Inverse of :func:`compressed_dense`, but for what was rounded."""
     every = decompress(compressed)
-    factors = {name.removeprefix(_FACTOR): every.pop(name) for name in list(every) if name.startswith(_FACTOR)}
-    return every, factors
+    factors, grids = (
+        {name.removeprefix(prefix): every.pop(name) for name in list(every) if name.startswith(prefix)}
+        for prefix in (_FACTOR, _GRID)
+    )
+    return Dense(every, factors, grids)
 
 
 def in_packing_order(weights: Weights, encoder: Encoder) -> tuple[Weights, Encoder]:
@@ -169,6 +182,7 @@ def write_artifact(
             for name, table in weights.tables.items()
         },
         precision=weights.precision,
+        activations="int8" if weights.grids else None,
         calibration=calibration or {},
     )
     meta = {"name": card.name, "tasks": list(encoder.schema.tasks), "training": card.training.get("fingerprints", {})}
@@ -258,7 +272,8 @@ class Artifact:
     def ranker(self) -> Ranker:
         """A ranker in evaluation mode over the mapped tables."""
         ranker = Ranker(self.model.ranker, self.model.encoded, self.tables())
-        load_dense(ranker, split_dense(self._weights.dense)[0])
+        dense = split_dense(self._weights.dense)
+        load_dense(ranker, dense.parameters, dense.grids)
         return ranker.eval().requires_grad_(False)
 
     def tables(self, schema: Schema | None = None) -> QuantizedTables:
@@ -272,7 +287,7 @@ class Artifact:
             }
         )
         stored = self._weights
-        factors = split_dense({name: part for name, part in stored.dense.items() if name.startswith(_FACTOR)})[1]
+        factors = split_dense({name: part for name, part in stored.dense.items() if name.startswith(_FACTOR)}).factors
         tables = {
             name: MappedTable(entry.rows, entry.dim, entry.bits, stored.offsets[name])
             for name, entry in self.model.tables.items()

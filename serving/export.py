@@ -80,8 +80,8 @@ def as_served(weights: Weights) -> Weights:
     tables = {}
     for name, table in weights.tables.items():
         tables[name] = dequantize_rows(weights.packed_rows(name), weights.bits.get(name, 32), table.shape[1])
-    dense, factors = split_dense(compressed_dense(weights))
-    return replace(weights, tables=tables, dense=dense, factors=factors)
+    dense = split_dense(compressed_dense(weights))
+    return replace(weights, tables=tables, dense=dense.parameters, factors=dense.factors)
 
 
 def _calibrate(

@@ -121,11 +121,10 @@ class Scorer:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """No gradients; the matrix products are bfloat16 where the artifact's dense part is."""
-        with (
-            torch.inference_mode(),
-            torch.autocast("cpu", torch.bfloat16, enabled=self.artifact.model.precision == "bf16"),
-        ):
+        """No gradients; what products are not in int8 are in bfloat16 where the artifact asks for either."""
+        model = self.artifact.model
+        reduced = model.precision == "bf16" or model.activations is not None
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=reduced):
             yield
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

@@ -4,6 +4,7 @@ Letters: R rows of a table, d its width.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
@@ -111,7 +112,7 @@ def row_saliency(weights: "Weights", batches: Iterable[Batch]) -> dict[str, Tens
     First order in the change, like the Taylor criterion for filters (Molchanov et al., 1611.06440), but for what really
     happens to a pruned row: its ids are looked up as OOV.
     """
-    ranker = weights.to_ranker()
+    ranker = replace(weights, grids={}).to_ranker()  # whole numbers have no gradient
     assert isinstance(ranker.tables, PlainTables)
     tables = ranker.tables.tables
     scores = {name: torch.zeros(len(table)) for name, table in tables.items()}

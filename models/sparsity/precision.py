@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator
 from torch import Tensor
 
 from data_pipelines.batch import Batch
+from data_pipelines.errors import UserError
+from models.int8 import observe
 from models.sparsity.compact import Precision, compress, decompress
 from models.sparsity.lever import Count, Lever, LeverConfig, Step, dense_weights
 from models.sparsity.quantization import Bits, choose_bits, common_step, fake_quantize, narrowest
@@ -33,6 +35,9 @@ class QuantizationConfig(LeverConfig):
         clip: Search a range for each row of 8, 4 and 2 bits that lowers its squared error.
         dense: How matrices of the dense part are kept.
         dense_step: Instead of ``dense``: int8 with one such grid for each matrix.
+        activations: With ``int8`` dense layers (of cross and multiplicative interactions, of a tower of kind ``mlp``
+            and of its head) are computed in whole numbers: what enters them is rounded to grids that rows of the valid
+            split fix at export. Everything else, such as experts, is computed in bfloat16 then.
         aware: Train with what the artifact will see: rows and matrices are rounded in the forward pass, gradients pass
             straight through (quantization-aware training).
     """
@@ -43,6 +48,7 @@ class QuantizationConfig(LeverConfig):
     clip: bool = True
     dense: Precision = "fp32"
     dense_step: Step | None = None
+    activations: Literal["int8"] | None = None
     aware: bool = False
 
     @model_validator(mode="after")
@@ -53,6 +59,8 @@ class QuantizationConfig(LeverConfig):
             raise ValueError("table_step implies 8 bits: leave out table_bits and byte_budget, or table_step")
         if self.dense_step is not None and self.dense != "fp32":
             raise ValueError("dense_step implies int8: leave out dense, or dense_step")
+        if self.activations is not None and self.dense in ("fp32", "bf16") and self.dense_step is None:
+            raise ValueError("activations of int8 meet matrices of int8: set dense to int8 or int4, or dense_step")
         if self.aware and (self.table_step is not None or self.dense_step is not None):
             raise ValueError("aware training rounds row by row: leave out table_step and dense_step, or aware")
         if self.byte_budget is not None and self.aware:
@@ -73,6 +81,7 @@ class Quantization(Lever):
     def __init__(self, config: QuantizationConfig) -> None:
         self.config = config
         self._lookups: dict[str, Tensor] = {}
+        self._grids: dict[str, Tensor] = {}
 
     def build(self, ranker: "Ranker") -> None:
         layouts = chosen_tables(ranker.tables, (), self._KEY)
@@ -90,11 +99,19 @@ class Quantization(Lever):
     def calibrate(self, weights: "Weights", batches: Iterable[Batch]) -> None:
         if self.config.byte_budget is not None:
             self._lookups = lookup_counts(weights, batches)
+        if self.config.activations is not None:
+            self._grids = observe(weights.to_ranker(), batches)
+            if not self._grids:
+                raise UserError(
+                    f"{self._KEY}.activations: this model has no dense layers, neither in model.interaction nor in "
+                    "model.tower: leave the key out."
+                )
 
     def shrink(self, weights: "Weights") -> None:
         budget, step = self.config.byte_budget, self.config.table_step
         weights.precision = "int8" if self.config.dense_step else self.config.dense
         weights.dense_step = self.config.dense_step
+        weights.grids = self._grids
         if step is not None:
             weights.bits = dict.fromkeys(weights.tables, 8)
             weights.steps = {name: common_step(kept_Rd, step) for name, kept_Rd in kept_tables(weights).items()}

@@ -50,6 +50,7 @@ def summary(artifact: "Artifact") -> dict[str, object]:  # type: ignore[name-def
         "bytes_by_part": {part: size for part, prefix in parts.items() if (size := artifact.bytes_of(prefix))},
         "tables": {name: entry.model_dump() for name, entry in artifact.model.tables.items()},
         "precision": artifact.model.precision,
+        "activations": artifact.model.activations,
         "calibrated": sorted(artifact.model.calibration),
         "metrics": artifact.card.metrics,
     }

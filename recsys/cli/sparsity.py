@@ -48,7 +48,7 @@ def _print_ledger(rows: list[dict[str, Any]], json: bool) -> None:
     for row in rows:
         cells = [row["part"], row["kind"], f"{row['numbers']:,}", f"{row['density']:.3f}"]
         cells += [byte_size(row["checkpoint_bytes"]), byte_size(row["artifact_bytes"])]
-        cells += [f"{row['flops_before']:,}", f"{row['flops_after']:,}"]
+        cells += [f"{row['flops_before']:,}", f"{row['flops_after']:,}" + (" int8" if row.get("activations") else "")]
         table.add_row(*cells, style="bold" if row["part"] == "total" else "")
     Console(stderr=json).print(table)
 

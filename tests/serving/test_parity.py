@@ -14,15 +14,18 @@ from data_pipelines.dataset import prepare
 from data_pipelines.encoder import Encoder
 from data_pipelines.features import DataConfig
 from data_pipelines.loader import collate
+from models.int8 import observe
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.table_layout import table_layouts
 from models.weights import Weights
+from recsys.cli.serve import summary
 from recsys.config import ExperimentConfig
 from recsys.evaluation import evaluate
 from recsys.exporting import export_run, verify_artifact
 from recsys.training import train
 from serving.artifact import Artifact, ModelCard, in_packing_order, served_encoder, write_artifact
+from serving.export import as_served
 from serving.scorer import Scorer
 
 
@@ -128,6 +131,37 @@ def test_the_dense_part_may_be_kept_in_fewer_bits(tmp_path, precision, tolerance
     scores = Scorer(Artifact.open(tmp_path / "artifact")).score(ROWS, logits=True)
     # Where two experts score alike, fewer bits may choose the other one: hence most rows, not all.
     assert np.quantile(np.abs(scores["click:logit"].to_numpy() - expected.numpy()), 0.9) < tolerance
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_artifact_in_int8_scores_as_its_weights_do(tmp_path, packed):
+    weights = random_weights(
+        RankerConfig(dim=4, tower={"kind": "mlp", "hidden": [8]}), torch.Generator().manual_seed(3)
+    )
+    batch = collate(ENCODER.schema, ENCODER.encode(ROWS.lazy()).collect(), np.arange(len(ROWS)))
+    floats = weights.to_ranker()(batch)[:, 0].detach().numpy()
+    weights.precision, weights.grids = "int8", observe(weights.to_ranker(), [batch])
+    expected = as_served(weights).to_ranker()(batch)[:, 0].detach()
+    shrunk, encoder = in_packing_order(weights, ENCODER) if packed else (weights, ENCODER)
+    write_artifact(shrunk, encoder, None, CARD, tmp_path / "artifact", packed=packed)
+    artifact = Artifact.open(tmp_path / "artifact")
+    logits = Scorer(artifact).score(ROWS, logits=True)["click:logit"]
+    assert artifact.model.activations == "int8"
+    # the last digit of a looked up number may decide between two codes: hence most rows, not all
+    assert np.quantile(np.abs(logits.to_numpy() - expected.numpy()), 0.9) < 1e-4
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+    assert 0 < np.abs(logits.to_numpy() - floats).max() < 0.1 * floats.std()
+
+
+def test_export_verify_and_ledger_tell_of_int8(trained, tmp_path):
+    keys = ["sparsity.quantization.dense=int8", "sparsity.quantization.activations=int8"]
+    artifact = export_run(trained[1], tmp_path / "artifact", keys)
+    result = verify_artifact(artifact, trained[1])
+    assert 1e-5 < result["mean_difference"] < 0.05
+    assert result["artifact"]["click"]["auc"] == pytest.approx(result["run"]["click"]["auc"], abs=0.01)
+    assert summary(artifact)["activations"] == "int8"
+    whole = {part["part"]: part["activations"] for part in artifact.card.sparsity["parts"]}
+    assert {name for name, activations in whole.items() if activations} == {f"interaction.layers.{i}" for i in range(3)}
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,8 @@ def test_soft_threshold_reaches_exact_zeros() -> None:
         ({"quantization": {"table_bits": 8, "byte_budget": 10}}, "quantization", "byte_budget"),
         ({"quantization": {"table_bits": 8, "table_step": 1.0}}, "quantization", "table_step"),
         ({"quantization": {"dense": "int4", "dense_step": 1.0}}, "quantization", "dense_step"),
+        ({"quantization": {"activations": "int8"}}, "quantization", "set dense to int8 or int4"),
+        ({"quantization": {"activations": "int4"}}, "activations", "'int8'"),
         ({"quantization": {"table_step": 5.0}}, "table_step", "0 (excluded) to 4"),
         ({"quantization": {"table_step": 1.0, "aware": True}}, "quantization", "aware"),
         ({"dropconnect": {"rate": 1.0}}, "rate", "0 (excluded) to 1 (excluded)"),
