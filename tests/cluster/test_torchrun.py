@@ -15,9 +15,12 @@ import psutil
 import pytest
 from polars.testing import assert_frame_equal
 
+from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.storage import open_directory
-from recsys.config import load_config
+from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
+from recsys.config import ExperimentConfig, load_config, to_yaml
+from recsys.evaluation import evaluate
 from recsys.training import train
 
 pytestmark = pytest.mark.timeout(900)
@@ -71,12 +74,20 @@ def agent(nodes, config_file, dataset, tmp_path) -> Agent:
         free.bind(("127.0.0.1", 0))
         endpoint = f"{nodes[0].address}:{free.getsockname()[1]}"
 
-    def start(run: str, *, shape: str = "1", ranks: int = 1, first: bool = True) -> subprocess.Popen[bytes]:
+    def start(
+        run: str,
+        *,
+        shape: str = "1",
+        ranks: int = 1,
+        first: bool = True,
+        config: Path = config_file,
+        data: Dataset = dataset,
+    ) -> subprocess.Popen[bytes]:
         node = nodes[0 if first else 1]
         settings = f"{QUICK},is_host={str(first).lower()}"
         rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", run, "--rdzv-conf", settings]
         size = ["--nnodes", shape, "--nproc-per-node", str(ranks), "--max-restarts", "3", "--local-addr", node.address]
-        work = [RECSYS, "train", str(config_file), str(dataset.path), str(tmp_path / run)]
+        work = [RECSYS, "train", str(config), str(data.path), str(tmp_path / run)]
         environment = {
             "OMP_NUM_THREADS": "1",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -145,11 +156,23 @@ def test_restarts_that_would_meet_dead_ranks_are_refused(config_file, dataset, t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_node_is_gone_on_without(agent, tmp_path):
-    left, lost = agent("run", shape="1:2"), agent("run", shape="1:2", first=False)
+def test_a_killed_node_is_gone_on_without_to_a_model_as_good(agent, tmp_path):
+    generate(DemoConfig(rows=10_000), tmp_path / "log.parquet")
+    experiment = demo_experiment(str(tmp_path / "log.parquet"))
+    experiment["train"] |= {"epochs": 15, "patience": 15, "batch_size": 64, "checkpoint_every": 20}
+    config = ExperimentConfig.model_validate(experiment)
+    data = prepare(config.data, tmp_path / "dataset")
+    (tmp_path / "demo.yaml").write_text(to_yaml(config))
+
+    kind = {"shape": "1:2", "config": tmp_path / "demo.yaml", "data": data}
+    left, lost = agent("run", **kind), agent("run", **kind, first=False)
     wait_for_checkpoint(tmp_path / "run")
     assert ranks_of(lost)
     for process in [*ranks_of(lost), psutil.Process(lost.pid)]:
         process.kill()
     end(left)
-    assert valid(tmp_path / "run")["click"]["auc"] > 0.5
+    as_two_ranks = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 128})})
+    train(as_two_ranks, data, tmp_path / "undisturbed")
+    low, high = evaluate(tmp_path / "undisturbed", data).intervals["click"]["auc"]
+    assert low > 0.6
+    assert low <= evaluate(tmp_path / "run", data, draws=0).tasks["click"]["auc"] <= high
