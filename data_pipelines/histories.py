@@ -62,6 +62,9 @@ class Slices:
     rows: ByRow
     events: int = 0
 
+    def __post_init__(self) -> None:
+        self._ids = [self._encoded(part) for part in self.feature.of]
+
     def add(self, frame: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
         """Take in one part of the log; returns its events in order: ``key``, ``time`` and the texts.
 
@@ -88,13 +91,12 @@ class Slices:
 
     def _write(self, found: pl.DataFrame, rows: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        encoded = found.select(self._ids(part) for part in self.feature.of)
-        for column in encoded:
+        for column in found.select(self._ids):
             _append(self.folder / f"{column.name}.i32", column.to_numpy())
         _append(self.folder / "times.i64", found["time"].to_numpy())
         _append(self.folder / "rows.u32", rows)
 
-    def _ids(self, part: str) -> pl.Expr:
+    def _encoded(self, part: str) -> pl.Expr:
         table = self.tables[part]
         assert isinstance(table, Vocabulary)
         return table.ids(pl.col(f"{self.name}.{part}")).alias(f"{self.name}.{part}")

@@ -16,6 +16,7 @@ import pyarrow as pa
 from data_pipelines.columns import to_arrow
 from data_pipelines.features import DataConfig, HistoryFeature, StatisticFeature
 from data_pipelines.histories import remembered
+from data_pipelines.spill import MEMORY_ROWS
 from data_pipelines.timelines import Int64s, Keys, Timeline, running
 
 
@@ -99,6 +100,7 @@ class Snapshots:
     base: "Base | None" = None
     priors: dict[str, list[list[int]]] = field(default_factory=dict)
     _writers: dict[str, pa.RecordBatchFileWriter] = field(default_factory=dict)
+    _waiting: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
 
     def add(self, name: str, past: pl.DataFrame, earlier: pl.DataFrame | None) -> None:
         """Add the part of the log that holds a span of keys.
@@ -110,7 +112,13 @@ class Snapshots:
         condensed = condense(self.config, name, past, self.latest)
         if earlier is not None:
             condensed = merge(self.config, name, earlier, condensed, self.latest)
-        table = to_arrow(condensed)
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(condensed)
+        if sum(map(len, waiting)) >= MEMORY_ROWS:
+            self._write(name)
+
+    def _write(self, name: str) -> None:
+        table = to_arrow(pl.concat(self._waiting.pop(name), rechunk=True))
         if name not in self._writers:
             self._writers[name] = pa.ipc.new_file(str(self.folder / f"{name}.arrow"), table.schema)
         self._writers[name].write_table(table)
@@ -124,6 +132,8 @@ class Snapshots:
         return minutes
 
     def close(self) -> None:
+        for name in list(self._waiting):
+            self._write(name)
         for writer in self._writers.values():
             writer.close()
 

@@ -120,12 +120,15 @@ def test_past_is_what_was_strictly_earlier(tmp_path: Path) -> None:
     check(past_of(prepared(log, tmp_path)), reference(log))
 
 
-@pytest.mark.parametrize("partition_rows", [16])
-def test_parts_by_key_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partition_rows: int) -> None:
+@pytest.mark.parametrize("memory_rows", [1 << 20, 64, 16])
+def test_parts_by_key_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_rows: int) -> None:
     log = make_log(1, 200)
     whole = past_of(prepared(log, tmp_path))
-    monkeypatch.setattr("data_pipelines.spill.PARTITION_ROWS", partition_rows)
-    monkeypatch.setattr("data_pipelines.spill._READ_AHEAD", 7)
+    monkeypatch.setattr("data_pipelines.spill.PARTITION_ROWS", 16)
+    monkeypatch.setattr("data_pipelines.spill.MEMORY_ROWS", memory_rows)
+    monkeypatch.setattr("data_pipelines.snapshots.MEMORY_ROWS", memory_rows)
+    monkeypatch.setattr("data_pipelines.spill.CHUNK_ROWS", 23)
+    monkeypatch.setattr("data_pipelines.spill._READ_AHEAD", 99)
     monkeypatch.setattr("data_pipelines.preparation.CHUNK_ROWS", 23)
     parted = prepared(log, tmp_path, "parted")
     assert_frame_equal(past_of(parted), whole)
