@@ -83,8 +83,11 @@ class TrainConfig(_Config):
     features: list[str] | None = Field(
         default=None, min_length=1, description="Features that the ranker reads; all of data.features where absent."
     )
-    start: Literal["random", "svd"] = Field(
-        default="random", description="Where tables start: small random rows, or the truncated SVD of the bag matrix."
+    start: str = Field(
+        default="random",
+        min_length=1,
+        description="Where weights start: at `random`; tables at the truncated SVD of the bag matrix (`svd`); or all "
+        "where the run of this folder or address ended, on its data set or one that extends it.",
     )
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=4096, ge=1, description="Rows a step and rank.")

@@ -19,6 +19,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.loader import Loader
+from data_pipelines.object_store import fetched
 from models.embeddings import SparseTables
 from models.heads import task_losses
 from models.ranker import Ranker
@@ -34,6 +35,7 @@ from recsys.model_state import ModelState
 from recsys.optimizers import schedule_factor
 from recsys.processes import Processes, process_group
 from recsys.runs import Run, claim_run, finished_meta, run_at
+from recsys.starting import start_from_run
 from recsys.tracking import Tracker
 
 LOG_EVERY = 50
@@ -146,8 +148,6 @@ class _Training:
         for lever in self.levers:
             lever.build(ranker)
         sharded = shard(ranker, config.train.tables, processes.device, seed=config.seed)
-        if config.train.start == "svd":
-            start_tables(sharded, dataset, self.loader.schema.feature_names)
         self.state = ModelState(sharded, self.levers, config.train)
         self.total_steps = config.train.epochs * len(self.loader)
         self.position = _Position()
@@ -174,10 +174,8 @@ class _Training:
         """Train to the end; the fields of the result, but where the run lies."""
         began = time.perf_counter()
         resume_step = self._open_run(resume)
-        if resume_step is None and self.loader.schema.dense:
-            numbers = [feature.name for feature in self.loader.schema.dense]
-            parts = Loader(self.dataset, "train", batch_size=1 << 16, features=numbers)
-            self.state.ranker.standardize.fit(part.dense for part in parts)
+        if resume_step is None:
+            self._start()
         for lever in self.levers:
             lever.start(self.state.ranker, self.total_steps)
         with ExitStack() as stack:
@@ -203,6 +201,19 @@ class _Training:
             self.run.seal(self._about() | {"result": result})
         self.processes.barrier()
         return result
+
+    def _start(self) -> None:
+        """Weights before the first step, where they are not to be random."""
+        start, schema = self.config.train.start, self.loader.schema
+        if start not in ("random", "svd"):
+            start_from_run(self.state, fetched(start), self.dataset)
+            return
+        if start == "svd":
+            start_tables(self.state.model, self.dataset, schema.feature_names)
+        if schema.dense:
+            numbers = [feature.name for feature in schema.dense]
+            parts = Loader(self.dataset, "train", batch_size=1 << 16, features=numbers)
+            self.state.ranker.standardize.fit(part.dense for part in parts)
 
     def _open_run(self, resume: bool) -> int | None:
         """Make the run's folder, or go on in it; the step that it was resumed at.

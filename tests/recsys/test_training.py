@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -22,7 +23,9 @@ from data_pipelines.storage import open_directory
 from recsys.checkpoints import load_weights, read_tensors, step_name, steps
 from recsys.config import ExperimentConfig
 from recsys.evaluation import evaluate
+from recsys.exporting import export_run
 from recsys.training import InterruptedTrainingError, train
+from serving.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +225,46 @@ def test_fewer_features_are_read_from_the_same_data_set(
     train(configure(experiment, data__features=fewer, train__epochs=1), dataset, tmp_path / "run")
     assert "tags" not in load_weights(tmp_path / "run").tables
     assert evaluate(tmp_path / "run", dataset).tasks["click"]["auc"] > 0.5
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_day_later_training_starts_from_the_run_of_the_day_before(
+    experiment: dict[str, Any], tiny_log: Path, tmp_path: Path, ranks: int
+) -> None:
+    log = pl.read_parquet(tiny_log)
+    log.head(800).write_parquet(tmp_path / "day1.parquet")
+    log.tail(1200).write_parquet(tmp_path / "day2.parquet")
+    data = experiment["data"] | {"log": str(tmp_path / "day1.parquet")}
+    model = experiment["model"] | {"wide": True}
+    config = configure(experiment, data=data, model=model, export__calibrate=False)
+    first = prepare(config.data, tmp_path / "first")
+    train(config, first, tmp_path / "yesterday")
+    second = prepare(config.data, tmp_path / "second", log=str(tmp_path / "day2.parquet"), extend=first.path)
+    assert second.schema.table("item").rows > first.schema.table("item").rows
+
+    still = {"tables": {"learning_rate": 0}, "dense": {"learning_rate": 1e-30}, "start": str(tmp_path / "yesterday")}
+    file = tmp_path / "config.yaml"
+    settings = {"model": model, "train": experiment["train"] | still, "export": {"calibrate": False}}
+    file.write_text(yaml.safe_dump(experiment | {"data": data} | settings))
+    done = run_command("train", file, second.path, tmp_path / "today", ranks=ranks)
+    assert done.returncode == 0, done.stderr
+
+    # Nothing was learned, so values that are new have to mean what they meant the day before: OOV.
+    scores = [
+        Scorer(export_run(tmp_path / run, tmp_path / f"{run}.artifact")).score(log.tail(1200), logits=True)["click"]
+        for run in ("yesterday", "today")
+    ]
+    np.testing.assert_allclose(scores[1].to_numpy(), scores[0].to_numpy(), atol=1e-5)
+
+    # What else a run may have been trained on, or be, is refused.
+    stranger = prepare(config.data, tmp_path / "stranger", log=str(tmp_path / "day2.parquet"))
+    with pytest.raises(
+        UserError, match=r"train\.start: .*yesterday was trained on a data set that .*stranger neither is"
+    ):
+        train(configure(experiment, model=model, train__start=still["start"]), stranger, tmp_path / "refused")
+    wider = configure(experiment, data=data, model=model | {"dim": 16}, train__start=still["start"])
+    with pytest.raises(UserError, match=r"train\.start: .*yesterday has another model: 'user' has shape \(8,\) there"):
+        train(wider, second, tmp_path / "wider")
 
 
 def test_diverging_training_stops_with_the_batch_saved(
