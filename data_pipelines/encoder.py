@@ -94,6 +94,12 @@ class Encoder:
             *(compiled.dense(feature) for feature in self._dense),
         ]
 
+    def warm(self) -> None:
+        """Build what the first :meth:`encode` would: the index of every vocabulary, a second for millions of values."""
+        for table in self._tables.values():
+            if isinstance(table, Vocabulary):
+                table.warm()
+
     @property
     def tables(self) -> Mapping[str, Table]:
         """The id space of each table in use."""

@@ -64,9 +64,14 @@ class Vocabulary:
     def rows(self) -> int:
         return self.reserved + len(self.values)
 
+    def warm(self) -> None:
+        """Build the index of values now, and not when the first row is encoded."""
+        _ = self._categories
+
     @cached_property
-    def _categories(self) -> pl.Enum:
-        return pl.Enum(self.values)
+    def _categories(self) -> pl.DataTypeExpr:
+        """Their type, of an empty column that keeps the index: Polars builds a bare Enum's for every expression."""
+        return pl.dtype_of(pl.lit(pl.Series(dtype=pl.Enum(self.values))))
 
     def ids(self, text: pl.Expr) -> pl.Expr:
         """Int32 ids of an expression of canonical text."""
