@@ -1,10 +1,12 @@
 """How fast scoring is: raw Parquet to scored Parquet beside FuxiCTR, our own stages, ONNX Runtime, and pairs.
 
 The log and the model's shape are FuxiCTR's benchmark: three ids, a bag of tags and a number; embeddings of 16, three
-cross layers, a 400-400 tower. The artifact has int8 rows and, in turns, a float32 and a bfloat16 dense part. Each of
-our stages is measured alone over the same rows with all cores: the same threads, and nothing else to do. FuxiCTR's
-clock stands still while it imports, starts Ray, fits its features and builds its model. ONNX Runtime computes the same
-cross layers, tower and head from rows that are looked up and joined already.
+cross layers, a 400-400 tower. The artifact has int8 rows and, in turns, a dense part in float32, in bfloat16, and in
+int8 (`sparsity.quantization.activations`); of the same weights, whose scores are compared with those in float32. The
+figures without a precision are those of int8. Each of our stages is measured alone over the same rows with all cores:
+the same threads, and nothing else to do. FuxiCTR's clock stands still while it imports, starts Ray, fits its features
+and builds its model; it computes in float32. ONNX Runtime computes the same cross layers, tower and head, in float32,
+from rows that are looked up and joined already.
 
 Pairs are 1,000 candidates for each of 1,000 users, beside flat rows of such pairs, of some of the users. Of a user the
 model knows the last 200 clicks, attended by the candidate or pooled by their mean, or the id alone.
@@ -34,6 +36,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset import prepare
 from data_pipelines.encoder import Encoder
 from data_pipelines.synthetic import DemoConfig, generate
+from models.int8 import observe
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.table_layout import table_layouts
@@ -45,36 +48,42 @@ from serving.scorer import Scorer
 
 THREADS = torch.get_num_threads()
 COPIES = 20
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+FASTEST: Precision = "int8"
 _FUXICTR, _ONNX = (Path(__file__).with_name(name) for name in ("fuxictr_score.py", "onnx_tower.py"))
 _USERS, _FLAT_USERS, _CANDIDATES = 1000, 20, 1000
+_SAMPLE = 20_000
 _HISTORIES = {"attention": {"recent": "attention"}, "mean": {"recent": "mean"}, "ids": {}}
 
 
-def write_artifact_of(encoder: Encoder, state: Path | None, out: Path, precision: Precision, **shape: object) -> None:
-    """An artifact of an untrained ranker of the peer's shape, with int8 rows."""
+def write_artifact_of(
+    encoder: Encoder, state: Path | None, sample: pl.LazyFrame, out: Path, precision: Precision, **shape: object
+) -> None:
+    """An artifact of an untrained ranker of the peer's shape, with int8 rows; int8 grids fit the rows of ``sample``."""
+    torch.manual_seed(0)
     config = RankerConfig.model_validate({"dim": 16, "tower": {"kind": "mlp", "hidden": (400, 400)}, **shape})
-    generator = torch.Generator().manual_seed(0)
     tables = {
-        layout.name: torch.randn(layout.rows, layout.dim, generator=generator) * 0.1
-        for layout in table_layouts(encoder.schema, config)
+        layout.name: torch.randn(layout.rows, layout.dim) * 0.1 for layout in table_layouts(encoder.schema, config)
     }
     ranker = Ranker(config, encoder.schema, PlainTables(encoder.schema, config, tables, {}, {}))
     bits = dict.fromkeys(tables, 8)
     weights = Weights(config, encoder.schema, tables, ranker.dense_state(), bits=bits, precision=precision)
     card = ModelCard(name="bench", metrics={}, sparsity={}, training={}, versions={})
     write_artifact(weights, encoder, state, card, out)
+    if precision == "int8":
+        scorer = Scorer(Artifact.open(out))
+        weights.grids = observe(weights.to_ranker(), scorer.encode(scorer.read(sample).collect()))
+        write_artifact(weights, encoder, state, card, out, replace=True)
 
 
 def write_artifacts(log: Path, folder: Path) -> dict[str, Path]:
     """Artifacts over the log, by precision of the dense part."""
     config = data_config(log, history=False).model_copy(update={"keys": ["user_id", "item_id"]})
     encoder = Encoder.fit(config, pl.scan_parquet(log))
-    paths: dict[str, Path] = {}
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    for precision in precisions:
-        paths[precision] = folder / f"artifact-{precision}"
-        write_artifact_of(encoder, None, paths[precision], precision)
-    return paths
+    paths = {precision: folder / f"artifact-{precision}" for precision in PRECISIONS}
+    for precision, path in paths.items():
+        write_artifact_of(encoder, None, pl.scan_parquet(log).head(_SAMPLE), path, precision)
+    return {str(precision): path for precision, path in paths.items()}
 
 
 def run_ours(artifact: Path, rows: Path, folder: Path) -> float:
@@ -168,11 +177,19 @@ def towers(artifacts: dict[str, Path], rows: Path, folder: Path) -> dict[str, Ca
         np.testing.assert_allclose(np.load(files[2]), expected, atol=1e-3)
         return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
-    return {
-        "tower alone, fp32": partial(ours, "fp32"),
-        "tower alone, bf16": partial(ours, "bf16"),
-        "tower in ONNX Runtime, fp32": onnx,
+    alone = {f"tower alone, {precision}": partial(ours, precision) for precision in artifacts}
+    return alone | {"tower in ONNX Runtime, fp32": onnx}
+
+
+def logits_off(artifacts: dict[str, Path], rows: Path) -> dict[str, float]:
+    """By precision: root mean square of what its logits differ from float32's, in standard deviations of these."""
+    sample = pl.scan_parquet(rows).tail(_SAMPLE).collect()
+    logits = {
+        name: Scorer(Artifact.open(path)).score(sample, logits=True)["click:logit"].to_numpy()
+        for name, path in artifacts.items()
     }
+    exact_N = logits.pop("fp32")
+    return {name: float(np.sqrt(np.mean((found_N - exact_N) ** 2)) / exact_N.std()) for name, found_N in logits.items()}
 
 
 def pairs(folder: Path) -> dict[str, Callable[[], float]]:
@@ -199,7 +216,8 @@ def pairs(folder: Path) -> dict[str, Callable[[], float]]:
         config = data_config(log, history=bool(pooling)).model_copy(update={"keys": ["user_id", "item_id"]})
         dataset = prepare(config, folder / f"dataset, {name}")
         state = dataset.path / "state" if pooling else None
-        write_artifact_of(dataset.encoder, state, folder / name, "bf16", pooling=pooling)
+        sample = rows.lazy().tail(_SAMPLE)
+        write_artifact_of(dataset.encoder, state, sample, folder / name, FASTEST, pooling=pooling)
         runs[f"pairs, {name}"] = partial(_rate, folder / name, paths["users.parquet"], every, options)
         runs[f"flat, {name}"] = partial(_rate, folder / name, paths["flat"], flat, JobOptions())
     return runs
@@ -245,15 +263,16 @@ def main() -> None:
         many.mkdir()
         for copy in range(COPIES):
             (many / f"{copy:02}.parquet").hardlink_to(rows)
-        memory = {files: peak_memory(artifacts["bf16"], path) for files, path in ((1, rows), (COPIES, many))}
+        memory = {files: peak_memory(artifacts[FASTEST], path) for files, path in ((1, rows), (COPIES, many))}
         candidates = {
             f"ours, {precision}": partial(run_ours, path, rows, folder) for precision, path in artifacts.items()
         }
         candidates["FuxiCTR DCNv2"] = partial(run_peer, folder)
-        candidates |= {f"{stage} alone": run for stage, run in stages(artifacts["fp32"], rows, folder).items()}
+        candidates |= {f"{stage} alone": run for stage, run in stages(artifacts[FASTEST], rows, folder).items()}
         seconds = in_turns(candidates | towers(artifacts, rows, folder), asked.rounds)
         (folder / "pairs").mkdir()
         rates = in_turns(pairs(folder / "pairs"), asked.rounds)
+        differences = logits_off(artifacts, rows)
     print(table(("", "rows/s"), [(name, spread([asked.rows / s for s in took])) for name, took in seconds.items()]))
     print()
     print(table(("pairs", "scores/s"), [(name, spread(measured)) for name, measured in rates.items()]))
@@ -263,15 +282,15 @@ def main() -> None:
     )
     median = {name: statistics.median(values) for name, values in (seconds | rates).items()}
     alone = sum(median[f"{stage} alone"] for stage in ("scan + encode", "lookup + tower", "write"))
-    onnx = median["tower in ONNX Runtime, fp32"]
-    figures = {
-        "vs_fuxictr": median["FuxiCTR DCNv2"] / median["ours, bf16"],
-        "vs_fuxictr_fp32": median["FuxiCTR DCNv2"] / median["ours, fp32"],
-        "vs_stages": median["ours, fp32"] / alone,
-        "tower_vs_onnx": onnx / median["tower alone, bf16"],
-        "tower_vs_onnx_fp32": onnx / median["tower alone, fp32"],
-        "rows_per_s": asked.rows / median["ours, bf16"],
-        "rows_per_s_fp32": asked.rows / median["ours, fp32"],
+    peer, onnx = median["FuxiCTR DCNv2"], median["tower in ONNX Runtime, fp32"]
+    figures = {"vs_stages": median[f"ours, {FASTEST}"] / alone}
+    for precision in PRECISIONS:
+        ours, suffix = median[f"ours, {precision}"], "" if precision == FASTEST else f"_{precision}"
+        figures[f"vs_fuxictr{suffix}"] = peer / ours
+        figures[f"tower_vs_onnx{suffix}"] = onnx / median[f"tower alone, {precision}"]
+        figures[f"rows_per_s{suffix}"] = asked.rows / ours
+    figures |= {f"logits_off_{precision}": off for precision, off in differences.items()}
+    figures |= {
         "pairs_vs_flat": median["pairs, attention"] / median["flat, attention"],
         "pairs_vs_flat_mean": median["pairs, mean"] / median["flat, mean"],
         "pairs_vs_flat_ids": median["pairs, ids"] / median["flat, ids"],

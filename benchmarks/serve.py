@@ -5,7 +5,8 @@ model and the log are those of the scoring benchmark. Client and service share t
 after a first thousand requests and after all others.
 
 The large artifact has one table of a gigabyte with a vocabulary of four million values. Opening it maps it; comparing
-all checksums, as is done where an artifact comes in, reads it. Its pages are in the system's cache.
+all checksums, as is done where an artifact comes in, reads it. Its pages are in the system's cache. Warming builds the
+index of its vocabulary, which is otherwise done by the first score; a service warms an artifact before it answers.
 """
 
 import argparse
@@ -138,6 +139,8 @@ def opening(folder: Path) -> dict[str, float]:
     artifact = Artifact.open(path)
     scorer = Scorer(artifact)
     opened = time.perf_counter()
+    artifact.encoder.warm()
+    warm = time.perf_counter()
     scorer.score(pl.DataFrame({"item": ["item-7", "none"]}))
     scored = time.perf_counter()
     Artifact.open(path, verify="full")
@@ -145,7 +148,8 @@ def opening(folder: Path) -> dict[str, float]:
     return {
         "artifact_bytes": artifact.bytes,
         "open_s": opened - began,
-        "first_score_s": scored - opened,
+        "warm_s": warm - opened,
+        "first_score_s": scored - warm,
         "open_and_check_s": checked - scored,
     }
 

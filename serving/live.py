@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,18 @@ class Live:
 
 
 class LiveArtifacts:
-    """Artifacts by name, as the database knows them; at most four stay loaded. Safe from several threads."""
+    """Artifacts by name, as the database knows them; at most four stay loaded. Safe from several threads.
+
+    A request waits for the artifact that it names, and for the first live one. When another becomes live, requests are
+    answered by the one before until that is loaded.
+    """
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._loaded: dict[tuple[str, str], Live] = {}
+        self._loaders = ThreadPoolExecutor(1, thread_name_prefix="artifact")
+        self._loaded: dict[tuple[str, str], Future[Live]] = {}
+        self._answering: Future[Live] | None = None
         self._known: dict[str, tuple[str, str]] = {}
         self._live: str | None = None
         self._looked = float("-inf")
@@ -49,17 +56,23 @@ class LiveArtifacts:
         """
         with self._lock:
             self._look(name)
-            name = name or self._live
-            if name is None:
+            wanted = name or self._live
+            if wanted is None:
                 raise ConflictError("there is no artifact: register one first.")
-            if name not in self._known:
-                raise ConflictError(f"there is no artifact {name!r}: register it first.")
-            path, fingerprint = self._known[name]
-            live = self._loaded.pop((name, fingerprint), None) or _load(name, Path(path))
-            self._loaded[name, fingerprint] = live
+            if wanted not in self._known:
+                raise ConflictError(f"there is no artifact {wanted!r}: register it first.")
+            path, fingerprint = self._known[wanted]
+            found = self._loaded.pop((wanted, fingerprint), None)
+            if found is None or _failed(found):
+                found = self._loaders.submit(_load, wanted, Path(path))
+            self._loaded[wanted, fingerprint] = found
             while len(self._loaded) > _KEPT:
                 del self._loaded[next(iter(self._loaded))]
-            return live
+            if name is None:
+                if self._answering is None or _failed(self._answering) or found.done():
+                    self._answering = found
+                found = self._answering
+        return found.result()
 
     def name(self) -> str:
         """Name of the live artifact.
@@ -76,7 +89,7 @@ class LiveArtifacts:
     def loaded(self) -> list[Live]:
         """Those in memory, the last used last."""
         with self._lock:
-            return list(self._loaded.values())
+            return [found.result() for found in self._loaded.values() if found.done() and not _failed(found)]
 
     def forget(self) -> None:
         """Ask the database again before the next answer."""
@@ -88,7 +101,12 @@ class LiveArtifacts:
             self._looked = time.monotonic()
 
 
+def _failed(loading: Future[Live]) -> bool:
+    return loading.done() and loading.exception() is not None
+
+
 def _load(name: str, path: Path) -> Live:
     artifact = Artifact.open(path)
+    artifact.encoder.warm()
     drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
     return Live(name, Scorer(artifact), drift)

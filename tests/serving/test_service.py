@@ -13,9 +13,11 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
+from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from serving.artifact import Artifact
 from serving.jobs import JobStore
+from serving.live import LiveArtifacts
 from serving.roots import Roots
 from serving.scorer import Scorer
 from serving.service import ARROW, Limits, create_app
@@ -214,6 +216,27 @@ def test_switching_the_live_artifact(client, store, root, exported, trained, row
     assert client.get(f"/v1/jobs/{queued['id']}").json()["artifact"] == "first"
     assert client.post("/v1/artifacts/none/live").status_code == 409
     assert client.put("/v1/artifacts/third", json={"path": "../elsewhere"}).status_code == 422
+
+
+def test_a_switch_makes_no_request_wait(store, exported, monkeypatch):
+    artifacts = LiveArtifacts(store)
+    assert artifacts.get().name == "first"
+    store.register("second", str(exported), Artifact.open(exported).fingerprint)
+    store.make_live("second")
+    may_load, warm = threading.Event(), Encoder.warm
+
+    def slow(encoder: Encoder) -> None:
+        assert may_load.wait(60)
+        warm(encoder)
+
+    monkeypatch.setattr(Encoder, "warm", slow)
+    artifacts.forget()
+    assert artifacts.get().name == "first"
+    assert artifacts.name() == "second"
+    may_load.set()
+    assert artifacts.get("second").name == "second"
+    assert artifacts.get().name == "second"
+    assert [live.name for live in artifacts.loaded()] == ["first", "second"]
 
 
 def test_card_drift_metrics_and_health(client, rows):
