@@ -4,7 +4,7 @@ Letters: R rows of a table, d width of an embedding.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote, unquote
 
@@ -47,6 +47,8 @@ class TablesConfig(BaseModel):
 
     Attributes:
         dim: Width of an embedding where ``tables`` does not say otherwise.
+        init_std: Standard deviation of the numbers tables start from. With 1e-4 an id means nothing until it has been
+            seen, which serves where many are rare.
         tables: Exceptions by table name.
         pooling: By name of a feature, or of a history (then for all its columns). ``mean`` where absent. ``last``,
             ``attention`` and ``convolution`` are for histories.
@@ -55,6 +57,7 @@ class TablesConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     dim: int = Field(default=16, ge=1)
+    init_std: float = Field(default=0.01, ge=0)
     tables: dict[str, TableConfig] = {}
     pooling: dict[str, Pooling] = {}
     wide: bool = False
@@ -83,6 +86,7 @@ class TableLayout:
         route: ``"pooled"`` bags, bags ``"weighted"`` by the log, or single ``"rows"``, pooled outside the lookup: the
             way of tables whose features do not all pool alike, or some of which are read as sequences.
         pooling: Of the lookup; meaningless for ``"rows"``.
+        init_std: Standard deviation of its start values; a wide part starts from zero.
     """
 
     name: str
@@ -92,6 +96,7 @@ class TableLayout:
     features: tuple[str, ...]
     route: Route
     pooling: Literal["sum", "mean"]
+    init_std: float
 
     @property
     def wide(self) -> bool:
@@ -135,12 +140,11 @@ def table_layouts(schema: Schema, config: TablesConfig) -> tuple[TableLayout, ..
                 features=tuple(feature.name for feature in features),
                 route=route,
                 pooling="mean" if route == "pooled" and modes == {"mean"} else "sum",
+                init_std=config.init_std,
             )
         )
     if config.wide:
-        layouts += [
-            TableLayout(_WIDE + t.name, t.vocabulary, t.rows, 1, t.features, t.route, t.pooling) for t in tuple(layouts)
-        ]
+        layouts += [replace(table, name=_WIDE + table.name, dim=1, init_std=0.0) for table in tuple(layouts)]
     return tuple(layouts)
 
 

@@ -19,7 +19,6 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from data_pipelines.batch import Schema
 from models.table_layout import TableLayout, TablesConfig, table_layouts, table_name
 
-_INIT_STD = 0.01
 _INIT_BLOCK = 1 << 16
 
 
@@ -106,11 +105,11 @@ def initialise_tables(module: nn.Module, seed: int = 0) -> None:
 
 
 def start_values(layout: TableLayout, rows: int, name: str) -> Tensor:
-    """(rows, stored columns) numbers that depend on ``name`` alone; a wide part starts from zero."""
+    """(rows, stored columns) numbers that depend on ``name`` alone."""
     values = torch.zeros(rows, layout.stored_dim)
-    if not layout.wide:
+    if layout.init_std:
         generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
-        values[:, : layout.dim] = torch.randn(rows, layout.dim, generator=generator) * _INIT_STD
+        values[:, : layout.dim] = torch.randn(rows, layout.dim, generator=generator) * layout.init_std
     return values
 
 

@@ -144,6 +144,10 @@ def test_start_values_depend_on_seed_and_table_only():
     for shard in local_rows(part):
         assert torch.equal(shard.weight, first[shard.table])
     assert not torch.equal(first["user"][:20], first["genres"])
+    small = SparseTables(SCHEMA, TablesConfig(dim=6, init_std=1e-4, wide=True))
+    for shard in local_rows(small):
+        expected = torch.zeros_like(shard.weight) if shard.table.startswith("wide ") else first[shard.table] / 100
+        torch.testing.assert_close(shard.weight, expected)
     initialise_tables(whole, seed=1)
     assert not torch.equal(next(iter(local_rows(whole))).weight, first["user"])
 
