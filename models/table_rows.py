@@ -104,6 +104,16 @@ def initialise_tables(module: nn.Module, seed: int = 0) -> None:
             weight[first - row_offset : last - row_offset] = taken[:, col_offset : col_offset + weight.shape[1]]
 
 
+@torch.no_grad()
+def fill_tables(module: nn.Module, tables: Mapping[str, Tensor]) -> None:
+    """Copy this process's part of whole (R, at least d) ``tables`` into ``module``; tables that are not given stay."""
+    for shard in local_rows(module):
+        if shard.table in tables:
+            rows = slice(shard.row_offset, shard.row_offset + len(shard.weight))
+            columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
+            shard.weight.copy_(tables[shard.table][rows, columns])
+
+
 def start_values(layout: TableLayout, rows: int, name: str) -> Tensor:
     """(rows, stored columns) numbers that depend on ``name`` alone."""
     values = torch.zeros(rows, layout.stored_dim)

@@ -53,9 +53,11 @@ def export_run(
 def shrunk_weights(weights: Weights, config: ExperimentConfig, data: Dataset) -> Weights:
     """``weights``, changed in place: every lever has removed what it can."""
     split = "valid" if data.splits.get("valid") else "train"
+    kinds = [task.kind for task in data.config.tasks.values()]
     for lever in build_levers(config.sparsity):
         features = weights.schema.feature_names
-        lever.calibrate(weights, Loader(data, split, batch_size=4096, features=features, max_rows=_CALIBRATION_ROWS))
+        rows = Loader(data, split, batch_size=4096, features=features, max_rows=_CALIBRATION_ROWS)
+        lever.calibrate(weights, rows, kinds)
         lever.shrink(weights)
     return weights
 

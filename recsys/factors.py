@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from data_pipelines.dataset import Dataset
 from data_pipelines.matrices import blocks, to_csr
 from models.embeddings import SparseTables
-from models.table_rows import local_rows
+from models.table_rows import fill_tables
 
 START_SCALE = 0.03
 """Root mean square of start values, the order of random ones: larger ones are hard to unlearn."""
@@ -38,14 +38,9 @@ def bag_factors(data: Dataset, features: tuple[str, ...], width: int) -> dict[st
     return found
 
 
-@torch.no_grad()
 def start_tables(model: nn.Module, data: Dataset, features: tuple[str, ...]) -> None:
     """Write the factors of the bag matrix into the tables of ``model``, sharded in any way, but not into wide parts."""
     tables = next(module for module in model.modules() if isinstance(module, SparseTables))
     layouts = {layout.name: layout for layout in tables.layouts if not layout.wide}
     factors = bag_factors(data, features, max(layout.dim for layout in layouts.values()))
-    for shard in local_rows(model):
-        if shard.table in layouts:
-            rows = slice(shard.row_offset, shard.row_offset + len(shard.weight))
-            columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
-            shard.weight.copy_(factors[layouts[shard.table].vocabulary][rows, columns])
+    fill_tables(model, {name: factors[layout.vocabulary] for name, layout in layouts.items()})

@@ -13,12 +13,11 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import open_directory
 from models.embeddings import SparseTables
 from models.table_layout import OOV_ID
-from models.table_rows import grow_table, local_rows
+from models.table_rows import fill_tables, grow_table
 from recsys.checkpoints import CHECKPOINTS, FINAL, MODEL, load_checkpoint, load_weights, stored_tensors
 from recsys.model_state import ModelState
 
 
-@torch.no_grad()
 def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
     """Fill a model with the final weights of ``run``: before its first step it scores every row as that run would.
 
@@ -52,10 +51,7 @@ def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
     for name, tensor in dense.items():
         there = tuple(stored[name].size) if name in stored else None
         _check_shape(run, name.removeprefix(MODEL), there, tuple(tensor.size()))
-    for shard in local_rows(state.ranker):
-        rows = slice(shard.row_offset, shard.row_offset + len(shard.weight))
-        columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
-        shard.weight.copy_(grown[shard.table][rows, columns])
+    fill_tables(state.ranker, grown)
     load_checkpoint(path, dense)
 
 

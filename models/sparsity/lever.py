@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
+    from models.heads import TaskKind
     from models.ranker import Ranker
     from models.weights import Weights
 
@@ -142,8 +143,8 @@ class Lever:
         beside the config's parts is folded into ordinary weights and removed.
         """
 
-    def calibrate(self, weights: Weights, batches: Iterable[Batch]) -> None:
-        """At export, before :meth:`shrink`: look at rows of the valid split."""
+    def calibrate(self, weights: Weights, batches: Iterable[Batch], kinds: Sequence[TaskKind]) -> None:
+        """At export, before :meth:`shrink`: look at rows of the valid split, whose tasks are of these ``kinds``."""
 
     def shrink(self, weights: Weights) -> None:
         """At export: remove what is zero, choose bits. Must not change any logit, but by quantizing or factoring."""

@@ -3,7 +3,7 @@
 Letters: R rows of a table, d its width.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -12,7 +12,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from data_pipelines.batch import Batch
-from models.heads import task_losses
+from models.heads import TaskKind, task_losses
 from models.plain_tables import PlainTables
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity
 from models.sparsity.quantization import row_bytes
@@ -63,9 +63,9 @@ class PostPruning(Lever):
         layouts = chosen_tables(ranker.tables, self.config.tables, f"{_KEY}.tables")
         prepare_masks(ranker, {layout.vocabulary for layout in layouts}, _KEY)
 
-    def calibrate(self, weights: "Weights", batches: Iterable[Batch]) -> None:
+    def calibrate(self, weights: "Weights", batches: Iterable[Batch], kinds: Sequence[TaskKind]) -> None:
         if self.config.by == "saliency":
-            self._scores = row_saliency(weights, batches)
+            self._scores = row_saliency(weights, batches, kinds)
 
     def shrink(self, weights: "Weights") -> None:
         scores = self._scores or {
@@ -106,7 +106,7 @@ def within_budget(scores: Mapping[str, Tensor], sizes: Mapping[str, int], budget
     return dict(zip(scores, parts, strict=True))
 
 
-def row_saliency(weights: "Weights", batches: Iterable[Batch]) -> dict[str, Tensor]:
+def row_saliency(weights: "Weights", batches: Iterable[Batch], kinds: Sequence[TaskKind]) -> dict[str, Tensor]:
     """(R,) by table: ``|g . (w_oov - w)|`` summed over batches, g being the gradient of the loss by the row.
 
     First order in the change, like the Taylor criterion for filters (Molchanov et al., 1611.06440), but for what really
@@ -116,10 +116,9 @@ def row_saliency(weights: "Weights", batches: Iterable[Batch]) -> dict[str, Tens
     assert isinstance(ranker.tables, PlainTables)
     tables = ranker.tables.tables
     scores = {name: torch.zeros(len(table)) for name, table in tables.items()}
-    kinds = ["binary"] * len(weights.schema.tasks)
     for batch in batches:
         assert batch.labels is not None
-        loss = task_losses(ranker(batch), batch.labels, kinds).sum()  # type: ignore[arg-type]
+        loss = task_losses(ranker(batch), batch.labels, kinds).sum()
         gradients = torch.autograd.grad(loss, list(tables.values()), allow_unused=True)
         for (name, table), gradient in zip(tables.items(), gradients, strict=True):
             if gradient is not None:

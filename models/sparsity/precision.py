@@ -1,6 +1,6 @@
 """How many bits the artifact spends on tables and on the dense part, and training that knows it beforehand."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
+from models.heads import TaskKind
 from models.int8 import observe
 from models.sparsity.compact import Precision, compress, decompress
 from models.sparsity.lever import Count, Lever, LeverConfig, Step, dense_weights
@@ -96,7 +97,7 @@ class Quantization(Lever):
             for module, attribute, _, _ in list(dense_weights(ranker)):
                 transform_weight(module, attribute, partial(_rounded_matrix, self.config.dense))
 
-    def calibrate(self, weights: "Weights", batches: Iterable[Batch]) -> None:
+    def calibrate(self, weights: "Weights", batches: Iterable[Batch], kinds: Sequence[TaskKind]) -> None:
         if self.config.byte_budget is not None:
             self._lookups = lookup_counts(weights, batches)
         if self.config.activations is not None:

@@ -124,7 +124,7 @@ def test_a_ranker_in_int8_scores_as_in_float32(name: str) -> None:
 def test_the_lever_fixes_the_grids_by_the_rows_it_is_shown() -> None:
     weights, batch = random_weights(MODELS["cross, mlp"]), random_batch(64)
     lever = Quantization(QuantizationConfig(dense="int8", activations="int8"))
-    lever.calibrate(weights, [batch])
+    lever.calibrate(weights, [batch], ["binary", "binary"])
     lever.shrink(weights)
     layers = {f"interaction.layers.{i}" for i in range(3)} | {"tower.layers.0", "tower.layers.3", "heads.linear"}
     assert set(weights.grids) == layers
@@ -137,4 +137,4 @@ def test_a_model_without_dense_layers_is_refused() -> None:
     weights = random_weights({"interaction": {"kind": "dot"}, "tower": {"kind": "moe", "experts": 2, "top_k": 1}})
     lever = Quantization(QuantizationConfig(dense="int8", activations="int8"))
     with pytest.raises(UserError, match=r"sparsity\.quantization\.activations.*leave the key out"):
-        lever.calibrate(weights, [random_batch(8)])
+        lever.calibrate(weights, [random_batch(8)], ["binary", "binary"])

@@ -1,5 +1,7 @@
 """What is zero is taken out of the weights, and not one logit changes: random masks over random rankers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -161,11 +163,21 @@ def test_a_budget_is_spent_on_the_best_rows(budget: int) -> None:
 def test_saliency_predicts_what_pruning_a_row_costs() -> None:
     weights = random_weights(6)
     batch = random_batch(32, seed=1)
-    score_R = row_saliency(weights, [batch])["user"]
+    score_R = row_saliency(weights, [batch], ["binary", "binary"])["user"]
     used = batch.sparse["user"].values().unique().long()
     unused = torch.tensor(sorted(set(range(50)) - set(used.tolist())))
     assert float(score_R[unused].sum()) == 0
     assert bool((score_R[used[used != OOV_ID]] > 0).all())
+
+
+def test_saliency_is_that_of_the_loss_a_task_is_trained_with() -> None:
+    weights, batch = random_weights(0), random_batch(32)
+    batch = replace(batch, labels=batch.labels + 5.0)
+    squared = row_saliency(weights, [batch], ["regression", "regression"])
+    entropy = row_saliency(weights, [batch], ["binary", "binary"])
+    further = row_saliency(weights, [replace(batch, labels=batch.labels + 5.0)], ["regression", "regression"])
+    assert not torch.allclose(squared["user"], entropy["user"])
+    assert further["user"].sum() > 1.5 * squared["user"].sum()
 
 
 def test_a_byte_budget_spares_the_tables_that_are_looked_up() -> None:
@@ -180,7 +192,7 @@ def test_a_byte_budget_spares_the_tables_that_are_looked_up() -> None:
                 by_hand += torch.bincount(bags[feature.name].values().long(), minlength=len(by_hand))
     assert torch.equal(counts[weights.schema.tables[0].name], by_hand)
     lever = Quantization(QuantizationConfig(byte_budget=sum(t.numel() for t in weights.tables.values())))
-    lever.calibrate(weights, batches)
+    lever.calibrate(weights, batches, ["binary", "binary"])
     lever.shrink(weights)
     size = {name: len(table) * row_bytes(table.shape[1], weights.bits[name]) for name, table in weights.tables.items()}
     assert sum(size.values()) <= lever.config.byte_budget
