@@ -9,7 +9,9 @@ and builds its model; it computes in float32. ONNX Runtime computes the same cro
 from rows that are looked up and joined already.
 
 Pairs are 1,000 candidates for each of 1,000 users, beside flat rows of such pairs, of some of the users. Of a user the
-model knows the last 200 clicks, attended by the candidate or pooled by their mean, or the id alone.
+model knows the last 200 clicks, attended by the candidate or pooled by their mean, or the id alone. The tower sees
+every pair, and bounds their rate by its own: where a flat row is little more than the tower, as with ids alone, pairs
+gain little.
 
 Peak memory is that of a process of its own, over the log once and over the same log as 20 files.
 """
