@@ -187,10 +187,12 @@ def _past(profile: LogProfile) -> Iterator[str]:
     if profile.time is None or profile.user is None or profile.item is None or profile.label is None:
         return
     item = _feature_name(profile.item)
+    label = '"' + profile.label.replace('"', '""') + '"'
     if profile.label_positive:
-        condition = " or ".join(f""""{profile.label}" = '{value}'""" for value in profile.label_positive)
+        quoted = (value.replace("'", "''") for value in profile.label_positive)
+        condition = " or ".join(f"{label} = '{value}'" for value in quoted)
     else:
-        condition = f'"{profile.label}" >= {profile.label_at_least if profile.label_at_least is not None else 1:g}'
+        condition = f"{label} >= {profile.label_at_least if profile.label_at_least is not None else 1:g}"
     where = json.dumps(condition, ensure_ascii=False)
     task = "like" if profile.label_at_least is not None else _feature_name(profile.label)
     yield "    # What the past says, each strictly earlier than the row; take away the # to use it:"

@@ -19,6 +19,10 @@ EXPLODED = 1000.0
 _ALLOCATION = re.compile(r"tried to allocate (?:([\d.]+) ([KMGT]?i?B)|(\d+) bytes)")
 
 
+class DivergedError(UserError):
+    """Training cannot go on: the loss is no number, or has exploded."""
+
+
 def diverged(loss: float, running_mean: float) -> bool:
     """Whether training cannot go on from this loss."""
     return not math.isfinite(loss) or loss > EXPLODED * max(1.0, running_mean)

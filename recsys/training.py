@@ -30,7 +30,7 @@ from recsys.checkpoints import FINAL, step_name
 from recsys.config import ExperimentConfig, chosen_features
 from recsys.evaluation import TaskMetrics, check_monitor, monitored, predict, task_metrics, users_of
 from recsys.factors import start_tables
-from recsys.faults import diverged, memory_guard, save_batch
+from recsys.faults import DivergedError, diverged, memory_guard, save_batch
 from recsys.model_state import ModelState
 from recsys.optimizers import schedule_factor
 from recsys.processes import Processes, process_group
@@ -107,7 +107,8 @@ def train(
         watch: Called after every evaluation with the step and the monitored value; what it raises ends the training.
 
     Raises:
-        UserError: The config does not fit the data, ``run`` exists, training diverged, or memory ran out.
+        UserError: The config does not fit the data, ``run`` exists, or memory ran out.
+        DivergedError: The loss is no number, or has exploded; the batch is saved.
         InterruptedTrainingError: SIGTERM or SIGINT came; a checkpoint was written.
     """
     place = run_at(run)
@@ -283,7 +284,7 @@ class _Training:
         if diverged(mean_loss, position.loss_mean):
             path = self.run.folder / f"failed-batch-rank{self.processes.rank}.safetensors"
             save_batch(batch, path)
-            raise UserError(
+            raise DivergedError(
                 f"the loss became {mean_loss:.4g} at step {position.step}: the batch is saved in {path}; lower "
                 "train.dense.learning_rate or train.tables.learning_rate, or set train.dense.clip_norm."
             )

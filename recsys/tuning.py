@@ -18,6 +18,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage import write_file
 from recsys.config import ExperimentConfig, override, parse_config, read_yaml
 from recsys.engines import Engine
+from recsys.faults import DivergedError
 from recsys.training import train
 from recsys.tuning_config import Range
 
@@ -62,8 +63,8 @@ def tune(
         report: Called after every trial with 1 and a note.
 
     Raises:
-        UserError: Optuna is not installed, the space is empty or names an unknown key, or ``study`` searches another
-            space.
+        UserError: Optuna is not installed, the space is empty or names an unknown key, ``study`` searches another
+            space, or no trial ended with a value.
     """
     library = _optuna()
     content = override(read_yaml(config), overrides)
@@ -92,7 +93,12 @@ def tune(
         search.tell(running.pop(number), value, state)
         _write_trials(search, study)
         if report is not None:
-            report(1, f"best {search.best_value:.5f}")
+            report(1, f"best {search.best_value:.5f}" if _best(search) else "none has ended well")
+    if not _best(search):
+        raise UserError(
+            f"{study}: every trial diverged or was stopped early; search other values in tune.space, such as lower "
+            "learning rates, in another folder."
+        )
     assignments = {key: _value(span, search.best_params[key]) for key, span in space.items()}
     best = _parse(content, assignments, str(config)).model_dump(mode="json")
     write_file(study / BEST_FILE, yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
@@ -122,7 +128,7 @@ def _search(library: Any, study: Path, name: str) -> "optuna.Study":
 
 
 def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int) -> float | None:
-    """The monitored value that a trial reached; ``None`` if it was stopped early. Runs where the engine likes."""
+    """The monitored value of a trial; ``None`` if it diverged or was stopped early. Runs where the engine likes."""
     library = _optuna()
     search = _search(library, study, config.name)
     trial = library.trial.Trial(search, search.get_trials(deepcopy=False)[number]._trial_id)
@@ -136,7 +142,7 @@ def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int
     shutil.rmtree(run, ignore_errors=True)
     try:
         return train(config, Dataset.open(dataset, verify="sizes"), run, watch=watch).value
-    except library.TrialPruned:
+    except (library.TrialPruned, DivergedError):
         return None
 
 
@@ -172,6 +178,11 @@ def _suggest(trial: "optuna.Trial", key: str, span: Range) -> Any:
 def _value(span: Range, suggested: Any) -> Any:
     """A choice may be a list, which Optuna cannot hold: it is kept as JSON."""
     return json.loads(suggested) if span.choices is not None else suggested
+
+
+def _best(search: "optuna.Study") -> bool:
+    """Whether any trial has ended with a value."""
+    return any(trial.value is not None for trial in search.get_trials(deepcopy=False))
 
 
 def _ended(library: Any, search: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

@@ -1,5 +1,6 @@
 """A first look at a log: guesses, suspicions, and the starter config that comes of them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,24 @@ def test_labels_and_numbers_in_words(write: Write) -> None:
         inspect_log(events, label="event")
     bought = inspect_log(events, label="event", positive=["cart", "buy"])
     assert bought.label_rate == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_what_the_past_could_add_is_ready_to_use_whatever_the_label_is_called(write: Write, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    rows = {
+        "user_id": rng.integers(0, 20, 400),
+        "item_id": rng.integers(0, 30, 400),
+        "time": 1_700_000_000 + np.arange(400) * 60,
+        'the "verdict"': np.where(rng.random(400) < 0.5, "it's good", "it isn't"),
+    }
+    path = write(pl.DataFrame(rows))
+    draft = starter_config(inspect_log(path, label='the "verdict"', positive=["it's good"]))
+    uncommented = re.sub(r"(?m)^    # (\w+: \{)", r"    \1", draft)
+    config = DataConfig.model_validate(yaml.safe_load(uncommented)["data"])
+    assert config.features["recent"].kind == "history"
+    prepared = prepare(config, tmp_path / "dataset")
+    lengths = prepared.frame("test").select("recent:length").collect().to_series()
+    assert lengths.sum() > 0
 
 
 def test_what_is_named_is_not_guessed(write: Write, frame: pl.DataFrame) -> None:

@@ -70,6 +70,21 @@ def test_a_search_goes_on_where_it_stopped(
     assert list(best.model.tower.hidden) == tuned.assignments["model.tower.hidden"]
 
 
+def test_trials_that_diverge_do_not_end_a_search(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path
+) -> None:
+    content["train"]["dense"] = {"optimizer": "sgd"}
+    content["tune"] = {"trials": 4, "space": {"train.dense.learning_rate": {"choices": [0.01, 1e30]}}}
+    found = tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
+    trials = pl.read_parquet(tmp_path / "study" / "trials.parquet")
+    assert found.assignments == {"train.dense.learning_rate": 0.01}
+    assert set(trials["state"]) == {"complete", "pruned"}
+
+    content["tune"]["space"] = {"train.dense.learning_rate": {"choices": [1e30]}}
+    with pytest.raises(UserError, match=r"every trial diverged or was stopped early; search other .* tune\.space"):
+        tune(written(content, tmp_path), dataset, tmp_path / "hopeless", engine)
+
+
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
