@@ -1,5 +1,6 @@
 """What a run measured, over its steps: ``metrics.parquet``, TensorBoard events, and MLflow where a key asks for it."""
 
+import os
 import time
 from collections.abc import Mapping
 from io import BytesIO
@@ -90,10 +91,18 @@ def _mlflow(uri: str, run: Path, parameters: Mapping[str, Any]) -> Any:
         raise UserError(
             "train.mlflow needs MLflow: pip install 'sparse-recsys[tracking]', or remove the key."
         ) from None
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment("recsys")
-    mlflow.start_run(run_name=run.name)
-    mlflow.log_params(dict(_flat(parameters)))
+    if "://" not in uri:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which needs no database, but since 3.17 this word
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment("recsys")
+        mlflow.start_run(run_name=run.name)
+        mlflow.log_params(dict(_flat(parameters)))
+    except mlflow.exceptions.MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"train.mlflow: {uri} cannot be used ({reason}): give a folder or a server, or remove the key."
+        ) from None
     return mlflow
 
 
