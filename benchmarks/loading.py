@@ -1,21 +1,20 @@
 """How fast the loader is: alone, and by what a trainer loses that waits for it.
 
-The trainer is the fastest there is, in bfloat16: the faster it is, the more it asks of the loader. It trains with the
-loader, and with the same batches all in memory, in turns.
+The trainer is the fastest there is, in bfloat16: the faster it is, the more it asks of the loader. Within one training
+it takes turns: some batches as the loader makes them, then as many that were all in memory before the first of them.
+Turns are of a few seconds, so that what else the machine does hits neighbours alike.
 """
 
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 
-from benchmarks.common import in_turns
 from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.loader import Loader
@@ -23,23 +22,23 @@ from recsys.config import ExperimentConfig
 from recsys.training import train
 
 FEATURES, ROWS, BATCH = 26, 1_000_000, 4096
-TRAINED_ROWS, WARM_UP = 500_000, 5
+TURN, WARM_UP = 37, 5
+"""Steps of a turn, and how many of them pass before it is timed."""
 
 
 def measure_loader(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Rows a second, round after round: ``alone``, ``training`` and ``training, batches in memory``."""
-    experiment = wide_experiment(folder)
+    """Rows a second: ``alone``, and turn by turn of ``training`` and ``training, batches in memory``."""
+    experiment = wide_experiment(folder, rounds)
     dataset = prepare(experiment.data, folder / "wide")
-    trained = partial(train_rate, experiment, dataset)
-    candidates = {
-        "alone": partial(loader_rate, dataset),
-        "training": partial(trained, _Trained),
-        "training, batches in memory": partial(trained, _Ready),
+    waiting, ready = train_rates(experiment, dataset)
+    return {
+        "alone": [loader_rate(dataset) for _ in range(rounds)],
+        "training": waiting,
+        "training, batches in memory": ready,
     }
-    return in_turns(candidates, rounds)
 
 
-def wide_experiment(folder: Path) -> ExperimentConfig:
+def wide_experiment(folder: Path, epochs: int) -> ExperimentConfig:
     """A log of 26 ids a row, and DCNv2 over them in bfloat16."""
     rng = np.random.default_rng(0)
     columns = {f"f{i:02}": (10_000 * rng.random(ROWS) ** 3).astype(np.int64) for i in range(FEATURES)}
@@ -58,7 +57,7 @@ def wide_experiment(folder: Path) -> ExperimentConfig:
                 "interaction": {"kind": "cross", "layers": 3},
                 "tower": {"kind": "mlp", "hidden": [400, 400]},
             },
-            "train": {"epochs": 1, "batch_size": BATCH, "precision": "bf16"},
+            "train": {"epochs": epochs, "batch_size": BATCH, "precision": "bf16"},
         }
     )
 
@@ -71,23 +70,23 @@ def loader_rate(dataset: Dataset) -> float:
     return rows / (time.perf_counter() - begin)
 
 
-class _Trained(Loader):
-    """The loader, ended early."""
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords, max_rows=TRAINED_ROWS)
-
-
-class _Ready(_Trained):
-    """The same batches, all in memory before the first is handed out."""
+class _InTurns(Loader):
+    """The loader, whose every other ``TURN`` batches are all in memory before the first of them is handed out."""
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from list(super().__iter__())
+        made = super().__iter__()
+        for turn in range(-(-len(self) // TURN)):
+            batches = islice(made, TURN)
+            yield from (list(batches) if turn % 2 else batches)
 
 
-def train_rate(config: ExperimentConfig, dataset: Dataset, loader: type[Loader]) -> float:
-    """Rows a second from the end of the first steps to that of the last, waiting for batches included."""
+def train_rates(config: ExperimentConfig, dataset: Dataset) -> tuple[list[float], list[float]]:
+    """Rows a second, waiting for batches included, of the turns that waited for the loader and of those after them."""
     ends: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, patch("recsys.training.Loader", loader):
+    with tempfile.TemporaryDirectory() as folder, patch("recsys.training.Loader", _InTurns):
         train(config, dataset, Path(folder, "run"), report=lambda rows, note: ends.append(time.perf_counter()))
-    return BATCH * (len(ends) - 1 - WARM_UP) / (ends[-1] - ends[WARM_UP])
+    epochs = np.array(ends).reshape(config.train.epochs, -1)
+    pairs = epochs.shape[1] // (2 * TURN)
+    turns = epochs[:, : 2 * TURN * pairs].reshape(-1, 2, TURN)
+    waiting, ready = BATCH * (TURN - 1 - WARM_UP) / (turns[:, :, -1] - turns[:, :, WARM_UP]).T
+    return waiting.tolist(), ready.tolist()

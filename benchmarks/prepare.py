@@ -3,7 +3,7 @@
 The log is a demo log with ids as text: three ids (one of 200,000 users), a bag of tags, a number. The floor is Polars'
 streaming engine copying the same columns from Parquet to Arrow IPC without encoding. Every measurement is a process
 of its own, timed after its imports; candidates take turns, and medians are compared. The loader is measured alone, and
-by what a trainer loses that waits for it, beside the same training with all batches in memory.
+by what a trainer loses that waits for it, in turns with batches that are all in memory: the median ratio of neighbours.
 
 ``python -m benchmarks.prepare --rows 1000000 10000000 50000000`` for more sizes than the two by default.
 """
@@ -170,8 +170,10 @@ def main() -> None:
         "vs_fuxictr_without_ray": None if options.no_peer else seconds[small, "FuxiCTR without Ray"] / ours,
         "vs_scan_floor": ours / seconds[small, "floor"],
         "loader_rows_per_s": statistics.median(rates["alone"]),
-        "loader_vs_trainer": statistics.median(rates["training"])
-        / statistics.median(rates["training, batches in memory"]),
+        "loader_vs_trainer": statistics.median(
+            waiting / ready
+            for waiting, ready in zip(rates["training"], rates["training, batches in memory"], strict=True)
+        ),
         "history_time_ratio": seconds[small, "ours, history of 200"] / ours,
         "history_bytes_per_row": added_bytes,
         "rows_ratio": large / small,
