@@ -63,12 +63,13 @@ class Schedule(LeverConfig):
 
     Attributes:
         begin: Nothing is removed before it.
-        end: The final sparsity is reached; what is left of training is fine-tuning.
+        end: The final sparsity is reached; what is left of training is fine-tuning. Early stopping chooses among
+            epochs after it alone, so it belongs before the epoch that is the best without the lever.
         every: Steps between two removals.
     """
 
-    begin: Share = 0.2
-    end: Share = 0.7
+    begin: Share = 0.05
+    end: Share = 0.3
     every: Count = 50
 
     @model_validator(mode="after")
