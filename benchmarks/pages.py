@@ -2,14 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
+from recsys.plots.studies import frontier
 from recsys.plots.style import Draw, Palette, panel, png
+
+_LARGEST_LOSS = -0.01
+"""Of AUC, that a plot of curves shows."""
 
 _SPREAD = re.compile(r"([\d,.]+) \(([\d,.]+) to ([\d,.]+)\)")
 
@@ -24,23 +29,28 @@ class Measured(NamedTuple):
 
 
 def keep(name: str, about: str, output: str, folder: Path) -> Path:
-    """Write ``NAME.md`` below ``folder``, and ``NAME.png`` where a table of ``output`` has medians with their spread.
+    """Write ``NAME.md`` below ``folder``, and ``NAME.png`` of curves or of medians with their spread, if there are any.
 
     Args:
         about: The benchmark's docstring.
-        output: What it printed; the last line is its JSON.
+        output: What it printed; the last line is its JSON. ``curves`` in it, points by data set with ``ratio`` and
+            ``auc_change``, are drawn, not repeated.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    *body, result = output.strip().splitlines()
+    *body, last = output.strip().splitlines()
+    result = json.loads(last)
     page = [f"# {name.capitalize()}", "", _text(about), "", f"`make bench NAME={name}`", ""]
     for _, block in _blocks(body):
         page += [*block, ""]
     unit, measured = next(_spreads(body), ("", []))
-    if measured:
+    if curves := result.pop("curves", None):
+        png(_curves(curves), folder / f"{name}.png")
+        page += [f"![change of AUC over how many times smaller the model is, by data set]({name}.png)", ""]
+    elif measured:
         png(_intervals(unit, measured), folder / f"{name}.png")
         page += [f"![{unit} of each candidate: median, least and greatest]({name}.png)", ""]
     path = folder / f"{name}.md"
-    path.write_text("\n".join([*page, "```json", json.dumps(json.loads(result), indent=2), "```", ""]))
+    path.write_text("\n".join([*page, "```json", json.dumps(result, indent=2), "```", ""]))
     return path
 
 
@@ -72,6 +82,25 @@ def _spreads(lines: list[str]) -> Iterator[tuple[str, list[Measured]]]:
 
 def _number(text: str) -> float:
     return float(text.replace(",", ""))
+
+
+def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Draw:
+    """Every point, and by data set a line through those that no other one beats in both."""
+
+    def draw(palette: Palette) -> Figure:
+        figure, axes = panel(7.0, 3.8)
+        axes.axhline(0, color=palette.muted, linewidth=1)
+        for (name, points), colour in zip(curves.items(), palette.series, strict=False):
+            ratio, change = ([point[key] for point in points] for key in ("ratio", "auc_change"))
+            best = frontier([1 / r for r in ratio], change)
+            axes.plot(ratio, change, "o", color=colour, markersize=4, alpha=0.35, markeredgewidth=0)
+            axes.plot([ratio[i] for i in best], [change[i] for i in best], "o-", color=colour, markersize=5, label=name)
+        axes.set(xscale="log", xlabel="times smaller", ylabel="change of test AUC", ylim=(_LARGEST_LOSS, 0.002))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.legend(loc="lower left", labelcolor=palette.ink, frameon=False)
+        return figure
+
+    return draw
 
 
 def _intervals(unit: str, measured: list[Measured]) -> Draw:

@@ -50,24 +50,40 @@ def grids(tables: float, dense: float) -> Overrides:
     return {"sparsity.quantization": {"table_step": tables, "dense_step": dense}}
 
 
-def rows(sparsity: float, by: str) -> Overrides:
-    """So many of all rows leave while training, the last half of which tunes what is left."""
-    return {"sparsity.row_pruning": {"sparsity": sparsity, "by": by, "scope": "global", "begin": 0.1, "end": 0.5}}
+EARLY = {"begin": 0.05, "end": 0.3}
+"""Early stopping chooses among epochs after a schedule's end, so schedules end where the best epoch may still come."""
+
+
+def rows(sparsity: float, by: str, *, table: str | None = None) -> Overrides:
+    """So many of all rows, or of a table's, leave while training; what is left is tuned."""
+    which = {"scope": "global"} if table is None else {"tables": [table]}
+    return {"sparsity.row_pruning": {"sparsity": sparsity, "by": by} | EARLY | which}
+
+
+def late_rows(sparsity: float, by: str) -> Overrides:
+    """The same once most ids of a large log have been seen: just before the first of three epochs ends."""
+    when = {"begin": 0.2, "end": 0.32}
+    return {"sparsity.row_pruning": {"sparsity": sparsity, "by": by, "scope": "global"} | when}
+
+
+def thresholds(sparsity: float, pressure: float) -> Overrides:
+    """At least so many of all numbers of the tables become zero while training, by thresholds that are learned."""
+    return {"sparsity.pep": {"sparsity": sparsity, "pressure": pressure}}
 
 
 def weights(sparsity: float) -> Overrides:
     """So many of the dense part's weights become zero while training."""
-    return {"sparsity.weight_pruning": {"sparsity": sparsity, "scope": "global", "begin": 0.1, "end": 0.6}}
+    return {"sparsity.weight_pruning": {"sparsity": sparsity, "scope": "global"} | EARLY}
+
+
+def units(sparsity: float) -> Overrides:
+    """So many of the tower's units leave while training."""
+    return {"sparsity.unit_pruning": {"sparsity": sparsity} | EARLY}
 
 
 def rows_after(sparsity: float) -> Overrides:
     """So many of all bytes of rows leave after training, by saliency on the valid split."""
     return {"sparsity.post_pruning": {"sparsity": sparsity}}
-
-
-def ranks(energy: float) -> Overrides:
-    """Tables as narrow as this share of their squared norm allows."""
-    return {"sparsity.low_rank": {"energy": energy}}
 
 
 COMMON: dict[str, Overrides] = {
@@ -79,10 +95,13 @@ COMMON: dict[str, Overrides] = {
 }
 REMOVED: dict[str, Overrides] = {
     **{f"{share:.0%} of rows by magnitude, tuned": rows(share, "magnitude") for share in (0.95, 0.99)},
+    **{f"{share:.0%} of rows by distance to OOV, tuned": rows(share, "distance") for share in (0.95, 0.99)},
     **{f"{share:.0%} of rows by saliency, after": rows_after(share) for share in (0.95, 0.99)},
 }
 DEMO_REMOVED: dict[str, Overrides] = {
-    f"{share:.0%} of rows by {by}, tuned": rows(share, by) for share in (0.95, 0.99) for by in ("magnitude", "saliency")
+    f"{share:.0%} of rows by {by}, tuned": late_rows(share, by)
+    for share in (0.95, 0.99)
+    for by in ("magnitude", "saliency")
 }
 
 
@@ -117,33 +136,47 @@ def _demo(log: str) -> dict[str, Any]:
 
 
 FRAPPE = COMMON | {
-    "grids 0.7 and 1, energy 0.8": grids(0.7, 1) | ranks(0.8),
-    **{
-        f"80% of weights, grids {t:g} and {d:g}, energy {e:g}": weights(0.8) | grids(t, d) | ranks(e)
-        for t, d, e in ((0.5, 0.25, 0.9), (0.5, 0.25, 0.8), (0.7, 0.5, 0.8), (1, 0.5, 0.7))
-    },
+    "grids 1.3 and 1": grids(1.3, 1),
+    "half of the units, grids 1 and 1": units(0.5) | grids(1, 1),
+    "80% of weights, grids 1 and 0.5": weights(0.8) | grids(1, 0.5),
+    "half of the pairs by magnitude, half of the weights, grids 1 and 0.7": rows(0.5, "magnitude", table="pair")
+    | weights(0.5)
+    | grids(1, 0.7),
+    "80% of pairs by distance to OOV, grids 1 and 1": rows(0.8, "distance", table="pair") | grids(1, 1),
+    "80% of pairs by distance to OOV, 80% of weights, grids 1 and 0.7": rows(0.8, "distance", table="pair")
+    | weights(0.8)
+    | grids(1, 0.7),
     **REMOVED,
+    "at least 95% of table numbers by learned thresholds": thresholds(0.95, 0.02),
+    "at least 99% of table numbers by learned thresholds": thresholds(0.99, 0.1),
 }
 MOVIELENS = COMMON | {
+    "50% of rows after, grids 0.7 and 1": rows_after(0.5) | grids(0.7, 1),
     "90% of rows after, grids 0.7 and 1": rows_after(0.9) | grids(0.7, 1),
+    "90% of weights, 95% of rows by magnitude, grids 0.7 and 0.5": weights(0.9)
+    | rows(0.95, "magnitude")
+    | grids(0.7, 0.5),
     **{
-        f"{w:.0%} of weights, {r:.0%} of rows after, grids {t:g} and {d:g}": weights(w) | rows_after(r) | grids(t, d)
-        for w, r, t, d in (
-            (0.9, 0.8, 0.5, 0.25),
-            (0.9, 0.9, 0.7, 0.25),
-            (0.9, 0.95, 1, 0.25),
-            (0.95, 0.9, 0.7, 0.25),
-            (0.95, 0.95, 1, 0.25),
-        )
+        f"{u:.0%} of units, 95% of rows by magnitude, grids {t:g} and {d:g}": units(u)
+        | rows(0.95, "magnitude")
+        | grids(t, d)
+        for u, t, d in ((0.75, 0.35, 0.15), (0.75, 0.5, 0.25), (0.75, 0.7, 0.5), (0.85, 0.35, 0.15), (0.85, 0.7, 0.35))
     },
     **REMOVED,
 }
 DEMO = COMMON | {
+    "grids 0.25 and 0.1": grids(0.25, 0.1),
     **DEMO_REMOVED,
     **{
-        f"{share:.0%} of rows by saliency, tuned, grids {t:g} and {d:g}": rows(share, "saliency") | grids(t, d)
-        for share in (0.95, 0.99)
-        for t, d in ((0.5, 0.5), (1, 1), (2, 1.5))
+        f"{share:.0%} of rows by saliency, tuned, grids {t:g} and {d:g}": late_rows(share, "saliency") | grids(t, d)
+        for share, t, d in (
+            (0.7, 0.15, 0.1),
+            (0.8, 0.15, 0.1),
+            (0.9, 0.15, 0.1),
+            (0.95, 0.15, 0.1),
+            (0.99, 0.15, 0.1),
+            (0.95, 0.5, 0.1),
+        )
     },
 }
 

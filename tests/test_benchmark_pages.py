@@ -40,6 +40,14 @@ def test_a_page_holds_the_tables_the_plot_and_the_result(pages, tmp_path):
     assert json.loads(text.split("```json\n")[1].split("```")[0]) == {"ratio": 0.5}
 
 
+def test_curves_are_drawn_and_not_repeated(pages, tmp_path):
+    points = [{"ratio": 1.0, "auc_change": 0.0}, {"ratio": 9.0, "auc_change": -0.001}]
+    text = pages.keep("size", "", json.dumps({"best": 9.0, "curves": {"log": points}}), tmp_path).read_text()
+    assert "(size.png)" in text
+    assert (tmp_path / "size.png").stat().st_size > 1000
+    assert json.loads(text.split("```json\n")[1].split("```")[0]) == {"best": 9.0}
+
+
 def test_without_medians_there_is_no_plot(pages, tmp_path):
     assert "png" not in pages.keep("kills", "", '| a | n |\n|---|---|\n| x | 3 |\n{"kills": 3}', tmp_path).read_text()
     assert list(tmp_path.glob("*.png")) == []
