@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from data_pipelines.errors import UserError
+
+Name = TypeVar("Name")
 
 ROOT = Path(__file__).parents[1]
 PEERS: Mapping[str, Sequence[str]] = {
@@ -77,9 +80,9 @@ def real_data(name: str) -> Path | None:
     return folder
 
 
-def in_turns(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_turns(candidates: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, list[float]]:
     """What each candidate returns, round after round, so that a slow minute of the machine hits all alike."""
-    results: dict[str, list[float]] = {name: [] for name in candidates}
+    results: dict[Name, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, measure in candidates.items():
             results[name].append(measure())

@@ -40,7 +40,8 @@ class AllExperts(nn.Module):
         gates_NE = gates_NK.new_zeros(len(x_ND), count).scatter(1, chosen_NK, gates_NK)
         hidden_NEH = (x_ND @ experts.w1_EDH.transpose(0, 1).reshape(width, -1)).relu().view(-1, count, hidden)
         gated_NF = (hidden_NEH * gates_NE.unsqueeze(2).to(hidden_NEH.dtype)).flatten(1)
-        return gated_NF @ experts.w2_EHD.flatten(0, 1)
+        y_ND: Tensor = gated_NF @ experts.w2_EHD.flatten(0, 1)
+        return y_ND
 
 
 def sparse(count: int) -> str:

@@ -38,7 +38,7 @@ from tests.postgres_server import binaries, postgres_server
 WORKERS, PART_ROWS, LEASE_S = 4, 4096, 3.0
 
 
-def forked(work: Callable[[], None]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """Start ``work`` in a forked process, quiet; its id."""
     child = os.fork()
     if child:
@@ -59,7 +59,7 @@ def ended(child: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def killed(work: Callable[[], None], after: float) -> bool:
+def killed(work: Callable[[], object], after: float) -> bool:
     """Start ``work`` and kill it after so many seconds; false when it was done before."""
     child = forked(work)
     time.sleep(after)
@@ -67,7 +67,7 @@ def killed(work: Callable[[], None], after: float) -> bool:
     return not ended(child)
 
 
-def seconds_of(work: Callable[[], None]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     assert ended(forked(work)), "the undisturbed work failed"
     return time.perf_counter() - began
@@ -80,8 +80,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def scoring(artifact: Path, rows: Path, folder: Path, kills: int, chance: random.Random) -> tuple[int, int]:
     """Kill a job at random moments, finish it, compare every byte. ``(kills that hit, identical outputs)``."""
 
-    def work(out: Path) -> Callable[[], None]:
-        return lambda: run_job(Artifact.open(artifact), str(rows), out, threads=2) and None
+    def work(out: Path) -> Callable[[], object]:
+        return lambda: run_job(Artifact.open(artifact), str(rows), out, threads=2)
 
     whole = seconds_of(work(folder / "whole"))
     expected, hit, identical = files(folder / "whole"), 0, 0
@@ -100,8 +100,8 @@ def training(
 ) -> tuple[int, int]:
     """Kill a training at random moments, resume it, compare every weight. ``(kills that hit, identical models)``."""
 
-    def work(run: Path) -> Callable[[], None]:
-        return lambda: train(config, Dataset.open(dataset), run, resume=run.exists()) and None
+    def work(run: Path) -> Callable[[], object]:
+        return lambda: train(config, Dataset.open(dataset), run, resume=run.exists())
 
     whole = seconds_of(work(folder / "whole"))
     expected, hit, identical = load_weights(folder / "whole"), 0, 0

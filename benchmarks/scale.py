@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,10 @@ def main() -> None:
     rates = {name: statistics.median(values) for name, values in measured.items()}
 
     def predicted(ranks: int) -> float:
-        sent = plans[ranks]["largest_rank_sent_bytes_per_step"] / link["bytes_per_s"]
+        sent: float = plans[ranks]["largest_rank_sent_bytes_per_step"] / link["bytes_per_s"]
         messages = COLLECTIVES * link["latency_s"] if ranks > 1 else 0.0
-        return ranks * BATCH / (sum(costs.values()) + messages + sent)
+        step: float = sum(costs.values()) + messages + sent
+        return ranks * BATCH / step
 
     rows = [
         [
@@ -163,7 +165,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     else:
-        tasks = {"train": train_task, "costs": costs_task, "wire": wire_task}
+        tasks: dict[str, Callable[..., Any]] = {"train": train_task, "costs": costs_task, "wire": wire_task}
         outcome = tasks[sys.argv[1]](*map(Path, sys.argv[3:]))
         if os.environ.get("RANK", "0") == "0":
             Path(sys.argv[2]).write_text(json.dumps(outcome))

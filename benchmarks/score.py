@@ -41,8 +41,10 @@ from data_pipelines.synthetic import DemoConfig, generate
 from models.int8 import observe
 from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
+from models.sparsity.compact import Precision
+from models.sparsity.quantization import Bits
 from models.table_layout import table_layouts
-from models.weights import Precision, Weights
+from models.weights import Weights
 from serving.artifact import Artifact, ModelCard, write_artifact
 from serving.batch_job import JobOptions, run_job
 from serving.inputs import Input
@@ -68,7 +70,7 @@ def write_artifact_of(
         layout.name: torch.randn(layout.rows, layout.dim) * 0.1 for layout in table_layouts(encoder.schema, config)
     }
     ranker = Ranker(config, encoder.schema, PlainTables(encoder.schema, config, tables, {}, {}))
-    bits = dict.fromkeys(tables, 8)
+    bits: dict[str, Bits] = dict.fromkeys(tables, 8)
     weights = Weights(config, encoder.schema, tables, ranker.dense_state(), bits=bits, precision=precision)
     card = ModelCard(name="bench", metrics={}, sparsity={}, training={}, versions={})
     write_artifact(weights, encoder, state, card, out)
@@ -164,7 +166,7 @@ def towers(artifacts: dict[str, Path], rows: Path, folder: Path) -> dict[str, Ca
         return over(len(batches), work)
 
     weights = {name: tensor.numpy() for name, tensor in ranker.dense_state().items() if "standardize" not in name}
-    np.savez(folder / "tower.npz", **weights)
+    np.savez(folder / "tower.npz", allow_pickle=False, **weights)
     joined = [
         torch.cat([*(pooled[name] for name in ranker.fields), ranker.standardize(dense_BD)], 1)
         for pooled, dense_BD in looked_up
@@ -201,9 +203,9 @@ def pairs(folder: Path) -> dict[str, Callable[[], float]]:
     ids = (pl.format(name + "-{}", f"{name}_id").alias(f"{name}_id") for name in ("user", "item"))
     pl.scan_parquet(raw).with_columns(*ids).sink_parquet(log, row_group_size=1 << 17)
     rows = pl.read_parquet(log)
-    newest = {"keep": "last", "maintain_order": True}
-    users = rows.unique("user_id", **newest).select("user_id", "surface")
-    candidates = rows.unique("item_id", **newest).select("item_id", "tags", "price").head(_CANDIDATES)
+    users, items = (rows.unique(key, keep="last", maintain_order=True) for key in ("user_id", "item_id"))
+    users = users.select("user_id", "surface")
+    candidates = items.select("item_id", "tags", "price").head(_CANDIDATES)
     paths = {name: folder / name for name in ("users.parquet", "candidates.parquet", "flat")}
     users.write_parquet(paths["users.parquet"])
     candidates.write_parquet(paths["candidates.parquet"])
@@ -266,7 +268,7 @@ def main() -> None:
         for copy in range(COPIES):
             (many / f"{copy:02}.parquet").hardlink_to(rows)
         memory = {files: peak_memory(artifacts[FASTEST], path) for files, path in ((1, rows), (COPIES, many))}
-        candidates = {
+        candidates: dict[str, Callable[[], float]] = {
             f"ours, {precision}": partial(run_ours, path, rows, folder) for precision, path in artifacts.items()
         }
         candidates["FuxiCTR DCNv2"] = partial(run_peer, folder)

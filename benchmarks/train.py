@@ -121,13 +121,14 @@ def parts(config: ExperimentConfig, dataset: Dataset) -> dict[str, list[float]]:
 
         def tables_step(batch: Batch) -> None:
             pooled: Tensor = torch.cat(list(tables(batch).pooled.values()), 1)
-            pooled.backward(torch.full_like(pooled, 1e-6))
+            torch.autograd.backward(pooled, torch.full_like(pooled, 1e-6))
 
         def dense_step(batch: Batch) -> None:
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
                 logits = dense(batch)
-            nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+            assert batch.labels is not None
+            torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(logits, batch.labels))
             optimizer.step()
 
         return {"tables": _time(tables_step, batches), "dense": _time(dense_step, batches)}
@@ -159,7 +160,7 @@ def write_arrays(dataset: Dataset, folder: Path) -> None:
         if spec.kind == "bag":
             width = int(column.list.len().max())  # type: ignore[arg-type]
             column = column.list.concat(pl.Series([[0] * width])).list.head(width)
-            np.save(folder / f"{spec.name}.npy", np.stack(column.to_numpy()).astype(np.int64))
+            np.save(folder / f"{spec.name}.npy", column.list.to_array(width).to_numpy().astype(np.int64))
         else:
             np.save(folder / f"{spec.name}.npy", column.to_numpy().astype(np.int64))
     np.save(folder / "label.npy", dataset.labels("train")[:, 0])

@@ -75,8 +75,8 @@ def main() -> None:
     print(machine(), "1 thread")
     torch.manual_seed(0)
     with torch.inference_mode():
-        times = in_turns({name: lambda p=run: milliseconds(p) for name, run in products().items()}, ROUNDS)
-        timed = in_turns({key: lambda p=run: milliseconds(p) for key, run in towers().items()}, ROUNDS)
+        times = in_turns({name: partial(milliseconds, run) for name, run in products().items()}, ROUNDS)
+        timed = in_turns({key: partial(milliseconds, run) for key, run in towers().items()}, ROUNDS)
     base = statistics.median(times["dense bf16"])
     rates = {name: base / statistics.median(values) for name, values in times.items()}
     rows = [[name, spread(values), f"{rates[name]:.2f}"] for name, values in times.items()]
