@@ -94,14 +94,20 @@ class Int8Linear(nn.Module):
 
     def encode(self, x_BD: Tensor) -> Tensor:
         """(B, D) uint8, the nearest code of each number."""
-        codes_BD = torch.addcmul(self.offset_D, x_BD.float(), self.inverse_D).clamp_(0, _LARGEST_CODE)
-        return codes_BD.to(torch.int16).to(torch.uint8)  # by way of int16, for which alone Torch has vector code
+        return _as_codes(torch.addcmul(self.offset_D, x_BD.float(), self.inverse_D))
 
     def plain(self, codes_BD: Tensor) -> Tensor:
         """:meth:`forward` of codes in float32: the same sums, as long as they are below 2**24."""
-        y_BO = F.linear(codes_BD.float(), self.codes_OD.float()) * self.scale_O + self.bias_O
-        y_BO = y_BO.relu() if self._relu else y_BO
-        return y_BO.round().clamp(0, _LARGEST_CODE).to(torch.uint8) if self._to_codes else y_BO
+        with torch.autocast(codes_BD.device.type, enabled=False):
+            y_BO = F.linear(codes_BD.float(), self.codes_OD.float())
+        y_BO = y_BO.mul_(self.scale_O).add_(self.bias_O)
+        y_BO = y_BO.relu_() if self._relu else y_BO
+        return _as_codes(y_BO.round_()) if self._to_codes else y_BO
+
+
+def _as_codes(x_BD: Tensor) -> Tensor:
+    """Cut off and truncated in place, by way of int16, from where alone Torch has vector code to uint8."""
+    return x_BD.clamp_(0, _LARGEST_CODE).to(torch.int16).to(torch.uint8)
 
 
 class _Kernel:

@@ -87,7 +87,8 @@ _SUMS = """
 import torch
 from models.int8 import Int8Linear
 layer = Int8Linear(torch.ones(16, 64), None, torch.stack([torch.zeros(64), torch.ones(64)]))
-print(layer(torch.full((4, 64), 255.0)).unique().tolist())
+with torch.autocast("cpu", torch.bfloat16):
+    print(layer(torch.full((4, 64), 251.0)).unique().tolist())
 """
 
 
@@ -96,7 +97,7 @@ def test_a_processor_without_whole_sums_of_int8_gives_the_same_numbers(instructi
     command = [sys.executable, "-c", _SUMS]
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert float(done.stdout.strip("[]\n")) == pytest.approx(64 * 255)
+    assert float(done.stdout.strip("[]\n")) == pytest.approx(64 * 251)
 
 
 def random_weights(model: dict[str, object]) -> Weights:
