@@ -161,7 +161,12 @@ def main() -> None:
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as name:
         figures = answering(Path(name), asked.requests) | opening(Path(name))
-    print(table(("", "measured"), [(name, f"{value:,.3f}") for name, value in figures.items()]))
+    print(
+        table(
+            ("", "measured"),
+            [(name, f"{value:,}" if isinstance(value, int) else f"{value:,.3f}") for name, value in figures.items()],
+        )
+    )
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 

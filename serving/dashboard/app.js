@@ -159,7 +159,7 @@ function showLedger(parts) {
     ["part", "kind", "density", "trained", "artifact", "FLOPs before", "after"],
     parts.map((part) => [
       part.part, part.kind, `${(part.density * 100).toFixed(1)}%`, bytes(part.checkpoint_bytes), bytes(part.artifact_bytes),
-      whole(part.flops_before), whole(part.flops_after),
+      whole(part.flops_before), whole(part.flops_after) + (part.activations ? ` ${part.activations}` : ""),
     ]),
   ));
 }
