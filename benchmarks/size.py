@@ -136,6 +136,8 @@ def _demo(log: str) -> dict[str, Any]:
 
 
 FRAPPE = COMMON | {
+    "at least 95% of table numbers by learned thresholds": thresholds(0.95, 0.02),
+    "at least 99% of table numbers by learned thresholds": thresholds(0.99, 0.1),
     "grids 1.3 and 1": grids(1.3, 1),
     "half of the units, grids 1 and 1": units(0.5) | grids(1, 1),
     "80% of weights, grids 1 and 0.5": weights(0.8) | grids(1, 0.5),
@@ -147,10 +149,9 @@ FRAPPE = COMMON | {
     | weights(0.8)
     | grids(1, 0.7),
     **REMOVED,
-    "at least 95% of table numbers by learned thresholds": thresholds(0.95, 0.02),
-    "at least 99% of table numbers by learned thresholds": thresholds(0.99, 0.1),
 }
 MOVIELENS = COMMON | {
+    "at least 99% of table numbers by learned thresholds": thresholds(0.99, 0.1),
     "50% of rows after, grids 0.7 and 1": rows_after(0.5) | grids(0.7, 1),
     "90% of rows after, grids 0.7 and 1": rows_after(0.9) | grids(0.7, 1),
     "90% of weights, 95% of rows by magnitude, grids 0.7 and 0.5": weights(0.9)
