@@ -147,11 +147,11 @@ def main() -> None:
             log = write_log(rows, folder)
             first = rows == options.rows[0]
             names = [name for name in TASKS if first or name != "ours, history of 200"]
-            results = measure(log, options.rounds if first else 1, names, peer=first and not options.no_peer)
+            results = measure(log, options.rounds, names, peer=first and not options.no_peer)
             for name, measured in results.items():
                 times = [result["seconds"] for result in measured]
                 seconds[rows, name] = statistics.median(times)
-                peak[rows, name] = max(result["peak_rss_bytes"] for result in measured)
+                peak[rows, name] = statistics.median(result["peak_rss_bytes"] for result in measured)
                 rate, memory = rows / seconds[rows, name], peak[rows, name] / 2**20
                 lines.append([name, f"{rows:,}", spread(times), f"{rate:,.0f}", f"{memory:,.0f}"])
             if first:
