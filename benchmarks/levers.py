@@ -21,7 +21,7 @@ from recsys.ledger import measure, total
 from recsys.training import train
 
 _EXPERIMENT = Path(__file__).parent / "experiments" / "levers.yaml"
-_WHEN = {"begin": 0.1, "end": 0.5}
+_WHEN = {"begin": 0.05, "end": 0.3}
 
 TRAINED: dict[str, dict[str, Any]] = {
     "none": {},
