@@ -64,6 +64,10 @@ class Vocabulary:
     def rows(self) -> int:
         return self.reserved + len(self.values)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the index, which Polars cannot pickle: who receives a vocabulary builds its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_categories"}
+
     def warm(self) -> None:
         """Build the index of values now, and not when the first row is encoded."""
         _ = self._categories
