@@ -50,20 +50,15 @@ def grids(tables: float, dense: float) -> Overrides:
     return {"sparsity.quantization": {"table_step": tables, "dense_step": dense}}
 
 
-EARLY = {"begin": 0.05, "end": 0.3}
-"""Early stopping chooses among epochs after a schedule's end, so schedules end where the best epoch may still come."""
+EARLY, LATE = {"begin": 0.05, "end": 0.3}, {"begin": 0.2, "end": 0.32}
+"""Early stopping chooses among epochs after a schedule's end, so schedules end where the best epoch may still come. The
+late one begins when most ids of a large log have been seen, and ends just before the first of three epochs does."""
 
 
-def rows(sparsity: float, by: str, *, table: str | None = None) -> Overrides:
+def rows(sparsity: float, by: str, *, table: str | None = None, when: Mapping[str, float] = EARLY) -> Overrides:
     """So many of all rows, or of a table's, leave while training; what is left is tuned."""
     which = {"scope": "global"} if table is None else {"tables": [table]}
-    return {"sparsity.row_pruning": {"sparsity": sparsity, "by": by} | EARLY | which}
-
-
-def late_rows(sparsity: float, by: str) -> Overrides:
-    """The same once most ids of a large log have been seen: just before the first of three epochs ends."""
-    when = {"begin": 0.2, "end": 0.32}
-    return {"sparsity.row_pruning": {"sparsity": sparsity, "by": by, "scope": "global"} | when}
+    return {"sparsity.row_pruning": {"sparsity": sparsity, "by": by, **when, **which}}
 
 
 def thresholds(sparsity: float, pressure: float) -> Overrides:
@@ -99,7 +94,7 @@ REMOVED: dict[str, Overrides] = {
     **{f"{share:.0%} of rows by saliency, after": rows_after(share) for share in (0.95, 0.99)},
 }
 DEMO_REMOVED: dict[str, Overrides] = {
-    f"{share:.0%} of rows by {by}, tuned": late_rows(share, by)
+    f"{share:.0%} of rows by {by}, tuned": rows(share, by, when=LATE)
     for share in (0.95, 0.99)
     for by in ("magnitude", "saliency")
 }
@@ -169,7 +164,8 @@ DEMO = COMMON | {
     "grids 0.25 and 0.1": grids(0.25, 0.1),
     **DEMO_REMOVED,
     **{
-        f"{share:.0%} of rows by saliency, tuned, grids {t:g} and {d:g}": late_rows(share, "saliency") | grids(t, d)
+        f"{share:.0%} of rows by saliency, tuned, grids {t:g} and {d:g}": rows(share, "saliency", when=LATE)
+        | grids(t, d)
         for share, t, d in (
             (0.7, 0.15, 0.1),
             (0.8, 0.15, 0.1),

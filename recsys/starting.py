@@ -52,7 +52,7 @@ def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
         there = tuple(stored[name].size) if name in stored else None
         _check_shape(run, name.removeprefix(MODEL), there, tuple(tensor.size()))
     fill_tables(state.ranker, grown)
-    load_checkpoint(path, dense)
+    load_checkpoint(path, dense, verify=False)  # `load_weights` has compared its checksums
 
 
 def _check_shape(run: Path, name: str, old: tuple[int, ...] | None, new: tuple[int, ...]) -> None:
