@@ -28,7 +28,7 @@ def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
         UserError: ``run`` has not finished, has another model, or ids of its data set mean something else in ``data``.
     """
     old = load_weights(run)
-    known = open_directory(run, "run").meta["dataset_fingerprint"]
+    known = open_directory(run, "run", verify="sizes").meta["dataset_fingerprint"]
     if known not in (data.manifest.fingerprint, data.manifest.meta.get("extends")):
         raise UserError(
             f"train.start: {run} was trained on a data set that {data.path} neither is nor extends, so that ids mean "
