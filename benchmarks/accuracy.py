@@ -1,16 +1,15 @@
 """How well models score on real data, and whether a mixture of experts earns its place.
 
-Frappe and MovieLens-1M: each config of ``examples/``, trained with three seeds, beside what peers were measured to
-reach on the very same files. Frappe, MovieLens-1M and the demo log, whose segments are planted: the same config with
-its tower exchanged, a dense one for a mixture of top-2 of 8 or the other way round, at equal active FLOPs. Beside the
-test metrics stand the int8 artifact's size and its rate of scoring.
+Frappe and MovieLens-1M: each config of ``examples/``, trained with three seeds, beside FuxiCTR's models, trained by
+FuxiCTR with the same seeds on the very same encoded rows (Adam, batch 4096, early stop by valid AUC; hyperparameters in
+``peers.py``), and beside LightGBM and logistic regression, which have no seed, on all that our model sees. Frappe,
+MovieLens-1M and the demo log, whose segments are planted: the same config with its tower exchanged, a dense one for a
+mixture of top-2 of 8 or the other way round, at equal active FLOPs. Beside the test metrics stand the size of what is
+kept, our int8 artifact or a peer's checkpoint, and the rate of scoring: ours from raw rows, a peer's from encoded ones.
 
 Early stops and the last settings were chosen on the valid split; while the shapes of ``ml-1m.yaml`` and of the first
-``frappe.yaml`` were sought, test figures were on screen. Peers stand with what they reached on these very files before,
-one seed each, not in this run: FuxiCTR 2.3.10 with its leaderboard's hyperparameters, Adam, batch 4096 and early stop
-by valid AUC (on MovieLens with the best of three embedding regularisers), LightGBM on 25 point-in-time columns,
-logistic regression on the bags. Without ``RECSYS_DATA`` there is the demo log only. One data set alone is measured by
-``python -m benchmarks.accuracy frappe``.
+``frappe.yaml`` were sought, test figures were on screen. Without ``RECSYS_DATA`` there is the demo log only. One data
+set alone is measured by ``python -m benchmarks.accuracy frappe``.
 """
 
 import json
@@ -18,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,16 +26,20 @@ import numpy as np
 import polars as pl
 import torch
 
+from benchmarks.arrays import write_arrays
 from benchmarks.common import ROOT, machine, real_data, table
+from benchmarks.peers import FRAPPE_PEERS, MOVIELENS_PEERS, Peer
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
+from recsys.baselines import BASELINES
 from recsys.checkpoints import load_weights
 from recsys.config import ExperimentConfig, override, parse_config, read_yaml
 from recsys.engines import processes
 from recsys.evaluation import evaluate, users_of
 from recsys.exporting import export_run
 from recsys.ledger import ledger, total
+from recsys.metrics import Floats, auc, log_loss
 from recsys.significance import Effect, combine, delong
 from recsys.training import train
 from serving.artifact import Artifact
@@ -45,10 +48,10 @@ from serving.scorer import Scorer
 SEEDS = (0, 1, 2)
 SCORED_ROWS = 100_000
 LOG = "log.parquet"
-COLUMNS = ("mean of 3 seeds", "test AUC", "test log loss", "kFLOPs a row", "artifact", "rows/s, one thread")
-
-Peers = Mapping[str, tuple[float, float | None]]
-"""Test AUC and log loss of others on these very files, one seed each."""
+COLUMNS = ("mean of 3 seeds", "test AUC", "test log loss", "kFLOPs a row", "size", "rows/s, one thread")
+TOWERS = {"mlp": "dense tower", "moe": "mixture"}
+LEARNERS = {"lightgbm": "LightGBM", "linear": "logistic regression"}
+"""Baselines that need no seed, and how the table names them."""
 
 
 def _demo(_source: Path, log: Path) -> object:
@@ -64,15 +67,19 @@ class Task:
         data: The folder below ``RECSYS_DATA``, and ``convert`` what turns it into a log.
         rival: Overrides that exchange the tower for one of the other kind with as many active FLOPs; none where empty.
         settings: Overrides of both arms.
+        peers: Models of FuxiCTR that learn from the same encoded rows, without the features ``own``.
+        learners: Of ``LEARNERS``, on the same encoded rows.
     """
 
     key: str
     config: str | None
     data: str | None
     convert: Callable[[Path, Path], object]
-    peers: Peers
     rival: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    own: tuple[str, ...] = ()
+    learners: tuple[str, ...] = ()
 
     def experiment(self, log: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """The config of one arm, reading ``log``."""
@@ -90,57 +97,47 @@ TASKS = (
         None,
         None,
         _demo,
-        {},
-        ("model.context=[]", "model.tower={kind: mlp, hidden: [128, 128]}"),
-        ("train.schedule.kind=cosine", "train.ema=0.99"),
+        rival=("model.context=[]", "model.tower={kind: mlp, hidden: [128, 128]}"),
+        settings=("train.schedule.kind=cosine", "train.ema=0.99"),
     ),
     Task(
         "frappe",
         "frappe.yaml",
         "frappe",
         frappe.convert,
-        {
-            "FuxiCTR FinalNet": (0.98511, 0.13331),
-            "FuxiCTR FinalMLP": (0.98458, 0.15363),
-            "FuxiCTR DCNv2": (0.98434, 0.15580),
-        },
-        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 44, shared: true, dropout: 0.3}",),
+        rival=("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 44, shared: true, dropout: 0.3}",),
+        peers=FRAPPE_PEERS,
+        own=("pair",),
     ),
-    Task(
-        "ml1m_likes",
-        "ml-1m-likes.yaml",
-        "ml-1m",
-        movielens.convert,
-        {"FuxiCTR DIN, tuned": (0.7827, 0.5674), "FuxiCTR DCNv2, tuned": (0.7808, 0.5723)},
-    ),
+    Task("ml1m_likes", "ml-1m-likes.yaml", "ml-1m", movielens.convert, peers=MOVIELENS_PEERS),
     Task(
         "ml1m",
         "ml-1m.yaml",
         "ml-1m",
         movielens.convert,
-        {"LightGBM on 25 statistics": (0.7941, 0.5452), "logistic regression": (0.7430, 0.5989)},
-        ("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 48, shared: true, dropout: 0.2}",),
+        rival=("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 48, shared: true, dropout: 0.2}",),
+        learners=tuple(LEARNERS),
     ),
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One seed's run, and its artifact.
+    """One seed's run.
 
     Attributes:
+        kept_bytes: Of the artifact, or of a peer's checkpoint.
+        rate: Measures rows a second on one thread.
         flops: Active ones of a row, multiplications and additions.
         logits_N: Of the test split.
     """
 
     auc: float
     logloss: float
-    flops: int
-    artifact: Path
-    logits_N: np.ndarray
-
-    def artifact_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.artifact.rglob("*") if file.is_file())
+    kept_bytes: int | None = None
+    rate: Callable[[], float] | None = None
+    flops: int | None = None
+    logits_N: Floats | None = None
 
 
 def _measure(config: ExperimentConfig, dataset: Path, run: Path) -> Measured:
@@ -150,14 +147,33 @@ def _measure(config: ExperimentConfig, dataset: Path, run: Path) -> Measured:
     evaluation = evaluate(run, data, "test", draws=0)
     (task, metrics), weights = next(iter(evaluation.tasks.items())), load_weights(run)
     artifact = export_run(run, run.with_suffix(".artifact"), ["sparsity.quantization.table_bits=8"])
-    flops = total(ledger(weights, weights)).flops_before
-    logits_N = evaluation.predictions[f"{task}:logit"].to_numpy()
-    return Measured(metrics["auc"], metrics["logloss"], flops, artifact.path, logits_N)
+    return Measured(
+        metrics["auc"],
+        metrics["logloss"],
+        sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file()),
+        partial(_scoring_rate, artifact.path, Path(config.data.log)),
+        total(ledger(weights, weights)).flops_before,
+        evaluation.predictions[f"{task}:logit"].to_numpy(),
+    )
 
 
-def _scoring_rate(artifact: Path, rows: pl.DataFrame) -> float:
+def _measure_peer(peer: Peer, arrays: Path, seed: int, dataset: Path, run: Path) -> Measured:
+    run.mkdir()
+    trained = peer.train(arrays, seed, run)
+    labels_N = Dataset.open(dataset, verify="sizes").labels("test")[:, 0]
+    metrics = auc(labels_N, trained.logits_N), log_loss(labels_N, trained.logits_N)
+    return Measured(*metrics, trained.checkpoint_bytes, partial(peer.rate, arrays, seed, run))
+
+
+def _measure_learner(name: str, dataset: Path) -> Measured:
+    metrics = BASELINES[name](Dataset.open(dataset, verify="sizes"), "test")
+    return Measured(metrics["auc"], metrics["logloss"])
+
+
+def _scoring_rate(artifact: Path, log: Path) -> float:
     """Rows a second of one thread, as each worker of a batch job has."""
     torch.set_num_threads(1)
+    rows = pl.read_parquet(log, n_rows=SCORED_ROWS)
     scorer = Scorer(Artifact.open(artifact))
     scorer.score(rows.head(1000))
     began = time.perf_counter()
@@ -166,44 +182,54 @@ def _scoring_rate(artifact: Path, rows: pl.DataFrame) -> float:
 
 
 def _arms(task: Task, folder: Path) -> tuple[dict[str, list[Measured]], Dataset]:
-    """Runs of each arm, by the kind of its tower, one a seed: side by side, one thread each."""
-    log = folder / LOG
-    kinds = {task.experiment(log, arm).model.tower.kind: arm for arm in ((), task.rival)[: 1 + bool(task.rival)]}
+    """Runs of each arm by its name, one a seed, ours first: side by side, one thread each."""
+    log, arrays = folder / LOG, folder / "arrays"
     dataset = prepare(task.experiment(log).data, folder / "dataset")
-    runs = [(kind, seed) for kind in kinds for seed in SEEDS]
-    configs = [task.experiment(log, [*kinds[kind], f"seed={seed}"]) for kind, seed in runs]
+    if task.peers:
+        write_arrays(dataset, arrays, dataset.splits, task.own)
+    calls: list[tuple[str, Callable[[], Measured]]] = []
+    for overrides in ((), task.rival)[: 1 + bool(task.rival)]:
+        for seed in SEEDS:
+            config = task.experiment(log, [*overrides, f"seed={seed}"])
+            run = folder / f"run-{len(calls)}"
+            calls.append((TOWERS[config.model.tower.kind], partial(_measure, config, dataset.path, run)))
+    for peer in task.peers:
+        for seed in SEEDS:
+            run = folder / f"run-{len(calls)}"
+            calls.append((peer.name, partial(_measure_peer, peer, arrays, seed, dataset.path, run)))
+    calls += [(LEARNERS[name], partial(_measure_learner, name, dataset.path)) for name in task.learners]
     with processes() as engine:
-        calls = (partial(_measure, config, dataset.path, folder / f"run-{i}") for i, config in enumerate(configs))
-        results = dict(engine.run(calls))
-    measured: dict[str, list[Measured]] = {kind: [] for kind in kinds}
-    for number, (kind, _) in enumerate(runs):
-        measured[kind].append(results[number])
+        results = dict(engine.run(call for _, call in calls))
+    measured: dict[str, list[Measured]] = {}
+    for number, (name, _) in enumerate(calls):
+        measured.setdefault(name, []).append(results[number])
     return measured, dataset
 
 
 def _mixture_effect(measured: Mapping[str, Sequence[Measured]], dataset: Dataset) -> Effect:
     """AUC of the mixture less that of the dense tower: test rows (whole users) and seeds in one interval."""
-    arms = [measured["moe"], measured["mlp"]]
-    logits_KN = np.stack([run.logits_N for arm in arms for run in arm])
+    arms = [measured[TOWERS["moe"]], measured[TOWERS["mlp"]]]
+    logits_KN = np.stack([run.logits_N for arm in arms for run in arm if run.logits_N is not None])
     _, covariance_KK = delong(dataset.labels("test")[:, 0], logits_KN, users_of(dataset, "test"))
     share_K = np.repeat([1, -1], len(SEEDS)) / len(SEEDS)
     differences = [moe.auc - mlp.auc for moe, mlp in zip(*arms, strict=True)]
     return combine(differences, float(share_K @ covariance_KK @ share_K))
 
 
-def _lines(task: Task, measured: Mapping[str, Sequence[Measured]], rows: pl.DataFrame) -> Iterator[list[str]]:
-    for kind, runs in measured.items():
-        aucs = [run.auc for run in runs]
-        yield [
-            f"{task.key}, {'mixture' if kind == 'moe' else 'dense tower'}",
-            f"{statistics.mean(aucs):.5f} ± {statistics.stdev(aucs):.5f}",
-            f"{statistics.mean(run.logloss for run in runs):.5f}",
-            f"{runs[0].flops / 1000:,.0f}",
-            f"{statistics.mean(run.artifact_bytes() for run in runs) / 2**20:.2f} MiB",
-            f"{_scoring_rate(runs[0].artifact, rows):,.0f}",
-        ]
-    for peer, (auc, logloss) in task.peers.items():
-        yield [f"{task.key}, {peer}", f"{auc:.5f}", f"{logloss:.5f}" if logloss else "", "", "", ""]
+def _mean(runs: Sequence[Measured], metric: str) -> float:
+    return float(np.mean([getattr(run, metric) for run in runs]))
+
+
+def _line(name: str, runs: Sequence[Measured]) -> list[str]:
+    first, spread = runs[0], f" ± {statistics.stdev(run.auc for run in runs):.5f}" if len(runs) > 1 else ""
+    return [
+        name,
+        f"{_mean(runs, 'auc'):.5f}{spread}",
+        f"{_mean(runs, 'logloss'):.5f}",
+        f"{first.flops / 1000:,.0f}" if first.flops else "",
+        f"{_mean(runs, 'kept_bytes') / 2**20:.2f} MiB" if first.kept_bytes else "",
+        f"{first.rate():,.0f}" if first.rate else "",
+    ]
 
 
 def _tables(lines: Sequence[Sequence[str]], effects: Sequence[Sequence[str]]) -> str:
@@ -227,10 +253,13 @@ def main(keys: Sequence[str] = ()) -> None:
             folder = Path(name)
             task.convert(source, folder / LOG)
             measured, dataset = _arms(task, folder)
-            lines += _lines(task, measured, pl.read_parquet(folder / LOG, n_rows=SCORED_ROWS))
+            lines += [_line(f"{task.key}, {name}", runs) for name, runs in measured.items()]
             own = next(iter(measured.values()))
-            for metric in ("auc", "logloss"):
-                result[f"{task.key}_{metric}"] = round(statistics.mean(getattr(run, metric) for run in own), 5)
+            others = [runs for name, runs in measured.items() if name not in TOWERS.values()]
+            best = {"": own} | ({"_peer": max(others, key=lambda runs: _mean(runs, "auc"))} if others else {})
+            for who, runs in best.items():
+                for metric in ("auc", "logloss"):
+                    result[f"{task.key}{who}_{metric}"] = round(_mean(runs, metric), 5)
             if task.rival:
                 effect = _mixture_effect(measured, dataset)
                 result[f"{task.key}_mixture_gain"] = [round(v, 5) for v in (effect.value, effect.low, effect.high)]

@@ -1,6 +1,7 @@
 """What benchmarks share: the machine in one line, peers in environments of their own, real data, turns, and tables."""
 
 import fcntl
+import json
 import os
 import platform
 import shutil
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -64,6 +65,20 @@ def peer_python(name: str) -> Path:
             subprocess.run([*install, *PEERS[name]], check=True)
             mark.write_text(wanted)
     return python
+
+
+def peer_says(name: str, script: str, *arguments: object) -> Any:
+    """The JSON in the last line of a script beside this file that runs in a peer's environment.
+
+    Raises:
+        CalledProcessError: It failed; what it wrote to standard error is shown.
+    """
+    command = [peer_python(name), Path(__file__).with_name(script), *arguments]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+    done.check_returncode()
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def real_data(name: str) -> Path | None:

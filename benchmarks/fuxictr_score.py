@@ -7,7 +7,6 @@ and a folder to write to. Imports, Ray's start, fitting and building the model c
 import json
 import logging
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -15,7 +14,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.preprocess import FeatureProcessor
 from fuxictr.preprocess.build_dataset import init_ray, transform
 from fuxictr.pytorch.dataloaders import RankDataLoader
-from fuxictr_dcnv2 import DCNv2
+from fuxictr_models import DCNv2
 
 source, out = sys.argv[1:3]
 logging.disable(logging.CRITICAL)
@@ -42,7 +41,7 @@ train = processor.preprocess(processor.read_data(f"{source}/train.parquet", data
 processor.fit(train)
 features = FeatureMap("bench", processor.data_dir)
 features.load(f"{processor.data_dir}/feature_map.json", {"embedding_dim": 16})
-model = DCNv2(features, gpu=-1, metrics=["AUC"], task="binary_classification", model_root=tempfile.mkdtemp(), verbose=0)
+model = DCNv2(features, 16, layers=3, hidden=[400, 400])
 begin = time.perf_counter()
 rows = processor.preprocess(processor.read_data(f"{source}/test.parquet", data_format="parquet"))
 transform(processor, rows, "test")

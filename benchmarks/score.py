@@ -32,7 +32,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_python, spread, table
+from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_says, spread, table
 from benchmarks.prepare import data_config, write_for_peer, write_log
 from data_pipelines.batch import Batch
 from data_pipelines.dataset import prepare
@@ -54,7 +54,6 @@ THREADS = torch.get_num_threads()
 COPIES = 20
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 FASTEST: Precision = "int8"
-_FUXICTR, _ONNX = (Path(__file__).with_name(name) for name in ("fuxictr_score.py", "onnx_tower.py"))
 _USERS, _FLAT_USERS, _CANDIDATES = 1000, 20, 1000
 _SAMPLE = 20_000
 _HISTORIES = {"attention": {"recent": "attention"}, "mean": {"recent": "mean"}, "ids": {}}
@@ -101,9 +100,7 @@ def run_ours(artifact: Path, rows: Path, folder: Path) -> float:
 def run_peer(folder: Path) -> float:
     """Seconds of FuxiCTR's transform and predict."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        command = [str(part) for part in (peer_python("fuxictr"), _FUXICTR, folder, out)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    stages = json.loads(done.stdout.splitlines()[-1])
+        stages = peer_says("fuxictr", "fuxictr_score.py", folder, out)
     return float(stages["transform"] + stages["predict"])
 
 
@@ -176,10 +173,9 @@ def towers(artifacts: dict[str, Path], rows: Path, folder: Path) -> dict[str, Ca
 
     def onnx() -> float:
         files = [folder / name for name in ("tower.npz", "tower.npy", "logits.npy")]
-        command = [str(part) for part in (peer_python("onnx"), _ONNX, *files, THREADS)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        said = peer_says("onnx", "onnx_tower.py", *files, THREADS)
         np.testing.assert_allclose(np.load(files[2]), expected, atol=1e-3)
-        return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+        return float(said["seconds"])
 
     alone = {f"tower alone, {precision}": partial(ours, precision) for precision in artifacts}
     return alone | {"tower in ONNX Runtime, fp32": onnx}

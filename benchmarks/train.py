@@ -8,7 +8,6 @@ batches ready made, which spares it its loader. All take turns in every round, a
 
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +20,8 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import machine, peer_python, spread, table
+from benchmarks.arrays import write_arrays
+from benchmarks.common import machine, peer_says, spread, table
 from data_pipelines.batch import Batch
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.loader import Loader
@@ -34,7 +34,6 @@ from recsys.processes import process_group
 from recsys.training import train
 
 BATCH, ROUNDS, STEPS, WARM_UP = 4096, 3, 20, 5
-_PEER = Path(__file__).with_name("fuxictr_train.py")
 
 
 @dataclass(frozen=True)
@@ -146,24 +145,8 @@ def _time(step: Callable[[Batch], None], batches: list[Batch]) -> list[float]:
 
 def peer(arrays: Path) -> list[float]:
     """Seconds a step of FuxiCTR."""
-    command = [peer_python("fuxictr"), _PEER, arrays, BATCH, STEPS, WARM_UP]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    seconds: list[float] = peer_says("fuxictr", "fuxictr_train.py", arrays, BATCH, STEPS, WARM_UP)
     return seconds
-
-
-def write_arrays(dataset: Dataset, folder: Path) -> None:
-    """The encoded training split as FuxiCTR reads it: ids, and bags padded with 0."""
-    frame = dataset.frame("train").collect()
-    for spec in dataset.schema.sparse:
-        column = frame[spec.name]
-        if spec.kind == "bag":
-            width = int(column.list.len().max())  # type: ignore[arg-type]
-            column = column.list.concat(pl.Series([[0] * width])).list.head(width)
-            np.save(folder / f"{spec.name}.npy", column.list.to_array(width).to_numpy().astype(np.int64))
-        else:
-            np.save(folder / f"{spec.name}.npy", column.to_numpy().astype(np.int64))
-    np.save(folder / "label.npy", dataset.labels("train")[:, 0])
 
 
 def measure(shape: Shape, folder: Path) -> dict[str, list[float]]:
@@ -172,8 +155,7 @@ def measure(shape: Shape, folder: Path) -> dict[str, list[float]]:
     shape.write_log(log)
     configs = {precision: shape.config(log, precision) for precision in ("fp32", "bf16")}
     dataset = prepare(configs["fp32"].data, folder / "dataset")
-    (folder / "arrays").mkdir()
-    write_arrays(dataset, folder / "arrays")
+    write_arrays(dataset, folder / "arrays", ["train"])
     rates: dict[str, list[float]] = {}
     for turn in range(ROUNDS):
         rates.setdefault("FuxiCTR DCNv2", []).append(BATCH / statistics.median(peer(folder / "arrays")))
