@@ -17,16 +17,16 @@ from data_pipelines.dataset import Dataset
 from data_pipelines.errors import UserError
 
 _BLOCK_ROWS = 512
-_WINDOW_ROWS = 1 << 17
+_WINDOW_ROWS = 1 << 20
 _AHEAD = 3
 
 
 class Loader:
     """Iterates over the batches of one epoch of a split.
 
-    Shuffling permutes blocks of 512 neighbouring rows over the whole split, and then the rows inside windows of 256
-    such blocks: disks read runs, memory holds a window or two, and up to 131,072 rows the shuffle is global. The order
-    of an epoch depends on the seed alone, and not on batch size or ranks.
+    Shuffling permutes blocks of 512 neighbouring rows over the whole split, and then the rows inside windows of 2048
+    such blocks: disks read runs, memory holds a window or two, and up to 1,048,576 rows the shuffle is global. The
+    order of an epoch depends on the seed alone, and not on batch size or ranks.
 
     Ranks have equal shares of the rows (to one row), none of them twice, and equally many batches; the last batch may
     be smaller, or larger by one row.

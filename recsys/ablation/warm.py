@@ -20,7 +20,7 @@ from recsys.ablation.perturb import masked, random_order
 from recsys.config import TrainConfig
 from recsys.optimizers import make_optimizer
 
-_WINDOW_ROWS = 1 << 17
+_WINDOW_ROWS = 1 << 20
 
 
 def warm_ranker(weights: Weights, dataset: Dataset, gone: Sequence[str], config: TrainConfig, seed: int) -> Ranker:
