@@ -35,19 +35,12 @@ def last_event(events_LC: Tensor, offsets: Tensor) -> Tensor:
     return torch.where(present_B1, events_LC.index_select(0, last_B.clamp(min=0)), 0.0)
 
 
-def softmax_rows(scores_L1: Tensor, offsets: Tensor) -> Tensor:
-    """(L, 1) softmax of ``scores_L1`` over the events of each row."""
-    row_L = row_numbers(offsets)
-    highest_B1 = torch.segment_reduce(scores_L1.detach(), "max", offsets=offsets, axis=0, initial=-torch.inf)
-    weights_L1 = (scores_L1 - highest_B1.index_select(0, row_L)).exp()
-    return weights_L1 / pool_rows(weights_L1, offsets, "sum").index_select(0, row_L)
-
-
 class TargetAttention(nn.Module):
     """Deep Interest Network (arXiv 1706.06978): the candidate decides how much each past event counts.
 
     An event's weight is a small MLP of candidate, event, their product, side columns such as the event's age, and its
-    position counted from the newest; a softmax over the events of the row makes them shares of one.
+    position counted from the newest. As in the paper, no softmax makes the weights shares of one: how much of a past
+    speaks for the candidate is part of what is learned.
 
     Args:
         query: Width of the candidate, which the first columns of an event mirror.
@@ -76,7 +69,7 @@ class TargetAttention(nn.Module):
         hidden_LH = self.event(torch.cat([events_LC, product_LQ], 1))
         hidden_LH = hidden_LH + self.candidate(candidate_BQ).index_select(0, row_L)
         hidden_LH = hidden_LH + self._positions(offsets)
-        return pool_rows(softmax_rows(self.score(hidden_LH).float(), offsets) * events_LC, offsets, "sum")
+        return pool_rows(self.score(hidden_LH).float() * events_LC, offsets, "sum")
 
     def _positions(self, offsets: Tensor) -> Tensor:
         from_newest_L = offsets[1:].index_select(0, row_numbers(offsets)) - 1
@@ -93,7 +86,7 @@ class TargetAttention(nn.Module):
             for piece_NQ in torch.split(candidate_BNQ[b], max(1, _CACHED_EVENTS // max(1, stop - start))):
                 product_NLQ = piece_NQ.unsqueeze(1) * own_LC[:, : self.query]
                 hidden_NLH = F.linear(product_NLQ, product_weight_HQ) + own_LH + self.candidate(piece_NQ).unsqueeze(1)
-                weights_NL = self.score(hidden_NLH).squeeze(2).float().softmax(1)
+                weights_NL = self.score(hidden_NLH).squeeze(2).float()
                 with torch.autocast(events_LC.device.type, enabled=False):
                     pooled.append(weights_NL @ own_LC)
         return torch.cat(pooled).view(*candidate_BNQ.shape[:2], -1)

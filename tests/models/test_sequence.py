@@ -9,7 +9,7 @@ from ranker_examples import SCHEMA
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
 from models import sequence
-from models.sequence import Histories, LocalConvolution, TargetAttention, last_event, softmax_rows
+from models.sequence import Histories, LocalConvolution, TargetAttention, last_event
 from models.table_layout import TablesConfig
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
@@ -32,18 +32,21 @@ def test_last_is_the_newest_event_of_each_row(lengths):
 
 @settings(max_examples=30, deadline=None)
 @given(lengths=LENGTHS)
-def test_attention_equals_each_row_alone_and_depends_on_the_candidate(lengths):
+def test_attention_weighs_each_event_by_itself_and_the_candidate(lengths):
+    """Against a loop over events with one linear layer over [candidate, event, side, product] and the position."""
     torch.manual_seed(1)
     attention = TargetAttention(4, 2)
+    torch.nn.init.normal_(attention.position.weight)
     events_LC, offsets = _events(lengths, 6)
     candidate_BQ = torch.randn(len(lengths), 4)
-    pooled_BC = attention(candidate_BQ, events_LC, offsets)
-    other_BC = attention(candidate_BQ + 1, events_LC, offsets)
-    for b, length in enumerate(lengths):
-        own_LC = events_LC[offsets[b] : offsets[b + 1]]
-        alone_C = attention(candidate_BQ[b : b + 1], own_LC, torch.tensor([0, length]))[0]
-        torch.testing.assert_close(pooled_BC[b], alone_C)
-        assert bool(torch.equal(pooled_BC[b], other_BC[b])) == (length < 2)
+    expected_BC = torch.zeros(len(lengths), 6)
+    for b, candidate_Q in enumerate(candidate_BQ):
+        for position, event_C in enumerate(events_LC[offsets[b] : offsets[b + 1]].flip(0)):
+            hidden_H = attention.event(torch.cat([event_C, candidate_Q * event_C[:4]])) + attention.candidate(
+                candidate_Q
+            )
+            expected_BC[b] += attention.score(hidden_H + attention.position.weight[position]) * event_C
+    torch.testing.assert_close(attention(candidate_BQ, events_LC, offsets), expected_BC)
 
 
 @settings(max_examples=30, deadline=None)
@@ -58,26 +61,6 @@ def test_several_candidates_of_a_history_attend_as_each_alone(lengths, candidate
         together_BNC = attention(candidate_BNQ, events_LC, offsets)
     for n in range(candidates):
         torch.testing.assert_close(together_BNC[:, n], attention(candidate_BNQ[:, n], events_LC, offsets))
-
-
-def test_attention_tells_new_events_from_old_ones():
-    attention = TargetAttention(2, 0)
-    with torch.no_grad():
-        attention.score[1].weight.fill_(1.0)
-        attention.position.weight[0] = 100.0
-    events_LC, candidate_BQ = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(1, 2)
-    pooled_BC = attention(candidate_BQ, events_LC, torch.tensor([0, 3]))
-    torch.testing.assert_close(pooled_BC, events_LC[2:])
-
-
-@settings(max_examples=30, deadline=None)
-@given(lengths=LENGTHS)
-def test_weights_of_a_row_are_its_softmax(lengths):
-    scores_L1, offsets = _events(lengths, 1)
-    weights_L1 = softmax_rows(scores_L1 * 50, offsets)
-    for b in range(len(lengths)):
-        own = slice(offsets[b], offsets[b + 1])
-        torch.testing.assert_close(weights_L1[own], (scores_L1[own] * 50).softmax(0))
 
 
 @settings(max_examples=30, deadline=None)
