@@ -89,6 +89,11 @@ class TrainConfig(_Config):
         description="Where weights start: at `random`; tables at the truncated SVD of the bag matrix (`svd`); or all "
         "where the run of this folder or address ended, on its data set or one that extends it.",
     )
+    unknown: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default={},
+        description="By sparse feature: the share of its ids that training reads as unknown, so that OOV rows learn to "
+        "speak for values that training never saw.",
+    )
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=4096, ge=1, description="Rows a step and rank.")
     eval_batch_size: int = Field(default=16384, ge=1)

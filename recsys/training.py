@@ -25,6 +25,7 @@ from models.heads import task_losses
 from models.ranker import Ranker
 from models.sharding import shard
 from models.sparsity.config import build_levers
+from models.unknown_ids import UnknownIds
 from recsys.checkpoint_writer import CheckpointWriter
 from recsys.checkpoints import FINAL, step_name
 from recsys.config import ExperimentConfig, chosen_features
@@ -133,6 +134,7 @@ class _Training:
         self.watch = watch or (lambda step, value: None)
         self.features = chosen_features(config, dataset)
         self.loader = self._loader("train", config.train.batch_size, shuffle=True)
+        self.unknown = UnknownIds(config.train.unknown, self.loader.schema)
         tasks = dataset.config.tasks.values()
         self.kinds = [task.kind for task in tasks]
         check_monitor(config.train.monitor, dataset)
@@ -302,7 +304,7 @@ class _Training:
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.processes.device
-        batch = batch.to(device)
+        batch = self.unknown(batch.to(device))
         assert batch.labels is not None
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
             logits_BT = self.state.model(batch)

@@ -159,7 +159,8 @@ def narrow(content: Mapping[str, Any], kept: Sequence[str], tables: Sequence[str
         return name.split(".")[0] not in gone
 
     result: dict[str, Any] = json.loads(json.dumps(content))
-    model = result["model"]
+    model, unknown = result["model"], result["train"]["unknown"]
+    result["train"]["unknown"] = {name: share for name, share in unknown.items() if remains(name)}
     model["pooling"] = {name: way for name, way in model["pooling"].items() if remains(name)}
     model["context"] = [name for name in model["context"] if remains(name)]
     model["tables"] = {name: table for name, table in model["tables"].items() if name in tables}

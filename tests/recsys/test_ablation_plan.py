@@ -125,11 +125,13 @@ def test_a_narrowed_config_says_nothing_of_features_that_are_gone(data: DataConf
         "row_pruning": {"sparsity": 0.5, "tables": ["item"]},
         "post_pruning": {"sparsity": 0.5},
     }
-    blocks = {"data": data.model_dump(mode="json"), "model": model, "sparsity": sparsity}
+    train = {"unknown": {"user": 0.1, "likes.item": 0.1, "genre": 0.1}}
+    blocks = {"data": data.model_dump(mode="json"), "model": model, "sparsity": sparsity, "train": train}
     config = parse_config(ExperimentConfig, blocks, source="x.yaml")
     content = narrow(config.model_dump(mode="json"), ["price", "genre"], ["genre"])
     assert content["model"]["context"] == ["price"]
     assert content["model"]["pooling"] == content["model"]["tables"] == {}
+    assert content["train"]["unknown"] == {"genre": 0.1}
     assert content["sparsity"]["quantization"]["table_bits"] == {"genre": 8}
     assert content["sparsity"]["row_pruning"] is None  # of no table it would prune all
     assert content["sparsity"]["post_pruning"]["sparsity"] == 0.5

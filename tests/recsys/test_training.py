@@ -227,6 +227,20 @@ def test_fewer_features_are_read_from_the_same_data_set(
     assert evaluate(tmp_path / "run", dataset).tasks["click"]["auc"] > 0.5
 
 
+def test_unknown_ids_teach_the_row_that_unseen_values_share(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    known = configure(experiment, train__epochs=1)
+    some_unknown = configure(experiment, train__epochs=1, train__unknown={"item": 0.2})
+    start = configure(experiment, train__epochs=1, train__tables={"optimizer": "sgd", "learning_rate": 0})
+    rows = []
+    for number, config in enumerate((start, known, some_unknown)):
+        train(config, dataset, tmp_path / str(number))
+        rows.append(load_weights(tmp_path / str(number)).tables["item"][1])
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_day_later_training_starts_from_the_run_of_the_day_before(
     experiment: dict[str, Any], tiny_log: Path, tmp_path: Path, ranks: int

@@ -1,0 +1,46 @@
+"""Ids that training reads as unknown, so that OOV rows learn to speak for values that training never saw."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from data_pipelines.batch import NULL_ID, Batch, Schema, TableSpec
+from data_pipelines.errors import UserError
+from models.embeddings import with_ids
+
+
+class UnknownIds:
+    """Takes a share of the ids of some features for unknown, others in every batch.
+
+    Without it, and where every value of the training split has a row, the OOV rows are never learned: a user who is new
+    at test time gets what they started as. (The input dropout of DropoutNet, NeurIPS 2017.)
+
+    Args:
+        shares: By sparse feature.
+
+    Raises:
+        UserError: The schema has no such feature.
+    """
+
+    def __init__(self, shares: Mapping[str, float], schema: Schema) -> None:
+        features = {spec.name: spec for spec in schema.sparse}
+        for name in shares:
+            if name not in features:
+                raise UserError(f"train.unknown: there is no sparse feature {name!r}, only {', '.join(features)}.")
+        self._change = {
+            name: partial(_forget, share, schema.table(features[name].table)) for name, share in shares.items()
+        }
+
+    def __call__(self, batch: Batch) -> Batch:
+        if not self._change:
+            return batch
+        weighted = None if batch.weighted is None else with_ids(batch.weighted, self._change)
+        return replace(batch, sparse=with_ids(batch.sparse, self._change), weighted=weighted)
+
+
+def _forget(share: float, table: TableSpec, ids_L: Tensor) -> Tensor:
+    forgotten_L = (torch.rand(len(ids_L), device=ids_L.device) < share) & (ids_L >= table.reserved)
+    return torch.where(forgotten_L, NULL_ID + 1 + ids_L % table.oov_buckets, ids_L)
