@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 seed_everything(asked["seed"])
 kind, settings = getattr(fuxictr_models, asked["model"]), dict(asked["settings"])
 dim = settings.pop("dim")
-features = feature_map(arrays, dim, pooled=kind.pools_histories)
+features = feature_map(arrays, dim, attend=kind.attends)
 model = kind(features, dim, folder=run, **settings)
 if command == "train":
     valid_aucs = []

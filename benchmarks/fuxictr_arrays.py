@@ -15,10 +15,11 @@ def _module_name(name):
     return name.replace(".", "_")
 
 
-def feature_map(folder, dim, *, pooled=True):
+def feature_map(folder, dim, *, attend=False):
     """FuxiCTR's description of the features in ``folder``, with embeddings of ``dim``, shared by table.
 
-    Bags are averaged, and so are histories if they are ``pooled``.
+    Bags and histories are averaged; of histories that share a table with the row itself the events are kept if a model
+    is to ``attend`` to them.
     """
     description = json.loads((folder / "features.json").read_text())
     features, owners = OrderedDict(), {}
@@ -30,14 +31,15 @@ def feature_map(folder, dim, *, pooled=True):
             "vocab_size": feature["rows"],
             "embedding_dim": dim,
         }
-        if feature["kind"] != "id":
-            entry["max_len"] = feature["width"]
-            entry["history"] = feature["kind"] == "history"
-            if pooled or not entry["history"]:
-                entry["feature_encoder"] = "layers.MaskedAveragePooling()"
         owner = owners.setdefault(feature["table"], name)
         if owner != name:
             entry["share_embedding"] = owner
+        if feature["kind"] != "id":
+            entry["max_len"] = feature["width"]
+            if attend and feature["kind"] == "history" and owner != name:
+                entry["attended"] = True
+            else:
+                entry["feature_encoder"] = "layers.MaskedAveragePooling()"
         features[name] = entry
     described = FeatureMap("arrays", str(folder))
     described.features, described.labels = features, ["label"]

@@ -18,7 +18,7 @@ from torch import nn
 class _Model(BaseModel):
     """A click model on the CPU; its best weights by valid AUC lie in ``folder``."""
 
-    pools_histories = True
+    attends = False
 
     def __init__(self, feature_map, regularizer=None, folder=None):
         folder = Path(folder or tempfile.mkdtemp())
@@ -157,13 +157,13 @@ class FinalNet(_Model):
 class DIN(_Model):
     """Histories are summed by attention: what each event weighs is computed from it and the row's own candidate."""
 
-    pools_histories = False
+    attends = True
 
     def __init__(self, feature_map, dim, *, hidden, attention, **settings):
         super().__init__(feature_map, **settings)
         self.dim = dim
         self.embedding_layer = FeatureEmbeddingDict(feature_map, dim)
-        self.events = [name for name, entry in feature_map.features.items() if entry.get("history")]
+        self.events = [name for name, entry in feature_map.features.items() if entry.get("attended")]
         self.candidates = [feature_map.features[name]["share_embedding"] for name in self.events]
         self.attention = DIN_Attention(dim * len(self.events), attention, "dice")
         self.tower = MLP_Block(feature_map.sum_emb_out_dim(), hidden, "relu", output_dim=1)
