@@ -117,7 +117,7 @@ def test_a_ranker_in_int8_scores_as_in_float32(name: str) -> None:
         alone_BT = torch.cat([ranker(take_rows(batch, row, row + 1)) for row in range(5)])
     error_BT = (logits_BT - expected_BT).abs()
     # a k-winners unit or an expert may be chosen otherwise where two score alike: hence most rows, not all
-    assert float(error_BT.quantile(0.9)) < 0.1 * float(expected_BT.std())
+    assert float(error_BT.median()) < 0.07 * float(expected_BT.std())
     assert float(error_BT.max()) > 0
     torch.testing.assert_close(alone_BT, logits_BT[:5], atol=1e-5, rtol=1e-5)
 
