@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,13 +156,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert not torch.equal(final_tensors(tmp_path / "a")[key], final_tensors(tmp_path / "c")[key])
 
 
-@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+@pytest.mark.parametrize(("sharding", "spread"), [("table_wise", False), ("row_wise", False), ("auto", True)])
 def test_two_ranks_train_and_their_checkpoint_goes_on_at_one(
-    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, sharding: str
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, sharding: str, spread: bool
 ) -> None:
     config = tmp_path / "config.yaml"
     tables = {table.name: {"sharding": sharding} for table in dataset.schema.tables}
-    config.write_text(yaml.safe_dump(experiment | {"model": experiment["model"] | {"tables": tables}}))
+    tower = experiment["model"]["tower"] | {"spread": spread}
+    model = experiment["model"] | {"tables": tables, "tower": tower}
+    config.write_text(yaml.safe_dump(experiment | {"model": model}))
     run = tmp_path / "run"
     two = run_command("train", config, dataset.path, run, "--json", ranks=2)
     assert two.returncode == 0, two.stderr
@@ -176,11 +179,32 @@ def test_two_ranks_train_and_their_checkpoint_goes_on_at_one(
     last = steps(run)[-1]
     weights = load_weights(run)
     other = "row_wise" if sharding == "table_wise" else "table_wise"
-    resharded = {"dim": 8, "tables": {table: {"sharding": other} for table in tables}}
-    result_one = train(configure(experiment, model=experiment["model"] | resharded), dataset, run, resume=True)
+    resharded = {"tables": {table: {"sharding": other} for table in tables}}
+    result_one = train(configure(experiment, model=model | resharded), dataset, run, resume=True)
     assert result_one.steps == last
-    for name, table in load_weights(run).tables.items():
-        assert torch.equal(table, weights.tables[name])
+    one = load_weights(run)
+    for part in ("tables", "dense"):
+        assert_same(getattr(one, part), getattr(weights, part))
+
+
+def test_spread_experts_resume_to_the_same_weights(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    tower = experiment["model"]["tower"] | {"spread": True}
+    config.write_text(yaml.safe_dump(experiment | {"model": experiment["model"] | {"tower": tower}}))
+    run = tmp_path / "run"
+    undisturbed = run_command("train", config, dataset.path, run, ranks=2)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    final = final_tensors(run)
+    # Take all after the first checkpoint away, so that the run is one that was killed.
+    for path in (run / "manifest.json", run / "metrics.parquet"):
+        path.unlink()
+    for folder in sorted((run / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(folder)
+    resumed = run_command("train", config, dataset.path, run, "--resume", ranks=2)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(final, final_tensors(run))
 
 
 def test_weights_score_as_training_did(experiment: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
