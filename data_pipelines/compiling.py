@@ -26,6 +26,9 @@ from data_pipelines.vocabulary import Table, Vocabulary, stable_hash
 AGE_BUCKETS = 33
 """log2 of an event's age in seconds: bucket 0 is under a second, the last 136 years and more."""
 
+_LARGEST = 3.4028234663852886e38
+"""The largest finite number in 32 bits: what is beyond would be infinite, and a training's loss with it."""
+
 _SINGLE = "single values (kind bag reads lists)"
 
 TIME_SLOTS = {"hour": 24, "weekday": 7, "day": 31, "month": 12}
@@ -293,7 +296,7 @@ class Compiled(Values):
         elif feature.transform == "standardize":
             mean, deviation = self.fitted.numbers[name]
             value = (value - mean) / deviation
-        value = value.cast(pl.Float32).fill_null(0)
+        value = value.clip(-_LARGEST, _LARGEST).cast(pl.Float32).fill_null(0)
         return pl.concat_arr(value, missing.cast(pl.Float32)) if feature.indicator else value
 
     def _vector(self, name: str, feature: VectorFeature) -> pl.Expr:

@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 the user's input or config is at fault (one sentence on st
 """
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -23,7 +24,16 @@ def main() -> NoReturn:
     """Run the command; exit with 2 and one sentence where the user can mend it."""
     try:
         app()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
         print(f"recsys: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    raise SystemExit(0)
+        code = 2
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Threads of Gloo outlive their group, and one that frees a tensor while the interpreter is being torn down
+        # aborts a rank whose work is done (pytorch/pytorch pull request 179291).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)

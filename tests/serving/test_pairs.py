@@ -67,7 +67,7 @@ def test_pairs_score_as_flat_rows(scorer, users, candidates, monkeypatch):
     monkeypatch.setattr("serving.pairs.MICROBATCH", 7)
     flat = scorer.score(users.join(candidates, how="cross", maintain_order="left_right"), logits=True)
     pairs = np.concatenate([logits.ravel() for _, logits in PairScorer(scorer, candidates).score(users)])
-    np.testing.assert_allclose(pairs, flat["click:logit"], atol=2e-5)
+    np.testing.assert_allclose(pairs, flat["click:logit"], rtol=1e-5, atol=2e-5)
 
 
 def test_top_k_is_the_best_of_all_pairs(scorer, users, candidates):
