@@ -1,26 +1,21 @@
 """What peers of a benchmark are given is what our models learn from."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from benchmark_modules import benchmark_module
 
 from data_pipelines.dataset import prepare
 from data_pipelines.features import DataConfig
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "arrays.py"
 HISTORY = {"kind": "history", "of": ["item"], "where": "click = 1", "last": 4}
 
 
 @pytest.fixture
 def arrays():
-    spec = importlib.util.spec_from_file_location("arrays", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_module("arrays")
 
 
 def test_arrays_hold_ids_padded_bags_histories_and_labels(arrays, tiny_data, tmp_path):

@@ -1,12 +1,10 @@
 """What a benchmark printed becomes a page of the docs."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from benchmark_modules import benchmark_module
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "pages.py"
 PRINTED = """a machine
 
 | way   |             ms | ratio |
@@ -24,10 +22,7 @@ PRINTED = """a machine
 
 @pytest.fixture
 def pages():
-    spec = importlib.util.spec_from_file_location("pages", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_module("pages")
 
 
 def test_a_page_holds_the_tables_the_plot_and_the_result(pages, tmp_path):

@@ -22,11 +22,11 @@ __all__ = ["app", "main"]
 
 def main() -> NoReturn:
     """Run the command; exit with 2 and one sentence where the user can mend it."""
+    code: int | str | None = 0
     try:
         app()
-        code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code
     except UserError as error:
         print(f"recsys: {error}", file=sys.stderr)
         code = 2
@@ -35,5 +35,5 @@ def main() -> NoReturn:
         # aborts a rank whose work is done (pytorch/pytorch pull request 179291).
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code if isinstance(code, int) else int(code is not None))
     raise SystemExit(code)

@@ -20,8 +20,8 @@ def test_a_share_of_known_ids_becomes_unknown_and_nothing_else_changes():
     assert changed.weighted is not None
     for before, after in ((batch.sparse, changed.sparse), (batch.weighted, changed.weighted)):
         assert torch.equal(before.lengths(), after.lengths())
-        for name in before.keys():  # noqa: SIM118
-            old, new = before[name].values(), after[name].values()
+        for name, bags in before.to_dict().items():
+            old, new = bags.values(), after[name].values()
             moved = old != new
             assert (new[moved] == 1).all()
             assert (old[moved] >= RESERVED[name]).all()
