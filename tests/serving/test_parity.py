@@ -122,7 +122,7 @@ def test_a_feature_that_left_the_schema_is_neither_stored_nor_asked_for(tmp_path
     assert len(scorer.score(ROWS.select("user", "price"))) == len(ROWS)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("int8", 0.05), ("fp32", 1e-5)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.03), ("int8", 0.05), ("fp32", 1e-5)])
 def test_the_dense_part_may_be_kept_in_fewer_bits(tmp_path, precision, tolerance):
     weights = random_weights(RankerConfig(dim=4), torch.Generator().manual_seed(3))
     batch = collate(ENCODER.schema, ENCODER.encode(ROWS.lazy()).collect(), np.arange(len(ROWS)))
@@ -131,7 +131,8 @@ def test_the_dense_part_may_be_kept_in_fewer_bits(tmp_path, precision, tolerance
     write_artifact(weights, ENCODER, None, CARD, tmp_path / "artifact")
     scores = Scorer(Artifact.open(tmp_path / "artifact")).score(ROWS, logits=True)
     # Where two experts score alike, fewer bits may choose the other one: hence most rows, not all.
-    assert np.quantile(np.abs(scores["click:logit"].to_numpy() - expected.numpy()), 0.9) < tolerance
+    errors = np.abs(scores["click:logit"].to_numpy() - expected.numpy())
+    assert np.quantile(errors, 0.9) < tolerance * expected.std().item()
 
 
 @pytest.mark.parametrize("packed", [False, True])
