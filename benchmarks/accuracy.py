@@ -105,7 +105,7 @@ TASKS = (
         "frappe.yaml",
         "frappe",
         frappe.convert,
-        rival=("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 44, shared: true, dropout: 0.3}",),
+        rival=("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 64, normalize: false, dropout: 0.3}",),
         peers=FRAPPE_PEERS,
         own=("pair",),
     ),
@@ -115,7 +115,7 @@ TASKS = (
         "ml-1m.yaml",
         "ml-1m",
         movielens.convert,
-        rival=("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 48, shared: true, dropout: 0.2}",),
+        rival=("model.tower={kind: moe, experts: 8, top_k: 2, hidden: 72, normalize: false, dropout: 0.2}",),
         learners=tuple(LEARNERS),
     ),
 )

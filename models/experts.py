@@ -229,18 +229,26 @@ class MixtureOfExperts(nn.Module):
 
 
 class MixtureTower(nn.Module):
-    """A stack of residual mixture blocks: ``x + dropout(mixture(norm(x)))``, and a last norm.
+    """A stack of residual mixture blocks: ``x + dropout(mixture(norm(x)))``, with no norm where ``normalize`` is False.
 
     With several ``tasks``, each has its own residual stream (T, N, D) and its own routers over the same experts.
     """
 
-    def __init__(self, width: int, *, blocks: int = 1, dropout: float = 0.0, tasks: int = 1, **mixture: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        blocks: int = 1,
+        dropout: float = 0.0,
+        tasks: int = 1,
+        normalize: bool = True,
+        **mixture: Any,
+    ) -> None:
         super().__init__()
         self.tasks = tasks
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) if normalize else nn.Identity() for _ in range(blocks))
         self.mixtures = nn.ModuleList(MixtureOfExperts(width, tasks=tasks, **mixture) for _ in range(blocks))
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.LayerNorm(width)
         self.width = width
 
     def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
@@ -250,7 +258,7 @@ class MixtureTower(nn.Module):
             context_NC = None if context_NC is None else context_NC.expand(self.tasks, -1, -1)
         for norm, mixture in zip(self.norms, self.mixtures, strict=True):
             x_ND = x_ND + self.dropout(mixture(norm(x_ND), context_NC))
-        return cast(Tensor, self.out(x_ND))
+        return x_ND
 
 
 class DenseTower(nn.Module):

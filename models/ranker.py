@@ -58,6 +58,7 @@ class MixtureConfig(_Part):
         shared: One more expert that sees every row.
         balance: ``loss`` adds ``balance_weight`` x balance loss + ``z_weight`` x z-loss; ``bias`` needs no loss.
         blocks: Mixtures on top of each other.
+        normalize: A layer norm before each mixture.
         spread: Spread the experts over the ranks (see :class:`models.expert_parallel.SpreadExperts`).
     """
 
@@ -72,6 +73,7 @@ class MixtureConfig(_Part):
     balance_weight: float = Field(default=0.01, ge=0)
     z_weight: float = Field(default=0.001, ge=0)
     blocks: int = Field(default=1, ge=1)
+    normalize: bool = True
     spread: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
     winners: float | None = Field(default=None, gt=0, le=1)
@@ -192,6 +194,7 @@ class Ranker(nn.Module):
             width,
             blocks=tower.blocks,
             dropout=tower.dropout,
+            normalize=tower.normalize,
             hidden=tower.hidden,
             experts=tower.experts,
             top_k=tower.top_k,

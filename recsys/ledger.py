@@ -33,7 +33,6 @@ from serving.scorer import Scorer
 Kind = Literal["table", "layer", "expert", "router", "other"]
 
 _STACK = re.compile(r"(?P<path>.*\.(?P<which>experts|shared))\.w[12]_E\w+")
-_NORM = re.compile(r".*\.(norms\.\d+|out)\..*")
 _MEASURED_ROWS = 50_000
 _BATCH_ROWS = 8192
 
