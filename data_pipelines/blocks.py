@@ -71,7 +71,7 @@ class Block:
 
     Attributes:
         ids: Row of ``id_matrix`` of each id feature.
-        id_matrix: (F, W) int32.
+        id_matrix: (F, W) int32, in memory row by row where there is an ``order``.
         bags: By feature.
         pasts: By history.
         dense: (W, D) float32.
@@ -102,7 +102,7 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
     picked = [(block, block.pick(start, stop)) for block, start, stop in pieces]
     plain, weighted = _Keyed(), _Keyed()
     for block, rows in picked:
-        ids = block.id_matrix[:, rows] if isinstance(rows, slice) else block.id_matrix.take(rows, axis=1)
+        ids = block.id_matrix[:, rows] if isinstance(rows, slice) else block.id_matrix.T.take(rows, axis=0).T
         ones = np.ones(ids.shape[1], dtype=np.int32)
         past = {name: history.take(rows) for name, history in block.pasts.items()}
         for feature in schema.sparse:

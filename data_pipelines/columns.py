@@ -93,15 +93,14 @@ class Columns:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def block(self, ranges: Iterable[Range]) -> Block:
-        """The rows of some ranges, one after the other."""
+    def block(self, ranges: Iterable[Range], *, shuffled: bool = False) -> Block:
+        """The rows of some ranges, one after the other; ``shuffled`` if batches will not take them in this order."""
         ranges = list(ranges)
         pieces = [piece for start, stop in ranges for piece in self._pieces(start, stop)]
-        ids, id_rows, bags, pasts = dict[str, int](), list[np.ndarray](), dict[str, Bags](), dict[str, EventSlices]()
+        ids, bags, pasts = list[str](), dict[str, Bags](), dict[str, EventSlices]()
         for feature in self.schema.sparse:
             if feature.kind == "id":
-                ids[feature.name] = len(id_rows)
-                id_rows.append(self._flat(feature.name, pieces))
+                ids.append(feature.name)
             elif feature.kind == "bag" or feature.sequence not in self.events:
                 bags[feature.name] = self._bags(feature.name, pieces, weighted=feature.weighted)
             elif feature.sequence not in pasts:
@@ -114,8 +113,8 @@ class Columns:
         ]
         labels = [self._flat(LABEL + task, pieces) for task in self.schema.tasks] if self.labelled else []
         return Block(
-            ids=ids,
-            id_matrix=np.stack(id_rows) if id_rows else np.empty((0, size), np.int32),
+            ids={name: row for row, name in enumerate(ids)},
+            id_matrix=self._id_matrix(ids, pieces, size, by_row=shuffled),
             bags=bags,
             pasts=pasts,
             dense=np.concatenate(dense, axis=1) if dense else np.empty((size, 0), np.float32),
@@ -147,6 +146,18 @@ class Columns:
     def _flat(self, name: str, pieces: Sequence[Piece], width: int = 1) -> np.ndarray:
         arrays = self._arrays(name)
         return _joined([arrays[batch][a * width : b * width] for batch, a, b in pieces])
+
+    def _id_matrix(self, names: Sequence[str], pieces: Sequence[Piece], size: int, *, by_row: bool) -> np.ndarray:
+        """(F, W) ids. ``by_row``: those of a row lie together in memory, so that gathering rows misses less cache."""
+        columns = [self._arrays(name) for name in names]
+        ids_FW = np.empty((len(names), size), np.int32, order="F" if by_row else "C")
+        at = 0
+        for batch, start, stop in pieces:
+            here = ids_FW[:, at : at + stop - start]
+            for ids_W, arrays in zip(here, columns, strict=True):
+                ids_W[:] = arrays[batch][start:stop]
+            at += stop - start
+        return ids_FW
 
     def _values(self, name: str, pieces: Sequence[Piece]) -> np.ndarray:
         arrays = self._lists(name)

@@ -146,7 +146,7 @@ class Loader:
         low, high = window * _WINDOW_ROWS, min((window + 1) * _WINDOW_ROWS, self._rows)
         if order is None:
             return self.columns.block([(low, high)])
-        block = self.columns.block(order.rows(low, high))
+        block = self.columns.block(order.rows(low, high), shuffled=True)
         block.order = np.random.default_rng([self._seed, self._epoch, window]).permutation(high - low)
         return block
 
