@@ -1,11 +1,13 @@
 """What the training split decides: vocabularies, means and deviations, bucket edges."""
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 
 import polars as pl
 
 from data_pipelines.compiling import Fitted, Values, specs
+from data_pipelines.errors import UserError
 from data_pipelines.features import BagFeature, CrossFeature, DataConfig, NumberFeature, VocabularyConfig
 from data_pipelines.sources import ROW
 from data_pipelines.vocabulary import Slots, Table, Vocabulary
@@ -32,7 +34,7 @@ def fit(
         earlier: Keep its numbers, and its values with their ids; new values are appended to them.
 
     Raises:
-        UserError: A column is missing, or of a type its feature cannot read.
+        UserError: A column is missing, or of a type its feature cannot read, or has no finite mean and deviation.
     """
     values = Values(config, train.collect_schema())
     counting = _counting(config, values, train)
@@ -106,8 +108,12 @@ def _numbers(config: DataConfig, summary: pl.DataFrame) -> dict[str, list[float]
         if not isinstance(feature, NumberFeature):
             continue
         if feature.transform == "standardize":
-            mean, deviation = summary[f"{name}:mean"][0], summary[f"{name}:deviation"][0]
-            numbers[name] = [mean or 0.0, deviation or 1.0]
+            numbers[name] = [summary[f"{name}:mean"][0] or 0.0, summary[f"{name}:deviation"][0] or 1.0]
+            if not all(map(math.isfinite, numbers[name])):
+                raise UserError(
+                    f"feature {name!r}: column {feature.column!r} holds numbers too large to standardise; set `clip`, "
+                    "or `transform: log1p` or `buckets`."
+                )
         elif feature.transform == "buckets":
             edges = {summary[f"{name}:{i}"][0] for i in range(1, feature.buckets)}
             numbers[name] = sorted(edge for edge in edges if edge is not None)

@@ -70,12 +70,8 @@ def mean_weights(bags: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJagge
             lengths = bags[key].lengths()
             totals = torch.segment_reduce(own, "sum", lengths=lengths.long(), initial=0)
             own /= totals.clamp(min=torch.finfo(own.dtype).tiny).repeat_interleave(lengths)
-    return _with_values(bags, bags.values(), weights)
-
-
-def _with_values(bags: KeyedJaggedTensor, values: Tensor, weights: Tensor | None) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(
-        keys=bags.keys(), values=values, weights=weights, lengths=bags.lengths(), offsets=bags.offsets()
+        keys=bags.keys(), values=bags.values(), weights=weights, lengths=bags.lengths(), offsets=bags.offsets()
     )
 
 
@@ -164,11 +160,9 @@ class SparseTables(nn.Module):
             self._kept.append(vocabulary)
         self.register_buffer(f"keep_{table_key(vocabulary)}", keep)
 
-    def _redirect(self, bags: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        if not self._kept:
-            return bags
+    def _redirect(self, batch: Batch) -> Batch:
         masks = {name: self.keep[spec.table] for name, spec in self._specs.items() if spec.table in self._kept}
-        return with_ids(bags, {name: partial(_oov_where_dropped, keep) for name, keep in masks.items()})
+        return batch.with_ids({name: partial(_oov_where_dropped, keep) for name, keep in masks.items()})
 
     @torch.no_grad()
     def restart_rows(self, vocabulary: str, rows: Tensor, step: int) -> None:
@@ -183,10 +177,11 @@ class SparseTables(nn.Module):
 
     def forward(self, batch: Batch) -> Embedded:
         """Look up every feature of the schema; other keys of the batch are left alone."""
-        bags = self._redirect(batch.sparse)
-        weighted = None
+        if self._kept:
+            batch = self._redirect(batch)
+        bags, weighted = batch.sparse, None
         if batch.weighted is not None and self._has_weighted:
-            weighted = mean_weights(self._redirect(batch.weighted), self._mean_weighted)
+            weighted = mean_weights(batch.weighted, self._mean_weighted)
         by_name: dict[str, Tensor] = {}
         if self.pooled is not None:
             by_name |= _columns_by_key(self.pooled(bags))
@@ -240,17 +235,6 @@ class SparseTables(nn.Module):
 
 def _oov_where_dropped(keep: Tensor, ids_L: Tensor) -> Tensor:
     return ids_L.masked_fill(~keep[ids_L.long()], OOV_ID)
-
-
-def with_ids(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Tensor]]) -> KeyedJaggedTensor:
-    """``bags`` with the ids of some keys exchanged, one for one."""
-    values = bags.values().clone()
-    bounds = bags.offset_per_key()
-    for index, key in enumerate(bags.keys()):
-        if key in change:
-            own = slice(bounds[index], bounds[index + 1])
-            values[own] = change[key](values[own])
-    return _with_values(bags, values, bags.weights_or_none())
 
 
 def _columns_by_key(output: Any) -> dict[str, Tensor]:

@@ -4,19 +4,16 @@ Letters: L ids of a batch, M different ids of a step on all ranks.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec import KeyedJaggedTensor
 from torchrec.modules.mc_modules import DistanceLFU_EvictionPolicy, MCHManagedCollisionModule
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-from models.embeddings import with_ids
 from models.table_layout import OOV_ID, TablesConfig
 
 
@@ -109,10 +106,5 @@ class ManagedIds(nn.Module):
                 bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
                 ids = [kjt[key].values() for kjt in bags for key in kjt.keys() if self._table_of.get(key) == name]  # noqa: SIM118
                 changed[name] = cast(ManagedRows, managed).admit(torch.cat(ids))
-        weighted = None if batch.weighted is None else self._exchange(batch.weighted)
-        return replace(batch, sparse=self._exchange(batch.sparse), weighted=weighted), changed
-
-    def _exchange(self, bags: KeyedJaggedTensor) -> KeyedJaggedTensor:
         rows = dict(zip(self.tables, self.managed, strict=True))
-        chosen = {key: rows[table] for key, table in self._table_of.items()}
-        return with_ids(bags, chosen)
+        return batch.with_ids({key: rows[table] for key, table in self._table_of.items()}), changed

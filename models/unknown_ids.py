@@ -1,7 +1,6 @@
 """Ids that training reads as unknown, so that OOV rows learn to speak for values that training never saw."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from data_pipelines.batch import NULL_ID, Batch, Schema, TableSpec
 from data_pipelines.errors import UserError
-from models.embeddings import with_ids
 
 
 class UnknownIds:
@@ -35,10 +33,7 @@ class UnknownIds:
         }
 
     def __call__(self, batch: Batch) -> Batch:
-        if not self._change:
-            return batch
-        weighted = None if batch.weighted is None else with_ids(batch.weighted, self._change)
-        return replace(batch, sparse=with_ids(batch.sparse, self._change), weighted=weighted)
+        return batch.with_ids(self._change) if self._change else batch
 
 
 def _forget(share: float, table: TableSpec, ids_L: Tensor) -> Tensor:

@@ -94,6 +94,12 @@ def test_numbers_beyond_32_bits_stay_finite() -> None:
     assert encoded["x"].to_list() == encoded["z"].to_list() == [largest, -largest]
 
 
+def test_numbers_too_large_to_standardise_are_refused() -> None:
+    config = make({"z": {"kind": "number", "column": "f", "transform": "standardize"}})
+    with pytest.raises(UserError, match=r"'z'.*'f'.*clip"):
+        Encoder.fit(config, frame([{"f": 1e308}, {"f": 1.5e308}]).lazy())
+
+
 @PROPERTY
 @given(train=ROWS)
 def test_round_trip_of_ids(train: list[dict[str, Any]]) -> None:
