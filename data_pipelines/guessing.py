@@ -31,8 +31,9 @@ _OF_KEYS = {"id", "key", "code", "no", "nr", "number", "hash", "name", "uuid"}
 _NAMELESS = re.compile(r"(|Unnamed: \d+|_duplicated_\d+|index|row_?(nr|id|num|number)?)", re.IGNORECASE)
 _SURE_DELIMITERS, _LIKELY_DELIMITERS = ("|", ";"), (",",)
 _SNIFFED_BYTES = 1 << 16
-_NO_OF_YES = {"yes": "no", "y": "n", "true": "false", "t": "f"}
-_NUMERIC_SHARE = 0.99
+_NO_OF_YES = {"yes": "no", "y": "n", "true": "false", "t": "f", "ja": "nein", "oui": "non", "sí": "no", "si": "no"}
+_SURE_SHARE = 0.99
+"""Of the values of a column of numbers or times: a few may be damaged."""
 
 
 @dataclass
@@ -137,10 +138,11 @@ def _text_role(values: pl.Series, distinct: int, roles: Roles) -> Role:
     some = values.head(1000)
     given = some.filter(~some.str.strip_chars().str.to_lowercase().is_in(MISSING))
     numbers = given.to_frame().select(number(pl.col(given.name), pl.String()).is_not_null().mean()).item()
-    if len(given) and numbers >= _NUMERIC_SHARE and not _words(values.name) & {*_CATEGORIES, *_USERS, *_ITEMS}:
+    if len(given) and numbers >= _SURE_SHARE and not _words(values.name) & {*_CATEGORIES, *_USERS, *_ITEMS}:
         return "number"
-    dated = some.str.contains(r"^\s*\d{4}-\d{2}-\d{2}").mean()
-    if dated == 1 and some.to_frame().select(epoch(pl.col(some.name), pl.String())).to_series().null_count() == 0:
+    dated = given.filter(given.str.contains(r"^\s*\d{4}-\d{2}-\d{2}"))
+    times = dated.to_frame().select(epoch(pl.col(dated.name), pl.String())).to_series().count()
+    if len(given) and times >= _SURE_SHARE * len(given):
         return "time"
     if some.str.contains(r"^\s*\[.*\]\s*$").all():
         return "bag"

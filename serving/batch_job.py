@@ -36,7 +36,7 @@ class JobOptions(BaseModel):
 
     Attributes:
         bad_rows: What happens to rows with a value that cannot be read (a time that is none, a negative weight):
-            ``quarantine`` leaves them out and writes them to ``quarantine-*.parquet`` with the reason, ``score`` reads
+            ``quarantine`` leaves them out and writes them to ``quarantine/*.parquet`` with the reason, ``score`` reads
             such a value as null.
         logits: Add the logits beside the predictions.
         candidates: A table of candidates, small enough for memory: the rows are users then, and every user is scored

@@ -125,12 +125,15 @@ class Ledger:
         """Write the files of one part and enter it. Several threads may write different parts at once."""
         files = {f"part-{part:05}.parquet": scores}
         if quarantined is not None and len(quarantined):
-            files[f"quarantine-{part:05}.parquet"] = quarantined
+            files[f"quarantine/part-{part:05}.parquet"] = quarantined
         for name, frame in files.items():
-            beside = self.folder / f".{name}"
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            beside = path.with_name(f".{path.name}")
             frame.write_parquet(beside)
             sync(beside)
-            os.replace(beside, self.folder / name)
+            os.replace(beside, path)
+            sync(path.parent)
         sync(self.folder)
         entry = Entry(
             part=part,
@@ -149,7 +152,7 @@ class Ledger:
     def finish(self) -> None:
         """Put the entries in order, seal the folder and make it the output."""
         lines = [json.dumps(self._terms), *(self.entries[part].model_dump_json() for part in sorted(self.entries))]
-        for stray in self.folder.glob(".*"):
+        for stray in self.folder.rglob(".*"):
             shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
         write_file(self.folder / LEDGER, "\n".join(lines) + "\n")
         seal(self.folder, "scores", self._terms)

@@ -6,6 +6,7 @@ A verb's module imports only this module at its top; everything heavy is importe
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -125,6 +126,11 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "row
                 progress.update(task, note=note)
 
         yield advance
+
+
+def command(*words: object) -> str:
+    """A line to run in a shell: ``recsys`` and these words, quoted where they must be."""
+    return shlex.join(["recsys", *map(str, words)])
 
 
 def finish(result: Mapping[str, Any], json_line: bool, next_step: str = "") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, finish, progress_bar
+from recsys.cli.common import Json, Overrides, app, command, finish, progress_bar
 
 
 @app.command()
@@ -50,7 +50,7 @@ def prepare(
         "rows_per_s": profile["rows"] / seconds,
         **({"drift": profile["drift"]} if extend is not None else {}),
     }
-    finish(result, json, f"recsys train {config} {dataset} RUN")
+    finish(result, json, command("train", config, dataset, "RUN"))
 
 
 state = typer.Typer(help="What histories and statistics need at scoring time.", no_args_is_help=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.common import Json, app, finish
+from recsys.cli.common import Json, app, command, finish
 
 
 @app.command()
@@ -33,7 +33,7 @@ def demo(
     console.print()
     console.print(_table(result))
     console.print(f"\nOpen {result['report']} in a browser.")
-    console.print(f"Next: recsys ablate {out / 'config.yaml'} {out / 'dataset'} {out / 'study'}")
+    console.print("Next: " + command("ablate", out / "config.yaml", out / "dataset", out / "study"))
 
 
 def _table(result: dict[str, Any]) -> Any:

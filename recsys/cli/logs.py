@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
-from recsys.cli.common import Json, app, finish
+from recsys.cli.common import Json, app, command, finish
 
 if TYPE_CHECKING:
     from data_pipelines.inspection import LogProfile
@@ -91,7 +91,7 @@ def inspect(
         write_log_page(profile, html)
     written: dict[str, Any] = {"log": path, "rows": profile.rows} | ({"page": html} if html else {})
     details = profile.model_dump(mode="json", exclude={"location", "rows"}) if json else {}
-    finish({**written, **details}, json, f"recsys init {path} CONFIG")
+    finish({**written, **details}, json, command("init", path, "CONFIG"))
 
 
 @app.command()
@@ -120,7 +120,7 @@ def init(
         "time": profile.time,
         "user": profile.user,
     }
-    finish(result, json, f"read {config}, then: recsys prepare {config} DATASET")
+    finish(result, json, f"read {config}, then: {command('prepare', config, 'DATASET')}")
 
 
 def _summary(path: Path, kind: str) -> dict[str, Any]:

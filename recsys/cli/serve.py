@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, finish, local_folder, progress_bar
+from recsys.cli.common import Json, Overrides, app, command, finish, local_folder, progress_bar
 
 ArtifactFolder = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="What `recsys export` wrote.", parser=local_folder)
@@ -30,7 +30,7 @@ def export_verb(
 
     with sent(artifact, replace=replace) as folder:
         figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))
-    finish({"artifact": artifact, **figures}, json, f"recsys score {artifact} INPUT OUTPUT")
+    finish({"artifact": artifact, **figures}, json, command("score", artifact, "INPUT", "OUTPUT"))
 
 
 def summary(artifact: "Artifact") -> dict[str, object]:  # type: ignore[name-defined]  # noqa: F821
@@ -70,7 +70,7 @@ def verify_verb(
     from serving.artifact import Artifact
 
     result = verify_artifact(Artifact.open(artifact, verify="full"), against, dataset=dataset, rows=rows, split=split)
-    finish(result, json, f"recsys score {artifact} INPUT OUTPUT")
+    finish(result, json, command("score", artifact, "INPUT", "OUTPUT"))
 
 
 @app.command("score")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.common import Jobs, Json, Overrides, app, finish, progress_bar
+from recsys.cli.common import Jobs, Json, Overrides, app, command, finish, progress_bar
 
 
 @app.command()
@@ -92,7 +92,7 @@ def frontier(
         with progress_bar("Points", len(searched.trials), unit="trials") as advance:
             searched.run(advance)
     result = searched.write(study, tolerance=tolerance, budget=budget)
-    finish(result, json, f"recsys train {study / 'chosen.yaml'} {dataset} RUN")
+    finish(result, json, command("train", study / "chosen.yaml", dataset, "RUN"))
 
 
 @app.command()
@@ -116,7 +116,7 @@ def select(
 
     experiment, data = load_config(config), Dataset.open(dataset)
     result = select_features(experiment, data, out, by=by, keep=keep, run=run)
-    finish(result, json, f"recsys train {out / 'reduced.yaml'} {dataset} RUN")
+    finish(result, json, command("train", out / "reduced.yaml", dataset, "RUN"))
 
 
 @app.command()

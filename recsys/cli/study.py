@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recsys.cli.common import Address, EngineName, Jobs, Json, Overrides, Threads, app, finish, trial_engine
+from recsys.cli.common import Address, EngineName, Jobs, Json, Overrides, Threads, app, command, finish, trial_engine
 
 if TYPE_CHECKING:
     from recsys.ablation.study import Plan, Progress, Study
@@ -79,7 +79,7 @@ def ablate(
         "effects": dict(zip(verdicts["arm"], verdicts["effect"], strict=True)),
         "verdicts": dict(zip(verdicts["arm"], verdicts["verdict"], strict=True)),
     }
-    finish(result, json, f"recsys train {study / 'recommended.yaml'} {dataset} RUN")
+    finish(result, json, command("train", study / "recommended.yaml", dataset, "RUN"))
 
 
 def _print_plan(plan: "Plan", json: bool) -> None:

@@ -13,6 +13,7 @@ from recsys.cli.common import (
     Overrides,
     Threads,
     app,
+    command,
     finish,
     local_folder,
     progress_bar,
@@ -57,7 +58,7 @@ def train_verb(
         "seconds": result.seconds,
         "samples_per_s": result.samples_per_s,
     }
-    finish(summary, json, f"recsys evaluate {run}")
+    finish(summary, json, command("evaluate", run))
 
 
 @app.command("evaluate")
@@ -83,7 +84,7 @@ def evaluate_verb(
         result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
     if baselines:
         result["baselines"] = write_baselines(run, data, split)
-    finish(result, json, f"recsys export {run} ARTIFACT")
+    finish(result, json, command("export", run, "ARTIFACT"))
 
 
 @app.command("tune")
@@ -110,7 +111,7 @@ def tune_verb(
     ):
         tuned = tune(config, data, study, carries_out, tuple(overrides or ()), report=advance)
     result = {"best": tuned.best, "value": tuned.value, "trials": tuned.trials, "chosen": tuned.assignments}
-    finish(result, json, f"recsys train {tuned.best} {dataset} RUN")
+    finish(result, json, command("train", tuned.best, dataset, "RUN"))
 
 
 def _first_task(tasks: dict[str, dict[str, float]]) -> dict[str, object]:

@@ -211,7 +211,8 @@ def test_bad_rows_are_quarantined_with_the_reason_or_scored_as_null(artifact, ro
     frame.write_parquet(rows, row_group_size=100)
     result = run_job(artifact, str(rows), tmp_path / "out")
     assert (result.rows_in, result.rows_out, result.quarantined) == (2000, 1996, 4)
-    refused = pl.read_parquet(tmp_path / "out" / "quarantine-*.parquet")
+    assert len(pl.read_parquet(tmp_path / "out" / "*.parquet")) == 1996
+    refused = pl.read_parquet(tmp_path / "out" / "quarantine" / "*.parquet")
     assert refused["__row"].to_list() == [3, 503, 1003, 1503]
     assert set(refused["__reason"]) == {"price: no number"}
     assert refused["price"].to_list() == ["cheap"] * 4
