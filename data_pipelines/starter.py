@@ -45,6 +45,7 @@ def starter_config(profile: LogProfile) -> str:
         *_left_out(profile),
         "",
         *_MODEL,
+        *_train(profile.rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -54,13 +55,18 @@ model:
   dim: 16                                   # width of the embeddings
   interaction: {kind: cross, layers: 2}     # or fm, dot, multiplicative, none
   tower: {kind: moe, experts: 4, top_k: 1, hidden: 128}   # or {kind: mlp, hidden: [256, 128]}
+""".splitlines()
 
-train:
-  epochs: 5                                 # at most: training stops when validation no longer improves
-  batch_size: 2048
-  tables: {optimizer: rowwise_adagrad, learning_rate: 0.02}
-  dense: {optimizer: adamw, learning_rate: 0.001}
-  patience: 1""".splitlines()
+
+def _train(rows: int) -> Iterator[str]:
+    """A small log takes small batches: an epoch of fewer than a hundred steps hardly learns."""
+    batch_size = min(2048, max(128, 1 << (max(1, rows // 100).bit_length() - 1)))
+    yield from ("", "train:")
+    yield "  epochs: 10                                # at most: training stops when validation no longer improves"
+    yield f"  batch_size: {batch_size}"
+    yield "  tables: {optimizer: rowwise_adagrad, learning_rate: 0.1}"
+    yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
+    yield "  patience: 2"
 
 
 def _format(profile: LogProfile) -> Iterator[str]:
