@@ -107,7 +107,9 @@ class Batch:
         )
 
     def with_ids(self, change: Mapping[str, Callable[[Tensor], Tensor]]) -> "Batch":
-        """The batch with the ids (L,) of some features exchanged, one for one; ids of the rest are shared."""
+        """The batch with the ids (L,) of some features exchanged, one for one; the rest stays."""
+        if not change:
+            return self
         weighted = None if self.weighted is None else _exchanged(self.weighted, change)
         return replace(self, sparse=_exchanged(self.sparse, change), weighted=weighted)
 

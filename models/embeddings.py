@@ -177,8 +177,7 @@ class SparseTables(nn.Module):
 
     def forward(self, batch: Batch) -> Embedded:
         """Look up every feature of the schema; other keys of the batch are left alone."""
-        if self._kept:
-            batch = self._redirect(batch)
+        batch = self._redirect(batch)
         bags, weighted = batch.sparse, None
         if batch.weighted is not None and self._has_weighted:
             weighted = mean_weights(batch.weighted, self._mean_weighted)

@@ -33,7 +33,7 @@ class UnknownIds:
         }
 
     def __call__(self, batch: Batch) -> Batch:
-        return batch.with_ids(self._change) if self._change else batch
+        return batch.with_ids(self._change)
 
 
 def _forget(share: float, table: TableSpec, ids_L: Tensor) -> Tensor:

@@ -133,8 +133,8 @@ class Ledger:
             frame.write_parquet(beside)
             sync(beside)
             os.replace(beside, path)
-            sync(path.parent)
-        sync(self.folder)
+        for folder in {self.folder, *((self.folder / name).parent for name in files)}:
+            sync(folder)
         entry = Entry(
             part=part,
             rows_in=rows_in,
