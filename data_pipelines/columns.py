@@ -1,6 +1,7 @@
 """The encoded columns of one split, memory-mapped from its Arrow files."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.blocks import Bags, Block, EventSlices
+from data_pipelines.storage import sync
 
 LABEL = "label:"
 KEY = "key:"
@@ -24,29 +26,46 @@ Piece = tuple[int, int, int]
 
 
 class PartWriter:
-    """Writes frames of one schema into ``part-*.arrow`` files of at most about ``PART_ROWS`` rows."""
+    """Writes frames of one schema into ``part-*.arrow`` files of at most about ``PART_ROWS`` rows.
+
+    What is written goes to the disk while more is worked out, so that whoever flushes all in the end hardly waits.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.folder, self.rows = folder, 0
         self._parts, self._in_part = 0, 0
         self._writer: pa.RecordBatchFileWriter | None = None
+        self._aside = ThreadPoolExecutor(1)
+        self._flushed: Future[None] | None = None
 
     def write(self, frame: pl.DataFrame) -> None:
         """Append rows; an empty frame only makes sure that there is a part to take the schema from."""
         if self._writer is None or self._in_part >= PART_ROWS:
-            self.close()
-            path = self.folder / f"part-{self._parts:05d}.arrow"
-            self._writer = pa.ipc.new_file(str(path), to_arrow(frame.clear()).schema)
+            self._end_part()
+            self._path = self.folder / f"part-{self._parts:05d}.arrow"
+            self._writer = pa.ipc.new_file(str(self._path), to_arrow(frame.clear()).schema)
             self._parts, self._in_part = self._parts + 1, 0
         if len(frame):
             self._writer.write_table(to_arrow(frame))
+            self._flush()
         self._in_part += len(frame)
         self.rows += len(frame)
 
     def close(self) -> None:
+        self._end_part()
+        self._aside.shutdown()
+
+    def _end_part(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+    def _flush(self) -> None:
+        """Start, where the last flush has ended."""
+        if self._flushed is None or self._flushed.done():
+            if self._flushed is not None:
+                self._flushed.result()
+            self._flushed = self._aside.submit(sync, self._path)
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,11 +65,13 @@ def write(
         counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, config)))
         train = rows.filter(pl.col(SPLIT) == 0)
         encoder = Encoder.fit(config, train, None if earlier is None else earlier.encoder, counted)
-        past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
-        splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
+        with ThreadPoolExecutor(1) as aside:
+            saved = aside.submit(encoder.save, folder)
+            past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
+            splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
+            saved.result()
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
-    encoder.save(folder)
     profile = {"rows": survey.total, "refused": survey.refused, "splits": splits, "tables": _sizes(encoder)}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits

@@ -1,5 +1,6 @@
 """Where rows come from: files, folders, globs and object stores of any common format, as one lazy frame."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ from data_pipelines.features import (
     expand,
 )
 from data_pipelines.joins import join
+
+# By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query.
+os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", str(pl.thread_pool_size()))
+os.environ.setdefault("POLARS_PARQUET_DECODE_TARGET_VALUES_PER_THREAD", str(100_000))
 
 ROW = "__row"
 """Position of a row in its log, from 0."""
