@@ -28,8 +28,13 @@ from data_pipelines.features import (
 from data_pipelines.joins import join
 
 # By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query.
-os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", str(pl.thread_pool_size()))
-os.environ.setdefault("POLARS_PARQUET_DECODE_TARGET_VALUES_PER_THREAD", str(100_000))
+# Not asked of Polars, how many threads it has: that would start them, and they do not survive a fork.
+READER_SETTINGS = {
+    "POLARS_ROW_GROUP_PREFETCH_SIZE": str(os.cpu_count()),
+    "POLARS_PARQUET_DECODE_TARGET_VALUES_PER_THREAD": "100000",
+}
+for _name, _value in READER_SETTINGS.items():
+    os.environ.setdefault(_name, _value)
 
 ROW = "__row"
 """Position of a row in its log, from 0."""
