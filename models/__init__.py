@@ -7,7 +7,7 @@ import os
 # Torch looks at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-# A step takes again what the one before has freed; glibc would hand it back to the kernel, to be cleared anew each time.
+# A step takes again what the one before has freed; glibc would hand it back to the kernel, to be cleared anew.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 if _mallopt is not None:
