@@ -28,7 +28,7 @@ import polars as pl
 from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_python, spread, table
 from data_pipelines.dataset import Dataset, prepare
 from data_pipelines.features import DataConfig
-from data_pipelines.sources import READER_SETTINGS
+from data_pipelines.sources import ENGINE_SETTINGS
 from data_pipelines.storage import sync
 from data_pipelines.synthetic import DemoConfig, generate
 from data_pipelines.timelines import Timeline, key_of, running
@@ -77,7 +77,7 @@ def write_for_peer(log: Path, folder: Path) -> None:
 
 
 def run_floor(log: Path, out: Path) -> float:
-    for name in READER_SETTINGS:
+    for name in ENGINE_SETTINGS:
         os.environ.pop(name)
     return seconds_of(lambda: pl.scan_parquet(log).select(COLUMNS).sink_ipc(out))
 

@@ -27,13 +27,15 @@ from data_pipelines.features import (
 )
 from data_pipelines.joins import join
 
-# By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query.
+# By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query, and
+# counts in tables so small that what does not fit, rows and rows of it, waits in memory for the end.
 # Not asked of Polars, how many threads it has: that would start them, and they do not survive a fork.
-READER_SETTINGS = {
+ENGINE_SETTINGS = {
     "POLARS_ROW_GROUP_PREFETCH_SIZE": str(os.cpu_count()),
     "POLARS_PARQUET_DECODE_TARGET_VALUES_PER_THREAD": "100000",
+    "POLARS_MAX_HOT_TABLE_SIZE": str(1 << 18),
 }
-for _name, _value in READER_SETTINGS.items():
+for _name, _value in ENGINE_SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 ROW = "__row"
