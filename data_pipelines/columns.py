@@ -54,6 +54,8 @@ class PartWriter:
 
     def close(self) -> None:
         self._end_part()
+        if self._flushed is not None:
+            self._flushed.result()  # the kernel tells of a write that failed only once
         self._aside.shutdown()
 
     def _end_part(self) -> None:

@@ -66,6 +66,7 @@ def write(
         train = rows.filter(pl.col(SPLIT) == 0)
         encoder = Encoder.fit(config, train, None if earlier is None else earlier.encoder, counted)
         with ThreadPoolExecutor(1) as aside:
+            # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
             saved = aside.submit(encoder.save, folder)
             past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
             splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
