@@ -8,6 +8,7 @@ Letters: B rows of a batch, D width of the row, O outputs of a layer.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def bare_step(
 ) -> Callable[[], Tensor]:
     """A step on made-up rows; it gives the gradient (B, D) of the row in float32, as tables take it."""
     cross = [_layer(width, width, dtype) for _ in range(cross_layers)]
-    tower = [_layer(w, out, dtype) for w, out in zip((width, *hidden), hidden, strict=False)]
+    tower = [_layer(w, out, dtype) for w, out in pairwise((width, *hidden))]
     head_1D, head_1O = (torch.randn(1, size).to(dtype) / size**0.5 for size in (width, hidden[-1]))
     row_BD, label_B1 = torch.randn(rows, width), torch.randint(0, 2, (rows, 1)).float()
 

@@ -37,7 +37,8 @@ class PartWriter:
         self._parts, self._in_part = 0, 0
         self._writer: pa.RecordBatchFileWriter | None = None
         self._aside = ThreadPoolExecutor(1)
-        self._flushed: Future[None] | None = None
+        self._flushed: Future[None] = Future()
+        self._flushed.set_result(None)
 
     def write(self, frame: pl.DataFrame) -> None:
         """Append rows; an empty frame only makes sure that there is a part to take the schema from."""
@@ -54,8 +55,7 @@ class PartWriter:
 
     def close(self) -> None:
         self._end_part()
-        if self._flushed is not None:
-            self._flushed.result()  # the kernel tells of a write that failed only once
+        self._flushed.result()  # the kernel tells of a write that failed only once
         self._aside.shutdown()
 
     def _end_part(self) -> None:
@@ -64,9 +64,8 @@ class PartWriter:
 
     def _flush(self) -> None:
         """Start, where the last flush has ended."""
-        if self._flushed is None or self._flushed.done():
-            if self._flushed is not None:
-                self._flushed.result()
+        if self._flushed.done():
+            self._flushed.result()
             self._flushed = self._aside.submit(sync, self._path)
 
 

@@ -52,7 +52,7 @@ def write(
 
     With an ``engine`` values are counted and rows encoded part by part, wherever the engine has that done.
     """
-    with sources.reading(location), TemporaryDirectory(dir=folder) as scratch_name:
+    with ThreadPoolExecutor(1) as aside, sources.reading(location), TemporaryDirectory(dir=folder) as scratch_name:
         scratch = Path(scratch_name)
         source = staged(config, sources.scan(config, location), location, scratch)
         rows = checked(config, source)
@@ -65,14 +65,13 @@ def write(
         counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, config)))
         train = rows.filter(pl.col(SPLIT) == 0)
         encoder = Encoder.fit(config, train, None if earlier is None else earlier.encoder, counted)
-        with ThreadPoolExecutor(1) as aside:
-            # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
-            saved = aside.submit(encoder.save, folder)
-            past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
-            splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
-            saved.result()
+        # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
+        saved = aside.submit(encoder.save, folder)
+        past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
+        splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
+    saved.result()
     profile = {"rows": survey.total, "refused": survey.refused, "splits": splits, "tables": _sizes(encoder)}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits
