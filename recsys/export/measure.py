@@ -1,4 +1,4 @@
-"""What the levers did to a run, measured to the end: quality, bytes on disk and in memory, training and scoring rates."""
+"""What the levers did to a run, measured to the end: quality, bytes on disk and in memory, rates."""
 
 import time
 from collections.abc import Sequence

@@ -1,0 +1,38 @@
+"""The fingerprint of the code covers what computes a trial, and nothing else."""
+
+from recsys.trials.code import code_fingerprint, source_files
+
+
+def test_everything_that_computes_a_trial_is_covered():
+    found = source_files()
+    assert {
+        "recsys.metrics.metrics",
+        "recsys.export.export",
+        "recsys.export.measure",
+        "recsys.export.size_report",
+        "recsys.trials.perturb",
+        "recsys.trials.warm",
+        "recsys.runs.checkpoints",
+        "recsys.training.trainer",
+        "models.sparsity.pep",
+        "data_pipelines.features.encoder",
+        "serving.batch.scorer",
+    } <= found.keys()
+
+
+def test_pages_and_verbs_are_not_covered():
+    found = source_files()
+    assert not any(name.startswith(("recsys.cli", "recsys.reports", "recsys.plots", "serving.http")) for name in found)
+
+
+def test_an_edit_changes_the_fingerprint(tmp_path, monkeypatch):
+    copy = tmp_path / "metrics.py"
+    copy.write_text(source_files()["recsys.metrics.metrics"].read_text() + "# edited\n")
+    before = code_fingerprint()
+    monkeypatch.setitem(source_files(), "recsys.metrics.metrics", copy)
+    code_fingerprint.cache_clear()
+    try:
+        assert code_fingerprint() != before
+    finally:
+        monkeypatch.undo()
+        code_fingerprint.cache_clear()
