@@ -25,7 +25,7 @@ lint: .venv/dev  ## Style and format of the code.
 types: .venv/dev  ## Strict types.
 	$(BIN)/mypy
 
-contracts: .venv/dev  ## No import runs upwards, none in a circle.
+contracts: .venv/dev  ## Rooms and wings import one way, no circles: what pyproject.toml lists under importlinter.
 	$(BIN)/lint-imports
 
 docs: .venv/dev  ## Build the pages into site/, offline and strictly.

@@ -204,9 +204,10 @@ def test_empty_and_damaged_logs(tiny_data: dict[str, Any], tmp_path: Path) -> No
 def test_a_killed_prepare_leaves_nothing_that_opens(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     """Killed at the worst moment: everything is written, but the directory has not got its name."""
     script = (
-        "import json, os, signal, sys; from pathlib import Path; from data_pipelines import dataset, features, storage;"
+        "import json, os, signal, sys; from pathlib import Path; from data_pipelines.dataset import dataset;"
+        "from data_pipelines.disk import storage; from data_pipelines.features.config import DataConfig;"
         "storage.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
-        "dataset.prepare(features.DataConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))"
+        "dataset.prepare(DataConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))"
     )
     arguments = [sys.executable, "-c", script, json.dumps(tiny_data), str(tmp_path / "dataset")]
     assert subprocess.run(arguments, check=False, capture_output=True).returncode == -signal.SIGKILL

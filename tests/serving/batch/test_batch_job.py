@@ -119,7 +119,7 @@ def test_a_job_stopped_between_parts_goes_on_to_the_same_bytes(artifact, rows, t
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from serving import inputs
+from serving.batch import inputs
 from serving.artifact.artifact import Artifact
 from serving.batch.batch_job import run_job
 
