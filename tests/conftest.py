@@ -1,5 +1,6 @@
-"""Fixtures that every room uses."""
+"""Fixtures that every room uses, and the seeds that make every test repeatable."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,43 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from hypothesis import register_random, settings
+
+# Property tests try the same examples in every run; --hypothesis-profile=explore looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
+
+
+class _TorchRandom:
+    """Torch's global generator, which Hypothesis then seeds before each example, as it does those of the others."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+_torch_random = _TorchRandom()  # Hypothesis keeps only a weak reference
+register_random(_torch_random)
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """A fixture draws the same numbers, whichever test asks for it first."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """A test draws the same numbers, whatever ran before it."""
+    _seed()
 
 
 @pytest.fixture(scope="session")

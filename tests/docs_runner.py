@@ -69,7 +69,7 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for process in background:
             process.terminate()
         for process in background:
-            process.wait(timeout=30)
+            process.wait()
 
 
 def commands(text: str) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _check_part_of_config(text: str, folder: Path) -> None:
 
 
 def _program(arguments: list[str], where: str) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.fail(
             f"{where} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}", pytrace=False

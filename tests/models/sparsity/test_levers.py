@@ -191,7 +191,7 @@ def test_at_two_ranks_the_same_is_pruned_as_at_one(configure: Configure, dataset
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "recsys"]
     arguments = ["train", str(tmp_path / "config.yaml"), str(dataset.path), str(tmp_path / "two"), "--json"]
     two = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=180
+        [*command, *arguments], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout.splitlines()[-1])["valid"]["auc"] > 0.5

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,27 @@ def command(*arguments: str | Path, ranks: int = 1) -> list[str]:
 
 def run_command(*arguments: str | Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(*arguments, ranks=ranks), capture_output=True, text=True, env=environment, timeout=120
-    )
+    return subprocess.run(command(*arguments, ranks=ranks), capture_output=True, text=True, env=environment)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_pipelines.dataset import Dataset
+from recsys.config import load_config
+from recsys.training import train
+
+left = int(sys.argv[4])
+
+def kill(rows, note):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(load_config(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2])), sys.argv[3], report=kill)
+"""
+"""A training that is killed after so many steps, from within: nobody has to look at the right moment."""
 
 
 @pytest.mark.parametrize("aside", [False, True])
@@ -96,16 +113,13 @@ def test_a_killed_training_resumes_to_the_same_weights(
     undisturbed = run_command("train", config, dataset.path, tmp_path / "undisturbed", "--json")
     assert undisturbed.returncode == 0, undisturbed.stderr
 
-    killed = subprocess.Popen(
-        command("train", config, dataset.path, tmp_path / "killed"),
-        stderr=subprocess.DEVNULL,
+    killed = subprocess.run(
+        [sys.executable, "-P", "-c", KILLED, str(config), str(dataset.path), str(tmp_path / "killed"), "50"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
     )
-    while not steps(tmp_path / "killed") or steps(tmp_path / "killed")[-1] < 40:
-        assert killed.poll() is None
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    assert killed.returncode == -signal.SIGKILL
+    assert steps(tmp_path / "killed")
     assert not (tmp_path / "killed" / "manifest.json").exists()
     for step in steps(tmp_path / "killed"):
         open_directory(tmp_path / "killed" / "checkpoints" / step_name(step), "checkpoint")

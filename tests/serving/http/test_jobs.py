@@ -1,13 +1,14 @@
 """The jobs' database, on SQLite and on a real PostgreSQL."""
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import Engine, Select, literal, select
 
 from data_pipelines.errors import UserError
-from serving.http.jobs import ConflictError, JobStore
+from serving.http.database import seconds_now
+from serving.http.jobs import LEASE_S, ConflictError, JobStore
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -24,10 +25,21 @@ def store(url: str) -> JobStore:
     return store
 
 
+class Clock:
+    """The database's own clock, put forward."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self, engine: Engine) -> Select[tuple[float]]:
+        return select(seconds_now(engine).scalar_subquery() + literal(self.ahead_s))
+
+
 @pytest.fixture
-def brief(url: str, store: JobStore) -> JobStore:
-    """The same database with leases of a second."""
-    return JobStore(url, lease_s=1.0)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("serving.jobs.seconds_now", clock)
+    return clock
 
 
 def submit(store: JobStore, output: str = "out", **more):
@@ -63,12 +75,11 @@ def test_jobs_are_claimed_in_the_order_they_came(store):
     assert store.claim("w") is None
 
 
-def test_a_dead_workers_job_is_taken_over_and_its_late_word_has_no_effect(brief):
-    store = brief
+def test_a_dead_workers_job_is_taken_over_and_its_late_word_has_no_effect(store, clock):
     job = submit(store)
     dead = store.claim("dead")
     assert store.claim("alive") is None
-    time.sleep(1.1)
+    clock.ahead_s += LEASE_S + 1
     alive = store.claim("alive")
     assert alive.id == job.id
     assert not store.renew(dead, rows_done=1, rows_total=2, rows_per_s=1.0)
@@ -79,12 +90,12 @@ def test_a_dead_workers_job_is_taken_over_and_its_late_word_has_no_effect(brief)
     assert (store.get(job.id).state, store.get(job.id).attempts) == ("done", 2)
 
 
-def test_a_renewed_lease_is_kept(brief):
-    store = brief
+def test_a_renewed_lease_is_kept(url, store, clock):
+    store = JobStore(url, lease_s=1000.0)
     submit(store)
     claim = store.claim("w")
     for done in range(4):
-        time.sleep(0.3)
+        clock.ahead_s += 500
         assert store.renew(claim, rows_done=done, rows_total=10, rows_per_s=2.0)
     assert store.claim("other") is None
     assert store.get(claim.id).seconds_left == pytest.approx(3.5)
@@ -154,13 +165,12 @@ def test_a_token_is_kept_only_as_its_hash(store):
         store.new_token("me")
 
 
-def test_a_job_that_kills_every_worker_is_given_up(url, store, monkeypatch):
-    store = JobStore(url, lease_s=0.1)
+def test_a_job_that_kills_every_worker_is_given_up(store, clock, monkeypatch):
     monkeypatch.setattr("serving.http.jobs.MAX_ATTEMPTS", 2)
     job = submit(store)
     for _ in range(3):
         store.claim("w")
-        time.sleep(0.2)
+        clock.ahead_s += LEASE_S + 1
     assert store.get(job.id).state == "failed"
     assert "given up" in store.get(job.id).error
 
