@@ -85,9 +85,9 @@ def run_command(*arguments: str | Path, ranks: int = 1) -> subprocess.CompletedP
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from data_pipelines.dataset import Dataset
-from recsys.config import load_config
-from recsys.training import train
+from data_pipelines.dataset.dataset import Dataset
+from recsys.config.experiment import load_config
+from recsys.training.trainer import train
 
 left = int(sys.argv[4])
 
