@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import in_turns, machine, spread, table
-from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.ablation.config import StudyConfig
 from recsys.ablation.study import Study
-from recsys.ablation.trials import TrialStore
-from recsys.ablation.workers import Workers
-from recsys.config import ExperimentConfig, parse_config
-from recsys.engines import processes
+from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.study import StudyConfig
+from recsys.trials.engines import processes
+from recsys.trials.trials import TrialStore
+from recsys.trials.workers import Workers
 
 ROWS = 200_000
 REPEATS = 3

@@ -29,21 +29,21 @@ import torch
 from benchmarks.arrays import write_arrays
 from benchmarks.common import ROOT, machine, real_data, table
 from benchmarks.peers import FRAPPE_PEERS, MOVIELENS_PEERS, Peer
-from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.baselines import BASELINES
-from recsys.checkpoints import load_weights
-from recsys.config import ExperimentConfig, override, parse_config, read_yaml
-from recsys.engines import processes
-from recsys.evaluation import evaluate, users_of
-from recsys.exporting import export_run
-from recsys.ledger import ledger, total
-from recsys.metrics import Floats, auc, log_loss
-from recsys.significance import Effect, combine, delong
-from recsys.training import train
-from serving.artifact import Artifact
-from serving.scorer import Scorer
+from recsys.config.experiment import ExperimentConfig, override, parse_config, read_yaml
+from recsys.evaluation.baselines import BASELINES
+from recsys.evaluation.evaluate import evaluate, users_of
+from recsys.export.export import export_run
+from recsys.export.size_report import ledger, total
+from recsys.metrics.metrics import Floats, auc, log_loss
+from recsys.metrics.significance import Effect, combine, delong
+from recsys.runs.checkpoints import load_weights
+from recsys.training.trainer import train
+from recsys.trials.engines import processes
+from serving.artifact.artifact import Artifact
+from serving.batch.scorer import Scorer
 
 SEEDS = (0, 1, 2)
 SCORED_ROWS = 100_000

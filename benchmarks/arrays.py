@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset import Dataset
-from data_pipelines.loader import Loader
+from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.dataset.loader import Loader
 
 
 def write_arrays(dataset: Dataset, folder: Path, splits: Collection[str], without: Collection[str] = ()) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import in_turns, machine, spread, table
-from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.checkpoints import step_name
-from recsys.config import ExperimentConfig, parse_config
-from recsys.training import train
+from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.runs.checkpoints import step_name
+from recsys.training.trainer import train
 
 ROWS = 400_000
 EVERY = 40

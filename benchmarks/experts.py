@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import in_turns, machine, spread, table
-from models.experts import MixtureOfExperts
+from models.moe.experts import MixtureOfExperts
 
 ROWS, WIDTH, HIDDEN, TOP_K = 4096, 416, 256, 2
 EXPERTS = (8, 32, 128)

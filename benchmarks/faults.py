@@ -21,18 +21,18 @@ import polars as pl
 import torch
 
 from benchmarks.common import machine
-from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.synthetic import DemoConfig, generate
-from recsys.checkpoints import load_weights
-from recsys.config import ExperimentConfig
-from recsys.exporting import export_run
-from recsys.training import train
-from serving import inputs
-from serving.artifact import Artifact
-from serving.batch_job import run_job
-from serving.jobs import JobStore
-from serving.roots import Roots
-from serving.worker import Worker, stopped_by_signal
+from recsys.config.experiment import ExperimentConfig
+from recsys.export.export import export_run
+from recsys.runs.checkpoints import load_weights
+from recsys.training.trainer import train
+from serving.artifact.artifact import Artifact
+from serving.batch import inputs
+from serving.batch.batch_job import run_job
+from serving.http.allowed_paths import Roots
+from serving.http.jobs import JobStore
+from serving.http.worker import Worker, stopped_by_signal
 from tests.postgres_server import binaries, postgres_server
 
 WORKERS, PART_ROWS, LEASE_S = 4, 4096, 3.0

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, real_data, table
-from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import movielens
-from recsys.codes import code_table
-from recsys.config import ExperimentConfig, parse_config, read_yaml
-from recsys.ledger import measure, total
-from recsys.training import train
+from recsys.config.experiment import ExperimentConfig, parse_config, read_yaml
+from recsys.export.size_report import measure, total
+from recsys.studies.codes import code_table
+from recsys.training.trainer import train
 
 _EXPERIMENT = Path(__file__).parent / "experiments" / "levers.yaml"
 _WHEN = {"begin": 0.05, "end": 0.3}

@@ -17,10 +17,10 @@ import numpy as np
 import polars as pl
 
 from data_pipelines.batch import Batch
-from data_pipelines.dataset import Dataset, prepare
-from data_pipelines.loader import Loader
-from recsys.config import ExperimentConfig
-from recsys.training import train
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.dataset.loader import Loader
+from recsys.config.experiment import ExperimentConfig
+from recsys.training.trainer import train
 
 FEATURES, ROWS, BATCH = 26, 1_100_000, 4096
 TURN, WARM_UP = 37, 5
@@ -84,7 +84,7 @@ class _InTurns(Loader):
 def train_rates(config: ExperimentConfig, dataset: Dataset) -> tuple[list[float], list[float]]:
     """Rows a second, waiting for batches included, of the turns that waited for the loader and of those after them."""
     ends: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, patch("recsys.training.Loader", _InTurns):
+    with tempfile.TemporaryDirectory() as folder, patch("recsys.training.trainer.Loader", _InTurns):
         train(config, dataset, Path(folder, "run"), report=lambda rows, note: ends.append(time.perf_counter()))
     epochs = np.array(ends).reshape(config.train.epochs, -1)
     counted = epochs[:, TURN:]

@@ -26,12 +26,13 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_python, spread, table
-from data_pipelines.dataset import Dataset, prepare
-from data_pipelines.features import DataConfig
-from data_pipelines.sources import ENGINE_SETTINGS
-from data_pipelines.storage import sync
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.disk.storage import sync
+from data_pipelines.features.config import DataConfig
+from data_pipelines.hashing import key_of
+from data_pipelines.logs.sources import ENGINE_SETTINGS
 from data_pipelines.synthetic import DemoConfig, generate
-from data_pipelines.timelines import Timeline, key_of, running
+from data_pipelines.timelines import Timeline, running
 
 COLUMNS = ("timestamp", "user_id", "item_id", "surface", "tags", "price", "clicked")
 HISTORY = {"recent": {"kind": "history", "of": ["item"], "where": "clicked = 1", "last": 200, "entity": "user_id"}}

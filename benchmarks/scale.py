@@ -25,10 +25,10 @@ import yaml
 
 from benchmarks.common import in_turns, machine, peak_rss_bytes, table
 from benchmarks.train import SHAPES, Shape, parts
-from data_pipelines.dataset import Dataset
-from data_pipelines.loader import Loader
-from recsys.config import load_config
-from recsys.training import train
+from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.dataset.loader import Loader
+from recsys.config.experiment import load_config
+from recsys.training.trainer import train
 
 RANKS, BATCH, ROUNDS = (1, 2, 4, 8, 16, 32, 64), 4096, 3
 COLLECTIVES = 8

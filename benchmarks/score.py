@@ -35,20 +35,20 @@ import torch
 from benchmarks.common import in_turns, machine, peak_rss_bytes, peer_says, spread, table
 from benchmarks.prepare import data_config, write_for_peer, write_log
 from data_pipelines.batch import Batch
-from data_pipelines.dataset import prepare
-from data_pipelines.encoder import Encoder
+from data_pipelines.dataset.dataset import prepare
+from data_pipelines.features.encoder import Encoder
 from data_pipelines.synthetic import DemoConfig, generate
+from models.codecs.compact import Precision
+from models.codecs.quantization import Bits
 from models.int8 import observe
-from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
-from models.sparsity.compact import Precision
-from models.sparsity.quantization import Bits
-from models.table_layout import table_layouts
+from models.tables.layout import table_layouts
+from models.tables.plain import PlainTables
 from models.weights import Weights
-from serving.artifact import Artifact, ModelCard, write_artifact
-from serving.batch_job import JobOptions, run_job
-from serving.inputs import Input
-from serving.scorer import Scorer
+from serving.artifact.artifact import Artifact, ModelCard, write_artifact
+from serving.batch.batch_job import JobOptions, run_job
+from serving.batch.inputs import Input
+from serving.batch.scorer import Scorer
 
 THREADS = torch.get_num_threads()
 COPIES = 20

@@ -30,15 +30,15 @@ import torch
 from benchmarks.common import machine, table
 from benchmarks.prepare import write_log
 from benchmarks.score import write_artifacts
-from data_pipelines.compiling import Fitted
-from data_pipelines.encoder import Encoder
-from data_pipelines.features import DataConfig
-from data_pipelines.vocabulary import Vocabulary
-from models.plain_tables import PlainTables
+from data_pipelines.features.compiling import Fitted
+from data_pipelines.features.config import DataConfig
+from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.vocabulary import Vocabulary
 from models.ranker import Ranker, RankerConfig
+from models.tables.plain import PlainTables
 from models.weights import Weights
-from serving.artifact import Artifact, ModelCard, write_artifact
-from serving.scorer import Scorer
+from serving.artifact.artifact import Artifact, ModelCard, write_artifact
+from serving.batch.scorer import Scorer
 
 CONNECTIONS, ROWS, WARM = 8, 100, 1000
 _VALUES, _DIM = 4_200_000, 64

@@ -23,14 +23,14 @@ from typing import Any
 import polars as pl
 
 from benchmarks.common import machine, real_data, table
-from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.ablation.trials import TrialStore
-from recsys.ablation.workers import Workers
-from recsys.config import ExperimentConfig, parse_config, read_yaml
-from recsys.engines import processes
-from recsys.frontier import Frontier, Overrides
+from recsys.config.experiment import ExperimentConfig, parse_config, read_yaml
+from recsys.studies.frontier import Frontier, Overrides
+from recsys.trials.engines import processes
+from recsys.trials.trials import TrialStore
+from recsys.trials.workers import Workers
 
 LOSSES = (0.001, 0.003)
 LARGE_ROWS = 1_000_000

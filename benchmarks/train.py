@@ -26,15 +26,15 @@ from benchmarks.arrays import write_arrays
 from benchmarks.bare_step import bare_step
 from benchmarks.common import machine, peer_says, spread, table
 from data_pipelines.batch import Batch
-from data_pipelines.dataset import Dataset, prepare
-from data_pipelines.loader import Loader
-from models.embeddings import Embedded, SparseTables
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.dataset.loader import Loader
 from models.ranker import DenseTowerConfig, Ranker
-from models.sharding import shard
-from recsys.config import ExperimentConfig
-from recsys.optimizers import make_optimizer
-from recsys.processes import process_group
-from recsys.training import train
+from models.sharding.sharding import shard
+from models.tables.lookup import Embedded, SparseTables
+from recsys.config.experiment import ExperimentConfig
+from recsys.runs.processes import process_group
+from recsys.training.optimizers import make_optimizer
+from recsys.training.trainer import train
 
 BATCH, ROUNDS, STEPS, WARM_UP = 4096, 3, 20, 5
 

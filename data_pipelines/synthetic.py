@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import roc_auc_score
 
-from data_pipelines.storage import new_file, write_file
+from data_pipelines.disk.storage import new_file, write_file
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -4,7 +4,6 @@ Keys are 64-bit hashes of canonical values: two of a million keys share one abou
 rows of a timeline.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,22 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data_pipelines.vocabulary import stable_hash
-
 Int64s = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 
 Values = TypeVar("Values", bound=npt.NDArray[Any])
-
-_MIX = 0x9E3779B97F4A7C15
-
-
-def key_of(texts: Sequence[pl.Expr]) -> pl.Expr:
-    """UInt64 key of one value, or of several together; null where any is null."""
-    key = stable_hash(texts[0])
-    for text in texts[1:]:
-        key = (key * pl.lit(_MIX, dtype=pl.UInt64)) ^ stable_hash(text)
-    return key
 
 
 @dataclass(frozen=True)

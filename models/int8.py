@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.experts import DenseTower
-from models.heads import Heads
-from models.interactions import CrossNet, MultiplicativeBlocks
+from models.layers.heads import Heads
+from models.layers.interactions import CrossNet, MultiplicativeBlocks
+from models.moe.experts import DenseTower
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
@@ -139,7 +139,7 @@ def exact_kernel() -> bool:
 
 
 class Int8Heads(nn.Module):
-    """:class:`models.heads.Heads` with the part that reads the tower in int8."""
+    """:class:`models.layers.heads.Heads` with the part that reads the tower in int8."""
 
     def __init__(self, heads: Heads, grid_2W: Tensor) -> None:
         super().__init__()

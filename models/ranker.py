@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-from models.embeddings import Embedded, SparseTables
-from models.experts import Balance, DenseTower, Gate, MixtureTower, routers
-from models.gates import FeatureGates
-from models.heads import Heads, TasksConfig
-from models.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
-from models.managed_ids import ManagedIds
-from models.normalization import Standardize
-from models.row_norm import RowNorm
-from models.sequence import Histories
-from models.table_layout import TablesConfig
+from models.layers.gates import FeatureGates
+from models.layers.heads import Heads, TasksConfig
+from models.layers.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
+from models.layers.normalization import Standardize
+from models.layers.row_norm import RowNorm
+from models.layers.sequence import Histories
+from models.moe.experts import Balance, DenseTower, Gate, MixtureTower, routers
+from models.tables.layout import TablesConfig
+from models.tables.lookup import Embedded, SparseTables
+from models.tables.managed_ids import ManagedIds
 
 
 class _Part(BaseModel):
@@ -48,7 +48,7 @@ class DenseTowerConfig(_Part):
 
 
 class MixtureConfig(_Part):
-    """Sparse mixture of experts (see :class:`models.experts.MixtureOfExperts`).
+    """Sparse mixture of experts (see :class:`models.moe.experts.MixtureOfExperts`).
 
     Attributes:
         experts: How many there are; ``top_k`` of them see a row.
@@ -59,7 +59,7 @@ class MixtureConfig(_Part):
         balance: ``loss`` adds ``balance_weight`` x balance loss + ``z_weight`` x z-loss; ``bias`` needs no loss.
         blocks: Mixtures on top of each other.
         normalize: A layer norm before each mixture.
-        spread: Spread the experts over the ranks (see :class:`models.expert_parallel.SpreadExperts`).
+        spread: Spread the experts over the ranks (see :class:`models.moe.expert_parallel.SpreadExperts`).
     """
 
     kind: Literal["moe"] = "moe"
@@ -93,8 +93,8 @@ class RankerConfig(TablesConfig):
 
     Attributes:
         context: Features whose embeddings the router reads; all that the tower reads where empty.
-        gates: Multiply each feature by a learned gate (see :class:`models.gates.FeatureGates`).
-        batch_norm: Normalise the row before the interaction (see :class:`models.row_norm.RowNorm`).
+        gates: Multiply each feature by a learned gate (see :class:`models.layers.gates.FeatureGates`).
+        batch_norm: Normalise the row before the interaction (see :class:`models.layers.row_norm.RowNorm`).
     """
 
     context: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ class Ranker(nn.Module):
     Args:
         config: The ``model`` block.
         schema: What the encoded rows hold.
-        tables: Any module whose ``forward(batch)`` gives :class:`~models.embeddings.Embedded`: sharded tables in
+        tables: Any module whose ``forward(batch)`` gives :class:`~models.tables.lookup.Embedded`: sharded tables in
             training, quantized ones when serving.
 
     Raises:

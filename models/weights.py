@@ -10,11 +10,11 @@ from torch import Tensor
 
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
+from models.codecs.compact import Precision
+from models.codecs.quantization import Bits, quantize_rows
 from models.int8 import to_int8
-from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
-from models.sparsity.compact import Precision
-from models.sparsity.quantization import Bits, quantize_rows
+from models.tables.plain import PlainTables
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Weights:
     Attributes:
         config: The ranker's shape. A lever that removes units changes it together with ``dense``.
         schema: The encoded features the ranker reads. A lever that removes a feature removes it here too.
-        tables: (R, d) float32 by table name (see ``models.table_layout.table_layouts``); row i is id i.
+        tables: (R, d) float32 by table name (see ``models.tables.layout.table_layouts``); row i is id i.
         dense: Everything else of the ranker's state, by parameter name (see ``Ranker.dense_state``).
         keep: (R,) bool by vocabulary (a table of the schema; its wide table shares it); ids of rows that are False mean
             OOV from now on. Absent where nothing is pruned. Export drops these rows from tables and vocabulary, so that
@@ -53,7 +53,7 @@ class Weights:
     grids: dict[str, Tensor] = field(default_factory=dict)
 
     def packed_rows(self, name: str) -> Tensor:
-        """(R, W) uint8: the rows of a table as an artifact keeps them (see :mod:`models.sparsity.quantization`)."""
+        """(R, W) uint8: the rows of a table as an artifact keeps them (see :mod:`models.codecs.quantization`)."""
         return quantize_rows(self.tables[name], self.bits.get(name, 32), clip=self.clip, step=self.steps.get(name))
 
     def to_ranker(self) -> Ranker:

@@ -10,19 +10,19 @@ from typing import Any
 import polars as pl
 import yaml
 
-from data_pipelines.dataset import prepare
+from data_pipelines.dataset.dataset import prepare
+from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
-from data_pipelines.storage import write_file
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys import metrics
-from recsys.baselines import write_baselines
-from recsys.config import ExperimentConfig, load_config
-from recsys.evaluation import evaluate
-from recsys.exporting import export_run
-from recsys.pages import Tile, byte_size
-from recsys.reports import Extras, write_report
-from recsys.training import train
-from serving.batch_job import JobOptions, run_job
+from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.evaluation.baselines import write_baselines
+from recsys.evaluation.evaluate import evaluate
+from recsys.export.export import export_run
+from recsys.metrics import metrics
+from recsys.reports.pages import Tile, byte_size
+from recsys.reports.report import Extras, write_report
+from recsys.training.trainer import train
+from serving.batch.batch_job import JobOptions, run_job
 
 MARK = "planted.json"
 """The file by which a folder is known as one that a demo may replace."""

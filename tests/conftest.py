@@ -93,4 +93,6 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=25, help="damaged logs to try in tests/data_pipelines/test_fuzz.py")
+    parser.addoption(
+        "--fuzz", type=int, default=25, help="damaged logs to try in tests/data_pipelines/logs/test_damaged_logs.py"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def stop_after(rows: int) -> Callable[[int, str], None]:
-    """A ``report`` for :func:`recsys.training.train` that sends SIGTERM to this process once ``rows`` were exceeded."""
+    """A ``report`` for :func:`recsys.training.trainer.train` that sends SIGTERM to this process once ``rows`` were exceeded."""
     seen = 0
 
     def report(step_rows: int, note: str) -> None:

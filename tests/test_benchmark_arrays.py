@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from benchmark_modules import benchmark_module
 
-from data_pipelines.dataset import prepare
-from data_pipelines.features import DataConfig
+from data_pipelines.dataset.dataset import prepare
+from data_pipelines.features.config import DataConfig
 
 HISTORY = {"kind": "history", "of": ["item"], "where": "click = 1", "last": 4}
 

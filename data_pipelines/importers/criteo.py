@@ -4,8 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
+from data_pipelines.disk.storage import new_file
 from data_pipelines.errors import UserError
-from data_pipelines.storage import new_file
 
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
+from data_pipelines.disk.storage import new_file
 from data_pipelines.errors import UserError
-from data_pipelines.storage import new_file
 
 _RATINGS = {"user_id": pl.Int64, "movie_id": pl.Int64, "rating": pl.Int8, "timestamp": pl.Int64}
 _USERS = {"user_id": pl.Int64, "gender": pl.String, "age": pl.Int8, "occupation": pl.Int8, "zip": pl.String}

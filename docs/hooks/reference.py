@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from recsys.cli import app
-from recsys.config import ExperimentConfig
+from recsys.config.experiment import ExperimentConfig
 
 BOUNDS = {
     "ge": "at least {}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.activations import KWinners
+from models.layers.activations import KWinners
 from models.sparsity.lever import Density, Lever, LeverConfig, Rate, dense_weights
 from models.sparsity.shadow import transform_weight
 

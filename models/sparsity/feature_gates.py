@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from models.gates import FeatureGates, open_share
+from models.layers.gates import FeatureGates, open_share
 from models.sparsity.features import drop_features
 from models.sparsity.lever import Lever, Penalty, Strength
 
@@ -30,7 +30,7 @@ class FeatureGatesConfig(Penalty):
 
 
 class FeatureSelection(Lever):
-    """L0 penalty on hard-concrete gates (see :class:`models.gates.FeatureGates`)."""
+    """L0 penalty on hard-concrete gates (see :class:`models.layers.gates.FeatureGates`)."""
 
     name: ClassVar[str] = "feature_gates"
 

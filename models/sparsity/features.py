@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import DenseSpec, Schema, SparseSpec
-from models.table_layout import Pooling, table_layouts
+from models.tables.layout import Pooling, table_layouts
 
 if TYPE_CHECKING:
     from models.weights import Weights

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
-from models.embeddings import Embedded, SparseTables
 from models.sparsity.lever import Lever, LeverConfig, Rate, State, Strength, tensors
 from models.sparsity.tables import shards
-from models.table_layout import OOV_ID, TableLayout
+from models.tables.layout import OOV_ID, TableLayout
+from models.tables.lookup import Embedded, SparseTables
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

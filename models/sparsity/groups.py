@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from models.experts import routers
+from models.moe.experts import routers
 from models.sparsity.experts import expert_layers, mark_dead_experts, remove_dead_experts
 from models.sparsity.l1 import adaptivity
 from models.sparsity.lever import Count, Lever, Penalty, State, Strength, tensors
 from models.sparsity.row_pruning import prepare_masks, redirect
 from models.sparsity.tables import chosen_tables, column_sums, reserved_rows, row, shards, squared_distance_to_oov
 from models.sparsity.units import remove_dead_units, unit_layers
-from models.table_layout import OOV_ID
+from models.tables.layout import OOV_ID
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

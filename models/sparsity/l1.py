@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.sparsity.lever import Count, Lever, Penalty, Strength, dense_weights
 from models.sparsity.tables import chosen_tables, shards
-from models.table_rows import TableShard
+from models.tables.rows import TableShard
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

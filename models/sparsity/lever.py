@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
-    from models.heads import TaskKind
+    from models.layers.heads import TaskKind
     from models.ranker import Ranker
     from models.weights import Weights
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from models.embeddings import SparseTables
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity, Strength
 from models.sparsity.row_pruning import prepare_masks, redirect
 from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, shards, transform_rows
-from models.table_layout import OOV_ID
-from models.table_rows import TableShard
+from models.tables.layout import OOV_ID
+from models.tables.lookup import SparseTables
+from models.tables.rows import TableShard
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

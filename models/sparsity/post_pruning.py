@@ -12,13 +12,13 @@ from pydantic import model_validator
 from torch import Tensor
 
 from data_pipelines.batch import Batch
-from models.heads import TaskKind, task_losses
-from models.plain_tables import PlainTables
+from models.codecs.quantization import row_bytes
+from models.layers.heads import TaskKind, task_losses
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity
-from models.sparsity.quantization import row_bytes
 from models.sparsity.row_pruning import prepare_masks
 from models.sparsity.tables import chosen_tables
-from models.table_layout import OOV_ID, table_layouts
+from models.tables.layout import OOV_ID, table_layouts
+from models.tables.plain import PlainTables
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
-from models.heads import TaskKind
+from models.codecs.compact import Precision, compress, decompress
+from models.codecs.quantization import Bits, choose_bits, common_step, fake_quantize, narrowest
 from models.int8 import observe
-from models.sparsity.compact import Precision, compress, decompress
+from models.layers.heads import TaskKind
 from models.sparsity.lever import Count, Lever, LeverConfig, Step, dense_weights
-from models.sparsity.quantization import Bits, choose_bits, common_step, fake_quantize, narrowest
 from models.sparsity.shadow import transform_weight
 from models.sparsity.tables import check_names, chosen_tables, kept_tables, lookup_counts, transform_rows
 

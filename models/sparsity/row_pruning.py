@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from data_pipelines.errors import UserError
-from models.embeddings import SparseTables
 from models.sparsity.lever import Lever, Schedule, Sparsity
 from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, shards, squared_distance_to_oov
-from models.table_rows import TableShard
+from models.tables.lookup import SparseTables
+from models.tables.rows import TableShard
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, TableSpec
 from data_pipelines.errors import UserError
-from models.embeddings import RowTransform, SparseTables
-from models.table_layout import OOV_ID, TableLayout, table_layouts
-from models.table_rows import TableShard, local_rows
+from models.tables.layout import OOV_ID, TableLayout, table_layouts
+from models.tables.lookup import RowTransform, SparseTables
+from models.tables.rows import TableShard, local_rows
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

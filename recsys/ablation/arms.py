@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, Literal
 
 from data_pipelines.errors import UserError
-from data_pipelines.features import DataConfig
-from recsys.ablation.config import StudyConfig
+from data_pipelines.features.config import DataConfig
+from recsys.config.study import StudyConfig
+from recsys.trials.trials import Change
 
 Kind = Literal[
     "base",
@@ -30,7 +31,6 @@ Kind = Literal[
     "selection",
     "warm_start",
 ]
-Change = Literal["permute", "permute_within", "mask", "mask_oov", "warm_start"]
 LOOKS: dict[Change, str] = {
     "permute": "permute",
     "permute_within": "permute within",

@@ -11,10 +11,10 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.ablation.arms import Arm
-from recsys.ablation.config import StudyConfig
-from recsys.comparison import TestRows
-from recsys.metrics import LOWER_IS_BETTER
-from recsys.significance import (
+from recsys.config.study import StudyConfig
+from recsys.evaluation.comparison import TestRows
+from recsys.metrics.metrics import LOWER_IS_BETTER
+from recsys.metrics.significance import (
     Effect,
     Floats,
     benjamini_hochberg,

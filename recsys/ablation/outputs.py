@@ -4,11 +4,11 @@ from pathlib import Path
 
 import polars as pl
 
-from data_pipelines.storage import new_directory
+from data_pipelines.disk.storage import new_directory
 from recsys.ablation.page import FORESTS, StudyPage
 from recsys.ablation.study import Study
 from recsys.ablation.tables import Findings
-from recsys.config import to_yaml
+from recsys.config.experiment import to_yaml
 from recsys.plots.style import png
 
 PAGE = "report.html"

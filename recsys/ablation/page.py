@@ -12,11 +12,11 @@ from recsys.ablation.arms import BASE, LOOKS, Kind
 from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.study import Study
 from recsys.ablation.tables import Findings
-from recsys.config import to_yaml
-from recsys.metrics import METRICS
-from recsys.pages import NONE, Grid, Line, Section, Tile, byte_size, duration, figure_of, signed, write_page
+from recsys.config.experiment import to_yaml
+from recsys.metrics.metrics import METRICS
 from recsys.plots.studies import Point, Row, cost_benefit, forest, heat_map
 from recsys.plots.style import Draw, svg
+from recsys.reports.pages import NONE, Grid, Line, Section, Tile, byte_size, duration, figure_of, signed, write_page
 
 FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
     "leave-one-out": (

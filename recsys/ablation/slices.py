@@ -4,9 +4,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data_pipelines.dataset import Dataset
+from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
-from recsys.ablation.config import SliceConfig, StudyConfig
+from recsys.config.study import SliceConfig, StudyConfig
 
 _RARE = 0.2
 _FREQUENT = 0.8

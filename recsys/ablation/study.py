@@ -13,21 +13,21 @@ from typing import Any
 import polars as pl
 import torch
 
-from data_pipelines.dataset import Dataset
+from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
-from models.embeddings import SparseTables
 from models.ranker import Ranker
+from models.tables.lookup import SparseTables
 from recsys.ablation import selection
 from recsys.ablation.arms import BASE, CORE, Arm, Units, narrow, plan_arms
-from recsys.ablation.config import StudyConfig
 from recsys.ablation.effects import Judge
-from recsys.ablation.execution import experiment
 from recsys.ablation.slices import slice_masks
-from recsys.ablation.trials import Figures, Trial, TrialStore, code_fingerprint
-from recsys.ablation.workers import Workers
-from recsys.config import ExperimentConfig, chosen_features, override
-from recsys.metrics import METRICS, NEEDS_USERS
-from recsys.significance import Floats
+from recsys.config.experiment import ExperimentConfig, chosen_features, override
+from recsys.config.study import StudyConfig
+from recsys.metrics.metrics import METRICS, NEEDS_USERS
+from recsys.metrics.significance import Floats
+from recsys.trials.execution import experiment
+from recsys.trials.trials import Figures, Trial, TrialStore, code_fingerprint
+from recsys.trials.workers import Workers
 
 _META = torch.device("meta")
 _LOOK_SECONDS = 2.0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from recsys.engines import Engine
+    from recsys.trials.engines import Engine
 
 app = typer.Typer(
     name="recsys",
@@ -44,7 +44,7 @@ def local_folder(location: str) -> Path:
     """Parse an argument that names a directory to read: a path, or an address whose directory is fetched."""
     if "://" not in location:
         return Path(location)
-    from data_pipelines.object_store import fetched
+    from data_pipelines.disk.object_store import fetched
 
     try:
         return fetched(location)
@@ -60,7 +60,7 @@ def trial_engine(
         from recsys.cluster.trials import ray_tasks
 
         return ray_tasks(address, jobs=jobs, threads=threads)
-    from recsys.engines import processes
+    from recsys.trials.engines import processes
 
     return processes(jobs=jobs, threads=threads)
 

@@ -24,10 +24,10 @@ def prepare(
     """Encode a log into a data set: vocabularies, splits, histories, statistics."""
     import time
 
-    from data_pipelines.dataset import prepare
-    from data_pipelines.object_store import sent
-    from data_pipelines.preparation import Engine
-    from recsys.config import load_config
+    from data_pipelines.dataset.dataset import prepare
+    from data_pipelines.dataset.prepare import Engine
+    from data_pipelines.disk.object_store import sent
+    from recsys.config.experiment import load_config
 
     workers: Engine | None = None
     if engine == "ray":
@@ -67,7 +67,7 @@ def update(
     """Bring a state forward by the events of another log."""
     from datetime import UTC, datetime
 
-    from data_pipelines.state import State
+    from data_pipelines.past.state import State
 
     updated = State.open(folder).update(log, out)
     latest = datetime.fromtimestamp(updated.latest / 1e6, UTC)

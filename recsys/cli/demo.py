@@ -39,7 +39,7 @@ def demo(
 def _table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from recsys.pages import byte_size
+    from recsys.reports.pages import byte_size
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim")

@@ -9,7 +9,7 @@ from data_pipelines.errors import UserError
 from recsys.cli.common import Json, app, command, finish
 
 if TYPE_CHECKING:
-    from data_pipelines.inspection import LogProfile
+    from data_pipelines.profile.inspection import LogProfile
 
 imports = typer.Typer(no_args_is_help=True, help="Make an ordinary Parquet log of a public data set.")
 app.add_typer(imports, name="import")
@@ -73,7 +73,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Say what is in a log (types, nulls, skew, suspicious columns), or in anything that recsys wrote."""
-    from recsys.summaries import kind_of
+    from recsys.reports.summaries import kind_of
 
     kind = kind_of(Path(path))
     if kind is not None:
@@ -81,12 +81,12 @@ def inspect(
         return
     if Path(path, "config.yaml").is_file():
         raise UserError(f"{path} is a run that is not complete: go on with `recsys train --resume`.")
-    from data_pipelines.inspection import inspect_log
+    from data_pipelines.profile.inspection import inspect_log
 
     profile = inspect_log(path, label=label, time=time, user=user, positive=positive or ())
     _print_profile(profile, json)
     if html is not None:
-        from recsys.log_page import write_log_page
+        from recsys.reports.log_page import write_log_page
 
         write_log_page(profile, html)
     written: dict[str, Any] = {"log": path, "rows": profile.rows} | ({"page": html} if html else {})
@@ -105,9 +105,9 @@ def init(
     json: Json = False,
 ) -> None:
     """Write a commented experiment to start from, by looking at the columns of a log."""
-    from data_pipelines.inspection import inspect_log
-    from data_pipelines.starter import starter_config
-    from data_pipelines.storage import write_file
+    from data_pipelines.disk.storage import write_file
+    from data_pipelines.profile.inspection import inspect_log
+    from data_pipelines.profile.starter_config import starter_config
 
     if config.exists():
         raise UserError(f"{config} already exists: name another file, or remove it first.")
@@ -124,7 +124,7 @@ def init(
 
 
 def _summary(path: Path, kind: str) -> dict[str, Any]:
-    from recsys.summaries import dataset_summary, run_summary
+    from recsys.reports.summaries import dataset_summary, run_summary
 
     match kind:
         case "dataset":
@@ -133,7 +133,7 @@ def _summary(path: Path, kind: str) -> dict[str, Any]:
             return run_summary(path)
         case "artifact":
             from recsys.cli.serve import summary
-            from serving.artifact import Artifact
+            from serving.artifact.artifact import Artifact
 
             return summary(Artifact.open(path, verify="full"))
     raise UserError(f"{path} is a {kind}: `recsys inspect` tells of logs, data sets, runs and artifacts.")
@@ -143,7 +143,7 @@ def _print_profile(profile: "LogProfile", json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from recsys.log_page import COLUMN_HEADS, NUMERIC_HEADS, column_cells, column_name
+    from recsys.reports.log_page import COLUMN_HEADS, NUMERIC_HEADS, column_cells, column_name
 
     console = Console(stderr=json)
     if not console.is_terminal:

@@ -25,11 +25,11 @@ def plan_verb(
     """Print the sharding plan: tables, bytes and traffic of each rank."""
     import psutil
 
-    from data_pipelines.dataset import Dataset
+    from data_pipelines.dataset.dataset import Dataset
+    from data_pipelines.dataset.loader import Loader
     from data_pipelines.errors import UserError
-    from data_pipelines.loader import Loader
-    from models.planning import draw_plan
-    from recsys.config import load_config
+    from models.sharding.planning import draw_plan
+    from recsys.config.experiment import load_config
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: say cpu or cuda.")

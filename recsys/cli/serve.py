@@ -25,8 +25,8 @@ def export_verb(
     json: Json = False,
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
-    from data_pipelines.object_store import sent
-    from recsys.exporting import export_run
+    from data_pipelines.disk.object_store import sent
+    from recsys.export.export import export_run
 
     with sent(artifact, replace=replace) as folder:
         figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))
@@ -66,8 +66,8 @@ def verify_verb(
     json: Json = False,
 ) -> None:
     """Score the same rows with an artifact and with its run, and compare."""
-    from recsys.exporting import verify_artifact
-    from serving.artifact import Artifact
+    from recsys.export.export import verify_artifact
+    from serving.artifact.artifact import Artifact
 
     result = verify_artifact(Artifact.open(artifact, verify="full"), against, dataset=dataset, rows=rows, split=split)
     finish(result, json, command("score", artifact, "INPUT", "OUTPUT"))
@@ -95,10 +95,10 @@ def score_verb(
     json: Json = False,
 ) -> None:
     """Score rows of any size; killed and started again, it goes on where it was."""
+    from data_pipelines.disk.object_store import sent
     from data_pipelines.errors import UserError
-    from data_pipelines.object_store import sent
-    from serving.artifact import Artifact
-    from serving.batch_job import Engine, JobOptions, run_job
+    from serving.artifact.artifact import Artifact
+    from serving.batch.batch_job import Engine, JobOptions, run_job
 
     if top_k is not None and candidates is None:
         raise UserError("--top-k chooses from candidates: name their table with --candidates.")
@@ -141,7 +141,7 @@ def serve_verb(
 ) -> None:
     """Serve scores over HTTP, work jobs off, and show it all on a page."""
     with _extra():
-        from serving.server import serve
+        from serving.http.server import serve
 
     named = dict(_named(artifact) for artifact in artifacts)
     serve(named, data_roots, jobs_db, host=host, port=port, workers=workers)
@@ -172,6 +172,6 @@ def token_verb(
 ) -> None:
     """Make a bearer token for the service and print it: only its hash is kept."""
     with _extra():
-        from serving.jobs import JobStore
+        from serving.http.jobs import JobStore
 
     print(JobStore(jobs_db).new_token(name))

@@ -20,9 +20,9 @@ def sparsity(
     Of a run also what the whole does as trained and as served: AUC with interval, sizes, rates. KEY=VALUE overrides try
     other levers of export on it, such as sparsity.quantization.table_bits=4.
     """
-    from recsys.ledger import Part, measure, summary
-    from recsys.summaries import kind_of
-    from serving.artifact import Artifact
+    from recsys.export.size_report import Part, measure, summary
+    from recsys.reports.summaries import kind_of
+    from serving.artifact.artifact import Artifact
 
     if kind_of(source) == "artifact":
         recorded = Artifact.open(source, verify="sizes").card.sparsity
@@ -39,7 +39,7 @@ def _print_ledger(rows: list[dict[str, Any]], json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from recsys.pages import byte_size
+    from recsys.reports.pages import byte_size
 
     table = Table("part", "kind", "numbers", "density", "checkpoint", "artifact", "FLOPs before", "after")
     table.columns[0].overflow = "fold"
@@ -76,12 +76,12 @@ def frontier(
 
     Killed and started again, it goes on where it was; points that only differ in what export does share a training.
     """
-    from data_pipelines.dataset import Dataset
-    from recsys.ablation.trials import TrialStore
-    from recsys.ablation.workers import Workers
-    from recsys.config import load_config
-    from recsys.engines import processes
-    from recsys.frontier import Frontier, grid
+    from data_pipelines.dataset.dataset import Dataset
+    from recsys.config.experiment import load_config
+    from recsys.studies.frontier import Frontier, grid
+    from recsys.trials.engines import processes
+    from recsys.trials.trials import TrialStore
+    from recsys.trials.workers import Workers
 
     experiment, data = load_config(config), Dataset.open(dataset)
     store = TrialStore(trials or study.parent / "trials")
@@ -110,9 +110,9 @@ def select(
     json: Json = False,
 ) -> None:
     """Rank the features, and write the config without those that carry nothing."""
-    from data_pipelines.dataset import Dataset
-    from recsys.config import load_config
-    from recsys.selection import select_features
+    from data_pipelines.dataset.dataset import Dataset
+    from recsys.config.experiment import load_config
+    from recsys.studies.feature_selection import select_features
 
     experiment, data = load_config(config), Dataset.open(dataset)
     result = select_features(experiment, data, out, by=by, keep=keep, run=run)
@@ -132,7 +132,7 @@ def codes(
 ) -> None:
     """Turn a table's rows into a few named codes each, and measure neighbours, bytes and AUC."""
     from data_pipelines.errors import UserError
-    from recsys.codes import code_table
+    from recsys.studies.codes import code_table
 
     if method not in ("autoencoder", "dictionary"):
         raise UserError(f"--method {method!r} is no method: choose autoencoder or dictionary.")

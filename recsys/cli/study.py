@@ -24,7 +24,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Write one HTML page about a run, or about several side by side."""
-    from recsys.reports import write_report
+    from recsys.reports.report import write_report
 
     page = write_report(runs, out or runs[0] / "report.html")
     finish({"report": page}, json)
@@ -49,13 +49,13 @@ def ablate(
     json: Json = False,
 ) -> None:
     """Find out which features, levers and model parts earn their keep, and how sure one can be of it."""
-    from data_pipelines.dataset import Dataset
+    from data_pipelines.dataset.dataset import Dataset
     from recsys.ablation.outputs import PAGE, write_study
     from recsys.ablation.study import Study
     from recsys.ablation.tables import find
-    from recsys.ablation.trials import TrialStore
-    from recsys.ablation.workers import Workers
-    from recsys.config import load_config
+    from recsys.config.experiment import load_config
+    from recsys.trials.trials import TrialStore
+    from recsys.trials.workers import Workers
 
     experiment, data = load_config(config, overrides or ()), Dataset.open(dataset)
     store = TrialStore(trials or study.parent / "trials")
@@ -86,7 +86,7 @@ def _print_plan(plan: "Plan", json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from recsys.pages import byte_size, duration
+    from recsys.reports.pages import byte_size, duration
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("arm", "kind", "compared with"):
@@ -119,7 +119,7 @@ def _leaderboard(study: "Study") -> Iterator[Callable[["Progress"], None]]:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    from recsys.pages import duration
+    from recsys.reports.pages import duration
 
     console = Console(stderr=True)
     began = time.monotonic()

@@ -36,9 +36,9 @@ def train_verb(
     json: Json = False,
 ) -> None:
     """Train a ranker; under torchrun, on several ranks."""
-    from data_pipelines.dataset import Dataset
-    from recsys.config import load_config
-    from recsys.training import InterruptedTrainingError, train
+    from data_pipelines.dataset.dataset import Dataset
+    from recsys.config.experiment import load_config
+    from recsys.training.trainer import InterruptedTrainingError, train
 
     experiment = load_config(config, overrides or ())
     data = Dataset.open(dataset)
@@ -73,9 +73,9 @@ def evaluate_verb(
     json: Json = False,
 ) -> None:
     """Score a split with a run's weights and measure everything."""
-    from data_pipelines.dataset import Dataset
-    from recsys.baselines import write_baselines
-    from recsys.evaluation import dataset_of, evaluate
+    from data_pipelines.dataset.dataset import Dataset
+    from recsys.evaluation.baselines import write_baselines
+    from recsys.evaluation.evaluate import dataset_of, evaluate
 
     data = Dataset.open(dataset or dataset_of(run))
     evaluation = evaluate(run, data, split, slice_by=slice_by)
@@ -100,9 +100,9 @@ def tune_verb(
     json: Json = False,
 ) -> None:
     """Search the keys of the config's `tune.space`; run it again to go on."""
-    from data_pipelines.dataset import Dataset
-    from recsys.config import load_config
-    from recsys.tuning import tune
+    from data_pipelines.dataset.dataset import Dataset
+    from recsys.config.experiment import load_config
+    from recsys.studies.tuning import tune
 
     trials, data = load_config(config, overrides or ()).tune.trials, Dataset.open(dataset)
     with (

@@ -10,14 +10,14 @@ from functools import partial
 
 import polars as pl
 
-from data_pipelines.preparation import Engine, Work
+from data_pipelines.dataset.prepare import Engine, Work
 from recsys.cluster.connection import processors, ray_cluster
 
 PART_ROWS = 1 << 18
 
 
 def ray_engine(address: str | None = None) -> Engine:
-    """The engine of :func:`data_pipelines.dataset.prepare` that works on the Ray cluster at ``address``."""
+    """The engine of :func:`data_pipelines.dataset.dataset.prepare` that works on the Ray cluster at ``address``."""
     return partial(_parts, address)
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from recsys.cluster.connection import processors, ray_cluster
-from serving.artifact import Artifact
-from serving.batch_job import Engine, JobOptions, Scored, Workers, score_part
-from serving.inputs import Part
-from serving.scorer import Scorer
+from serving.artifact.artifact import Artifact
+from serving.batch.batch_job import Engine, JobOptions, Scored, Workers, score_part
+from serving.batch.inputs import Part
+from serving.batch.scorer import Scorer
 
 
 def ray_engine(address: str | None = None) -> Engine:
-    """The engine of :func:`serving.batch_job.run_job` that scores on the Ray cluster at ``address``.
+    """The engine of :func:`serving.batch.batch_job.run_job` that scores on the Ray cluster at ``address``.
 
     The artifact must lie at the same path on every node.
     """

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from recsys.cluster.connection import processors, ray_cluster
-from recsys.engines import THREAD_VARIABLES, Engine
+from recsys.trials.engines import THREAD_VARIABLES, Engine
 
 
 @contextmanager

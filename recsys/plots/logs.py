@@ -7,7 +7,7 @@ from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from data_pipelines.inspection import Histogram
+from data_pipelines.profile.inspection import Histogram
 from recsys.plots.style import Draw, Palette, panel
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from data_pipelines.dataset import Dataset, prepare
-from recsys.config import ExperimentConfig
-from recsys.exporting import export_run
-from recsys.training import train
+from data_pipelines.dataset.dataset import Dataset, prepare
+from recsys.config.experiment import ExperimentConfig
+from recsys.export.export import export_run
+from recsys.training.trainer import train
 
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
 

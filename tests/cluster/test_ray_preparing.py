@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from data_pipelines.dataset import Dataset, prepare
-from data_pipelines.features import DataConfig
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.features.config import DataConfig
 from recsys.cluster import preparing
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from data_pipelines.errors import UserError
 from recsys.cluster.scoring import ray_engine
-from serving import inputs
-from serving.artifact import Artifact
-from serving.batch_job import run_job
+from serving.artifact.artifact import Artifact
+from serving.batch import inputs
+from serving.batch.batch_job import run_job
 
 
 @pytest.fixture(autouse=True)

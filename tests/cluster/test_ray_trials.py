@@ -10,15 +10,15 @@ import pytest
 import yaml
 from polars.testing import assert_frame_equal
 
-from data_pipelines.dataset import Dataset
+from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from recsys.ablation.study import Progress, Study
-from recsys.ablation.trials import TrialStore
-from recsys.ablation.workers import Workers
 from recsys.cluster.trials import ray_tasks
-from recsys.config import ExperimentConfig, parse_config
-from recsys.engines import Engine, processes
-from recsys.tuning import tune
+from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.studies.tuning import tune
+from recsys.trials.engines import Engine, processes
+from recsys.trials.trials import TrialStore
+from recsys.trials.workers import Workers
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import psutil
 import pytest
 from polars.testing import assert_frame_equal
 
-from data_pipelines.dataset import Dataset, prepare
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
-from data_pipelines.storage import open_directory
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config import ExperimentConfig, load_config, to_yaml
-from recsys.evaluation import evaluate
-from recsys.training import train
+from recsys.config.experiment import ExperimentConfig, load_config, to_yaml
+from recsys.evaluation.evaluate import evaluate
+from recsys.training.trainer import train
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -13,10 +13,10 @@ from ranker_examples import SCHEMA, random_batch, take_rows
 
 from data_pipelines.errors import UserError
 from models.int8 import Int8Linear, observe
-from models.plain_tables import PlainTables
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.precision import Quantization, QuantizationConfig
-from models.table_layout import table_layouts
+from models.tables.layout import table_layouts
+from models.tables.plain import PlainTables
 from models.weights import Weights
 
 MODELS = {

@@ -10,8 +10,8 @@ from torchrec import KeyedJaggedTensor
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-from models.embeddings import SparseTables
 from models.ranker import Ranker, RankerConfig
+from models.tables.lookup import SparseTables
 
 MLP = {"kind": "mlp", "hidden": [12]}
 MOE = {"kind": "moe", "experts": 4, "hidden": 8, "shared": True}

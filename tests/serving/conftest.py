@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from postgres_server import binaries, postgres_server
 
-from data_pipelines.dataset import Dataset, prepare
-from recsys.config import ExperimentConfig
-from recsys.exporting import export_run
-from recsys.training import train
+from data_pipelines.dataset.dataset import Dataset, prepare
+from recsys.config.experiment import ExperimentConfig
+from recsys.export.export import export_run
+from recsys.training.trainer import train
 
 
 @pytest.fixture(scope="session")

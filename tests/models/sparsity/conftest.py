@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines.dataset import Dataset, prepare
-from recsys.config import ExperimentConfig
+from data_pipelines.dataset.dataset import Dataset, prepare
+from recsys.config.experiment import ExperimentConfig
 
 Configure = Callable[..., ExperimentConfig]
 

@@ -14,13 +14,13 @@ import torch
 import yaml
 from stopping import stop_after
 
-from data_pipelines.dataset import Dataset
+from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from models.weights import Weights
-from recsys.checkpoints import load_weights, read_tensors
-from recsys.config import ExperimentConfig
-from recsys.exporting import export_run, shrunk_weights, verify_artifact
-from recsys.training import InterruptedTrainingError, train
+from recsys.config.experiment import ExperimentConfig
+from recsys.export.export import export_run, shrunk_weights, verify_artifact
+from recsys.runs.checkpoints import load_weights, read_tensors
+from recsys.training.trainer import InterruptedTrainingError, train
 
 Configure = Callable[..., ExperimentConfig]
 MLP = {"interaction": {"kind": "cross", "layers": 2}, "tower": {"kind": "mlp", "hidden": [32, 16]}}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ranker_examples import SCHEMA, random_batch
 
 from data_pipelines.batch import NULL_ID
-from models.plain_tables import PlainTables
+from models.codecs.quantization import row_bytes
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.experts import expert_layers, remove_dead_experts
 from models.sparsity.feature_gates import gate_values
@@ -18,10 +18,10 @@ from models.sparsity.groups import remove_dead_dims
 from models.sparsity.low_rank import LowRank, LowRankConfig
 from models.sparsity.post_pruning import row_saliency, within_budget
 from models.sparsity.precision import Quantization, QuantizationConfig
-from models.sparsity.quantization import row_bytes
 from models.sparsity.tables import lookup_counts
 from models.sparsity.units import remove_dead_units, unit_layers
-from models.table_layout import OOV_ID, table_layouts
+from models.tables.layout import OOV_ID, table_layouts
+from models.tables.plain import PlainTables
 from models.weights import Weights
 
 TOWERS = {

@@ -1,0 +1,217 @@
+"""The encoded columns of one split, memory-mapped from its Arrow files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from data_pipelines.arrays import to_arrow
+from data_pipelines.batch import NULL_ID, Schema
+from data_pipelines.dataset.blocks import Bags, Block, EventSlices
+from data_pipelines.disk.storage import sync
+from data_pipelines.names import LENGTH, START
+
+LABEL = "label:"
+KEY = "key:"
+WEIGHTS = ":weights"
+PART_ROWS = 1 << 20
+
+Range = tuple[int, int]
+Piece = tuple[int, int, int]
+"""A record batch, and where in it rows start and stop."""
+
+
+class PartWriter:
+    """Writes frames of one schema into ``part-*.arrow`` files of at most about ``PART_ROWS`` rows.
+
+    What is written goes to the disk while more is worked out, so that whoever flushes all in the end hardly waits.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.rows = folder, 0
+        self._parts, self._in_part = 0, 0
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self._aside = ThreadPoolExecutor(1)
+        self._flushed: Future[None] = Future()
+        self._flushed.set_result(None)
+
+    def write(self, frame: pl.DataFrame) -> None:
+        """Append rows; an empty frame only makes sure that there is a part to take the schema from."""
+        if self._writer is None or self._in_part >= PART_ROWS:
+            self._end_part()
+            self._path = self.folder / f"part-{self._parts:05d}.arrow"
+            self._writer = pa.ipc.new_file(str(self._path), to_arrow(frame.clear()).schema)
+            self._parts, self._in_part = self._parts + 1, 0
+        if len(frame):
+            self._writer.write_table(to_arrow(frame))
+            self._flush()
+        self._in_part += len(frame)
+        self.rows += len(frame)
+
+    def close(self) -> None:
+        self._end_part()
+        self._flushed.result()  # the kernel tells of a write that failed only once
+        self._aside.shutdown()
+
+    def _end_part(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        """Start, where the last flush has ended."""
+        if self._flushed.done():
+            self._flushed.result()
+            self._flushed = self._aside.submit(sync, self._path)
+
+
+@dataclass(frozen=True)
+class Events:
+    """The events of one history, by entity and time: encoded ids of each feature, microseconds, rows of the log."""
+
+    ids: Mapping[str, npt.NDArray[np.int32]]
+    times: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.uint32]
+
+    @staticmethod
+    def open(folder: Path) -> "Events":
+        ids = {path.stem: _mapped(path, np.int32) for path in sorted(folder.glob("*.i32"))}
+        return Events(ids, _mapped(folder / "times.i64", np.int64), _mapped(folder / "rows.u32", np.uint32))
+
+
+@dataclass
+class Columns:
+    """Encoded columns of one split. Nothing is read before it is asked for."""
+
+    batches: Sequence[pa.RecordBatch]
+    schema: Schema
+    events: Mapping[str, Events] = field(default_factory=dict)
+    labelled: bool = True
+
+    def __post_init__(self) -> None:
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+        self._flat_cache: dict[str, list[np.ndarray]] = {}
+        self._list_cache: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    @staticmethod
+    def open(folder: Path, schema: Schema, events: Mapping[str, Events]) -> "Columns":
+        batches: list[pa.RecordBatch] = []
+        for path in sorted(folder.glob("part-*.arrow")):
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        return Columns(batches, schema, events)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def block(self, ranges: Iterable[Range], *, shuffled: bool = False) -> Block:
+        """The rows of some ranges, one after the other; ``shuffled`` if batches will not take them in this order."""
+        ranges = list(ranges)
+        pieces = [piece for start, stop in ranges for piece in self._pieces(start, stop)]
+        ids, bags, pasts = list[str](), dict[str, Bags](), dict[str, EventSlices]()
+        for feature in self.schema.sparse:
+            if feature.kind == "id":
+                ids.append(feature.name)
+            elif feature.kind == "bag" or feature.sequence not in self.events:
+                bags[feature.name] = self._bags(feature.name, pieces, weighted=feature.weighted)
+            elif feature.sequence not in pasts:
+                assert feature.sequence is not None
+                pasts[feature.sequence] = self._past(feature.sequence, pieces)
+        size = sum(stop - start for start, stop in ranges)
+        dense = [
+            self._flat(feature.name, pieces, feature.width).reshape(size, feature.width)
+            for feature in self.schema.dense
+        ]
+        labels = [self._flat(LABEL + task, pieces) for task in self.schema.tasks] if self.labelled else []
+        return Block(
+            ids={name: row for row, name in enumerate(ids)},
+            id_matrix=self._id_matrix(ids, pieces, size, by_row=shuffled),
+            bags=bags,
+            pasts=pasts,
+            dense=np.concatenate(dense, axis=1) if dense else np.empty((size, 0), np.float32),
+            labels=np.stack(labels, axis=1) if labels else None,
+            rows=np.concatenate([np.arange(start, stop) for start, stop in ranges] or [np.empty(0, np.int64)]),
+        )
+
+    def _pieces(self, start: int, stop: int) -> Iterable[Piece]:
+        """What makes up a range of rows."""
+        batch = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            low, high = int(self._starts[batch]), int(self._starts[batch + 1])
+            yield batch, start - low, min(stop, high) - low
+            start, batch = high, batch + 1
+
+    def _arrays(self, name: str) -> list[np.ndarray]:
+        """Values of a column, one array a record batch; several numbers a row lie one after the other."""
+        if name not in self._flat_cache:
+            self._flat_cache[name] = [_numpy(batch.column(name)) for batch in self.batches]
+        return self._flat_cache[name]
+
+    def _lists(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Offsets and values of a column of lists, one pair a record batch."""
+        if name not in self._list_cache:
+            columns = (batch.column(name) for batch in self.batches)
+            self._list_cache[name] = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
+        return self._list_cache[name]
+
+    def _flat(self, name: str, pieces: Sequence[Piece], width: int = 1) -> np.ndarray:
+        arrays = self._arrays(name)
+        return _joined([arrays[batch][a * width : b * width] for batch, a, b in pieces])
+
+    def _id_matrix(self, names: Sequence[str], pieces: Sequence[Piece], size: int, *, by_row: bool) -> np.ndarray:
+        """(F, W) ids. ``by_row``: those of a row lie together in memory, so that gathering rows misses less cache."""
+        columns = [self._arrays(name) for name in names]
+        ids_FW = np.empty((len(names), size), np.int32, order="F" if by_row else "C")
+        at = 0
+        for batch, start, stop in pieces:
+            here = ids_FW[:, at : at + stop - start]
+            for ids_W, arrays in zip(here, columns, strict=True):
+                ids_W[:] = arrays[batch][start:stop]
+            at += stop - start
+        return ids_FW
+
+    def _values(self, name: str, pieces: Sequence[Piece]) -> np.ndarray:
+        arrays = self._lists(name)
+        return _joined([arrays[batch][1][arrays[batch][0][a] : arrays[batch][0][b]] for batch, a, b in pieces])
+
+    def _bags(self, name: str, pieces: Sequence[Piece], *, weighted: bool) -> Bags:
+        arrays = self._lists(name)
+        lengths = _joined([np.diff(arrays[batch][0][a : b + 1]) for batch, a, b in pieces])
+        return Bags(
+            values=self._values(name, pieces),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            weights=self._values(name + WEIGHTS, pieces) if weighted else None,
+        )
+
+    def _past(self, history: str, pieces: Sequence[Piece]) -> EventSlices:
+        events, age = self.events[history], f"{history}.age"
+        wanted = {feature.name for feature in self.schema.sparse if feature.sequence == history}
+        past = EventSlices(
+            starts=self._flat(history + START, pieces).astype(np.int64),
+            lengths=self._flat(history + LENGTH, pieces).astype(np.int64),
+            events={name: ids for name, ids in events.ids.items() if name in wanted},
+        )
+        if age in wanted:
+            table = next(f.table for f in self.schema.sparse if f.name == age)
+            past.age = (age, NULL_ID + self.schema.table(table).reserved)
+            past.times, past.now = events.times, self._flat("__time", pieces)
+        return past
+
+
+def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def _numpy(array: pa.Array) -> np.ndarray:
+    flat: np.ndarray = (array.flatten() if pa.types.is_fixed_size_list(array.type) else array).to_numpy()
+    return flat
+
+
+def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]

@@ -1,0 +1,176 @@
+"""The data set on disk: encoded splits, the encoder that made them, and what was refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.batch import Schema
+from data_pipelines.dataset.columns import KEY, LABEL, Columns, Events
+from data_pipelines.dataset.drift import drift
+from data_pipelines.dataset.prepare import Earlier, Engine, write
+from data_pipelines.dataset.raw_rows import originals
+from data_pipelines.disk import storage
+from data_pipelines.disk.storage import Manifest
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig
+from data_pipelines.features.encoder import Encoder
+from data_pipelines.logs.splits import SPLITS
+from data_pipelines.names import LENGTH, START
+from data_pipelines.past.point_in_time import past_features
+from data_pipelines.past.state import State
+
+
+def prepare(
+    config: DataConfig,
+    out: Path,
+    *,
+    log: str | None = None,
+    extend: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
+) -> "Dataset":
+    """Make the data set of a log at ``out``: complete, or not there at all.
+
+    Args:
+        log: Read this log in place of ``config.log``.
+        extend: A data set that this log goes on from. Its ids and normalisation stay, new values are appended to its
+            vocabularies, its past is remembered, and ``profile["drift"]`` says how far the new log is from its own.
+        progress: Is told how many more rows are done, now and then.
+        engine: Who counts values and encodes rows, part by part; this process if absent.
+
+    Raises:
+        UserError: The log cannot be read or used as ``config`` says, ``out`` exists, or ``extend`` is not a data set of
+            the same features.
+    """
+    old = None if extend is None else Dataset.open(extend)
+    location = log or config.log
+    meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location}
+    with storage.new_directory(out, "dataset", meta=meta) as folder:
+        earlier = None if old is None else Earlier(old.encoder, old.state)
+        meta["splits"] = write(config, folder, location, progress or (lambda rows: None), earlier, engine)
+        if old is not None:
+            meta["extends"] = old.manifest.fingerprint
+            _add_drift(folder, old)
+    return Dataset.open(out, verify="sizes")
+
+
+def _add_drift(folder: Path, old: "Dataset") -> None:
+    path, encoder = folder / "profile.json", Encoder.load(folder)
+    profile = json.loads(path.read_text())
+    new = pl.scan_ipc(folder / "splits" / "train" / "part-*.arrow")
+    profile["drift"] = drift(old.schema, old.frame("train"), encoder.schema, new)
+    path.write_text(json.dumps(profile, indent=1))
+
+
+class Dataset:
+    """A prepared data set, memory-mapped: opening it reads next to nothing.
+
+    Attributes:
+        path: Where it lies.
+        manifest: What made it, and its checksums.
+        splits: Rows of each split.
+        schema: Of its encoded features.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.splits: dict[str, int] = manifest.meta["splits"]
+
+    @staticmethod
+    def open(path: Path, verify: Literal["full", "sizes"] = "full") -> "Dataset":
+        """Open the data set at ``path``, its checksums compared (or, quicker, only sizes).
+
+        Raises:
+            UserError: There is no data set, or it is damaged.
+        """
+        path = Path(path)
+        return Dataset(path, storage.open_directory(path, "dataset", verify=verify))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder that made it."""
+        return Encoder.load(self.path)
+
+    @cached_property
+    def state(self) -> State | None:
+        """What new rows need of the past; ``None`` where no feature depends on it."""
+        folder = self.path / "state"
+        return State.open(folder) if folder.is_dir() else None
+
+    @property
+    def config(self) -> DataConfig:
+        """What its columns mean."""
+        return self.encoder.config
+
+    @property
+    def schema(self) -> Schema:
+        return self.encoder.schema
+
+    @cached_property
+    def profile(self) -> dict[str, Any]:
+        """What ``profile.json`` says: rows read and refused with the reasons, sizes of tables and splits."""
+        profile: dict[str, Any] = json.loads((self.path / "profile.json").read_text())
+        return profile
+
+    def columns(self, split: str, features: Sequence[str] | None = None) -> Columns:
+        """The encoded columns of a split, of all features or only some.
+
+        Raises:
+            UserError: There is no such split or feature.
+        """
+        schema = self.schema if features is None else self.encoder.select(features).schema
+        histories = {f.sequence for f in schema.sparse if f.sequence is not None}
+        events = {name: Events.open(self.path / "events" / name) for name in histories}
+        return Columns.open(self._split(split), schema, events)
+
+    def labels(self, split: str) -> np.ndarray:
+        """(N, T) float32 labels of a split, NaN where a row has none."""
+        columns = [pl.col(LABEL + task) for task in self.schema.tasks]
+        return self.frame(split).select(columns).collect().to_numpy().reshape(-1, len(columns))
+
+    def keys(self, split: str) -> pl.DataFrame:
+        """The raw key, user and time columns of a split."""
+        frame = self.frame(split)
+        names = [name for name in frame.collect_schema().names() if name.startswith(KEY)]
+        return frame.select(pl.col(name).alias(name.removeprefix(KEY)) for name in names).collect()
+
+    def feature(self, split: str, name: str) -> pl.Series:
+        """One encoded column of a split."""
+        return self.frame(split).select(name).collect().to_series()
+
+    def frame(self, split: str) -> pl.LazyFrame:
+        """The encoded columns of a split as they lie on disk; histories as ``<name>:start`` and ``<name>:length``."""
+        return pl.scan_ipc(self._split(split) / "part-*.arrow")
+
+    def raw(self, split: str, rows: Sequence[int] | np.ndarray | None = None) -> pl.DataFrame:
+        """Rows of a split as they are in the log, with the past of each as ``State.attach`` would give it.
+
+        Reads the log again. Encoded anew, these rows are the rows of the split.
+
+        Args:
+            rows: Positions in the split; all if ``None``.
+
+        Raises:
+            UserError: The log is no longer there, or does not hold all (sampled negatives, the past of a data set that
+                was extended).
+        """
+        if self.config.sampling is not None or "extends" in self.manifest.meta:
+            raise UserError(f"{self.path} has rows or events that its log does not hold: they cannot be read again.")
+        frame, past = self.frame(split), past_features(self.config)
+        names = [
+            n for n in frame.collect_schema().names() if n in past or n.startswith("__") or n.endswith((START, LENGTH))
+        ]
+        encoded = frame.select(names).collect()
+        encoded = encoded if rows is None else encoded[np.asarray(rows)]
+        return originals(self.config, self.manifest.meta["log"], encoded, self.path / "events")
+
+    def _split(self, split: str) -> Path:
+        if split not in self.splits:
+            raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(SPLITS)}.")
+        return self.path / "splits" / split

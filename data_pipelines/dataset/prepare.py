@@ -1,0 +1,195 @@
+"""From a log to the files of a data set, in a few streaming passes whose memory does not grow with the log."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.dataset.columns import KEY, LABEL, PartWriter
+from data_pipelines.disk import storage
+from data_pipelines.disk.spill import CHUNK_ROWS
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig
+from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.fitting import count
+from data_pipelines.logs import sources
+from data_pipelines.logs.negatives import write_with_negatives
+from data_pipelines.logs.row_counts import Survey, take_survey
+from data_pipelines.logs.splits import SPLITS, assign
+from data_pipelines.logs.validation import checked, label
+from data_pipelines.names import REASON, ROW, SPLIT, TIME
+from data_pipelines.past.point_in_time import Past, compute, past_features
+from data_pipelines.past.snapshots import Snapshots
+from data_pipelines.past.state import State, save
+
+Work = Callable[[pl.LazyFrame], list[pl.DataFrame]]
+Engine = Callable[[pl.LazyFrame, int, Work], Iterator[list[pl.DataFrame]]]
+"""Cuts so many rows into parts, has each worked on somewhere, and gives what came of them in the order of the rows."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a data set to extend has made of the log so far."""
+
+    encoder: Encoder
+    state: State | None
+
+
+def write(
+    config: DataConfig,
+    folder: Path,
+    location: str,
+    progress: Callable[[int], None],
+    earlier: Earlier | None,
+    engine: Engine | None = None,
+) -> dict[str, int]:
+    """Write everything but the manifest into ``folder``; returns the rows of each split.
+
+    With an ``engine`` values are counted and rows encoded part by part, wherever the engine has that done.
+    """
+    with ThreadPoolExecutor(1) as aside, sources.reading(location), TemporaryDirectory(dir=folder) as scratch_name:
+        scratch = Path(scratch_name)
+        source = staged(config, sources.scan(config, location), location, scratch)
+        rows = checked(config, source)
+        survey = take_survey(config, rows, location)
+        _quarantine(rows, survey, folder)
+        rows = rows.filter(pl.col(REASON).is_null()) if survey.refused else rows
+        rows = assign(config, rows.drop(REASON), survey, scratch)
+        if config.sampling is not None:
+            rows, survey = _sampled(config, rows, survey, location, folder, scratch)
+        counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, config)))
+        train = rows.filter(pl.col(SPLIT) == 0)
+        encoder = Encoder.fit(config, train, None if earlier is None else earlier.encoder, counted)
+        # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
+        saved = aside.submit(encoder.save, folder)
+        past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
+        splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
+    if splits["train"] == 0:
+        raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
+    saved.result()
+    profile = {"rows": survey.total, "refused": survey.refused, "splits": splits, "tables": _sizes(encoder)}
+    (folder / "profile.json").write_text(json.dumps(profile, indent=1))
+    return splits
+
+
+def staged(config: DataConfig, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:
+    """``source`` as it is where reading it again is cheap; otherwise its columns in use, written out once.
+
+    Several passes go over a log: parsing text or joining again in each would cost more than a copy.
+    """
+    format = config.format or sources.format_of(location, sources.find_files(location))
+    if format.kind in ("parquet", "ipc", "delta") and not config.joins:
+        return source
+    there = source.collect_schema().names()
+    source.select(name for name in there if name in sources.used_columns(config)).sink_ipc(scratch / "log.arrow")
+    return pl.scan_ipc(scratch / "log.arrow")
+
+
+def _quarantine(rows: pl.LazyFrame, survey: Survey, folder: Path) -> None:
+    refused = rows.filter(pl.col(REASON).is_not_null()).rename({REASON: "reason"})
+    if not survey.refused:
+        refused = pl.LazyFrame(schema=refused.collect_schema())
+    refused.sink_parquet(folder / "quarantine.parquet")
+
+
+def _sampled(
+    config: DataConfig, rows: pl.LazyFrame, survey: Survey, location: str, folder: Path, scratch: Path
+) -> tuple[pl.LazyFrame, Survey]:
+    """The rows with their negatives, as if the log had held both. ``candidates.parquet`` says how they were drawn."""
+    there = rows.collect_schema()
+    raw = [name for name in sources.scan_files(location, config.format).collect_schema() if name in there]
+    drawn = scratch / "log.parquet"
+    write_with_negatives(config, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
+    config = config.model_copy(update={"format": None})
+    source = staged(config, sources.scan(config, str(drawn)), str(drawn), scratch)
+    rows = checked(config, source).filter(pl.col(REASON).is_null()).drop(REASON)
+    return rows, replace(survey, rows=rows.select(pl.len()).collect(engine="streaming").item())
+
+
+def _past(
+    config: DataConfig,
+    encoder: Encoder,
+    rows: pl.LazyFrame,
+    survey: Survey,
+    folder: Path,
+    scratch: Path,
+    base: State | None,
+) -> Past:
+    if not past_features(config):
+        return Past()
+    assert survey.last is not None
+    with storage.new_directory(folder / "state", "state") as state:
+        latest = survey.last if base is None else max(survey.last, base.latest)
+        snapshots = Snapshots(config, state, latest, base)
+        past = compute(config, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
+        snapshots.close()
+        save(state, snapshots)
+    return past
+
+
+def _count(config: DataConfig, rows: pl.LazyFrame) -> list[pl.DataFrame]:
+    return count(config, rows.filter(pl.col(SPLIT) == 0))
+
+
+def _counted(parts: Iterator[list[pl.DataFrame]]) -> list[pl.DataFrame]:
+    """Counts of all parts added up."""
+    totals = [pl.concat(frames).cast({"count": pl.Int64}) for frames in zip(*parts, strict=True)]
+    return [total.group_by("value").agg(pl.col("count").sum()) for total in totals]
+
+
+def _encode(
+    config: DataConfig,
+    encoder: Encoder,
+    rows: pl.LazyFrame,
+    size: int,
+    past: Past,
+    folder: Path,
+    progress: Callable[[int], None],
+    engine: Engine | None,
+) -> dict[str, int]:
+    now = {name for name in config.inputs if name not in past_features(config)}
+    schema = rows.collect_schema()
+    carried = [label(config, task, schema).alias(LABEL + task) for task in config.tasks]
+    carried += [pl.col(name).alias(KEY + name) for name in _keys(config)]
+    carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in schema]
+    encoder = encoder.select(now)
+    if engine is None:
+        chunks = _streamed(encoder, carried, rows)
+    else:
+        chunks = (chunk for [chunk] in engine(rows, size, partial(_encoded, encoder, carried)))
+    writers = {split: PartWriter(folder / "splits" / split) for split in SPLITS}
+    for chunk in chunks:
+        times = chunk[TIME].to_numpy() if TIME in chunk.columns else np.empty(0)
+        chunk = chunk.with_columns(past.take(chunk[ROW].to_numpy(), times)) if len(chunk) else chunk
+        codes = chunk[SPLIT]
+        chunk = chunk.drop(SPLIT)
+        for code, split in enumerate(SPLITS):
+            here = (codes == code).fill_null(False)
+            writers[split].write(chunk if here.all() else chunk.filter(here))
+        progress(len(chunk))
+    for writer in writers.values():
+        writer.close()
+    return {split: writer.rows for split, writer in writers.items()}
+
+
+def _streamed(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    encoded = encoder.encode(rows, carry=carried)
+    return encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming")
+
+
+def _encoded(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> list[pl.DataFrame]:
+    return [encoder.encode(rows, carry=carried).collect(engine="streaming")]
+
+
+def _keys(config: DataConfig) -> list[str]:
+    return list(dict.fromkeys(name for name in (*config.keys, config.user, config.time) if name is not None))
+
+
+def _sizes(encoder: Encoder) -> dict[str, int]:
+    return {table.name: table.rows for table in encoder.schema.tables}

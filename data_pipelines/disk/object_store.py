@@ -1,0 +1,190 @@
+"""Directories at object stores: sent with the manifest last, and fetched whole, because what is read is memory-mapped.
+
+A directory is there when its manifest is. An upload that was interrupted leaves files, but nothing that opens.
+Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` and the like).
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.disk.storage import MANIFEST, Manifest, fingerprint, open_directory, sync
+from data_pipelines.errors import UserError
+
+
+def is_address(location: str | Path) -> bool:
+    """Whether ``location`` is an object-store address such as ``s3://bucket/name`` rather than a path."""
+    return "://" in str(location)
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """The files below an address, by their names in it.
+
+    Every method raises :class:`UserError` where the store refuses or cannot be reached.
+    """
+
+    address: str
+
+    def names(self) -> list[str]:
+        with _store(self.address) as (store, root):
+            return [name.removeprefix(f"{root}/") for name in store.find(root)] if store.exists(root) else []
+
+    def put(self, file: Path, name: str) -> None:
+        with _store(self.address) as (store, root):
+            store.put_file(str(file), f"{root}/{name}")
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy a file to its name below ``folder``."""
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with _store(self.address) as (store, root):
+            store.get_file(f"{root}/{name}", str(folder / name))
+
+    def write(self, name: str, content: str) -> None:
+        with _store(self.address) as (store, root):
+            store.pipe_file(f"{root}/{name}", content.encode())
+
+    def manifest(self) -> Manifest | None:
+        """What the directory here says of itself; ``None`` if nothing complete is here."""
+        with _store(self.address) as (store, root):
+            try:
+                return Manifest.model_validate_json(store.cat_file(f"{root}/{MANIFEST}"))
+            except FileNotFoundError:
+                return None
+            except ValueError:
+                raise UserError(f"{self.address}/{MANIFEST} is damaged: send the directory again.") from None
+
+    def remove(self) -> None:
+        """Remove everything, the manifest first: what is left of a removal cut short does not open."""
+        with _store(self.address) as (store, root):
+            if store.exists(f"{root}/{MANIFEST}"):
+                store.rm_file(f"{root}/{MANIFEST}")
+            if store.exists(root):
+                store.rm(root, recursive=True)
+
+
+def push(folder: Path, address: str, *, replace: bool = False) -> None:
+    """Send the directory ``folder`` to ``address``.
+
+    Raises:
+        UserError: A directory is there already (unless ``replace``), ``folder`` is not complete, or the store refuses.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} has no {MANIFEST}: only complete directories are sent to {address}.")
+    if not replace:
+        _refuse_existing(address)
+    remote = RemoteFolder(address)
+    remote.remove()
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in [*sorted(set(files) - {MANIFEST}), MANIFEST]:
+        remote.put(folder / name, name)
+
+
+def pull(address: str, folder: Path) -> None:
+    """Fetch the directory at ``address`` to ``folder``, which is complete, checksums compared, or absent.
+
+    Raises:
+        UserError: There is no complete directory, or what arrives is damaged.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        remote, manifest = RemoteFolder(address), _manifest(address)
+        for name in [*manifest.files, MANIFEST]:
+            remote.fetch(name, beside)
+        open_directory(beside, manifest.kind)
+        beside.chmod(0o755)
+        os.replace(beside, folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync(folder.parent)
+
+
+def fetched(location: str | Path) -> Path:
+    """``location`` itself if it is a path; else a local copy of what is at the address, fetched once per content.
+
+    Copies lie in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``) below ``recsys/``.
+
+    Raises:
+        UserError: There is no complete directory at the address, or what arrives is damaged.
+    """
+    if not is_address(location):
+        return Path(location)
+    address = str(location)
+    cache = cache_folder(address)
+    copy = cache / _manifest(address).fingerprint
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a training all come for the same data set
+        if not copy.is_dir():
+            pull(address, copy)
+    return copy
+
+
+@contextmanager
+def sent(location: str | Path, *, resume: bool = False, replace: bool = False) -> Iterator[Path]:
+    """Yield a path to write a directory to: ``location`` itself, or one whose directory is then sent to the address.
+
+    Args:
+        resume: Go on with what an earlier attempt, killed before it was sent, left on this machine.
+        replace: Put it in the place of what is at the address.
+
+    Raises:
+        UserError: Something is at the address already, or the store refuses.
+    """
+    if not is_address(location):
+        yield Path(location)
+        return
+    address = str(location)
+    if not replace:
+        _refuse_existing(address)
+    local = cache_folder(address) / "to-send"
+    if not resume:
+        shutil.rmtree(local, ignore_errors=True)
+    yield local
+    push(local, address, replace=replace)
+    shutil.rmtree(local)
+
+
+def cache_folder(address: str) -> Path:
+    """A folder of this machine for what is fetched from an address or will be sent there."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "recsys" / fingerprint(address)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _refuse_existing(address: str) -> None:
+    if RemoteFolder(address).manifest() is not None:
+        raise UserError(f"{address} already exists: name another address, or remove it first.")
+
+
+def _manifest(address: str) -> Manifest:
+    manifest = RemoteFolder(address).manifest()
+    if manifest is None:
+        raise UserError(f"{address} has no {MANIFEST}: nothing complete is there.")
+    return manifest
+
+
+@contextmanager
+def _store(address: str) -> Iterator[tuple[Any, str]]:
+    """The file system of ``address`` and the path in it; its errors as one sentence."""
+    from fsspec.core import url_to_fs
+
+    try:
+        store, root = url_to_fs(address, use_listings_cache=False)
+        yield store, root.rstrip("/")
+    except ImportError:
+        raise UserError(f"{address}: install what speaks to this store: pip install 'sparse-recsys[lake]'.") from None
+    except OSError as error:
+        raise UserError(f"{address} cannot be reached: {error}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{address} is no address of a known store: {error}") from None

@@ -1,0 +1,218 @@
+"""THE encoder: every feature compiled once into a Polars expression over its vocabulary.
+
+Training data, ablations, batch jobs and requests all go through the same object, which is saved with the artifact.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import polars as pl
+from torch import Tensor
+
+from data_pipelines.batch import Schema
+from data_pipelines.disk.byte_planes import pack, pack_values, packing_order, unpack, unpack_values
+from data_pipelines.errors import UserError
+from data_pipelines.features import compiling
+from data_pipelines.features.compiling import Compiled, Fitted
+from data_pipelines.features.config import DataConfig
+from data_pipelines.features.fitting import fit
+from data_pipelines.features.vocabulary import Slots, Table, Vocabulary, spec
+
+_PACKED = "encoder.xz"
+
+
+class Encoder:
+    """Maps raw columns to encoded ones: a function of (value, vocabulary), row by row.
+
+    Attributes:
+        config: What the columns mean.
+        schema: What it makes of them.
+    """
+
+    def __init__(self, config: DataConfig, fitted: Fitted, selected: Iterable[str] | None = None) -> None:
+        self.config = config
+        self._fitted = fitted
+        specs = compiling.specs(config)
+        chosen = None if selected is None else frozenset(selected)
+        self._sparse = tuple(s for s in specs.sparse if chosen is None or s.name in chosen)
+        self._dense = tuple(d for d in specs.dense if chosen is None or d.name in chosen)
+        used = dict.fromkeys(s.table for s in self._sparse)
+        self._tables: dict[str, Table] = {name: fitted.tables[name] for name in used}
+        self.schema = Schema(
+            tables=tuple(spec(name, table) for name, table in self._tables.items()),
+            sparse=self._sparse,
+            dense=self._dense,
+            tasks=tuple(config.tasks),
+        )
+        self._cache: dict[tuple[tuple[str, str], ...], list[pl.Expr]] = {}
+
+    @staticmethod
+    def fit(
+        config: DataConfig,
+        train: pl.LazyFrame,
+        earlier: "Encoder | None" = None,
+        counted: Sequence[pl.DataFrame] | None = None,
+    ) -> "Encoder":
+        """Vocabularies, normalisations and buckets of the training rows, and of nothing else.
+
+        Args:
+            counted: What :func:`data_pipelines.features.fitting.count` gives for ``train``, where that was worked out elsewhere.
+            earlier: An encoder to extend: its ids and numbers stay as they are, new values are appended.
+
+        Raises:
+            UserError: A column is missing or of a type its feature cannot read; or ``earlier`` has other features.
+        """
+        if earlier is None:
+            return Encoder(config, fit(config, train, counted=counted))
+        if config.features != earlier.config.features:
+            raise UserError("the features of the config are not those of the data set to extend: use its config.")
+        return Encoder(config, fit(config, train, earlier._fitted, counted))
+
+    def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = ()) -> pl.LazyFrame:
+        """The encoded columns of ``rows``, and the expressions of ``carry`` beside them.
+
+        Ids are Int32, bags List(Int32), weights ``<bag>:weights`` List(Float32), numbers Float32 (several: Array).
+        Histories and statistics read the columns that ``State.attach`` adds.
+
+        Raises:
+            UserError: ``rows`` lack a column, or have it in a type the feature cannot read.
+        """
+        schema = rows.collect_schema()
+        key = tuple((name, str(dtype)) for name, dtype in schema.items())
+        if key not in self._cache:
+            self._cache[key] = self._compile(schema)
+        return rows.select(*self._cache[key], *carry)
+
+    def _compile(self, schema: pl.Schema) -> list[pl.Expr]:
+        compiled = Compiled(self.config, self._fitted, schema)
+        return [
+            *(expression for feature in self._sparse for expression in compiled.sparse(feature)),
+            *(compiled.dense(feature) for feature in self._dense),
+        ]
+
+    def warm(self) -> None:
+        """Build what the first :meth:`encode` would: the index of every vocabulary, a second for millions of values."""
+        for table in self._tables.values():
+            if isinstance(table, Vocabulary):
+                table.warm()
+
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The id space of each table in use."""
+        return self._tables
+
+    def vocabulary(self, table: str) -> pl.DataFrame:
+        """``value``, ``id`` and training ``count`` of each row of ``table`` past the reserved ones."""
+        return self._fitted.tables[table].frame()
+
+    def select(self, features: Iterable[str]) -> "Encoder":
+        """The encoder of fewer features, named as in the config (``likes``) or in the schema (``likes.age``).
+
+        Raises:
+            UserError: There is no such feature.
+        """
+        wanted, chosen = list(features), set[str]()
+        for name in wanted:
+            found = {f for f in self.schema.feature_names if f == name or f.split(".")[0] == name}
+            if not found:
+                raise UserError(f"no feature is named {name!r}; there are {', '.join(self.schema.feature_names)}.")
+            chosen |= found
+        return Encoder(self.config, self._fitted, chosen)
+
+    def prune(self, keep: Mapping[str, np.ndarray]) -> "Encoder":
+        """The encoder whose tables have only the rows that ``keep[table]`` (bool, one a row) spares.
+
+        Kept values are numbered anew in their order; dropped values become OOV; reserved rows are always kept.
+        """
+        tables = dict(self._fitted.tables)
+        for name, mask in keep.items():
+            if mask.shape != (tables[name].rows,):
+                raise UserError(f"table {name!r} has {tables[name].rows} rows, and the mask {mask.shape}.")
+            tables[name] = tables[name].prune(mask)
+        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
+
+    def in_packing_order(self) -> tuple["Encoder", dict[str, np.ndarray]]:
+        """The encoder whose values stand in the order that packs best, and for each of its ids the id it had before.
+
+        Values that are frequent no longer lie together: for tables that are read whole.
+        """
+        tables, before = dict(self._fitted.tables), {}
+        for name, table in self._tables.items():
+            if isinstance(table, Vocabulary):
+                order = packing_order(table.values)
+                tables[name] = Vocabulary(table.values[order], table.counts[order], table.oov_buckets)
+                before[name] = np.concatenate([np.arange(table.reserved), order + table.reserved])
+        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names), before
+
+    def save(self, folder: Path, *, slim: bool = False, packed: bool = False) -> None:
+        """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``.
+
+        Args:
+            slim: Leave out what encoding does not need (counts, and ids, which follow from the order); compress hard.
+            packed: Write all of it into ``encoder.xz`` instead (see :mod:`data_pipelines.disk.byte_planes`), without counts.
+        """
+        vocabularies = {name: table for name, table in self._tables.items() if isinstance(table, Vocabulary)}
+        if packed:
+            tensors = {
+                f"{at}:{part}": tensor
+                for at, table in enumerate(vocabularies.values())
+                for part, tensor in pack_values(table.values).items()
+            }
+            (folder / _PACKED).write_bytes(pack(tensors, json.dumps(self._content(), ensure_ascii=False)))
+            return
+        (folder / "vocabularies").mkdir(parents=True)
+        for name, table in vocabularies.items():
+            file, frame = _vocabulary_file(folder, name), table.frame()
+            if slim:
+                frame.select("value").write_parquet(file, compression="zstd", compression_level=19, statistics=False)
+            else:
+                frame.write_parquet(file)
+        (folder / "encoder.json").write_text(json.dumps(self._content(), indent=1, ensure_ascii=False))
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "features": self.schema.feature_names,
+            "numbers": self._fitted.numbers,
+            "tables": {
+                name: {"oov_buckets": table.oov_buckets} | ({"size": table.size} if isinstance(table, Slots) else {})
+                for name, table in self._tables.items()
+            },
+        }
+
+    @staticmethod
+    def load(folder: Path) -> "Encoder":
+        """The encoder that :meth:`save` wrote into ``folder``."""
+        packed = folder / _PACKED
+        if packed.exists():
+            tensors, text = unpack(packed.read_bytes())
+            content = json.loads(text)
+            names = [name for name, entry in content["tables"].items() if "size" not in entry]
+            values = {name: pl.DataFrame(unpack_values(_below(tensors, at))) for at, name in enumerate(names)}
+        else:
+            content = json.loads((folder / "encoder.json").read_text())
+            names = [name for name, entry in content["tables"].items() if "size" not in entry]
+            values = {name: pl.read_parquet(_vocabulary_file(folder, name)) for name in names}
+        tables: dict[str, Table] = {}
+        for name, entry in content["tables"].items():
+            if "size" in entry:
+                tables[name] = Slots(entry["size"], entry["oov_buckets"])
+            else:
+                frame = values[name]
+                counts = frame["count"] if "count" in frame.columns else pl.zeros(len(frame), pl.Int64, eager=True)
+                tables[name] = Vocabulary(frame["value"], counts, entry["oov_buckets"])
+        config = DataConfig.model_validate(content["config"])
+        return Encoder(config, Fitted(tables, content["numbers"]), content["features"])
+
+
+def _below(tensors: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
+    """The tensors of the vocabulary at place ``at``, by their names within it."""
+    return {name.removeprefix(f"{at}:"): part for name, part in tensors.items() if name.startswith(f"{at}:")}
+
+
+def _vocabulary_file(folder: Path, table: str) -> Path:
+    return folder / "vocabularies" / f"{quote(table, safe='')}.parquet"

@@ -1,0 +1,159 @@
+"""Columns of any type in the three forms the encoder knows: text, texts, and microseconds since 1970.
+
+The text of a value is its one canonical form: the integer ``7``, the text ``"7"`` and the whole float ``7.0`` are the
+same value, so that a log, a request in JSON and a file of another format agree.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from data_pipelines.errors import UserError
+
+MICROSECONDS = 1_000_000
+_ZONED = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
+_NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+
+
+def text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """``column`` as canonical text; NaN is null.
+
+    Raises:
+        TypeError: Values of ``dtype`` (lists, structs, bytes) have no such form.
+    """
+    if dtype == pl.String:
+        return column
+    if dtype.is_float():
+        whole = column.is_finite() & (column == column.round()) & (column.abs() < 2**53)
+        return (
+            pl.when(column.is_nan())
+            .then(None)
+            .when(whole)
+            .then(column.cast(pl.Int64, strict=False).cast(pl.String))
+            .otherwise(column.cast(pl.String))
+        )
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        raise TypeError(f"{dtype} is no single value")
+    return column.cast(pl.String)
+
+
+def texts(column: pl.Expr, dtype: pl.DataType, delimiter: str | None) -> pl.Expr:
+    """``column`` as a list of canonical texts: a list as it is, text cut at ``delimiter`` or read as a list literal.
+
+    A null, an empty text and an empty list are all the empty list; a null inside a list stays a null.
+
+    Raises:
+        TypeError: The column is neither a list nor text.
+    """
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = pl.DataType.from_python(object) if dtype.inner is None else dtype.inner
+        assert isinstance(inner, pl.DataType)
+        lists = column.arr.to_list() if isinstance(dtype, pl.Array) else column
+        if inner == pl.Null:
+            lists = lists.cast(pl.List(pl.String))
+        elif inner != pl.String:
+            lists = lists.list.eval(text(pl.element(), inner))
+    elif dtype == pl.String:
+        if delimiter is None:
+            inside = column.str.strip_chars().str.strip_chars("[]()")
+            lists = inside.str.split(",").list.eval(pl.element().str.strip_chars(" \t'\""))
+        else:
+            lists = column.str.split(delimiter)
+        lists = lists.list.eval(pl.element().filter(pl.element() != ""))
+    elif dtype == pl.Null:
+        lists = column.cast(pl.List(pl.String))
+    else:
+        raise TypeError(f"{dtype} is neither a list nor text")
+    return lists.fill_null(pl.lit([], dtype=pl.List(pl.String)))
+
+
+MISSING = ("", "nan", "null", "na", "n/a", "none", "-", "inf", "-inf")
+"""Text in a column of numbers that says there is none, in lower case."""
+
+
+def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """``column`` as Float64; what is no finite number is null.
+
+    Raises:
+        TypeError: Values of ``dtype`` are no numbers.
+    """
+    if dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
+        value = column.cast(pl.Float64)
+    elif dtype == pl.String:
+        value = column.str.strip_chars().cast(pl.Float64, strict=False)
+    elif isinstance(dtype, pl.Duration):
+        value = column.dt.total_microseconds() / MICROSECONDS
+    else:
+        raise TypeError(f"{dtype} is no number")
+    return pl.when(value.is_finite()).then(value)
+
+
+def label_value(
+    column: pl.Expr, dtype: pl.DataType, *, at_least: float | None = None, positive: Sequence[str] = ()
+) -> pl.Expr:
+    """``column`` as Float64 labels: its numbers, or 0 and 1 by ``at_least``, or by the text that is ``positive``.
+
+    Raises:
+        TypeError: Values of ``dtype`` are no numbers (with ``positive``: no single values).
+    """
+    if positive:
+        return text(column, dtype).is_in(positive).cast(pl.Float64)
+    value = number(column, dtype)
+    return value if at_least is None else (value >= at_least).cast(pl.Float64)
+
+
+def epoch(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """``column`` as Int64 microseconds since 1970 (UTC); what cannot be read is null.
+
+    Dates and datetimes as they are; text in ISO 8601; numbers as seconds, milli-, micro- or nanoseconds since 1970,
+    told apart by their size (below 1e11, 1e14, 1e17: years 1973 to 5138 are unambiguous).
+
+    Raises:
+        TypeError: Values of ``dtype`` are no times.
+    """
+    if isinstance(dtype, pl.Datetime):
+        return column.dt.epoch("us")
+    if isinstance(dtype, pl.Date):
+        return column.cast(pl.Datetime("us")).dt.epoch("us")
+    if dtype == pl.String:
+        return _read_time(column.str.strip_chars())
+    if dtype.is_integer() or dtype.is_float():
+        value = column.cast(pl.Int64, strict=False)
+        if dtype.is_float():
+            value = pl.when(column.is_finite()).then(column.cast(pl.Float64))
+        size = value.abs()
+        scaled = (
+            pl.when(size < 10**11)
+            .then(value * MICROSECONDS)
+            .when(size < 10**14)
+            .then(value * 1000)
+            .when(size < 10**17)
+            .then(value)
+            .otherwise(value * 1e-3)
+        )
+        return scaled.cast(pl.Int64, strict=False)
+    if dtype == pl.Null:
+        return column.cast(pl.Int64)
+    raise TypeError(f"{dtype} is no time")
+
+
+def condition(reader: str, sql: str) -> pl.Expr:
+    """A SQL condition over columns as an expression.
+
+    Raises:
+        UserError: It cannot be parsed.
+    """
+    try:
+        return pl.sql_expr(sql)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{reader}: `where` is no SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
+
+
+def _read_time(value: pl.Expr) -> pl.Expr:
+    # Formats are tried one by one: inference would make the result depend on the other rows of the batch.
+    iso = value.str.replace("T", " ", literal=True).str.replace("Z", "+00:00", literal=True)
+    tries = [iso.str.to_datetime(f, time_unit="us", strict=False, exact=True).dt.epoch("us") for f in _ZONED]
+    tries += [iso.str.to_datetime(f, time_unit="us", strict=False, exact=True).dt.epoch("us") for f in _NAIVE]
+    tries.append(iso.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.epoch("us"))
+    tries.append(epoch(value.cast(pl.Float64, strict=False), pl.Float64()))
+    return pl.coalesce(tries)

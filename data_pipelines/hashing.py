@@ -1,0 +1,22 @@
+"""Hashes of canonical text that are the same in every process, version and machine."""
+
+from collections.abc import Sequence
+
+import polars as pl
+import polars_hash  # noqa: F401
+
+_MIX = 0x9E3779B97F4A7C15
+
+
+def stable_hash(text: pl.Expr, seed: int = 0) -> pl.Expr:
+    """XXH64 of text: the same in every process, version and machine. Null stays null."""
+    hashed: pl.Expr = text.nchash.xxhash64(seed=seed)  # type: ignore[attr-defined]
+    return hashed
+
+
+def key_of(texts: Sequence[pl.Expr]) -> pl.Expr:
+    """UInt64 key of one value, or of several together; null where any is null."""
+    key = stable_hash(texts[0])
+    for text in texts[1:]:
+        key = (key * pl.lit(_MIX, dtype=pl.UInt64)) ^ stable_hash(text)
+    return key

@@ -1,0 +1,69 @@
+"""Side tables beside a log: by key, or by key as of each row's time."""
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.errors import UserError
+from data_pipelines.features.compiling import Raw
+from data_pipelines.features.config import Join
+from data_pipelines.hashing import key_of
+from data_pipelines.timelines import bisect
+
+_KEY, _TIME = "__key", "__as_of"
+
+
+def join(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str | None) -> pl.LazyFrame:
+    """``rows``, in their order, with the other columns of ``table``; nulls where it has no such key (yet).
+
+    Args:
+        time: The column of ``rows`` that holds their time.
+
+    Raises:
+        UserError: A column to join on is missing, or a key of ``table`` has several rows.
+    """
+    left, right = rows.collect_schema(), table.collect_schema()
+    for key in side.keys:
+        for where, schema in (("the log", left), (side.table, right)):
+            if key not in schema:
+                raise UserError(f"{where} has no column {key!r} to join on; it has {', '.join(schema.names())}.")
+    if side.time is not None:
+        assert time is not None
+        return _as_of(rows, table, side, time)
+    table = table.with_columns(pl.col(k).cast(left[k], strict=False) for k in side.keys if left[k] != right[k])
+    repeated = table.group_by(side.keys).len().filter(pl.col("len") > 1).head(1).collect(engine="streaming")
+    if len(repeated):
+        shown = ", ".join(f"{key} = {repeated[key][0]!r}" for key in side.keys)
+        raise UserError(f"{side.table} has {repeated['len'][0]} rows for {shown}: a side table has one row a key.")
+    return rows.join(table, on=side.keys, how="left", maintain_order="left")
+
+
+def _as_of(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str) -> pl.LazyFrame:
+    """The latest row of ``table`` with the key that is not later than the row: the table is held in memory, sorted."""
+    assert side.time is not None
+    known = (
+        _keyed(table, side.keys, side.time, side.table)
+        .drop_nulls([_KEY, _TIME])
+        .sort(_KEY, _TIME, maintain_order=True)
+        .collect()
+    )
+    keys, times = known[_KEY].to_numpy(), known[_TIME].to_numpy()
+    added = known.drop(_KEY, _TIME, *side.keys, side.time)
+
+    def attach(part: pl.DataFrame) -> pl.DataFrame:
+        wanted = part.select(pl.col(_KEY).fill_null(0), pl.col(_TIME))
+        key, now = wanted[_KEY].to_numpy(), wanted[_TIME].fill_null(-(2**62)).to_numpy()
+        low = np.searchsorted(keys, key, side="left").astype(np.int64)
+        high = np.searchsorted(keys, key, side="right").astype(np.int64)
+        place = bisect(times, low, high, now + 1) - 1
+        found = pl.Series(place).set(pl.Series(place < low), None).cast(pl.UInt32)
+        return part.drop(_KEY, _TIME).hstack(added.select(pl.all().gather(found)))
+
+    keyed = _keyed(rows, side.keys, time, "the log")
+    schema = pl.Schema({**rows.collect_schema(), **added.schema})
+    return keyed.map_batches(attach, schema=schema, streamable=True)
+
+
+def _keyed(rows: pl.LazyFrame, keys: list[str], time: str, name: str) -> pl.LazyFrame:
+    raw = Raw(rows.collect_schema())
+    key = key_of([raw.text(f"the join with {name}", column) for column in keys])
+    return rows.with_columns(key.alias(_KEY), raw.epoch(f"the join with {name}", time).alias(_TIME))

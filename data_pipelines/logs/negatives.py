@@ -1,0 +1,161 @@
+"""Negatives for logs that hold positives only: each row is followed by copies of itself with other items.
+
+Draws are a function of (seed, row, number of the draw) alone, so they do not depend on how the log is read.
+
+Letters: N rows of a chunk, K negatives a row, I candidate items.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow.parquet as pq
+
+from data_pipelines.arrays import to_arrow
+from data_pipelines.disk.spill import CHUNK_ROWS
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig, Sampling
+from data_pipelines.names import POSITIVE, ROW, SPLIT
+
+_ATTEMPTS = 32
+
+Ids = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+
+class NegativeSampler:
+    """Draws items that a user has not chosen, uniformly or by popularity ** exponent.
+
+    Args:
+        positives: ``user``, ``item`` and ``split`` (0 train, 1 valid, 2 test) of every row of the log. The items of the
+            training split are the candidates, as popular as they are there. Memory: 8 bytes a distinct pair.
+
+    Raises:
+        UserError: There are fewer than two candidates.
+    """
+
+    def __init__(self, config: Sampling, positives: pl.LazyFrame) -> None:
+        self.negatives, self._seed = config.negatives, config.seed
+        counts = (
+            positives.filter((pl.col("split") == 0) & pl.col("item").is_not_null())
+            .group_by("item")
+            .agg(count=pl.len())
+            .collect(engine="streaming")
+            .sort("count", "item", descending=[True, False])
+        )
+        if counts.height < 2:
+            raise UserError("`sampling` needs at least two distinct items in the training split.")
+        weight = counts["count"].to_numpy().astype(np.float64) ** (config.exponent if config.by == "popularity" else 0)
+        self._cumulative = np.cumsum(weight)
+        self.candidates = counts.with_columns(log_q=pl.Series(np.log(weight / weight.sum())))
+        """``item``, its ``count`` in training, and ``log_q``: the log of its chance to be drawn, for log-q correction
+        (Yi et al. 2019, Sampling-bias-corrected neural modeling)."""
+        self._users = positives.select("user").unique().collect(engine="streaming").sort("user")
+        self._known = [self._pairs(positives.filter(pl.col("split") <= split)) for split in range(3)]
+
+    def _pairs(self, rows: pl.LazyFrame) -> Ids:
+        """Sorted codes of the distinct (user, item) pairs of candidates."""
+        coded = self._coded(rows.select("user", "item").unique().collect(engine="streaming"))
+        pairs = coded["user_code"].to_numpy() * len(self._cumulative) + coded["item_code"].fill_null(-1).to_numpy()
+        return np.sort(pairs[coded["item_code"].is_not_null().to_numpy()])
+
+    def _coded(self, rows: pl.DataFrame) -> pl.DataFrame:
+        items = self.candidates.select("item").with_row_index("item_code").cast({"item_code": pl.Int64})
+        users = self._users.with_row_index("user_code").cast({"user_code": pl.Int64})
+        return rows.join(users, on="user", how="left", nulls_equal=True, maintain_order="left").join(
+            items, on="item", how="left", maintain_order="left"
+        )
+
+    def draw(self, rows: pl.DataFrame) -> tuple[pl.Series, npt.NDArray[np.bool_]]:
+        """Items for the N rows of ``user, item, split, row``: (N * K,) row by row, and which of them were found.
+
+        A negative is none of the user's positives of the row's split or an earlier one. For users who chose nearly
+        everything none may be found.
+        """
+        users = self._coded(rows)["user_code"].to_numpy()
+        split, number = rows["split"].to_numpy(), rows["row"].to_numpy().astype(np.uint64)
+        draws = np.arange(self.negatives, dtype=np.uint64)
+        items_NK = np.zeros((len(rows), self.negatives), np.int64)
+        open_NK = np.ones(items_NK.shape, bool)
+        for attempt in range(_ATTEMPTS):
+            at, draw = np.nonzero(open_NK)
+            if not len(at):
+                break
+            chance = _uniform(self._seed, number[at], draws[draw], attempt)
+            items = np.searchsorted(self._cumulative, chance * self._cumulative[-1], side="right")
+            items_NK[at, draw] = items
+            open_NK[at, draw] = self._is_known(users[at] * len(self._cumulative) + items, split[at])
+        return self.candidates["item"].gather(items_NK.ravel()), ~open_NK.ravel()
+
+    def _is_known(self, pairs: Ids, split: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+        found = np.zeros(len(pairs), bool)
+        for code, known in enumerate(self._known):
+            here = split == code
+            place = np.minimum(np.searchsorted(known, pairs[here]), len(known) - 1)
+            found[here] = known[place] == pairs[here]
+        return found
+
+
+def write_with_negatives(config: DataConfig, rows: pl.LazyFrame, columns: Sequence[str], out: Path) -> pl.DataFrame:
+    """Write ``rows`` (accepted, with ``__row`` and ``__split``) and their negatives as a Parquet file.
+
+    The file has the raw ``columns`` of the log, ``positive`` and ``__split``. Memory grows only by the distinct pairs
+    that :class:`NegativeSampler` holds.
+
+    Returns:
+        The candidates, as :attr:`NegativeSampler.candidates` has them.
+
+    Raises:
+        UserError: The item's column is missing, or there is nothing to draw from.
+    """
+    sampling, user = config.sampling, config.user
+    assert sampling is not None
+    assert user is not None
+    for name in (user, sampling.item):
+        if name not in columns:
+            raise UserError(f"the log has no column {name!r} for `sampling`; it has {', '.join(columns)}.")
+    rows = rows.filter(pl.col(SPLIT).is_not_null())
+    sampler = NegativeSampler(sampling, rows.select(user=pl.col(user), item=pl.col(sampling.item), split=pl.col(SPLIT)))
+    chunks = rows.select(*columns, ROW, SPLIT).collect_batches(
+        chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"
+    )
+    writer: pq.ParquetWriter | None = None
+    for chunk in chunks:
+        table = to_arrow(with_negatives(chunk, sampler, user=user, item=sampling.item).drop(ROW))
+        writer = writer or pq.ParquetWriter(out, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+    return sampler.candidates
+
+
+def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, user: str, item: str) -> pl.DataFrame:
+    """Rows of a log (with ``__row`` and ``__split``), each followed by its negatives; ``positive`` tells them apart.
+
+    A negative has all of its row's columns but the item. What describes the item must therefore be joined afterwards.
+    """
+    named = rows.select(user=pl.col(user), item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
+    drawn, found = sampler.draw(named)
+    n, k = len(rows), sampler.negatives
+    source = np.concatenate([np.arange(n)[:, None], n + np.arange(n * k).reshape(n, k)], axis=1).ravel()
+    keep = np.concatenate([np.ones((n, 1), bool), found.reshape(n, k)], axis=1).ravel()
+    items = pl.concat([named["item"], drawn]).gather(source[keep])
+    copies = pl.DataFrame(rows[np.repeat(np.arange(n), k + 1)[keep]])
+    return copies.with_columns(items.alias(item), pl.Series(POSITIVE, (source < n)[keep]).cast(pl.Int8))
+
+
+def _uniform(seed: int, row: Words, draw: Words, attempt: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) by SplitMix64 (Steele et al. 2014), each a function of its arguments alone."""
+    state = np.full(row.shape, seed, np.uint64)
+    for word in (row, draw, np.full(row.shape, attempt, np.uint64)):
+        state = _mix(state + word * np.uint64(0x9E3779B97F4A7C15))
+    return np.asarray((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _mix(word: Words) -> Words:
+    word = word + np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(word ^ (word >> np.uint64(31)))

@@ -1,0 +1,80 @@
+"""The first look at a log: how many rows it has, which are refused and why, and when they happened."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig
+from data_pipelines.names import REASON, ROW, TIME
+
+MINUTE = 60_000_000
+"""Microseconds."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts of a log.
+
+    Attributes:
+        rows: Rows that are not refused.
+        refused: Rows that are, by reason.
+        last_row: The largest row number.
+        last: Time of the latest row in microseconds; ``None`` where the log has no time.
+        minutes: ``minute`` (since 1970, rising), ``n`` rows in it and the number of its ``last_row``, of the rows that
+            are not refused.
+    """
+
+    rows: int
+    refused: dict[str, int]
+    last_row: int
+    last: int | None
+    minutes: pl.DataFrame
+
+    @property
+    def total(self) -> int:
+        return self.rows + sum(self.refused.values())
+
+
+def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey:
+    """Look over checked rows once.
+
+    Raises:
+        UserError: No rows, or more refused than ``max_quarantined`` allows.
+    """
+    time = pl.col(TIME) if config.time is not None else pl.lit(0, dtype=pl.Int64)
+    good = pl.col(REASON).is_null()
+    found = (
+        rows.select(ROW, time=pl.when(good).then(time))
+        .group_by(minute=pl.col("time") // MINUTE)
+        .agg(n=pl.len().cast(pl.Int64), last=pl.col("time").max(), last_row=pl.col(ROW).max())
+        .collect(engine="streaming")
+        .sort("minute")
+    )
+    total, accepted = int(found["n"].sum()), found.drop_nulls("minute")
+    if total == 0:
+        raise UserError(f"{location} holds no rows.")
+    refused: dict[str, int] = {}
+    if len(accepted) < len(found):
+        refused = _refused(config, rows.filter(~good), total, location)
+    if accepted.is_empty():
+        raise UserError(f"{location}: every row is refused.")
+    last = None if config.time is None else int(accepted["last"].to_numpy().max())
+    last_row = int(found["last_row"].to_numpy().max())
+    return Survey(int(accepted["n"].sum()), refused, last_row, last, accepted.select("minute", "n", "last_row"))
+
+
+def _refused(config: DataConfig, rows: pl.LazyFrame, total: int, location: str) -> dict[str, int]:
+    """Refused rows by reason, the most frequent first."""
+    counted = rows.group_by(REASON).agg(n=pl.len(), row=pl.col(ROW).min()).collect(engine="streaming")
+    bad = counted.sort("n", REASON, descending=[True, False])
+    refused: dict[str, int] = dict(bad.select(REASON, "n").iter_rows())
+    if sum(refused.values()) > config.max_quarantined * total:
+        reasons = "; ".join(
+            f"{reason} ({n:,} rows, first row {row + 1:,})" for reason, n, row in bad.head(3).iter_rows()
+        )
+        raise UserError(
+            f"{location}: {sum(refused.values()):,} of {total:,} rows are refused, more than the share "
+            f"{config.max_quarantined} that `max_quarantined` allows: {reasons}."
+        )
+    return refused

@@ -1,0 +1,147 @@
+"""Which rows are for training, validation and test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.disk.spill import KEY, partitions
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig, Split
+from data_pipelines.features.values import MICROSECONDS
+from data_pipelines.hashing import stable_hash
+from data_pipelines.logs.keys import keyed
+from data_pipelines.logs.row_counts import MINUTE, Survey
+from data_pipelines.names import ROW, SPLIT, TIME
+from data_pipelines.timelines import Timeline
+
+SPLITS = ("train", "valid", "test")
+
+
+def assign(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.LazyFrame:
+    """Accepted ``rows`` with the column ``__split``.
+
+    Raises:
+        UserError: A date of the split cannot be read, or its column is missing.
+    """
+    split = config.split
+    match split.by:
+        case "time":
+            code = _by_time(split, rows, survey)
+        case "random":
+            code = _by_hash(split)
+        case "column":
+            code = _by_column(split, rows)
+        case "leave_last":
+            code = _by_user(config, rows, survey, scratch)
+    return rows.with_columns(code.cast(pl.Int8).alias(SPLIT))
+
+
+def _by_user(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.Expr:
+    assert config.user is not None
+    test, valid = int(config.split.test), int(config.split.valid)
+    code = np.zeros(survey.last_row + 1, np.int8)
+    frame = keyed(config, [config.user], rows, [pl.col(TIME).alias("time"), pl.col(ROW).alias("row")])
+    for part in partitions(frame, survey.rows, scratch):
+        line = Timeline.of(part.rows[KEY].to_numpy(), part.rows["time"].to_numpy())
+        ends = line.last_places()
+        from_end = np.repeat(ends, np.diff(ends, prepend=-1)) - np.arange(len(part.rows))
+        row = part.rows["row"].to_numpy()[line.order]
+        code[row] = np.select([from_end < test, from_end < test + valid], [2, 1], 0)
+    return pl.lit(pl.Series(code)).gather(pl.col(ROW))
+
+
+def _by_hash(split: Split) -> pl.Expr:
+    assert isinstance(split.valid, float | int)
+    assert isinstance(split.test, float | int)
+    share = stable_hash(pl.col(ROW).cast(pl.String), split.seed) / 2.0**64
+    train = 1 - split.valid - split.test
+    return pl.when(share < train).then(0).when(share < train + split.valid).then(1).otherwise(2)
+
+
+def _by_column(split: Split, rows: pl.LazyFrame) -> pl.Expr:
+    assert split.column is not None
+    names = rows.collect_schema().names()
+    if split.column not in names:
+        raise UserError(f"the split's column {split.column!r} is not there; there are {', '.join(names)}.")
+    name = pl.col(split.column).cast(pl.String)
+    return pl.when(name == "train").then(0).when(name == "valid").then(1).when(name == "test").then(2)
+
+
+def _by_time(split: Split, rows: pl.LazyFrame, survey: Survey) -> pl.Expr:
+    if isinstance(split.valid, str):
+        assert isinstance(split.test, str)
+        valid, test = (_Cut(_microseconds(date), -1) for date in (split.valid, split.test))
+    else:
+        assert not isinstance(split.test, str)
+        held_out = [round(survey.rows * share) for share in (split.valid + split.test, split.test)]
+        valid, test = _cuts(rows, survey, [survey.rows - n for n in held_out])
+    gap = round(split.gap * MICROSECONDS)
+    time = pl.col(TIME)
+    return (
+        pl.when(test.reached())
+        .then(2)
+        .when(time >= test.time - gap if gap else pl.lit(False))
+        .then(None)
+        .when(valid.reached())
+        .then(1)
+        .when(time >= valid.time - gap if gap else pl.lit(False))
+        .then(None)
+        .otherwise(0)
+    )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A place in the order of (time, row).
+
+    Attributes:
+        in_place: The rows before it in that order are those before it in the log.
+    """
+
+    time: int
+    row: int
+    in_place: bool = False
+
+    def reached(self) -> pl.Expr:
+        if self.in_place:  # rows are told apart without reading their time
+            return pl.col(ROW) >= self.row
+        time = pl.col(TIME)
+        return (time > self.time) | ((time == self.time) & (pl.col(ROW) >= self.row))
+
+
+def _cuts(rows: pl.LazyFrame, survey: Survey, ranks: Sequence[int]) -> list[_Cut]:
+    """The rows of those ranks (from 0) in the order of (time, row): exact, and in little memory.
+
+    The survey says in which minutes they lie, and only the rows of those minutes are sorted.
+    """
+    assert survey.last is not None
+    end = pl.col("n").cum_sum()
+    # So many rows up to the end of a minute, none of a higher number: those of later minutes all come after them.
+    in_place = pl.col("last_row").cum_max() + 1 == end
+    minutes = survey.minutes.select(
+        "n", "minute", before=end - pl.col("n"), in_place=in_place & in_place.shift(fill_value=True)
+    )
+    cuts = []
+    for rank in ranks:
+        place = minutes.filter(pl.col("before") <= rank).row(-1, named=True)
+        if rank >= survey.rows:
+            cuts.append(_Cut(survey.last + 1, 0))
+            continue
+        minute = pl.col(TIME) // MINUTE == place["minute"]
+        inside = rows.slice(place["before"], place["n"]) if place["in_place"] else rows.filter(minute)
+        near = inside.select(TIME, ROW).collect(engine="streaming").sort(TIME, ROW)[: rank - place["before"] + 1]
+        time, row = near.row(-1)
+        cuts.append(_Cut(time, row, place["in_place"] and near[ROW].max() == row == rank))
+    return cuts
+
+
+def _microseconds(date: str) -> int:
+    try:
+        when = datetime.fromisoformat(date)
+    except ValueError:
+        raise UserError(f"split: {date!r} is no date such as 2024-01-31 or 2024-01-31T12:00:00.") from None
+    return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * MICROSECONDS)

@@ -1,0 +1,300 @@
+"""A ranker spread over ranks: the plan of its tables, their optimizers, and ``DistributedModelParallel`` around it."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingPlan
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from data_pipelines.errors import UserError
+from models.moe.expert_parallel import spread_experts
+from models.ranker import Ranker
+from models.tables.layout import TableConfig, TableLayout, TablesConfig
+from models.tables.lazy_adam import LazyAdam
+from models.tables.lookup import SparseTables
+from models.tables.rows import initialise_tables, table_names
+
+TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]
+RESERVED = 0.15
+"""Share of a rank's memory that tables may not take: batches, activations and the dense part live there."""
+
+_EPS = 1e-8
+_OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "lazy_adam": LazyAdam,
+}
+_FUSED = ("rowwise_adagrad", "adagrad", "sgd")
+
+
+class TableRule(BaseModel):
+    """How a table learns.
+
+    ``rowwise_adagrad``, ``adagrad`` and ``sgd`` are fused: a row is updated in the backward pass, and only where the
+    batch has its id. The others keep tables data-parallel, with a dense gradient, for small tables: ``adam`` and
+    ``adamw`` move (and decay) every row at every step, ``lazy_adam`` only rows that the batch has.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    optimizer: TableOptimizer = "rowwise_adagrad"
+    learning_rate: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The same update as a plain optimizer, for data-parallel tables (see :func:`table_optimizers`)."""
+        return _OPTIMIZERS[self.optimizer](list(parameters), **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the optimizer's class."""
+        arguments: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        return arguments if self.optimizer == "sgd" else arguments | {"eps": _EPS}
+
+
+class TableOptimizerConfig(TableRule):
+    """How tables learn: ``train.tables``.
+
+    Attributes:
+        only: Exceptions by table name, such as Adam for a small one.
+    """
+
+    only: dict[str, TableRule] = {}
+
+    def of(self, vocabulary: str) -> TableRule:
+        """The rule of a table (and of its wide part)."""
+        return self.only.get(vocabulary, self)
+
+
+class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
+    """TorchRec's own sharder leaves cuts by rows out on CPU, though they run there."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types: list[str] = super().sharding_types(compute_device_type)
+        return [*types, *(cut for cut in ("row_wise", "table_row_wise") if cut not in types)]
+
+
+def sharders() -> list[Any]:
+    """One sharder for each kind of collection in :class:`SparseTables`."""
+    return [_BagSharder(), EmbeddingCollectionSharder()]
+
+
+def topology(world_size: int, device: str, ranks_per_node: int, bytes_per_rank: int) -> Topology:
+    """``world_size`` equal ranks for the planner; tables may take all but the reserve."""
+    memory = int(bytes_per_rank * (1 - RESERVED))
+    kind = {"hbm_cap": memory} if device == "cuda" else {"ddr_cap": memory}
+    with quiet():
+        return Topology(world_size, device, local_world_size=ranks_per_node, **kind)
+
+
+def memory_per_rank(device: torch.device, ranks_per_node: int) -> int:
+    """Bytes that each of ``ranks_per_node`` ranks on a machine like this one has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) // ranks_per_node
+
+
+def constraints(
+    layouts: Iterable[TableLayout], config: TablesConfig, optimizer: TableOptimizerConfig, world_size: int
+) -> dict[str, ParameterConstraints]:
+    """What the planner may do with each table.
+
+    Raises:
+        UserError: A table is asked to be cut into more shards than it has rows, or columns in fours; or an exception
+            names no table.
+    """
+    limits, layouts = {}, tuple(layouts)
+    unknown = sorted(set(optimizer.only) - {layout.vocabulary for layout in layouts})
+    if unknown:
+        names = ", ".join(sorted({layout.vocabulary for layout in layouts}))
+        raise UserError(f"train.tables.only.{unknown[0]}: there is no table {unknown[0]!r}; the tables are {names}.")
+    for layout in layouts:
+        sharding = config.tables.get(layout.vocabulary, TableConfig()).sharding
+        if sharding == "row_wise" and layout.rows < world_size:
+            raise UserError(
+                f"model.tables.{layout.vocabulary}.sharding: row_wise cannot cut {layout.rows} rows into {world_size} "
+                "shards; use table_wise or data_parallel."
+            )
+        types = ["table_wise", "row_wise"] if 1 < world_size <= layout.rows else ["table_wise"]
+        if optimizer.of(layout.vocabulary).optimizer not in _FUSED:
+            types = ["data_parallel"]
+            if sharding not in ("auto", "data_parallel"):
+                raise UserError(
+                    f"model.tables.{layout.vocabulary}.sharding: {sharding} needs a fused optimizer; set "
+                    f"train.tables.optimizer to one of {', '.join(_FUSED)}, or the sharding to data_parallel."
+                )
+        elif sharding == "column_wise":
+            types = ["column_wise"] if layout.stored_dim % (4 * world_size) == 0 else ["table_wise"]
+            if types != ["column_wise"] and not layout.wide:
+                raise UserError(
+                    f"model.tables.{layout.vocabulary}.sharding: column_wise over {world_size} ranks needs a dim that "
+                    f"is a multiple of {4 * world_size}, not {layout.dim}."
+                )
+        elif sharding == "table_row_wise":
+            types = ["row_wise" if layout.route == "rows" else sharding]
+        elif sharding != "auto":
+            types = [sharding]
+        limits[layout.key] = ParameterConstraints(
+            sharding_types=types,
+            min_partition=max(4, layout.stored_dim // world_size),
+            pooling_factors=[1.0] * len(layout.features),
+            is_weighted=layout.route == "weighted",
+        )
+    return limits
+
+
+def shard(
+    ranker: Ranker,
+    optimizer: TableOptimizerConfig,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    plan: ShardingPlan | None = None,
+) -> DistributedModelParallel:
+    """``ranker`` with its tables spread over the ranks of the default process group, ready to train.
+
+    Tables start from ``seed`` and their names, whatever the plan (:func:`initialise_tables`); dense parameters start as
+    rank 0 has them. The global random state is left as it was.
+
+    Args:
+        ranker: On ``device``, its tables preferably on the meta device.
+        plan: Where each table lies; the planner chooses where absent.
+
+    Raises:
+        UserError: The config asks a plan that is impossible, or the tables do not fit.
+    """
+    tables = ranker.tables
+    assert isinstance(tables, SparseTables)
+    world_size = dist.get_world_size()
+    limits = constraints(tables.layouts, ranker.config, optimizer, world_size)
+    if plan is None:
+        nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
+        plan = choose_plan(ranker, limits, ranks)
+    spread = _spread(ranker, device, world_size)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
+        vocabularies = {layout.key: layout.vocabulary for layout in tables.layouts}
+        for name, parameter in tables.named_parameters():
+            if name.split(".")[-2] not in parallel:
+                rule = optimizer.of(vocabularies[name.split(".")[-2]])
+                apply_optimizer_in_backward(_OPTIMIZERS[rule.optimizer], [parameter], rule.arguments())
+        for layout in tables.layouts:
+            if layout.route == "rows" and layout.key in parallel:
+                # FBGEMM's dense kernel cannot look up single rows on CPU (it pools them): the collection stays plain.
+                plan.plan.pop(f"tables.rows.{layout.key}", None)
+        dmp = DistributedModelParallel(
+            ranker,
+            device=device,
+            plan=plan,
+            sharders=sharders(),
+            data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=spread),
+        )
+    initialise_tables(dmp, seed)
+    return dmp
+
+
+def _spread(ranker: Ranker, device: torch.device, world_size: int) -> list[str]:
+    """Spread the experts over the ranks where the config says so; names of parameters that are not replicated."""
+    tower = ranker.config.tower
+    if tower.kind != "moe" or not tower.spread or world_size == 1:
+        return []
+    if tower.experts % world_size:
+        raise UserError(
+            f"model.tower.spread: {tower.experts} experts cannot be shared out over {world_size} ranks; make "
+            "model.tower.experts a multiple of the ranks, or set spread to false."
+        )
+    names = spread_experts(ranker.tower, init_device_mesh(device.type, (world_size,)))
+    return [f"tower.{name}" for name in names]
+
+
+def choose_plan(ranker: Ranker, limits: dict[str, ParameterConstraints], ranks: Topology) -> ShardingPlan:
+    """Where TorchRec's planner puts each table; rank 0 decides where a process group is there.
+
+    Raises:
+        UserError: The tables do not fit; the sentence names the largest and says what to change.
+    """
+    tables = ranker.tables
+    assert isinstance(tables, SparseTables)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        planner = EmbeddingShardingPlanner(
+            topology=ranks,
+            constraints=limits,
+            storage_reservation=FixedPercentageStorageReservation(0.0),
+            debug=False,
+        )
+        try:
+            if dist.is_initialized():
+                return planner.collective_plan(ranker, sharders(), dist.GroupMember.WORLD)
+            return planner.plan(ranker, sharders())
+        except PlannerError:
+            pass
+    largest = max(tables.layouts, key=lambda layout: layout.rows * layout.stored_dim)
+    size = largest.rows * largest.stored_dim * 4
+    room = max(device.storage.hbm + device.storage.ddr for device in ranks.devices)
+    raise UserError(
+        f"The tables do not fit on {ranks.world_size} rank(s) with {room / 1e9:.2f} GB each for tables; the largest is "
+        f"{largest.name!r} ({largest.rows:,} x {largest.dim}, {size / 1e9:.2f} GB): set "
+        f"model.tables.{largest.vocabulary}.sharding to row_wise, lower its dim or its rows (data.features: max_size, "
+        "min_count), or use more ranks."
+    )
+
+
+def data_parallel_tables(dmp: nn.Module) -> dict[str, nn.Parameter]:
+    """The tables that every rank holds whole, by parameter name: those that need a plain optimizer."""
+    parameters = dict(dmp.named_parameters())
+    return {name: parameters[name] for name in table_names(parameters) if not _is_fused(parameters[name])}
+
+
+def table_optimizers(dmp: nn.Module, optimizer: TableOptimizerConfig) -> list[torch.optim.Optimizer]:
+    """The plain optimizers of the tables that are not fused with theirs: one for each rule."""
+    vocabularies = {t.name: t.vocabulary for m in dmp.modules() if isinstance(m, SparseTables) for t in m.layouts}
+    parameters = data_parallel_tables(dmp)
+    names = table_names(parameters)
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        vocabulary = vocabularies[names[name]]
+        groups.setdefault(vocabulary if vocabulary in optimizer.only else "", []).append(parameter)
+    return [optimizer.of(vocabulary).build(group) for vocabulary, group in groups.items()]
+
+
+def dense_parameters(dmp: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters that are not tables, by name."""
+    parameters = dict(dmp.named_parameters())
+    tables = table_names(parameters)
+    return {name: parameter for name, parameter in parameters.items() if name not in tables}
+
+
+def _is_fused(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "_in_backward_optimizers")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what the planner and sharder say on every start and nobody can act on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,249 @@
+"""The lookups of embedding tables: bags in, pooled embeddings and sequences out.
+
+Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d width of an embedding, F features.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    KeyedJaggedTensor,
+    PoolingType,
+)
+
+from data_pipelines.batch import Batch, Schema
+from data_pipelines.errors import UserError
+from models.tables.layout import OOV_ID, Route, TableLayout, TablesConfig, table_key, table_layouts
+from models.tables.rows import initialise_tables, local_rows, start_values
+
+# TorchRec 1.8 on Torch 2.13 says these on every start; results are right (tests compare them with plain modules).
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
+warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)
+
+_META = torch.device("meta")
+
+RowTransform = Callable[[Tensor, Tensor], Tensor]
+"""From (L, d) rows of a table and their (L,) ids to the (L, d) rows that are pooled."""
+
+
+@dataclass
+class Embedded:
+    """What the tables give for one batch, by feature name.
+
+    Attributes:
+        pooled: (B, d) float32, of every sparse feature that the tables pool (``sum``, ``mean`` and ids).
+        sequences: ``(values (L, d), offsets (B + 1))`` of the features that are read as sequences.
+        wide: (B, 1), of every sparse feature where the config asks for the wide part.
+    """
+
+    pooled: dict[str, Tensor]
+    sequences: dict[str, tuple[Tensor, Tensor]]
+    wide: dict[str, Tensor]
+
+
+def pool_rows(values_Ld: Tensor, offsets: Tensor, pooling: Literal["sum", "mean"]) -> Tensor:
+    """(B, d) sums or means of the slices that ``offsets`` (B + 1) cuts; an empty bag gives zeros."""
+    sums_Bd = torch.segment_reduce(values_Ld, "sum", offsets=offsets.long(), axis=0, initial=0)
+    return sums_Bd if pooling == "sum" else sums_Bd / offsets.diff().clamp(min=1).unsqueeze(1)
+
+
+def mean_weights(bags: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJaggedTensor:
+    """``bags`` with the weights of ``features`` divided by their sum in each bag: a weighted sum becomes the mean."""
+    if not features:
+        return bags
+    weights = bags.weights().clone()
+    bounds = bags.offset_per_key()
+    for index, key in enumerate(bags.keys()):
+        if key in features:
+            own = weights[bounds[index] : bounds[index + 1]]
+            lengths = bags[key].lengths()
+            totals = torch.segment_reduce(own, "sum", lengths=lengths.long(), initial=0)
+            own /= totals.clamp(min=torch.finfo(own.dtype).tiny).repeat_interleave(lengths)
+    return KeyedJaggedTensor(
+        keys=bags.keys(), values=bags.values(), weights=weights, lengths=bags.lengths(), offsets=bags.offsets()
+    )
+
+
+class SparseTables(nn.Module):
+    """All embedding tables of a ranker, as TorchRec collections that ``DistributedModelParallel`` can shard.
+
+    Bags that one table pools alike go through an ``EmbeddingBagCollection``, weighted ones through a second; tables of
+    sequences, or whose features differ in pooling, each through an ``EmbeddingCollection``, and are pooled here.
+    Results are always read by key: under sharding the columns of a collection's output come in the order of the shards.
+
+    Args:
+        row_transforms: By table name, what every row looked up in that table goes through before it is pooled. Such
+            tables are looked up row by row.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        config: TablesConfig,
+        *,
+        device: torch.device | None = None,
+        row_transforms: Mapping[str, RowTransform] | None = None,
+    ) -> None:
+        super().__init__()
+        self.row_transforms = dict(row_transforms or {})
+        self.layouts = tuple(
+            replace(layout, route="rows") if layout.name in self.row_transforms else layout
+            for layout in table_layouts(schema, config)
+        )
+        self._specs = {feature.name: feature for feature in schema.sparse}
+        self._pooling = {name: config.pooling_of(spec) for name, spec in self._specs.items()}
+        self._kept: list[str] = []
+        self.pooled = self._bags("pooled")
+        self.weighted = self._bags("weighted")
+        self.rows = nn.ModuleDict({t.key: self._rows(t) for t in self.layouts if t.route == "rows"})
+        self._mean_weighted = [name for name, spec in self._specs.items() if spec.weighted and self._mean(name)]
+        if device is None or device.type != "meta":
+            self.to_empty(device=device or torch.device("cpu"))
+            initialise_tables(self)
+
+    def _mean(self, feature: str) -> bool:
+        return self._pooling[feature] == "mean" and self._specs[feature].kind != "id"
+
+    def _bags(self, route: Route) -> EmbeddingBagCollection | None:
+        tables = [
+            EmbeddingBagConfig(
+                name=layout.key,
+                num_embeddings=layout.rows,
+                embedding_dim=layout.stored_dim,
+                feature_names=list(layout.features),
+                pooling=PoolingType.MEAN if layout.pooling == "mean" else PoolingType.SUM,
+            )
+            for layout in self.layouts
+            if layout.route == route
+        ]
+        return EmbeddingBagCollection(tables, is_weighted=route == "weighted", device=_META) if tables else None
+
+    def _rows(self, layout: TableLayout) -> EmbeddingCollection:
+        config = EmbeddingConfig(
+            name=layout.key,
+            num_embeddings=layout.rows,
+            embedding_dim=layout.stored_dim,
+            feature_names=list(layout.features),
+        )
+        return EmbeddingCollection([config], device=_META)
+
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """(R,) bool by vocabulary, of those that are pruned: ids of rows that are False are looked up as OOV."""
+        return {name: getattr(self, f"keep_{table_key(name)}") for name in self._kept}
+
+    def set_keep(self, vocabulary: str, keep: Tensor) -> None:
+        """Redirect the ids of rows that ``keep`` (R,) bool drops to the first OOV row, in every table of a vocabulary.
+
+        The mask is a buffer, and so a part of the state dict from then on. Reserved rows cannot be dropped.
+        """
+        rows = next(layout.rows for layout in self.layouts if layout.vocabulary == vocabulary)
+        if len(keep) != rows:
+            raise UserError(
+                f"model.tables.{vocabulary}.rows: ids of {vocabulary!r} have no rows of their own, so that none can be "
+                "pruned; leave rows out, or leave this table out of the pruning."
+            )
+        keep = keep.clone()
+        keep[: OOV_ID + 1] = True
+        if vocabulary not in self._kept:
+            self._kept.append(vocabulary)
+        self.register_buffer(f"keep_{table_key(vocabulary)}", keep)
+
+    def _redirect(self, batch: Batch) -> Batch:
+        masks = {name: self.keep[spec.table] for name, spec in self._specs.items() if spec.table in self._kept}
+        return batch.with_ids({name: partial(_oov_where_dropped, keep) for name, keep in masks.items()})
+
+    @torch.no_grad()
+    def restart_rows(self, vocabulary: str, rows: Tensor, step: int) -> None:
+        """Give ``rows`` of every table of a vocabulary new start values, equal on all ranks: they have new owners."""
+        layouts = {layout.name: layout for layout in self.layouts if layout.vocabulary == vocabulary}
+        for shard in local_rows(self) if len(rows) else ():
+            if shard.table in layouts:
+                values = start_values(layouts[shard.table], len(rows), f"restart/{step}/{shard.table}")
+                inside = (rows >= shard.row_offset) & (rows < shard.row_offset + len(shard.weight))
+                columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
+                shard.weight[rows[inside] - shard.row_offset] = values[inside, columns].to(shard.weight)
+
+    def forward(self, batch: Batch) -> Embedded:
+        """Look up every feature of the schema; other keys of the batch are left alone."""
+        batch = self._redirect(batch)
+        bags, weighted = batch.sparse, None
+        if batch.weighted is not None and self._has_weighted:
+            weighted = mean_weights(batch.weighted, self._mean_weighted)
+        by_name: dict[str, Tensor] = {}
+        if self.pooled is not None:
+            by_name |= _columns_by_key(self.pooled(bags))
+        if self.weighted is not None:
+            by_name |= _columns_by_key(self.weighted(weighted))
+        embedded = Embedded({}, {}, {})
+        if self.rows:
+            self._pool_rows(bags, weighted, embedded)
+        for layout in self.layouts:
+            if layout.route != "rows":
+                target = embedded.wide if layout.wide else embedded.pooled
+                for feature in layout.features:
+                    value = by_name[self._output_name(feature, layout)]
+                    target[feature] = value if layout.dim == layout.stored_dim else value[:, : layout.dim]
+        return embedded
+
+    @property
+    def _has_weighted(self) -> bool:
+        return any(spec.weighted for spec in self._specs.values())
+
+    def _output_name(self, feature: str, layout: TableLayout) -> str:
+        """TorchRec's name of a feature's embedding: with the table's name where the feature has several tables."""
+        several = sum(feature in other.features and other.route == layout.route for other in self.layouts) > 1
+        return f"{feature}@{layout.key}" if several else feature
+
+    def _pool_rows(self, bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor | None, embedded: Embedded) -> None:
+        merged = bags if weighted is None else _merge(bags, weighted)
+        looked_up = {key: collection(merged) for key, collection in self.rows.items()}
+        for layout in self.layouts:
+            if layout.route != "rows":
+                continue
+            for feature in layout.features:
+                jagged = looked_up[layout.key][feature]
+                values_Ld, offsets = jagged.values()[:, : layout.dim], jagged.offsets()
+                if layout.name in self.row_transforms:
+                    values_Ld = self.row_transforms[layout.name](values_Ld, merged[feature].values())
+                spec, pooling = self._specs[feature], self._pooling[feature]
+                if spec.weighted:
+                    assert weighted is not None
+                    values_Ld = values_Ld * weighted[feature].weights().unsqueeze(1)
+                target = embedded.wide if layout.wide else embedded.pooled
+                if spec.kind == "id":
+                    target[feature] = values_Ld
+                elif spec.weighted or pooling == "sum":
+                    target[feature] = pool_rows(values_Ld, offsets, "sum")
+                elif pooling == "mean" or layout.wide:
+                    target[feature] = pool_rows(values_Ld, offsets, "mean")
+                else:
+                    embedded.sequences[feature] = (values_Ld, offsets)
+
+
+def _oov_where_dropped(keep: Tensor, ids_L: Tensor) -> Tensor:
+    return ids_L.masked_fill(~keep[ids_L.long()], OOV_ID)
+
+
+def _columns_by_key(output: Any) -> dict[str, Tensor]:
+    """Embeddings by key; ``torch.split`` keeps the backward pass one concatenation."""
+    return dict(zip(output.keys(), output.values().split(output.length_per_key(), dim=1), strict=True))
+
+
+def _merge(bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(
+        keys=[*bags.keys(), *weighted.keys()],
+        values=torch.cat([bags.values(), weighted.values().to(bags.values().dtype)]),
+        lengths=torch.cat([bags.lengths(), weighted.lengths()]),
+    )

@@ -1,0 +1,110 @@
+"""Zero-collision hashing: rows for ids that cannot be enumerated, given as the ids come and taken from those gone cold.
+
+Letters: L ids of a batch, M different ids of a step on all ranks.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.modules.mc_modules import DistanceLFU_EvictionPolicy, MCHManagedCollisionModule
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from data_pipelines.batch import Batch, Schema
+from data_pipelines.errors import UserError
+from models.tables.layout import OOV_ID, TablesConfig
+
+
+class ManagedRows(nn.Module):
+    """Which of a table's few rows each id of a large space has, by TorchRec's managed collision module.
+
+    Every id of a training step asks for a row; where there are none left, the ids with the fewest uses over the steps
+    since their last one lose theirs. Ids without a row are looked up as OOV. The state is the same on all ranks, and
+    buffers hold all of it, so that it survives checkpoint and export with the rest of the ranker.
+
+    Args:
+        rows: Of the table.
+        reserved: Rows (null, OOV) at its start whose ids stand for themselves.
+    """
+
+    def __init__(self, rows: int, reserved: int) -> None:
+        super().__init__()
+        self.reserved = reserved
+        self._no_row = rows
+        self.slots = MCHManagedCollisionModule(
+            zch_size=rows - reserved + 1,
+            device=torch.device("cpu"),
+            eviction_policy=DistanceLFU_EvictionPolicy(),
+            eviction_interval=1,
+            output_global_offset=reserved,
+        )
+
+    def forward(self, ids_L: Tensor) -> Tensor:
+        """(L,) rows."""
+        bag = JaggedTensor(values=ids_L.long(), lengths=ids_L.new_tensor([len(ids_L)]))
+        rows_L: Tensor = self.slots.remap({"": bag})[""].values()
+        rows_L = torch.where(rows_L == self._no_row, OOV_ID, rows_L)
+        return torch.where(ids_L < self.reserved, ids_L, rows_L).to(ids_L.dtype)
+
+    @torch.no_grad()
+    def admit(self, ids_L: Tensor) -> Tensor:
+        """Count the ids that all ranks have in this step, and give rows to new ones; the rows that changed hands."""
+        ids_M, counts_M = torch.unique(_on_all_ranks(ids_L[ids_L >= self.reserved].long()), return_counts=True)
+        self.slots._current_iter_tensor += 1
+        # The module's own profile() keeps a history that no checkpoint holds; one step at a time needs none.
+        self.slots._current_iter = int(self.slots._current_iter_tensor)
+        last_use_M = torch.full_like(ids_M, self.slots._current_iter)
+        self.slots._update_and_evict(ids_M, counts_M, {"last_access_iter": last_use_M})
+        changed: Tensor | None = self.slots.evict()
+        return ids_M[:0] if changed is None else changed
+
+
+def _on_all_ranks(ids_L: Tensor) -> Tensor:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return ids_L
+    lengths = [ids_L.new_zeros(1) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, ids_L.new_tensor([len(ids_L)]))
+    longest = int(max(lengths))
+    parts = [ids_L.new_zeros(longest) for _ in lengths]
+    dist.all_gather(parts, nn.functional.pad(ids_L, (0, longest - len(ids_L))))
+    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
+
+
+class ManagedIds(nn.Module):
+    """Exchanges the ids of managed tables for rows, in a whole batch.
+
+    Raises:
+        UserError: A table is asked to keep more rows than it has ids, or hardly any.
+    """
+
+    def __init__(self, schema: Schema, config: TablesConfig) -> None:
+        super().__init__()
+        self.tables = [name for name, table in config.tables.items() if table.rows is not None]
+        self._table_of = {spec.name: spec.table for spec in schema.sparse if spec.table in self.tables}
+        self.managed = nn.ModuleList()
+        for name in self.tables:
+            rows, spec = config.table_rows(schema.table(name)), schema.table(name)
+            if not spec.reserved < rows < spec.rows:
+                raise UserError(
+                    f"model.tables.{name}.rows must lie between {spec.reserved + 1} and {spec.rows - 1} (the table has "
+                    f"{spec.rows} ids), not {rows}; leave it out to keep a row for each id."
+                )
+            self.managed.append(ManagedRows(rows, spec.reserved))
+
+    @property
+    def steps(self) -> int:
+        """Training batches seen so far."""
+        return int(cast(ManagedRows, self.managed[0]).slots._current_iter_tensor)
+
+    def forward(self, batch: Batch) -> tuple[Batch, Mapping[str, Tensor]]:
+        """The batch with rows in place of ids, and, while training, the rows of each table that changed hands."""
+        changed = {}
+        for name, managed in zip(self.tables, self.managed, strict=True):
+            if self.training:
+                bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
+                ids = [kjt[key].values() for kjt in bags for key in kjt.keys() if self._table_of.get(key) == name]  # noqa: SIM118
+                changed[name] = cast(ManagedRows, managed).admit(torch.cat(ids))
+        rows = dict(zip(self.tables, self.managed, strict=True))
+        return batch.with_ids({key: rows[table] for key, table in self._table_of.items()}), changed

@@ -1,0 +1,160 @@
+"""Every way to reach the rows of tables, sharded or not: views of shards, start values, parts of a state dict.
+
+Letters: R rows of a table, d width of an embedding.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import xxhash
+from fbgemm_gpu.split_embedding_configs import EmbOptimType as OptimType
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchrec import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+from data_pipelines.batch import Schema
+from models.tables.layout import TableLayout, TablesConfig, table_layouts, table_name
+
+_INIT_BLOCK = 1 << 16
+
+
+@runtime_checkable
+class LaidOut(Protocol):
+    """A module that knows the layouts of the tables inside it, such as :class:`models.tables.lookup.SparseTables`."""
+
+    layouts: tuple[TableLayout, ...]
+
+
+def _layouts(module: nn.Module) -> dict[str, TableLayout]:
+    return {t.name: t for m in module.modules() if isinstance(m, LaidOut) for t in m.layouts}
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """The part of a table that this process holds: ``weight`` is a writable view of rows and columns from an offset.
+
+    ``squares`` is what a fused Adagrad has summed up of squared gradients, by row (r,) or by number (r, c); ``None``
+    under any other optimizer.
+    """
+
+    table: str
+    row_offset: int
+    col_offset: int
+    weight: Tensor
+    squares: Tensor | None = None
+
+
+def local_rows(module: nn.Module) -> Iterator[TableShard]:
+    """Every shard that this process holds of the tables in ``module``, whatever its kernel and sharding.
+
+    Columns that only pad a table for FBGEMM are left out.
+    """
+    layouts = _layouts(module)
+    for key, row_offset, col_offset, weight, squares in _stored_shards(module):
+        name = table_name(key)
+        columns = max(0, layouts[name].dim - col_offset)
+        if squares is not None and squares.dim() == 2:
+            squares = squares[:, :columns]
+        yield TableShard(name, row_offset, col_offset, weight[:, :columns], squares)
+
+
+def _stored_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor, Tensor | None]]:
+    for child in module.modules():
+        if isinstance(child, EmbeddingBagCollection | EmbeddingCollection):
+            plain = child.embedding_bags if isinstance(child, EmbeddingBagCollection) else child.embeddings
+            for key, table in plain.items():
+                yield key, 0, 0, table.weight.detach(), None
+        elif isinstance(child, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
+            for lookup in child._lookups:
+                grouped = lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
+                for kernel in grouped._emb_modules:
+                    tables, weights = kernel.config.embedding_tables, kernel.split_embedding_weights()
+                    for table, weight, squares in zip(tables, weights, _squares(kernel, len(tables)), strict=True):
+                        offsets = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
+                        yield table.name, offsets[0], offsets[1], weight.detach(), squares
+
+
+def _squares(kernel: Any, tables: int) -> list[Tensor | None]:
+    """Adagrad's sums of squared gradients of a kernel's tables, where it has a fused Adagrad."""
+    if getattr(kernel.emb_module, "optimizer", None) not in (OptimType.EXACT_ADAGRAD, OptimType.EXACT_ROWWISE_ADAGRAD):
+        return [None] * tables
+    return [states[0] for states in kernel.emb_module.split_optimizer_states()]
+
+
+@torch.no_grad()
+def initialise_tables(module: nn.Module, seed: int = 0) -> None:
+    """Fill the tables in ``module`` with small normal numbers that depend on seed, table, row and column alone.
+
+    So a table starts the same whatever the number of processes and the sharding, and the global random state is left
+    as it was.
+    """
+    layouts = _layouts(module)
+    for key, row_offset, col_offset, weight, _ in _stored_shards(module):
+        layout = layouts[table_name(key)]
+        end = row_offset + weight.shape[0]
+        for block in range(row_offset // _INIT_BLOCK, -(-end // _INIT_BLOCK)):
+            rows = min(_INIT_BLOCK, layout.rows - block * _INIT_BLOCK)
+            values = start_values(layout, rows, f"{seed}/{layout.name}/{block}")
+            first, last = max(row_offset, block * _INIT_BLOCK), min(end, block * _INIT_BLOCK + rows)
+            taken = values[first - block * _INIT_BLOCK : last - block * _INIT_BLOCK]
+            weight[first - row_offset : last - row_offset] = taken[:, col_offset : col_offset + weight.shape[1]]
+
+
+@torch.no_grad()
+def fill_tables(module: nn.Module, tables: Mapping[str, Tensor]) -> None:
+    """Copy this process's part of whole (R, at least d) ``tables`` into ``module``; tables that are not given stay."""
+    for shard in local_rows(module):
+        if shard.table in tables:
+            rows = slice(shard.row_offset, shard.row_offset + len(shard.weight))
+            columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
+            shard.weight.copy_(tables[shard.table][rows, columns])
+
+
+def start_values(layout: TableLayout, rows: int, name: str) -> Tensor:
+    """(rows, stored columns) numbers that depend on ``name`` alone."""
+    values = torch.zeros(rows, layout.stored_dim)
+    if layout.init_std:
+        generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
+        values[:, : layout.dim] = torch.randn(rows, layout.dim, generator=generator) * layout.init_std
+    return values
+
+
+def table_names(state: Iterable[str]) -> dict[str, str]:
+    """Table name by key of a ranker's ``state_dict``, for the keys that are embedding tables."""
+    names = {}
+    for key in state:
+        parts = key.split(".")
+        if parts[-1] == "weight" and len(parts) >= 3 and parts[-3] in ("embedding_bags", "embeddings"):
+            names[key] = table_name(parts[-2])
+    return names
+
+
+def table_weights(state: Mapping[str, Tensor], schema: Schema, config: TablesConfig) -> dict[str, Tensor]:
+    """(R, d) by table name, from a whole (unsharded) ``state_dict`` of a ranker; padding columns are cut off."""
+    dims = {layout.name: layout.dim for layout in table_layouts(schema, config)}
+    return {table: state[key][:, : dims[table]] for key, table in table_names(state).items()}
+
+
+def keep_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(R,) bool by vocabulary: the masks of :meth:`SparseTables.set_keep` in a ranker's ``state_dict``."""
+    prefix = "tables.keep_"
+    return {table_name(key.removeprefix(prefix)): mask for key, mask in state.items() if key.startswith(prefix)}
+
+
+def grow_table(weight_Rd: Tensor, rows: int, *, reserved: int) -> Tensor:
+    """``weight_Rd`` with new rows at its end, (rows, d): where a growing vocabulary's new values start.
+
+    A new row starts as the mean of the OOV rows, where values outside the vocabulary were looked up so far.
+
+    Raises:
+        ValueError: ``rows`` is fewer than the table has: vocabularies only grow.
+    """
+    grown = rows - weight_Rd.shape[0]
+    if grown < 0:
+        raise ValueError(f"a table of {weight_Rd.shape[0]} rows cannot grow to {rows}")
+    start_d = weight_Rd[1:reserved].mean(0) if reserved > 1 else weight_Rd[reserved:].mean(0)
+    return torch.cat([weight_Rd, start_d.expand(grown, -1)])

@@ -1,0 +1,99 @@
+"""The ``ablation:`` block of an experiment: what a study takes away, adds or varies, and how it judges."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from recsys.metrics.metrics import METRICS
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SliceConfig(_Config):
+    """Test rows that are judged on their own as well.
+
+    Either ``column`` (a key column) with how often its value occurs in the training split, or a condition in SQL over
+    the key columns, the user and the time.
+    """
+
+    column: str | None = None
+    seen_at_least: int | None = Field(default=None, ge=0)
+    seen_at_most: int | None = Field(default=None, ge=0)
+    where: str | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "SliceConfig":
+        counted = self.seen_at_least is not None or self.seen_at_most is not None
+        if (self.where is None) == (self.column is None) or counted != (self.column is not None):
+            raise ValueError("a slice is either `where`, or `column` with `seen_at_least` or `seen_at_most`")
+        return self
+
+
+class StudyConfig(_Config):
+    """A study. Lists of features take names of features and of groups; ``features`` stands for every feature and
+    ``groups`` for every group.
+
+    The base model has all features. Every training is repeated for ``seeds`` seeds, the same in all arms, with the
+    hyperparameters of the experiment unless an arm varies them.
+    """
+
+    seeds: int = Field(default=3, ge=1, description="Trainings of each arm; fewer than 3 say little.")
+    leave_one_out: list[str] = Field(default=["features", "groups"], description="Train without each of these.")
+    core: list[str] = Field(default=[], description="What `add_one_in` and forward selection start from.")
+    add_one_in: list[str] = Field(default=[], description="Train with `core` and each of these.")
+    pairs: list[str] = Field(default=[], description="Train without each pair of these: do they replace each other?")
+    replace: dict[str, list[str]] = Field(
+        default={},
+        description="Train with each of these features of `data`, which the base does without, in place of the feature "
+        "or group: a shorter history, other buckets.",
+    )
+    permute: list[str] = Field(default=[], description="Shuffle each of these among the test rows of the trained base.")
+    permute_within: list[str] = Field(
+        default=[], description="The same, but only among rows that are alike in the features that go with it."
+    )
+    mask: list[str] = Field(default=[], description="Set each of these to null in the test rows of the trained base.")
+    mask_oov: list[str] = Field(default=[], description="Set each of these to a value that training never saw.")
+    vary: dict[str, list[Any]] = Field(default={}, description="Values of config keys, one key at a time.")
+    grid: dict[str, list[Any]] = Field(default={}, description="Values of config keys, in all combinations.")
+    selection: Literal["none", "forward", "backward", "path"] = Field(
+        default="path",
+        description="Search for a small set of features: greedily up, greedily down, or down in order of effect.",
+    )
+    slices: dict[str, SliceConfig] | None = Field(default=None, description="Parts of the test rows; a few by default.")
+    metrics: list[str] = Field(default=[metric for metric in METRICS if metric != "ne"], min_length=1)
+    task: str | None = Field(default=None, description="The task to judge by; the first one by default.")
+    level: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence level of intervals.")
+    correction: Literal["holm", "benjamini_hochberg"] = Field(default="holm", description="For many arms.")
+    tolerance: float = Field(default=0.001, ge=0, description="AUC that is not worth a feature.")
+    leak_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="A feature that carries more than this share of the AUC above 0.5 is suspicious.",
+    )
+    halving: bool = Field(
+        default=False, description="After each seed, stop the worse half of the `vary` and `grid` arms."
+    )
+    warm_start: bool = Field(
+        default=False,
+        description="Also estimate `leave_one_out` by one epoch of the dense part from the trained base, and how well "
+        "that ranks.",
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "StudyConfig":
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ValueError(f"metric `{metric}` is not known: choose from {', '.join(METRICS)}")
+        if "auc" not in self.metrics:
+            raise ValueError("metrics must contain `auc`: arms are ranked by it")
+        for key, values in {**self.vary, **self.grid}.items():
+            if not values:
+                raise ValueError(f"`{key}` has no values to vary")
+            if key.split(".")[0] not in {"model", "train", "sparsity", "export"}:
+                raise ValueError(f"`{key}` cannot be varied: only keys below model, train, sparsity and export can")
+        if self.add_one_in and not self.core:
+            raise ValueError("`add_one_in` needs `core`: an arm to compare with must have at least one feature")
+        return self

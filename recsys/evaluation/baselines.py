@@ -1,0 +1,230 @@
+"""What any ranker must beat: popularity, a sparse linear model, an SVD, a factorization machine, boosted trees.
+
+All read the data set that the ranker reads, learn from its training split, choose by its validation split, and are
+measured like it. Letters: N rows, C columns of the bag-of-features matrix, L entries of a batch, k factors.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import svds
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.dataset.matrices import blocks, to_csr
+from data_pipelines.disk.storage import write_file
+from data_pipelines.errors import UserError
+from models.layers.normalization import squash
+from recsys.evaluation.evaluate import task_metrics, users_of
+from recsys.metrics.metrics import Floats, auc, log_loss
+
+BASELINES_FILE = "baselines.json"
+"""Metrics of each baseline by split, in the run's folder."""
+
+SMOOTHING = 20.0
+"""Rows at the overall rate that every value's rate starts from."""
+
+_FLAGS = 64
+"""Boosted trees see bags over at most so many values as one flag a value; larger ones by their length."""
+
+
+def popularity(dataset: Dataset, split: str = "test") -> dict[str, float]:
+    """The smoothed mean label of a feature's value in training, for the one feature that orders the valid rows best."""
+    train = _Rows.of(dataset, "train")
+    judged = _Rows.of(dataset, _judge(dataset))
+    asked = _Rows.of(dataset, split)
+    rate = float(train.labels_N.mean())
+
+    def score(rows: _Rows, block: slice) -> Floats:
+        seen, part = train.matrix[:, block], rows.matrix[:, block]
+        counts_C = np.asarray(seen.sum(0)).ravel()
+        odds_C = _logit((seen.T @ train.labels_N + SMOOTHING * rate) / (counts_C + SMOOTHING))
+        return cast(Floats, (part @ odds_C) / np.maximum(np.asarray(part.sum(1)).ravel(), 1.0))
+
+    bags = {feature.name for feature in dataset.schema.sparse}
+    columns = [block for name, block in blocks(dataset.schema).items() if name in bags]
+    best = max(columns, key=lambda block: auc(judged.labels_N, score(judged, block)))
+    return _measure(dataset, split, score(asked, best))
+
+
+def linear(dataset: Dataset, split: str = "test", *, strengths: tuple[float, ...] = (0.03, 0.3)) -> dict[str, float]:
+    """Logistic regression with an L1 penalty on the bag-of-features matrix.
+
+    Args:
+        strengths: Inverse penalties to choose from by the log loss of the valid split.
+    """
+    train, judged, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", _judge(dataset), split))
+    models = [
+        LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", tol=1e-3, max_iter=50, random_state=0).fit(
+            train.matrix, train.labels_N
+        )
+        for strength in strengths
+    ]
+    best = min(models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix)))
+    measured = _measure(dataset, split, best.decision_function(asked.matrix))
+    return measured | {"density": float((best.coef_ != 0).mean())}
+
+
+def decomposition(dataset: Dataset, split: str = "test", *, width: int = 32) -> dict[str, float]:
+    """Logistic regression on the ``width`` strongest left singular vectors of the bag-of-features matrix."""
+    train, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", split))
+    rank = min(width, min(train.matrix.shape) - 1)
+    _, _, right_kC = svds(train.matrix.astype(np.float32), k=rank, random_state=0)
+    model = LogisticRegression(max_iter=200).fit(train.matrix @ right_kC.T, train.labels_N)
+    return _measure(dataset, split, model.decision_function(asked.matrix @ right_kC.T))
+
+
+def factorization_machine(
+    dataset: Dataset, split: str = "test", *, factors: int = 16, epochs: int = 30, batch_size: int = 1024
+) -> dict[str, float]:
+    """A factorization machine (Rendle 2010) on the bag-of-features matrix; stops when the valid AUC falls."""
+    train, judged, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", _judge(dataset), split))
+    generator = torch.Generator().manual_seed(0)
+    model = _Factors(train.matrix.shape[1], factors, float(_logit(train.labels_N.mean())), generator)
+    optimizer = torch.optim.SparseAdam([model.weights_C1, model.factors_Ck], lr=0.005)
+    best: Floats = np.zeros(len(asked.labels_N))
+    best_auc = float("-inf")
+    for _ in range(epochs):
+        order_N = torch.randperm(len(train.labels_N), generator=generator).numpy()
+        for start in range(0, len(order_N), batch_size):
+            rows = order_N[start : start + batch_size]
+            optimizer.zero_grad()
+            logits = model(train.matrix[rows])
+            labels = torch.from_numpy(train.labels_N[rows]).float()
+            F.binary_cross_entropy_with_logits(logits, labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()  # type: ignore[no-untyped-call]
+        reached = auc(judged.labels_N, model.score(judged.matrix))
+        if reached <= best_auc:
+            break
+        best, best_auc = model.score(asked.matrix), reached
+    return _measure(dataset, split, best)
+
+
+class _Factors(nn.Module):
+    def __init__(self, columns: int, factors: int, bias: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.bias = bias
+        self.weights_C1 = nn.Parameter(torch.zeros(columns, 1))
+        self.factors_Ck = nn.Parameter(torch.randn(columns, factors, generator=generator) * 0.01)
+
+    def forward(self, matrix: sp.csr_matrix) -> Tensor:
+        columns_L, offsets = torch.from_numpy(matrix.indices).long(), torch.from_numpy(matrix.indptr).long()
+        values_L1 = torch.from_numpy(matrix.data).float().unsqueeze(1)
+        rows_Lk = F.embedding(columns_L, self.factors_Ck, sparse=True) * values_L1
+        linear_L1 = F.embedding(columns_L, self.weights_C1, sparse=True) * values_L1
+        terms = torch.cat([rows_Lk, rows_Lk.square(), linear_L1], 1)
+        sums = torch.segment_reduce(terms, "sum", offsets=offsets, axis=0, initial=0)
+        k = self.factors_Ck.shape[1]
+        pairs = 0.5 * (sums[:, :k].square() - sums[:, k : 2 * k]).sum(1)
+        return pairs + sums[:, -1] + self.bias
+
+    @torch.no_grad()
+    def score(self, matrix: sp.csr_matrix) -> Floats:
+        parts = [self(matrix[start : start + 65536]) for start in range(0, matrix.shape[0], 65536)]
+        return torch.cat(parts).numpy().astype(np.float64)
+
+
+def gradient_boosting(dataset: Dataset, split: str = "test") -> dict[str, float]:
+    """LightGBM on ids (by frequency rank), numbers, statistics, and bags of few values as flags.
+
+    Raises:
+        UserError: LightGBM is not installed.
+    """
+    try:
+        import lightgbm
+    except ModuleNotFoundError:
+        raise UserError("the boosted trees need LightGBM: pip install 'sparse-recsys[baselines]'.") from None
+    judge = _judge(dataset)
+    sets = {name: lightgbm.Dataset(_tree_columns(dataset, name), _labels(dataset, name)) for name in ("train", judge)}
+    settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 63, "verbosity": -1, "seed": 0}
+    booster = lightgbm.train(
+        settings | {"min_data_in_leaf": 50, "deterministic": True},
+        sets["train"],
+        num_boost_round=500,
+        valid_sets=[sets[judge]],
+        callbacks=[lightgbm.early_stopping(30, verbose=False)],
+    )
+    return _measure(dataset, split, np.asarray(booster.predict(_tree_columns(dataset, split), raw_score=True)))
+
+
+def _tree_columns(dataset: Dataset, split: str) -> npt.NDArray[np.float32]:
+    matrix, _ = to_csr(dataset, split)
+    ids = [feature.name for feature in dataset.schema.sparse if feature.kind == "id"]
+    frame = dataset.frame(split).select(ids).collect() if ids else pl.DataFrame()
+    columns = [frame[name].to_numpy().astype(np.float32)[:, None] for name in ids]
+    for name, block in blocks(dataset.schema).items():
+        part = matrix[:, block]
+        if name not in ids:
+            few = part.shape[1] <= _FLAGS or name in {feature.name for feature in dataset.schema.dense}
+            columns.append(part.toarray() if few else np.asarray(part.sum(1), np.float32))
+    return np.hstack(columns)
+
+
+BASELINES: Mapping[str, Callable[[Dataset, str], dict[str, float]]] = {
+    "popularity": popularity,
+    "linear": linear,
+    "svd": decomposition,
+    "fm": factorization_machine,
+    "lightgbm": gradient_boosting,
+}
+"""Every baseline by the name that reports give it."""
+
+
+def write_baselines(
+    run: Path, dataset: Dataset, split: str, names: Iterable[str] = tuple(BASELINES)
+) -> dict[str, dict[str, float]]:
+    """Measure baselines, of ``names`` those that are installed, on ``split``; keep the figures for the run's report."""
+    measured = {}
+    for name in names:
+        if name != "lightgbm" or find_spec("lightgbm"):
+            measured[name] = BASELINES[name](dataset, split)
+    write_file(run / BASELINES_FILE, json.dumps({split: measured}, indent=1))
+    return measured
+
+
+class _Rows:
+    """The labelled rows of a split for the first task."""
+
+    def __init__(self, matrix: sp.csr_matrix, labels_N: Floats) -> None:
+        self.matrix, self.labels_N = matrix, labels_N
+
+    @staticmethod
+    def of(dataset: Dataset, split: str, *, scaled: bool = False) -> "_Rows":
+        """Rows of ``split``; ``scaled`` squashes dense columns as the ranker does."""
+        matrix, _ = to_csr(dataset, split)
+        if scaled:
+            dense = {feature.name for feature in dataset.schema.dense}
+            starts = [block.start for name, block in blocks(dataset.schema).items() if name in dense]
+            own = matrix.indices >= min(starts, default=matrix.shape[1])
+            matrix.data[own] = squash(torch.from_numpy(matrix.data[own])).numpy()
+        return _Rows(matrix, _labels(dataset, split))
+
+
+def _labels(dataset: Dataset, split: str) -> Floats:
+    task = dataset.schema.tasks[0]
+    labels_N: Floats = dataset.labels(split)[:, 0].astype(np.float64)
+    if dataset.config.tasks[task].kind != "binary" or np.isnan(labels_N).any():
+        raise UserError(f"baselines need a binary task with a label in every row, and {task!r}, the first, is not one.")
+    return labels_N
+
+
+def _judge(dataset: Dataset) -> str:
+    return "valid" if dataset.splits.get("valid") else "train"
+
+
+def _measure(dataset: Dataset, split: str, logits_N: Floats) -> dict[str, float]:
+    return task_metrics("binary", _labels(dataset, split), logits_N, users_of(dataset, split), thorough=True)
+
+
+def _logit(rate: npt.ArrayLike) -> Floats:
+    return cast(Floats, np.log(rate) - np.log1p(-np.asarray(rate)))

@@ -1,0 +1,212 @@
+"""Checkpoints of a run: every tensor as safetensors through ``torch.distributed.checkpoint``, every number as JSON.
+
+A checkpoint is written by all ranks, each its own shards, and read at any number of ranks and under any sharding.
+"""
+
+import json
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from data_pipelines.batch import Schema
+from data_pipelines.disk.object_store import RemoteFolder
+from data_pipelines.disk.storage import MANIFEST, FileEntry, Manifest, checksum, new_directory, open_directory
+from data_pipelines.errors import UserError
+from models.tables.rows import keep_masks, table_names, table_weights
+from models.weights import Weights
+from recsys.config.experiment import load_config
+from recsys.runs.processes import Processes
+
+CONFIG_FILE = "config.yaml"
+SCHEMA_FILE = "schema.json"
+STATE_FILE = "state.json"
+CHECKPOINTS = "checkpoints"
+FINAL = "final"
+"""Name of the checkpoint that holds a finished run's weights, as evaluated and exported."""
+
+_STEP = "step-"
+
+MODEL, EMA, OPTIMIZER, LEVER = "model.", "ema.", "optimizer.", "lever."
+"""What the names of a checkpoint's tensors begin with: the ranker, its averaged weights, optimizers, levers."""
+
+Tensors = dict[str, Any]
+"""Tensors by name; tables and their optimizer state are ``ShardedTensor`` where they are sharded."""
+
+
+def step_name(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"{_STEP}{step:09d}"
+
+
+def steps_of(names: Iterable[str]) -> list[int]:
+    """Steps of the step checkpoints among checkpoints of these names, rising."""
+    return sorted(int(name.removeprefix(_STEP)) for name in names if name.startswith(_STEP))
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the checkpoints of the run in a folder, rising."""
+    return steps_of(path.name for path in (run / CHECKPOINTS).glob("*"))
+
+
+class _ShardWriter(HuggingFaceStorageWriter):
+    """A safetensors file holds one tensor of a name, and a rank may hold several shards of a table (column-wise):
+    the n-th shard of each goes into the rank's n-th file."""
+
+    def _split_by_storage_plan(
+        self, storage_plan: dict[str, int] | None, items: list[WriteItem]
+    ) -> dict[int, list[WriteItem]]:
+        files: dict[int, list[WriteItem]] = {}
+        shards: Counter[str] = Counter()
+        for item in items:
+            shards[item.index.fqn] += 1
+            files.setdefault(shards[item.index.fqn], []).append(item)
+        return files
+
+
+def save_checkpoint(path: Path, tensors: Tensors, state: str, processes: Processes) -> None:
+    """Write a checkpoint into a folder that all ranks see, each rank its shards. It is complete at ``path``, or absent.
+
+    Args:
+        state: Numbers and text as JSON; that of rank 0 is kept.
+    """
+    meta = {"world_size": processes.world_size}
+    target = new_directory(path, "checkpoint", meta=meta, replace=True) if processes.is_main else nullcontext(path)
+    with target as folder:
+        _write_shards(Path(processes.broadcast(str(folder))), tensors, processes)
+        processes.barrier()
+        if processes.is_main:
+            (folder / STATE_FILE).write_text(state)
+    processes.barrier()
+
+
+def send_checkpoint(address: str, scratch: Path, tensors: Tensors, state: str, processes: Processes) -> None:
+    """Write a checkpoint at an object store: each rank sends its shards, and rank 0 the manifest when all are there.
+
+    Args:
+        scratch: A folder of this machine, for the files until they are sent.
+        state: Numbers and text as JSON; that of rank 0 is kept.
+    """
+    remote = RemoteFolder(address)
+    if processes.is_main:
+        remote.remove()
+    processes.barrier()
+    with TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        _write_shards(folder, tensors, processes)
+        if processes.is_main:
+            (folder / STATE_FILE).write_text(state)
+        files = {}
+        for file in sorted(folder.iterdir()):
+            files[file.name] = checksum(file).model_dump()
+            remote.put(file, file.name)
+    everyones = [json.loads(text) for text in processes.gather_text(json.dumps(files))]
+    if processes.is_main:
+        entries = {name: FileEntry(**entry) for files in everyones for name, entry in files.items()}
+        manifest = Manifest.of("checkpoint", {"world_size": processes.world_size}, entries)
+        remote.write(MANIFEST, manifest.model_dump_json(indent=1))
+    processes.barrier()
+
+
+def _write_shards(folder: Path, tensors: Tensors, processes: Processes) -> None:
+    """This rank's shards as safetensors files of its own names; every rank calls this at once."""
+    with _quiet():
+        writer = _ShardWriter(str(folder), save_distributed=True)
+        save(tensors, storage_writer=writer, process_group=processes.group)
+
+
+def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dict[str, Any]:
+    """Fill ``tensors`` in place from a checkpoint, whatever sharding wrote it; return its JSON state.
+
+    Tensors that the checkpoint does not have are left as they are: the optimizer state of a table whose optimizer
+    changed with its sharding.
+
+    Raises:
+        UserError: The checkpoint is missing or damaged, or a tensor's shape differs: the config has changed.
+    """
+    open_directory(path, "checkpoint", verify="full" if verify else "sizes")
+    saved = stored_tensors(path)
+    with _quiet():
+        for name, tensor in tensors.items():
+            if name in saved and tuple(saved[name].size) != tuple(tensor.size()):
+                raise UserError(
+                    f"{path}: {name} has shape {tuple(saved[name].size)}, the config asks {tuple(tensor.size())}: "
+                    "use the config and the data set that the run was started with."
+                )
+        load(
+            {name: tensor for name, tensor in tensors.items() if name in saved},
+            storage_reader=HuggingFaceStorageReader(str(path)),
+        )
+    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
+    return state
+
+
+def stored_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
+    """Sizes and types of a checkpoint's tensors, by name."""
+    stored: dict[str, TensorStorageMetadata] = dict(
+        HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata  # type: ignore[arg-type]
+    )
+    for name, entry in stored.items():
+        held = sum(chunk.sizes.numel() for chunk in entry.chunks)
+        assert held == entry.size.numel(), f"{path}: {name} lacks {entry.size.numel() - held} of its numbers"
+    return stored
+
+
+def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Whole tensors of a checkpoint whose names start with ``prefix``, without it; needs no process group."""
+    stored = {name: entry for name, entry in stored_tensors(path).items() if name.startswith(prefix)}
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in stored.items()}
+    with _quiet():
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def load_weights(run: Path) -> Weights:
+    """The weights of a finished run, from any number of ranks and any sharding, without a process group.
+
+    Raises:
+        UserError: ``run`` is not a run, or has not finished.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run} is not a run: give the folder that `recsys train` wrote.")
+    path = run / CHECKPOINTS / FINAL
+    if not path.exists():
+        raise UserError(f"{run} has not finished training: go on with `recsys train ... --resume`.")
+    open_directory(path, "checkpoint")
+    config, schema = load_config(run / CONFIG_FILE), Schema.model_validate_json((run / SCHEMA_FILE).read_bytes())
+    state = read_tensors(path, MODEL)
+    tables = set(table_names(state))
+    return Weights(
+        config=config.model,
+        schema=schema,
+        tables=table_weights(state, schema, config.model),
+        keep=keep_masks(state),
+        dense={name: tensor for name, tensor in state.items() if not name.startswith("tables.") and name not in tables},
+    )
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; a removal cut short leaves nothing that opens."""
+    doomed = path.with_name(f".{path.name}.removed")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch says about its own sharded tensors, and about running without a process group."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,142 @@
+"""Trials: single trainings (or looks at a trained model), each named by all that decides its numbers.
+
+A trial's name is the fingerprint of its config, features, seed, data set, thread count and code. Whoever asks for a
+trial that is in the store gets what is there; so a killed study goes on where it was, and studies share what they have
+in common. A trial is complete or absent, and a lock keeps two processes from running the same one.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+import data_pipelines
+import models
+import serving
+from data_pipelines.disk.storage import MANIFEST, Manifest, checksum, fingerprint, new_directory, open_directory
+
+Change = Literal["permute", "permute_within", "mask", "mask_oov", "warm_start"]
+"""What can be done to a trained model or to the rows that it reads."""
+LOGITS = "logits.parquet"
+FIGURES = "figures.json"
+RUN = "run"
+_CODE_OF_RECSYS = ("training.py", "model_state.py", "optimizers.py", "evaluation.py", "ablation/execution.py")
+
+
+class Trial(BaseModel):
+    """All that decides what a trial measures.
+
+    Attributes:
+        config: The blocks ``model``, ``train``, ``sparsity`` and ``export`` of the experiment, resolved.
+        features: What the ranker reads, by the config's names.
+        dataset: Fingerprint of the data set.
+        threads: Threads of the process; sums over rows may differ in the last digit between counts.
+        keep_run: The trained run is kept beside the figures, for trials that look at it.
+        parent: Name of the trial whose trained model this one looks at or starts from.
+        change: What is done to the parent's model or rows (``export``: exported with the levers of this trial's config
+            instead of its own); ``None`` for a training of its own.
+        changed: Features that ``change`` is about.
+        code: Fingerprint of the code.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    config: dict[str, Any]
+    features: tuple[str, ...]
+    seed: int
+    dataset: str
+    threads: int
+    keep_run: bool = False
+    parent: str | None = None
+    change: Change | Literal["export"] | None = None
+    changed: tuple[str, ...] = ()
+    code: str
+
+    @property
+    def name(self) -> str:
+        return fingerprint(self.model_dump(mode="json"))[:16]
+
+
+class Figures(BaseModel):
+    """What a trial measured beside its logits.
+
+    Attributes:
+        valid_auc: By task; empty for looks at a trained model.
+        artifact_bytes: Of the exported artifact; ``None`` for looks at a trained model.
+        model_bytes: Of its weights and vocabularies; ``checkpoint_bytes`` of the same in training, float32.
+        score_rows_per_s: From raw rows to scores; ``None`` where the log is out of reach.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    valid_auc: dict[str, float] = {}
+    seconds: float
+    steps: int = 0
+    train_seconds: float | None = None
+    artifact_bytes: int | None = None
+    model_bytes: int | None = None
+    checkpoint_bytes: int | None = None
+    score_rows_per_s: float | None = None
+    note: str = ""
+
+
+class TrialStore:
+    """Finished trials by name, in one folder that several studies may share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def __contains__(self, trial: Trial) -> bool:
+        return (self.path(trial.name) / MANIFEST).is_file()
+
+    def figures(self, trial: Trial) -> Figures:
+        return Figures.model_validate_json((self.path(trial.name) / FIGURES).read_bytes())
+
+    def figures_of(self, dataset: str) -> list[Figures]:
+        """Figures of all finished trials on the data set of this fingerprint."""
+        return [
+            Figures.model_validate_json((path.parent / FIGURES).read_bytes())
+            for path in self.folder.glob(f"*/{MANIFEST}")
+            if Manifest.model_validate_json(path.read_bytes()).meta["trial"]["dataset"] == dataset
+        ]
+
+    def logits(self, trial: Trial, split: str, task: str) -> np.ndarray:
+        """(N,) logits of a split's rows, in their order."""
+        folder = self.path(trial.name)
+        open_directory(folder, "trial", verify="sizes")
+        frame = pl.scan_parquet(folder / LOGITS).filter(pl.col("split") == split).select(task).collect()
+        return frame[task].to_numpy()
+
+    @contextmanager
+    def writing(self, trial: Trial) -> Iterator[Path | None]:
+        """A folder to write the trial into, or ``None`` if it is there already, perhaps since a moment ago."""
+        lock = self.folder / f".{trial.name}.lock"
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if trial in self:
+                yield None
+                return
+            for leftover in self.folder.glob(f".{trial.name}.*/"):
+                shutil.rmtree(leftover)
+            with new_directory(self.path(trial.name), "trial", meta={"trial": trial.model_dump(mode="json")}) as folder:
+                yield folder
+            lock.unlink()
+
+
+@cache
+def code_fingerprint() -> str:
+    """Fingerprint of the source files that have a say in a trial's numbers."""
+    here = Path(__file__).parent.parent
+    packages = [Path(package.__path__[0]) for package in (data_pipelines, models, serving)]
+    files = [file for package in packages for file in sorted(package.rglob("*.py"))]
+    files += [here / name for name in _CODE_OF_RECSYS]
+    return fingerprint({str(file.relative_to(here.parent)): checksum(file).xxh3 for file in files})

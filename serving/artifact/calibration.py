@@ -1,0 +1,103 @@
+"""Calibrated probabilities: a monotone map from a task's logit to a probability, fitted on the validation split."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_pipelines.features.config import Task
+
+_KNOTS = 1024
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Platt(_Frozen):
+    """``sigmoid(slope * logit + intercept)`` (Platt, 1999): keeps the order of rows."""
+
+    kind: Literal["platt"] = "platt"
+    slope: float
+    intercept: float
+
+    def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        return sigmoid(self.slope * logits.astype(np.float64) + self.intercept).astype(np.float32)
+
+
+class Isotonic(_Frozen):
+    """A non-decreasing piecewise linear map (Zadrozny & Elkan, 2002). Rows between two knots of equal height tie."""
+
+    kind: Literal["isotonic"] = "isotonic"
+    logits: list[float]
+    probabilities: list[float]
+
+    def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.interp(logits, self.logits, self.probabilities).astype(np.float32)
+
+
+Calibration = Annotated[Platt | Isotonic, Field(discriminator="kind")]
+
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logistic function without overflow."""
+    decay = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, decay) / (1.0 + decay)
+
+
+def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt:
+    """The slope and intercept of the greatest likelihood, by Newton's method.
+
+    Labels are smoothed by one row of each class (Platt's targets), so that separable rows do not run off to infinity.
+    """
+    positives = labels.sum()
+    targets = np.where(labels > 0.5, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+    center, spread = float(logits.mean(dtype=np.float64)), float(logits.std(dtype=np.float64)) or 1.0
+    x_N2 = np.column_stack([(logits.astype(np.float64) - center) / spread, np.ones(len(logits))])
+    mean = targets.mean()
+    weights_2 = np.array([0.0, np.log(mean / (1 - mean))])  # from here, on standardised logits, Newton does not run off
+
+    def loss(weights_2: NDArray[np.float64]) -> float:
+        z_N = x_N2 @ weights_2
+        return float((np.logaddexp(0, z_N) - targets * z_N).sum())
+
+    for _ in range(50):
+        p_N = sigmoid(x_N2 @ weights_2)
+        gradient_2 = x_N2.T @ (p_N - targets)
+        hessian_22 = (x_N2 * (p_N * (1 - p_N))[:, None]).T @ x_N2 + 1e-9 * np.eye(2)
+        step_2 = np.linalg.solve(hessian_22, gradient_2)
+        while loss(weights_2 - step_2) > loss(weights_2) and np.abs(step_2).max() > 1e-10:
+            step_2 /= 2
+        weights_2 -= step_2
+        if np.abs(step_2).max() < 1e-10:
+            break
+    slope = float(weights_2[0]) / spread
+    return Platt(slope=slope, intercept=float(weights_2[1]) - slope * center)
+
+
+def fit_isotonic(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Isotonic:
+    """Pool-adjacent-violators, thinned to at most 1024 knots."""
+    from sklearn.isotonic import IsotonicRegression
+
+    model = IsotonicRegression(out_of_bounds="clip").fit(logits, labels)
+    x, y = model.X_thresholds_, model.y_thresholds_
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _KNOTS)).round().astype(int))
+    return Isotonic(logits=x[kept].tolist(), probabilities=y[kept].tolist())
+
+
+def predictions(
+    logits_NT: NDArray[np.float32], tasks: Mapping[str, Task], calibration: Mapping[str, Calibration]
+) -> dict[str, NDArray[np.float32]]:
+    """(N,) predictions by task: a probability, calibrated where it can be; the expected count; or the value itself."""
+    found = {}
+    for t, (name, task) in enumerate(tasks.items()):
+        logits_N = np.ascontiguousarray(logits_NT[:, t])
+        if name in calibration:
+            found[name] = calibration[name](logits_N)
+        elif task.kind == "binary":
+            found[name] = sigmoid(logits_N.astype(np.float64)).astype(np.float32)
+        else:
+            found[name] = np.exp(logits_N) if task.kind == "count" else logits_N
+    return found

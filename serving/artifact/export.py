@@ -1,0 +1,99 @@
+"""Export: from trained weights, and the data set they were trained on, to an artifact."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipelines.batch import Batch
+from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.dataset.loader import Loader
+from data_pipelines.features.config import HistoryFeature, StatisticFeature
+from data_pipelines.features.encoder import Encoder
+from models.codecs.quantization import dequantize_rows
+from models.weights import Weights
+from serving.artifact.artifact import (
+    ModelCard,
+    compressed_dense,
+    in_packing_order,
+    served_encoder,
+    split_dense,
+    write_artifact,
+)
+from serving.artifact.calibration import Calibration, fit_isotonic, fit_platt, predictions
+from serving.artifact.drift import fit_reference
+from serving.artifact.id_remap import Translation
+from serving.config import ExportConfig
+
+
+def export(
+    weights: Weights, dataset: Dataset, card: ModelCard, config: ExportConfig, out: Path, *, replace: bool = False
+) -> None:
+    """Write ``weights``, as the levers left them, as an artifact at ``out``.
+
+    Calibration and the drift reference come from the validation split (the training split where there is none), scored
+    with the rows as they will be served: quantized.
+
+    Raises:
+        UserError: ``out`` exists and ``replace`` is false, or cannot be written.
+    """
+    split = "valid" if dataset.splits.get("valid") else "train"
+    loader = Loader(
+        dataset,
+        split,
+        batch_size=min(config.sample, dataset.splits[split]),
+        features=weights.schema.feature_names,
+        max_rows=config.sample,
+        threads=0,
+    )
+    sample = next(iter(loader))
+    with torch.inference_mode():
+        logits_NT = as_served(weights).to_ranker()(sample).numpy()
+    calibration = _calibrate(dataset, sample, logits_NT, config) if config.calibrate and split == "valid" else {}
+    encoder = served_encoder(weights, dataset.encoder)
+    if config.packed:
+        weights, encoder = in_packing_order(weights, encoder)
+    translated = Translation(dataset.encoder, encoder)(sample)
+    scores = predictions(logits_NT, dataset.config.tasks, calibration)
+    write_artifact(
+        weights,
+        encoder,
+        dataset.path / "state" if _needs_past(encoder) else None,
+        card,
+        out,
+        calibration=calibration,
+        reference=fit_reference(encoder.schema, translated, scores),
+        packed=config.packed,
+        replace=replace,
+    )
+
+
+def _needs_past(encoder: Encoder) -> bool:
+    left = {name.split(".")[0] for name in encoder.schema.feature_names}
+    return any(isinstance(encoder.config.features[name], HistoryFeature | StatisticFeature) for name in left)
+
+
+def as_served(weights: Weights) -> Weights:
+    """``weights`` with every table as a lookup of its quantized rows sees it, and matrices as they are kept."""
+    tables = {}
+    for name, table in weights.tables.items():
+        tables[name] = dequantize_rows(weights.packed_rows(name), weights.bits.get(name, 32), table.shape[1])
+    dense = split_dense(compressed_dense(weights))
+    return replace(weights, tables=tables, dense=dense.parameters, factors=dense.factors)
+
+
+def _calibrate(
+    dataset: Dataset, sample: Batch, logits_NT: NDArray[np.float32], config: ExportConfig
+) -> dict[str, Calibration]:
+    """Calibrations of the binary tasks of which the sample has both classes."""
+    assert sample.labels is not None
+    fit = fit_platt if config.calibration == "platt" else fit_isotonic
+    found: dict[str, Calibration] = {}
+    for t, (name, task) in enumerate(dataset.config.tasks.items()):
+        labels_N = sample.labels[:, t].numpy()
+        labelled_N = ~np.isnan(labels_N)
+        if task.kind == "binary" and len(np.unique(labels_N[labelled_N])) == 2:
+            found[name] = fit(logits_NT[labelled_N, t], labels_N[labelled_N])
+    return found

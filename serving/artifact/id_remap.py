@@ -1,0 +1,42 @@
+"""Batches that one encoder made, as another encoder of the same features would have made them.
+
+A data set keeps ids, not values. This is how its rows reach an artifact whose vocabulary was pruned after training.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipelines.batch import NULL_ID, Batch
+from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.vocabulary import Slots
+
+
+class Translation:
+    """Maps ids of ``source``'s tables to ids of ``target``'s by the value they stand for; unknown values become OOV."""
+
+    def __init__(self, source: Encoder, target: Encoder) -> None:
+        translated: dict[str, Callable[[Tensor], Tensor]] = {}
+        for table in target.schema.tables:
+            if isinstance(target.tables[table.name], Slots):
+                continue  # nothing was pruned, and there are no values to compare, but perhaps billions of ids
+            old = source.vocabulary(table.name).select("value", "id")
+            new = target.vocabulary(table.name).select("value", "id")
+            pairs = old.join(new, on="value", suffix="_new")
+            ids = np.full(source.schema.table(table.name).rows, NULL_ID + 1, np.int64)
+            ids[: table.reserved] = np.arange(table.reserved)
+            ids[pairs["id"].to_numpy()] = pairs["id_new"].to_numpy()
+            translated[table.name] = partial(_look_up, torch.from_numpy(ids))
+        features = (feature for feature in target.schema.sparse if feature.table in translated)
+        self._change = {feature.name: translated[feature.table] for feature in features}
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with ids of the target; bags, weights and the rest stay."""
+        return batch.with_ids(self._change)
+
+
+def _look_up(new_R: Tensor, ids_L: Tensor) -> Tensor:
+    return new_R[ids_L.long()]

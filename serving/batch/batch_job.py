@@ -1,0 +1,274 @@
+"""Batch jobs: raw rows of any size in, Parquet of scores out, each part exactly once.
+
+Parts are read, encoded, scored and written by a few threads at a time, so that reading overlaps with computing and
+memory stays that of a few parts. Within a part Torch runs on one thread: a part's bytes do not depend on how many
+threads there are, nor on where a killed job went on.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import Event
+from time import perf_counter
+from typing import Any, Literal
+
+import polars as pl
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig
+from data_pipelines.logs.sources import reading, scan_files, text_columns
+from data_pipelines.names import ROW
+from data_pipelines.past.state import State
+from serving.artifact.artifact import Artifact
+from serving.artifact.drift import DriftMonitor
+from serving.batch.inputs import Input, Part
+from serving.batch.journal import Entry, Ledger
+from serving.batch.pairs import PairScorer
+from serving.batch.scorer import Scorer
+
+
+class JobOptions(BaseModel):
+    """What a job may choose; two jobs that differ in any of it are two jobs.
+
+    Attributes:
+        bad_rows: What happens to rows with a value that cannot be read (a time that is none, a negative weight):
+            ``quarantine`` leaves them out and writes them to ``quarantine/*.parquet`` with the reason, ``score`` reads
+            such a value as null.
+        logits: Add the logits beside the predictions.
+        candidates: A table of candidates, small enough for memory: the rows are users then, and every user is scored
+            with every candidate. Values that cannot be read are null.
+        top_k: Of the candidates of each user write only so many, the best by the first task.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bad_rows: Literal["quarantine", "score"] = "quarantine"
+    logits: bool = False
+    candidates: str | None = Field(default=None, max_length=4096)
+    top_k: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "JobOptions":
+        if self.top_k is not None and self.candidates is None:
+            raise ValueError("top_k needs candidates to choose from")
+        if self.logits and self.candidates is not None:
+            raise ValueError("logits are written for rows, not for candidates")
+        return self
+
+
+_DEFAULTS = JobOptions()
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job did: rows of the whole job, and the rate of what this process scored of it."""
+
+    output: Path
+    rows_in: int
+    rows_out: int
+    quarantined: int
+    parts: int
+    rows_per_s: float | None
+
+
+Scored = tuple[pl.DataFrame, pl.DataFrame | None]
+"""Of one part: its scores, and the rows that were refused with ``__reason``."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who scores parts, ``count`` of them at a time: threads of this process, or actors of a cluster."""
+
+    score: Callable[[Part], Scored]
+    count: int
+
+
+Engine = Callable[[Artifact, JobOptions, Path | None], AbstractContextManager[Workers]]
+"""Makes the workers of a job; the path is the state to read the past from, where that is not the artifact's own."""
+
+
+class ParkedError(Exception):
+    """The job was asked to stop; what is done stays done, and the same job goes on from there."""
+
+
+def run_job(
+    artifact: Artifact,
+    source: str,
+    output: Path,
+    options: JobOptions = _DEFAULTS,
+    *,
+    events: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Event | None = None,
+    drift: DriftMonitor | None = None,
+    engine: Engine | None = None,
+) -> JobResult:
+    """Score every row at ``source`` into ``output``, or go on with the same job where it was killed.
+
+    Args:
+        source: Path, glob or address of the rows, in any format a log may have.
+        output: Folder of the scores: ``part-*.parquet`` in the order of the input, ``ledger.ndjson``, a manifest.
+        events: A log of what happened since the artifact's state: histories and statistics go on from there.
+        threads: Parts in work at a time; one a processor by default.
+        progress: Called with rows newly done (first with those done before a kill) and rows in all.
+        stop: When set, the parts in work are finished and :class:`ParkedError` is raised.
+        engine: Who scores the parts; ``threads`` threads of this process if absent. Only this process writes.
+
+    Raises:
+        UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was begun;
+            another process works on it; the output is that of another job.
+        ParkedError: ``stop`` was set.
+    """
+    config = artifact.encoder.config
+    rows = Input.find(source, config)
+    terms: dict[str, Any] = {
+        "artifact": artifact.fingerprint,
+        "input": rows.fingerprint(),
+        "events": None if events is None else Input.find(events, config).fingerprint(),
+        "options": options.model_dump(),
+        "candidates": None if options.candidates is None else Input.find(options.candidates, config).fingerprint(),
+    }
+    ledger = Ledger(output, terms)
+    try:
+        began, scored = perf_counter(), 0
+        if not ledger.finished:
+            fan_out = max(1, _rows_of(options.candidates, config)) if options.candidates else 1
+            parts = rows.parts(ledger.folder / ".stage.parquet", config, fan_out=fan_out)
+            total = sum(part.rows for part in parts)
+            done = sum(entry.rows_in for entry in ledger.entries.values())
+            state = _state(artifact, events, ledger.folder / ".state")
+            todo = [number for number in range(len(parts)) if number not in ledger.entries]
+            if progress is not None:
+                progress(done, total)
+            engine = engine or partial(_threads, threads, drift)
+            with engine(artifact, options, state) as workers:
+                began = perf_counter()
+
+                def score(number: int) -> Entry:
+                    torch.set_num_threads(1)
+                    scores, refused = workers.score(parts[number])
+                    return ledger.write(number, scores, refused, parts[number].rows)
+
+                for entry in _overlapped(score, todo, workers.count, stop):
+                    done, scored = done + entry.rows_in, scored + entry.rows_in
+                    if progress is not None:
+                        progress(entry.rows_in, total)
+            if stop is not None and stop.is_set() and len(ledger.entries) < len(parts):
+                raise ParkedError
+            if rows.fingerprint() != terms["input"]:
+                raise UserError(f"{source} changed while it was scored: remove {ledger.folder} and score it again.")
+            assert done == total, f"{done} rows went in of {total}"
+            ledger.finish()
+    except UserError:
+        ledger.abandon()
+        raise
+    finally:
+        ledger.close()
+    entries = ledger.entries.values()
+    return JobResult(
+        output=output,
+        rows_in=sum(entry.rows_in for entry in entries),
+        rows_out=sum(entry.rows_out for entry in entries),
+        quarantined=sum(entry.quarantined for entry in entries),
+        parts=len(ledger.entries),
+        rows_per_s=scored / (perf_counter() - began) if scored else None,
+    )
+
+
+def _overlapped(
+    work: Callable[[int], Entry], numbers: Iterable[int], threads: int, stop: Event | None
+) -> Iterator[Entry]:
+    """``work`` of each number on ``threads`` threads, as they finish; after ``stop`` only what has begun."""
+    waiting = iter(numbers)
+    running: set[Future[Entry]] = set()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while True:
+                while len(running) < threads and not (stop is not None and stop.is_set()):
+                    number = next(waiting, None)
+                    if number is None:
+                        break
+                    running.add(pool.submit(work, number))
+                if not running:
+                    return
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+@contextmanager
+def _threads(
+    count: int | None, drift: DriftMonitor | None, artifact: Artifact, options: JobOptions, state: Path | None
+) -> Iterator[Workers]:
+    scorer = Scorer(artifact, state=state)
+    yield Workers(partial(score_part, scorer, options, drift=drift), count or torch.get_num_threads())
+
+
+def score_part(scorer: Scorer, options: JobOptions, part: Part, *, drift: DriftMonitor | None = None) -> Scored:
+    """Read one part and score it.
+
+    Raises:
+        UserError: The part cannot be read, or lacks a column.
+    """
+    if options.candidates is not None:
+        return _score_pairs(_pairs(scorer, options.candidates), options, part), None
+    with reading(part.source):
+        rows = scorer.read(part.scan()).collect().with_row_index(ROW, offset=part.first_row)
+    assert len(rows) == part.rows
+    with _naming(part.source):
+        rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
+        scores = scorer.score(rows, logits=options.logits, drift=drift)
+    assert len(scores) + (0 if refused is None else len(refused)) == part.rows
+    return scores, refused
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Name the file in what is said of its columns."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _candidates(location: str, config: DataConfig) -> pl.LazyFrame:
+    return scan_files(location, Input.find(location, config).format, text=text_columns(config))
+
+
+def _rows_of(candidates: str, config: DataConfig) -> int:
+    with reading(candidates):
+        return int(_candidates(candidates, config).select(pl.len()).collect().item())
+
+
+@lru_cache(maxsize=2)
+def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
+    with reading(candidates):
+        rows = _candidates(candidates, scorer.artifact.encoder.config).collect()
+    with _naming(candidates):
+        return PairScorer(scorer, rows)
+
+
+def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> pl.DataFrame:
+    with reading(part.source):
+        users = part.scan().collect()
+    with _naming(part.source):
+        scores = pairs.top_k(users, options.top_k) if options.top_k else pairs.all_pairs(users)
+    assert len(scores) == part.rows * min(options.top_k or pairs.candidates, pairs.candidates)
+    return scores
+
+
+def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:
+    """The artifact's past, brought forward by ``events`` in ``folder`` when there are any."""
+    if artifact.state is None or events is None:
+        return artifact.state
+    if not folder.exists():
+        State.open(artifact.state).update(events, folder)
+    return folder

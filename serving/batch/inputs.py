@@ -1,0 +1,154 @@
+"""The input of a batch job, cut into parts that can be read, scored and written one by one in bounded memory."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from data_pipelines.disk.storage import fingerprint, sync
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig, Format, ParquetFormat
+from data_pipelines.logs.sources import find_files, format_of, reading, scan_files, text_columns
+
+PART_ROWS = 1 << 17
+_LARGEST_ROW_GROUP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``offset`` to ``offset + rows`` of a Parquet file; ``first_row`` is the number of the first in the input.
+
+    ``source`` is what the user knows the file by: its own name, or that of the input it was rewritten from.
+    """
+
+    file: str
+    offset: int
+    rows: int
+    first_row: int
+    source: str
+
+    def scan(self) -> pl.LazyFrame:
+        return pl.scan_parquet(self.file).slice(self.offset, self.rows)
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where rows come from.
+
+    Attributes:
+        files: Every file, in order.
+        format: Of the files.
+    """
+
+    location: str
+    files: tuple[str, ...]
+    format: Format
+
+    @classmethod
+    def find(cls, location: str, config: DataConfig) -> "Input":
+        """The files at ``location``, of the format that their suffix tells; text is cut as the training log was.
+
+        Raises:
+            UserError: Nothing is there, or of no known format.
+        """
+        files = _remote(location) if "://" in location else find_files(location)
+        trained = config.format
+        try:
+            format = format_of(location, files)
+        except UserError:
+            if trained is None:
+                raise
+            format = trained
+        if trained is not None and trained.kind == format.kind:
+            format = trained
+        return cls(location, tuple(files), format)
+
+    def fingerprint(self) -> str:
+        """Changes when a file is added, removed, or written anew."""
+        return fingerprint([(file, *_stamp(file)) for file in self.files])
+
+    def parts(self, stage: Path, config: DataConfig, *, fan_out: int = 1) -> list[Part]:
+        """Cut the input along its row groups, so that each part makes about as many scores.
+
+        What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet at ``stage`` (kept there
+        for a restart).
+
+        Args:
+            fan_out: Scores that one row makes.
+
+        Raises:
+            UserError: A file cannot be read.
+        """
+        groups = list(self._row_groups()) if isinstance(self.format, ParquetFormat) else None
+        if groups is None or any(rows > _LARGEST_ROW_GROUP for _, _, rows in groups):
+            if not stage.exists():
+                self._stage(stage, config)
+            groups = list(_row_groups(str(stage)))
+        parts = _merge(groups, max(1, PART_ROWS // fan_out))
+        return [part if part.file in self.files else replace(part, source=self.location) for part in parts]
+
+    def _row_groups(self) -> Iterator[tuple[str, int, int]]:
+        for file in self.files:
+            yield from _row_groups(file)
+
+    def _stage(self, stage: Path, config: DataConfig) -> None:
+        beside = stage.with_name(f"{stage.name}.writing")
+        with reading(self.location):
+            rows = scan_files(self.location, self.format, text=text_columns(config))
+            rows.sink_parquet(beside, row_group_size=PART_ROWS, compression="lz4")
+        sync(beside)
+        os.replace(beside, stage)
+
+
+def _row_groups(file: str) -> Iterator[tuple[str, int, int]]:
+    """``(file, offset, rows)`` of each row group."""
+    filesystem, path = url_to_fs(file)
+    with reading(file), filesystem.open(path) as handle:
+        metadata = pq.read_metadata(handle)
+    offset = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        yield file, offset, rows
+        offset += rows
+
+
+def _merge(groups: list[tuple[str, int, int]], most: int) -> Iterator[Part]:
+    """Small neighbours of one file together, large groups in pieces: of at most ``most`` rows."""
+    first_row = 0
+    held: tuple[str, int, int] | None = None
+    for file, offset, rows in [*groups, ("", 0, 0)]:
+        if held is not None and held[0] == file and held[2] + rows <= most:
+            held = (file, held[1], held[2] + rows)
+            continue
+        if held is not None:
+            for start in range(0, held[2], most):
+                size = min(most, held[2] - start)
+                yield Part(held[0], held[1] + start, size, first_row, source=held[0])
+                first_row += size
+        held = (file, offset, rows)
+
+
+def _stamp(file: str) -> tuple[Any, ...]:
+    """What an object store or a file system says about a file: size, and its ETag or time of change."""
+    filesystem, path = url_to_fs(file)
+    info = filesystem.info(path)
+    return info["size"], info.get("ETag") or str(info.get("mtime"))
+
+
+def _remote(location: str) -> list[str]:
+    filesystem, path = url_to_fs(location)
+    scheme = location.split("://", 1)[0]
+    pattern = path if any(mark in path for mark in "*?[") else f"{path.rstrip('/')}/**"
+    found = (
+        [path]
+        if filesystem.isfile(path)
+        else sorted(file for file in filesystem.glob(pattern) if filesystem.isfile(file))
+    )
+    if not found:
+        raise UserError(f"{location} is not there: give the address of a file, a folder or a glob that holds the rows.")
+    return [f"{scheme}://{file}" for file in found]

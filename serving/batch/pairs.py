@@ -1,0 +1,193 @@
+"""Many candidates for each user: all pairs, or the best k, with each side's own work done once.
+
+A feature whose columns all come from the candidates is encoded and looked up once a candidate; one whose columns all
+come from the user once a user, and so is its history: what its events add to attention by themselves is computed once,
+however many candidates attend to them. What needs both sides, such as a cross, is encoded a pair at a time.
+Interaction and tower see every pair: of their products only the first cross layer's is a sum of a user's part and a
+candidate's, some hundredth of the operations. The product of users and candidates is never written down.
+
+Letters: U users of a chunk, C candidates, P = U x C pairs, user by user.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from data_pipelines.errors import UserError
+from data_pipelines.features.encoder import Encoder
+from models.tables.lookup import Embedded
+from serving.batch.scorer import MICROBATCH, Scorer, feature_columns
+
+_PAIRS = 1 << 16
+
+Spread = tuple[Tensor, Tensor]
+"""Rows of one side, and for each of P pairs which of them is its own."""
+
+_Embedded = tuple[Embedded, dict[str, Tensor]]
+
+
+class PairScorer:
+    """Scores users against one table of candidates.
+
+    Statistics of candidates are as of the last event of the state.
+
+    Args:
+        candidates: Raw columns of the candidates, such as ``item_id`` and ``genres``. Encoded and looked up here.
+
+    Raises:
+        UserError: No feature reads the candidates' columns, or the model has tables that cannot be split this way.
+    """
+
+    def __init__(self, scorer: Scorer, candidates: pl.DataFrame) -> None:
+        if scorer.ranker.managed_ids is not None:
+            raise UserError("a model with managed ids scores rows, not pairs: write the pairs as rows.")
+        self._scorer, self._candidates = scorer, candidates
+        encoder = scorer.artifact.encoder
+        named = set(candidates.columns)
+        columns = {name: feature_columns(encoder.config, name.split(".")[0]) for name in encoder.schema.feature_names}
+        mine = [name for name, wanted in columns.items() if wanted <= named]
+        if not mine:
+            raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")
+        theirs = [name for name, wanted in columns.items() if not wanted & named]
+        both = [name for name in columns if name not in {*mine, *theirs}]
+        self._sides = [_Side(scorer, names) if names else None for names in (theirs, mine, both)]
+        self._own = self._sides[1].embed(candidates) if self._sides[1] else None
+
+    def score(self, users: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+        """Chunks of ``users`` and the logits (U, C, T) of their pairs."""
+        size = max(1, _PAIRS // max(len(self._candidates), 1))
+        for start in range(0, len(users), size):
+            chunk = users.slice(start, size)
+            yield chunk, self._logits(chunk).reshape(len(chunk), len(self._candidates), -1)
+
+    @property
+    def candidates(self) -> int:
+        """How many there are."""
+        return len(self._candidates)
+
+    def all_pairs(self, users: pl.DataFrame) -> pl.DataFrame:
+        """Key columns of user and candidate, and every task's prediction; user by user, candidates in their order."""
+        parts = []
+        for chunk, logits_UCT in self.score(users):
+            places = np.tile(np.arange(self.candidates), len(chunk)).reshape(len(chunk), -1)
+            predictions = self._scorer.predict(logits_UCT.reshape(-1, logits_UCT.shape[2]))
+            parts.append(self._keys(chunk, places).with_columns(**predictions))
+        return pl.concat(parts) if parts else pl.DataFrame()
+
+    def top_k(self, users: pl.DataFrame, k: int, *, task: str | None = None) -> pl.DataFrame:
+        """The k best candidates of each user, best first (ties in the candidates' order).
+
+        Returns:
+            Key columns of the user, key columns of the candidate, ``rank`` from 1, and the task's prediction.
+
+        Raises:
+            UserError: ``k`` is below 1, or there is no such task.
+        """
+        task = task or self._scorer.tasks[0]
+        if k < 1 or task not in self._scorer.tasks:
+            raise UserError(f"k must be at least 1 and the task one of {', '.join(self._scorer.tasks)}: {k}, {task!r}.")
+        k, t = min(k, len(self._candidates)), self._scorer.tasks.index(task)
+        parts = []
+        for chunk, logits_UCT in self.score(users):
+            best_UK = np.argsort(-logits_UCT[:, :, t], axis=1, kind="stable")[:, :k]
+            best_NT = np.take_along_axis(logits_UCT, best_UK[:, :, None], 1).reshape(-1, logits_UCT.shape[2])
+            predictions = self._scorer.predict(best_NT)
+            ranks = pl.Series("rank", np.tile(np.arange(1, k + 1, dtype=np.int32), len(chunk)))
+            parts.append(self._keys(chunk, best_UK).with_columns(ranks, pl.Series(task, predictions[task])))
+        return pl.concat(parts) if parts else pl.DataFrame()
+
+    def _keys(self, users: pl.DataFrame, places_UK: np.ndarray) -> pl.DataFrame:
+        """Key columns of each user beside those of the candidates at its places."""
+        keys = self._scorer.artifact.encoder.config.keys
+        whose = users.select(key for key in keys if key in users.columns)
+        which = self._candidates.select(key for key in keys if key in self._candidates.columns)
+        rows = [whose[np.arange(len(users)).repeat(places_UK.shape[1])], which[places_UK.ravel()]]
+        return pl.concat(rows, how="horizontal")
+
+    def _logits(self, users: pl.DataFrame) -> np.ndarray:
+        """(P, T)."""
+        every_P = torch.arange(len(users) * self.candidates)
+        whose_P, which_P = every_P // max(self.candidates, 1), every_P % max(self.candidates, 1)
+        theirs, _, both = self._sides
+        sides: list[tuple[_Embedded, Tensor]] = []
+        if theirs is not None:
+            sides.append((theirs.embed(users), whose_P))
+        if self._own is not None:
+            sides.append((self._own, which_P))
+        if both is not None:
+            shared = [name for name in users.columns if name not in self._candidates.columns]
+            rows = [users.select(shared)[whose_P.numpy()], self._candidates[which_P.numpy()]]
+            sides.append((both.embed(pl.concat(rows, how="horizontal")), every_P))
+        pooled, wide, dense = dict[str, Spread](), dict[str, Spread](), dict[str, Spread]()
+        for (embedded, numbers), places_P in sides:
+            pooled |= {name: (value, places_P) for name, value in embedded.pooled.items()}
+            wide |= {name: (value, places_P) for name, value in embedded.wide.items()}
+            dense |= {name: (value, places_P) for name, value in numbers.items()}
+        order = [dense[feature.name] for feature in self._scorer.artifact.encoder.schema.dense]
+        logits = []
+        with self._scorer.computing():
+            for (embedded, _), places_P in sides:
+                pooled |= self._histories(embedded, places_P, whose_P, pooled)
+            for tile in torch.split(every_P, MICROBATCH):
+                dense_PD = torch.cat([_at(tile, value) for value in order], 1) if order else torch.empty(len(tile), 0)
+                logits.append(
+                    self._scorer.ranker.rank(
+                        {name: _at(tile, value) for name, value in pooled.items()},
+                        dense_PD,
+                        {name: _at(tile, value) for name, value in wide.items()},
+                    ).float()
+                )
+        return torch.cat(logits).numpy() if logits else np.empty((0, len(self._scorer.tasks)), np.float32)
+
+    def _histories(
+        self, embedded: Embedded, places_P: Tensor, whose_P: Tensor, pooled: dict[str, Spread]
+    ) -> dict[str, Spread]:
+        """The pooled histories of one side: of users once each, attended by all candidates; of others pair by pair."""
+        histories, every_P = self._scorer.ranker.histories, torch.arange(len(whose_P))
+        queries = {name for names in histories.candidates.values() for name in names}
+        asked = {name: _at(every_P, pooled[name]) for name in queries}
+        if places_P is not whose_P:
+            sequences = {name: _spread(*bags, places_P) for name, bags in embedded.sequences.items()}
+            return {name: (value, every_P) for name, value in histories(Embedded(asked, sequences, {})).items()}
+        asked = {name: value.view(-1, self.candidates, value.shape[1]) for name, value in asked.items()}
+        found = histories(Embedded(asked, embedded.sequences, {}))
+        return {
+            name: (value, whose_P) if value.dim() == 2 else (value.flatten(0, 1), every_P)
+            for name, value in found.items()
+        }
+
+
+class _Side:
+    """The features of one side: how to encode them, and to look them up."""
+
+    def __init__(self, scorer: Scorer, names: list[str]) -> None:
+        self._scorer = scorer
+        self._encoder: Encoder = scorer.artifact.encoder.select(names)
+        self._tables = scorer.artifact.tables(self._encoder.schema)
+
+    def embed(self, rows: pl.DataFrame) -> _Embedded:
+        """Embeddings of the sparse features and numbers of the dense ones, a row each."""
+        batch = self._scorer.encode_part(rows, self._encoder)
+        widths = [feature.width for feature in self._encoder.schema.dense]
+        numbers = torch.split(batch.dense, widths, 1) if widths else ()
+        with torch.inference_mode():
+            return self._tables(batch), dict(
+                zip((feature.name for feature in self._encoder.schema.dense), numbers, strict=True)
+            )
+
+
+def _at(pairs: Tensor, spread: Spread) -> Tensor:
+    """The rows of some pairs."""
+    values, places_P = spread
+    return values[places_P[pairs]]
+
+
+def _spread(values_Ld: Tensor, offsets: Tensor, places_P: Tensor) -> tuple[Tensor, Tensor]:
+    """The bags at ``places_P``, one after the other."""
+    lengths_P = offsets.diff()[places_P]
+    ends = torch.cat([lengths_P.new_zeros(1), lengths_P.cumsum(0)])
+    inside = torch.arange(int(ends[-1])) - ends[:-1].repeat_interleave(lengths_P)
+    return values_Ld[offsets[:-1][places_P].repeat_interleave(lengths_P) + inside], ends

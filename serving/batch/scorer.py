@@ -1,0 +1,176 @@
+"""The scorer: raw rows in, key columns and one probability a task out, through the encoder training used.
+
+Letters: B rows of a batch, T tasks.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from data_pipelines.batch import Batch
+from data_pipelines.dataset.loader import collate
+from data_pipelines.features.config import CrossFeature, DataConfig, HistoryFeature, StatisticFeature
+from data_pipelines.features.encoder import Encoder
+from data_pipelines.logs.sources import join_sides
+from data_pipelines.logs.validation import checked
+from data_pipelines.names import REASON, ROW
+from data_pipelines.past.state import State
+from serving.artifact.artifact import Artifact
+from serving.artifact.calibration import predictions
+from serving.artifact.drift import DriftMonitor
+
+MICROBATCH = 4096
+"""Rows that go through lookup and tower together: enough to keep the kernels busy, few enough for the caches."""
+_ENCODED = 1 << 15
+"""Rows that are encoded together: with a long history on each, more would take gigabytes."""
+
+
+class Scorer:
+    """Scores raw rows with one artifact. Safe to call from several threads at once.
+
+    Args:
+        state: Folder of the past to read histories and statistics from, instead of the artifact's own.
+    """
+
+    def __init__(self, artifact: Artifact, *, state: Path | None = None) -> None:
+        self.artifact = artifact
+        folder = state or artifact.state
+        self._state = None if folder is None else State.open(folder, verify="sizes")
+        self.ranker = artifact.ranker()
+        self._encoder = artifact.encoder
+        self._schema = artifact.encoder.schema
+        self._config = _served_config(artifact.encoder)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._schema.tasks
+
+    def read(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Of ``rows`` the columns that scoring needs, with side tables joined where columns are missing.
+
+        Histories and statistics that the rows carry themselves (columns such as ``likes.item``) stay.
+        """
+        wanted = raw_columns(self._encoder)
+        if not wanted <= set(rows.collect_schema().names()) and self._config.joins:
+            rows = join_sides(self._config, rows)
+        wanted |= {ROW, *self._schema.feature_names}
+        return rows.select(name for name in rows.collect_schema().names() if name in wanted)
+
+    def split(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The rows of ``frame`` that can be scored, and those with a value that cannot be read, with ``__reason``."""
+        reasons = checked(self._config, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
+        good = reasons.is_null()
+        return frame.filter(good), frame.with_columns(reasons).filter(~good)
+
+    def score(self, frame: pl.DataFrame, *, logits: bool = False, drift: DriftMonitor | None = None) -> pl.DataFrame:
+        """Key columns of ``frame`` that are there, then one column a task, row by row in the order of ``frame``.
+
+        A binary task gives a probability (calibrated if the artifact is), a count its expected value, a regression the
+        value itself.
+
+        Args:
+            logits: Add ``<task>:logit`` columns, as the ranker gave them.
+            drift: Counts what is scored, when given.
+
+        Raises:
+            UserError: A feature's column is missing, or of a type the feature cannot read.
+        """
+        parts = []
+        for batch in self.encode(frame):
+            parts.append(self.logits(batch))
+            if drift is not None:
+                drift.observe(batch, self.predict(parts[-1]))
+        logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
+        columns = [frame[key] for key in self._config.keys if key in frame.columns]
+        columns += [pl.Series(task, values) for task, values in self.predict(logits_NT).items()]
+        if logits:
+            columns += [pl.Series(f"{task}:logit", logits_NT[:, t]) for t, task in enumerate(self.tasks)]
+        return pl.DataFrame(columns)
+
+    def encode(self, frame: pl.DataFrame) -> Iterator[Batch]:
+        """Encoded rows, in batches that fit a processor's cache."""
+        for first in range(0, max(len(frame), 1), _ENCODED):
+            encoded = self._encoded(frame.slice(first, _ENCODED), self._encoder)
+            for start in range(0, len(encoded), MICROBATCH):
+                piece = encoded.slice(start, MICROBATCH)
+                yield collate(self._schema, piece, np.arange(first + start, first + start + len(piece)))
+
+    def encode_part(self, frame: pl.DataFrame, encoder: Encoder) -> Batch:
+        """One batch of the features of ``encoder``, which is the artifact's own with fewer features."""
+        encoded = self._encoded(frame, encoder)
+        return collate(encoder.schema, encoded, np.arange(len(encoded)))
+
+    def _encoded(self, frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
+        rows = frame.lazy()
+        if self._state is not None:
+            state = copy.copy(self._state)
+            state.config = _past_config(encoder)
+            rows = state.attach(rows.drop(ROW, strict=False))
+        return encoder.encode(rows).collect()
+
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        """(B, T) logits of encoded rows."""
+        with self.computing():
+            logits_BT: torch.Tensor = self.ranker(batch)
+        return logits_BT.float().numpy()
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """No gradients; what products are not in int8 are in bfloat16 where the artifact asks for either."""
+        model = self.artifact.model
+        reduced = model.precision == "bf16" or model.activations is not None
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            yield
+
+    def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(B,) predictions by task, from logits."""
+        return predictions(logits_BT, self._encoder.config.tasks, self.artifact.model.calibration)
+
+
+def _served_config(encoder: Encoder) -> DataConfig:
+    """The encoder's config with the features that it still encodes."""
+    left = {name.split(".")[0] for name in encoder.schema.feature_names}
+    features = {name: feature for name, feature in encoder.config.features.items() if name in left}
+    return encoder.config.model_copy(update={"features": features})
+
+
+def _past_config(encoder: Encoder) -> DataConfig:
+    """The encoder's config without the histories and statistics that it no longer encodes."""
+    left = {name.split(".")[0] for name in encoder.schema.feature_names}
+    features = {
+        name: feature
+        for name, feature in encoder.config.features.items()
+        if name in left or not isinstance(feature, HistoryFeature | StatisticFeature)
+    }
+    return encoder.config.model_copy(update={"features": features})
+
+
+def raw_columns(encoder: Encoder) -> frozenset[str]:
+    """Every raw column that encoding, or carrying keys along, reads."""
+    config = encoder.config
+    carried = {*config.keys, *([config.time] if config.time else [])}
+    return frozenset(carried).union(*(feature_columns(config, name) for name in _served_config(encoder).features))
+
+
+def feature_columns(config: DataConfig, name: str) -> frozenset[str]:
+    """Every raw column that a feature reads, named as in the config."""
+    names: set[str | None] = set()
+    waiting = [config.features[name]]
+    while waiting:
+        feature = waiting.pop()
+        match feature:
+            case CrossFeature(of=parts):
+                waiting += [config.features[part] for part in parts]
+            case HistoryFeature(entity=entity):
+                names.add(entity)
+            case StatisticFeature(by=by):
+                names |= set(by)
+            case _:
+                names |= {feature.column, getattr(feature, "weights", None)}
+    return frozenset(name for name in names if name is not None)

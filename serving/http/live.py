@@ -1,0 +1,112 @@
+"""The artifacts a service scores requests with: loaded once, switched without a pause."""
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from serving.artifact.artifact import Artifact
+from serving.artifact.drift import DriftMonitor
+from serving.batch.scorer import Scorer
+from serving.http.jobs import ConflictError, JobStore
+
+_LOOK_S = 1.0
+_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Live:
+    """A loaded artifact. Whoever holds one goes on with it even when another becomes live."""
+
+    name: str
+    scorer: Scorer
+    drift: DriftMonitor | None
+
+    def score(self, rows: pl.DataFrame, *, logits: bool) -> pl.DataFrame:
+        """Scores of raw rows (see :meth:`serving.batch.scorer.Scorer.score`)."""
+        return self.scorer.score(self.scorer.read(rows.lazy()).collect(), logits=logits, drift=self.drift)
+
+
+class LiveArtifacts:
+    """Artifacts by name, as the database knows them; at most four stay loaded. Safe from several threads.
+
+    A request waits for the artifact that it names, and for the first live one. When another becomes live, requests are
+    answered by the one before until that is loaded.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._loaders = ThreadPoolExecutor(1, thread_name_prefix="artifact")
+        self._loaded: dict[tuple[str, str], Future[Live]] = {}
+        self._answering: Future[Live] | None = None
+        self._known: dict[str, tuple[str, str]] = {}
+        self._live: str | None = None
+        self._looked = float("-inf")
+
+    def get(self, name: str | None = None) -> Live:
+        """The artifact of that name, or the live one.
+
+        Raises:
+            ConflictError: There is no such artifact, or no live one.
+            UserError: It is damaged.
+        """
+        with self._lock:
+            self._look(name)
+            wanted = name or self._live
+            if wanted is None:
+                raise ConflictError("there is no artifact: register one first.")
+            if wanted not in self._known:
+                raise ConflictError(f"there is no artifact {wanted!r}: register it first.")
+            path, fingerprint = self._known[wanted]
+            found = self._loaded.pop((wanted, fingerprint), None)
+            if found is None or _failed(found):
+                found = self._loaders.submit(_load, wanted, Path(path))
+            self._loaded[wanted, fingerprint] = found
+            while len(self._loaded) > _KEPT:
+                del self._loaded[next(iter(self._loaded))]
+            if name is None:
+                if self._answering is None or _failed(self._answering) or found.done():
+                    self._answering = found
+                found = self._answering
+        return found.result()
+
+    def name(self) -> str:
+        """Name of the live artifact.
+
+        Raises:
+            ConflictError: There is none.
+        """
+        with self._lock:
+            self._look(None)
+            if self._live is None:
+                raise ConflictError("there is no artifact: register one first.")
+            return self._live
+
+    def loaded(self) -> list[Live]:
+        """Those in memory, the last used last."""
+        with self._lock:
+            return [found.result() for found in self._loaded.values() if found.done() and not _failed(found)]
+
+    def forget(self) -> None:
+        """Ask the database again before the next answer."""
+        self._looked = float("-inf")
+
+    def _look(self, name: str | None) -> None:
+        if time.monotonic() - self._looked > _LOOK_S or (name is not None and name not in self._known):
+            self._known, self._live = self._store.artifacts(), self._store.live()
+            self._looked = time.monotonic()
+
+
+def _failed(loading: Future[Live]) -> bool:
+    return loading.done() and loading.exception() is not None
+
+
+def _load(name: str, path: Path) -> Live:
+    artifact = Artifact.open(path)
+    artifact.encoder.warm()
+    drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
+    return Live(name, Scorer(artifact), drift)

@@ -1,0 +1,108 @@
+"""Runs the service: the HTTP server in this process, workers in processes of their own."""
+
+import ipaddress
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from data_pipelines.errors import UserError
+from serving.artifact.artifact import Artifact
+from serving.http.allowed_paths import Roots
+from serving.http.jobs import JobStore
+from serving.http.service import create_app
+from serving.http.worker import stopped_by_signal
+
+_log = logging.getLogger(__name__)
+STOP_S = 30
+"""Seconds after SIGTERM in which requests end and workers park their jobs; then they are killed."""
+
+
+def serve(
+    artifacts: Mapping[str, Path],
+    data_roots: Sequence[Path],
+    jobs_db: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    workers: int = 1,
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        artifacts: Paths by name. The first becomes live unless the database has a live one already.
+        jobs_db: URL of the jobs' database.
+        workers: Processes that work jobs off; 0 where other machines do.
+
+    Raises:
+        UserError: An artifact, a root or the database cannot be used, or ``host`` is off loopback and no token exists.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    roots, store = Roots(data_roots), JobStore(jobs_db)
+    for name, path in artifacts.items():
+        store.register(name, str(path.resolve()), Artifact.open(path, verify="full").fingerprint)
+    exposed = not _is_loopback(host)
+    if exposed and not store.has_tokens():
+        raise UserError(
+            f"--host {host} is open to others and no token exists: make one with `recsys token NAME` first."
+        )
+    torch.set_num_threads(1)  # requests run beside each other
+    app = create_app(store, roots, tokens_required=exposed)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=STOP_S // 2)
+    )
+    # When uvicorn has stopped on a signal it raises that signal again, at whoever listened before it.
+    with stopped_by_signal(), _workers(workers, jobs_db, roots):
+        print(f"serving on http://{host}:{port}", file=sys.stderr, flush=True)
+        server.run()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def _workers(count: int, jobs_db: str, roots: Roots) -> Iterator[None]:
+    """Keep ``count`` worker processes running; at the end let them park their jobs."""
+    command = [sys.executable, "-P", "-m", "serving.http.worker", "--supervised", *map(str, roots.folders)]
+    environment = os.environ | {"RECSYS_JOBS_DB": jobs_db}
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+
+    running = [start() for _ in range(count)]
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            for place, worker in enumerate(running):
+                if worker.poll() is not None:
+                    _log.warning("a worker ended with %s; starting another", worker.returncode)
+                    running[place] = start()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        for worker in running:
+            worker.terminate()
+        for worker in running:
+            try:
+                worker.wait(STOP_S / 2)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()

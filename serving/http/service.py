@@ -1,0 +1,349 @@
+"""The service: scoring jobs and small requests over HTTP, and a page to watch them on."""
+
+import asyncio
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import pyarrow as pa
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from serving.artifact.artifact import Artifact
+from serving.batch.batch_job import JobOptions
+from serving.http.allowed_paths import Roots
+from serving.http.auth import BodyLimit, Tokens, answer_errors, bearer
+from serving.http.jobs import Job, JobStore, State
+from serving.http.live import Live, LiveArtifacts
+from serving.http.telemetry import Telemetry, Timing
+
+ARROW = "application/vnd.apache.arrow.stream"
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+_PAGE = Path(__file__).with_name("dashboard")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask for.
+
+    Attributes:
+        body_bytes: Of any request.
+        rows: Of one ``/v1/score`` request; more is a job.
+        seconds: Of one ``/v1/score`` request.
+    """
+
+    body_bytes: int = 16 << 20
+    rows: int = 10_000
+    seconds: float = 30.0
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewJob(_Body):
+    """A job to queue. ``input`` and ``output`` are paths below the data roots."""
+
+    input: str = Field(min_length=1, max_length=4096)
+    output: str = Field(min_length=1, max_length=4096)
+    artifact: Name | None = Field(None, description="Name; the live one if absent.")
+    options: JobOptions = JobOptions()
+
+
+class ArtifactAt(_Body):
+    """Where an artifact to register lies."""
+
+    path: str = Field(min_length=1, max_length=4096)
+
+
+class ScoreRows(_Body):
+    """Raw rows as objects."""
+
+    rows: list[dict[str, Any]]
+    artifact: Name | None = Field(None, description="Name; the live one if absent.")
+    logits: bool = False
+
+
+class Scores(BaseModel):
+    """One object a row, in the order of the request: key columns, then a number a task."""
+
+    artifact: str
+    fingerprint: str
+    scores: list[dict[str, Any]]
+
+
+class ArtifactInfo(BaseModel):
+    """A registered artifact."""
+
+    name: str
+    live: bool
+    path: str
+    fingerprint: str
+
+
+def create_app(
+    store: JobStore, roots: Roots, *, limits: Limits | None = None, tokens_required: bool = False
+) -> FastAPI:
+    """The service over a jobs' database. Jobs are worked off by workers elsewhere (:mod:`serving.http.worker`).
+
+    Args:
+        tokens_required: Ask for a token even when none was made. As soon as one was made they are asked for anyway.
+    """
+    limits = limits or Limits()
+    artifacts = LiveArtifacts(store)
+    telemetry = Telemetry(store, artifacts)
+    app = FastAPI(title="recsys", description="Scores of a recommender: as jobs over files, and in small batches.")
+    app.add_middleware(Timing, telemetry=telemetry)
+    app.add_middleware(BodyLimit, largest=limits.body_bytes)
+    answer_errors(app)
+    guarded = [Depends(Tokens(store, required=tokens_required)), Security(bearer)]
+    app.include_router(_jobs(store, roots, artifacts), dependencies=guarded)
+    app.include_router(_artifacts(store, roots, artifacts), dependencies=guarded)
+    app.include_router(_scoring(artifacts, telemetry, limits), dependencies=guarded)
+    app.include_router(_health(store, artifacts, telemetry, guarded))
+    app.mount("/static", StaticFiles(directory=_PAGE), name="static")
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html")
+
+    return app
+
+
+def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    known = {401: "No valid token", 404: "No such thing", 409: "Contradicts what is there", 413: "Too large"}
+    known |= {422: "Cannot be used as it is", 503: "Not ready", 504: "Took too long", 400: "Cannot be read"}
+    problem = {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}
+    return {code: {"description": known[code], "content": problem} for code in codes}
+
+
+def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+    @router.post("", status_code=201, responses={200: {"model": Job}, **_problems(400, 401, 409, 413, 422)})
+    def submit(
+        body: NewJob,
+        response: Response,
+        idempotency_key: Annotated[str | None, Header(pattern=r"^[!-~]{1,200}$")] = None,
+    ) -> Job:
+        """Queue a job. The same ``Idempotency-Key`` again gives the job it named (200), not another one."""
+        job, created = store.submit(
+            artifact=body.artifact or artifacts.name(),
+            source=roots.source(body.input),
+            output=str(roots.output(body.output)),
+            options=_options(body.options, roots),
+            idempotency_key=idempotency_key,
+        )
+        response.status_code = 201 if created else 200
+        return job
+
+    @router.get("", responses=_problems(401, 422))
+    def jobs(
+        state: State | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[float | None, Query(description="Created before this time, seconds since 1970.")] = None,
+    ) -> list[Job]:
+        """Jobs, the newest first."""
+        return store.jobs(state=state, limit=limit, before=before)
+
+    @router.get("/counts", responses=_problems(401))
+    def counts() -> dict[str, int]:
+        """How many jobs there are in each state."""
+        return store.counts()
+
+    def found(job: Job | None) -> Job:
+        if job is None:
+            raise HTTPException(404, "there is no such job")
+        return job
+
+    @router.get("/{job}", responses=_problems(401, 404, 422))
+    def one(job: JobId) -> Job:
+        """A job: state, rows done, rows a second, seconds left, error."""
+        return found(store.get(job))
+
+    @router.post("/{job}/cancel", responses=_problems(401, 404, 422))
+    def cancel(job: JobId) -> Job:
+        """Cancel: a queued job at once, a running one when its parts in work are done; no effect on a finished one."""
+        return found(store.cancel(job))
+
+    @router.post("/{job}/retry", responses=_problems(401, 404, 409, 422))
+    def retry(job: JobId) -> Job:
+        """Queue a failed or cancelled job again; what it had done stays done."""
+        return found(store.retry(job))
+
+    return router
+
+
+def _options(options: JobOptions, roots: Roots) -> dict[str, Any]:
+    candidates = None if options.candidates is None else roots.source(options.candidates)
+    return options.model_copy(update={"candidates": candidates}).model_dump()
+
+
+def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
+    router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+
+    @router.get("", responses=_problems(401))
+    def listed() -> list[ArtifactInfo]:
+        """Artifacts by name, and which one is live."""
+        live = store.live()
+        return [
+            ArtifactInfo(name=name, live=name == live, path=path, fingerprint=fingerprint)
+            for name, (path, fingerprint) in store.artifacts().items()
+        ]
+
+    @router.put("/{name}", responses=_problems(400, 401, 413, 422))
+    def register(name: Name, body: ArtifactAt) -> ArtifactInfo:
+        """Make an artifact below the data roots known. Jobs submitted before keep the one they were submitted with."""
+        path = roots.output(body.path)
+        artifact = Artifact.open(path, verify="full")
+        store.register(name, str(path), artifact.fingerprint)
+        artifacts.forget()
+        return ArtifactInfo(name=name, live=store.live() == name, path=str(path), fingerprint=artifact.fingerprint)
+
+    @router.post("/{name}/live", status_code=204, responses=_problems(401, 409, 422))
+    def make_live(name: Name) -> None:
+        """Score with this artifact from now on. Requests and jobs in work end on theirs."""
+        artifacts.get(name)
+        store.make_live(name)
+        artifacts.forget()
+
+    @router.get("/{name}/card", responses=_problems(401, 409, 422))
+    def card(name: Name) -> dict[str, Any]:
+        """Model card, sparsity ledger, and bytes of every file."""
+        artifact = artifacts.get(name).scorer.artifact
+        files = {file: entry.bytes for file, entry in artifact.manifest.files.items()}
+        return {**artifact.card.model_dump(), "bytes": artifact.bytes, "files": files}
+
+    @router.get("/{name}/drift", responses=_problems(401, 409, 422))
+    def drift(name: Name) -> dict[str, dict[str, float]]:
+        """How far the rows that this process scored on request have moved from training."""
+        monitor = artifacts.get(name).drift
+        return {} if monitor is None else monitor.report()
+
+    return router
+
+
+def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> APIRouter:
+    router = APIRouter(prefix="/v1/score", tags=["scoring"])
+    places = asyncio.Semaphore(os.cpu_count() or 1)
+    body = {
+        "application/json": {"schema": ScoreRows.model_json_schema()},
+        ARROW: {"schema": {"type": "string", "format": "binary"}},
+    }
+
+    @router.post(
+        "",
+        response_model=Scores,
+        openapi_extra={"requestBody": {"required": True, "content": body}},
+        responses={
+            200: {"content": {ARROW: {}}, "description": "Scores, in the form of the request."},
+            **_problems(400, 401, 409, 413, 422, 504),
+        },
+    )
+    async def score(
+        request: Request,
+        artifact: Annotated[Name | None, Query(description="For Arrow: name of the artifact.")] = None,
+        logits: Annotated[bool, Query(description="For Arrow: add the logits.")] = False,
+    ) -> Any:
+        """Score a small batch: a JSON object, or an Arrow IPC stream, which is answered by one."""
+        content = await request.body()
+        arrow = request.headers.get("content-type", "").split(";")[0].strip() == ARROW
+        if arrow:
+            rows = await run_in_threadpool(_read_arrow, content)
+        else:
+            asked = _read_json(content)
+            artifact, logits = asked.artifact or artifact, asked.logits or logits
+            rows = await run_in_threadpool(_frame, asked.rows)
+        if len(rows) > limits.rows:
+            raise HTTPException(413, f"{len(rows)} rows are more than {limits.rows}: submit a job instead")
+        async with places:
+            live = await run_in_threadpool(artifacts.get, artifact)
+            work = asyncio.to_thread(live.score, rows, logits=logits)
+            try:
+                scores = await asyncio.wait_for(work, limits.seconds)
+            except TimeoutError:
+                raise HTTPException(504, f"not done within {limits.seconds:g} seconds") from None
+        telemetry.rows.labels(live.name).inc(len(scores))
+        return _arrow_answer(scores) if arrow else _json_answer(live, scores)
+
+    return router
+
+
+def _read_json(content: bytes) -> ScoreRows:
+    try:
+        return ScoreRows.model_validate_json(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "the body"
+        raise HTTPException(422, f"{where}: {fault['msg']}") from None
+
+
+def _frame(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    try:
+        return pl.DataFrame(rows, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
+        raise HTTPException(422, "rows: the values of a column are of several types") from None
+
+
+def _read_arrow(content: bytes) -> pl.DataFrame:
+    try:
+        table = pa.ipc.open_stream(io.BytesIO(content)).read_all()
+        table.validate(full=True)
+        frame = pl.from_arrow(table)
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, TypeError):
+        raise HTTPException(400, "the body is not an Arrow IPC stream of rows") from None
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _json_answer(live: Live, scores: pl.DataFrame) -> Response:
+    answer = {
+        "artifact": live.name,
+        "fingerprint": live.scorer.artifact.fingerprint,
+        "scores": scores.with_columns(pl.selectors.float().fill_nan(None)).to_dicts(),
+    }
+    return Response(Scores.model_validate(answer).model_dump_json(), media_type="application/json")
+
+
+def _arrow_answer(scores: pl.DataFrame) -> Response:
+    table = scores.to_arrow(compat_level=pl.CompatLevel.oldest())
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return Response(sink.getvalue(), media_type=ARROW)
+
+
+def _health(store: JobStore, artifacts: LiveArtifacts, telemetry: Telemetry, guarded: Sequence[Any]) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    def alive() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", responses=_problems(503))
+    def ready() -> dict[str, str]:
+        """The database answers and there is a live artifact that opens."""
+        try:
+            return {"status": "ready", "artifact": artifacts.get().name}
+        except (SQLAlchemyError, ValueError):
+            raise HTTPException(503, "not ready: no database, or no live artifact") from None
+
+    @router.get(
+        "/metrics", dependencies=list(guarded), responses={200: {"content": {"text/plain": {}}}, **_problems(401)}
+    )
+    def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router

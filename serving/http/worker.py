@@ -1,0 +1,184 @@
+"""A worker: claims jobs one after the other, scores them, and keeps their lease while it does."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from data_pipelines.errors import UserError
+from serving.artifact.artifact import Artifact
+from serving.artifact.drift import DriftMonitor
+from serving.batch.batch_job import JobOptions, ParkedError, run_job
+from serving.batch.inputs import Input
+from serving.batch.journal import BusyError
+from serving.http.allowed_paths import Roots
+from serving.http.jobs import Claim, JobStore
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.5
+_BUSY_S = 5.0
+
+
+class Worker:
+    """Works through the queue until it is stopped.
+
+    Args:
+        threads: Parts of a job at a time; one a processor by default.
+        tick_s: How often the lease is renewed and progress reported.
+    """
+
+    def __init__(self, store: JobStore, roots: Roots, *, threads: int | None = None, tick_s: float = 1.0) -> None:
+        self.name = f"{socket.gethostname()[:32]}-{uuid4().hex[:16]}"
+        self._store, self._roots, self._threads, self._tick_s = store, roots, threads, tick_s
+        self._artifacts: dict[str, Artifact] = {}
+
+    def run(self, stop: threading.Event, *, until_empty: bool = False) -> None:
+        """Claim and work until ``stop`` is set (or nothing is left to claim); the job in work is parked then."""
+        while not stop.is_set():
+            try:
+                claim = self._store.claim(self.name)
+            except SQLAlchemyError:
+                _log.exception("the jobs database does not answer")
+                claim = None
+            if claim is not None:
+                self._work(claim, stop)
+            elif until_empty:
+                return
+            else:
+                stop.wait(_POLL_S)
+
+    def _work(self, claim: Claim, stop: threading.Event) -> None:
+        _log.info("job %s begins", claim.id)
+        try:
+            with _Lease(self._store, claim, stop, self._tick_s) as lease:
+                source = self._roots.source(claim.source)
+                output = self._roots.output(claim.output)
+                options = JobOptions.model_validate(claim.options)
+                artifact = self._artifact(Path(claim.artifact_path))
+                for location in (source, *([options.candidates] if options.candidates else [])):
+                    self._roots.check(Input.find(self._roots.source(location), artifact.encoder.config).files)
+                drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
+                result = run_job(
+                    artifact,
+                    source,
+                    output,
+                    options,
+                    threads=self._threads,
+                    progress=lease.progress,
+                    stop=lease.stop,
+                    drift=drift,
+                )
+            report = None if drift is None else drift.report()
+            self._store.finish(
+                claim,
+                rows=result.rows_in,
+                quarantined=result.quarantined,
+                rows_per_s=result.rows_per_s,
+                drift=report,
+            )
+            _log.info("job %s is done", claim.id)
+        except ParkedError:
+            self._store.release(claim)
+            _log.info("job %s is parked", claim.id)
+        except BusyError:
+            self._store.release(claim, delay_s=_BUSY_S)
+        except UserError as error:
+            self._store.fail(claim, str(error))
+            _log.info("job %s failed: %s", claim.id, error)
+        except Exception as error:
+            self._store.fail(claim, f"internal error ({type(error).__name__}); the service's log says more")
+            _log.exception("job %s failed", claim.id)
+
+    def _artifact(self, path: Path) -> Artifact:
+        key = f"{path}:{(path / 'manifest.json').stat().st_mtime_ns if path.is_dir() else 0}"
+        if key not in self._artifacts:
+            self._artifacts = {key: Artifact.open(path)}
+        return self._artifacts[key]
+
+
+class _Lease:
+    """Renews a job's lease from a thread of its own; sets ``stop`` when the job must be parked."""
+
+    def __init__(self, store: JobStore, claim: Claim, outer: threading.Event, tick_s: float) -> None:
+        self.stop = threading.Event()
+        self._store, self._claim, self._outer, self._tick_s = store, claim, outer, tick_s
+        self._done, self._resumed, self._began = 0, 0, time.monotonic()
+        self._total: int | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{claim.id[:8]}", daemon=True)
+
+    def __enter__(self) -> "_Lease":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def progress(self, rows: int, total: int) -> None:
+        """Told by the job: rows newly done, and rows in all."""
+        if self._total is None:
+            self._resumed, self._began = rows, time.monotonic()
+        self._done, self._total = self._done + rows, total
+
+    def _keep(self) -> None:
+        renewed = time.monotonic()
+        while not self._over.wait(self._tick_s):
+            if self._outer.is_set():
+                self.stop.set()
+            elapsed = time.monotonic() - self._began
+            rate = (self._done - self._resumed) / elapsed if self._done > self._resumed else None
+            try:
+                held = self._store.renew(self._claim, rows_done=self._done, rows_total=self._total, rows_per_s=rate)
+                renewed = time.monotonic()
+            except SQLAlchemyError:
+                held = time.monotonic() - renewed < self._store.lease_s
+            if not held:
+                self.stop.set()
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stop.set()
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m serving.http.worker [--supervised] DATA_ROOT...``, the database's URL in ``RECSYS_JOBS_DB``.
+
+    (A URL may hold a password, and every user of a machine can read the arguments of its processes.) A supervised
+    worker stops when its standard input ends: when the process that started it is gone.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    with stopped_by_signal() as stop:
+        store = JobStore(os.environ["RECSYS_JOBS_DB"])
+        if "--supervised" in arguments:
+            arguments.remove("--supervised")
+            threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+        Worker(store, Roots([Path(folder) for folder in arguments])).run(stop)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

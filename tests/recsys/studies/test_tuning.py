@@ -1,0 +1,112 @@
+"""A search finds the better value, goes on after it was stopped, and refuses what it cannot search."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.errors import UserError
+from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.studies.tuning import tune
+from recsys.trials.engines import Engine, processes
+
+pytest.importorskip("optuna")
+
+
+@pytest.fixture
+def content(tiny_data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "data": tiny_data,
+        "model": {"dim": 4, "interaction": {"kind": "none"}, "tower": {"kind": "mlp", "hidden": [8]}},
+        "train": {"epochs": 1, "batch_size": 400},
+        "tune": {
+            "trials": 3,
+            "space": {
+                "train.tables.learning_rate": {"low": 0.001, "high": 0.5, "log": True},
+                "model.tower.hidden": {"choices": [[4], [8, 8]]},
+            },
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    config = ExperimentConfig.model_validate({"data": tiny_data})
+    return prepare(config.data, tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with processes(jobs=1) as started:
+        yield started
+
+
+def written(content: dict[str, Any], folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_search_goes_on_where_it_stopped(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path
+) -> None:
+    def stop(trials: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(written(content, tmp_path), dataset, tmp_path / "study", engine, report=stop)
+    tuned = tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
+    assert tuned.trials == 3
+    trials = pl.read_parquet(tmp_path / "study" / "trials.parquet")
+    assert trials["trial"].to_list() == [0, 1, 2]
+    assert tuned.value == trials["value"].max()
+    assert trials["train.tables.learning_rate"].n_unique() == 3
+    best = load_config(tuned.best)
+    assert best.train.tables.learning_rate == tuned.assignments["train.tables.learning_rate"]
+    assert list(best.model.tower.hidden) == tuned.assignments["model.tower.hidden"]
+
+
+def test_trials_that_diverge_do_not_end_a_search(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path
+) -> None:
+    content["train"]["dense"] = {"optimizer": "sgd"}
+    content["tune"] = {"trials": 4, "space": {"train.dense.learning_rate": {"choices": [0.01, 1e30]}}}
+    found = tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
+    trials = pl.read_parquet(tmp_path / "study" / "trials.parquet")
+    assert found.assignments == {"train.dense.learning_rate": 0.01}
+    assert set(trials["state"]) == {"complete", "pruned"}
+
+    content["tune"]["space"] = {"train.dense.learning_rate": {"choices": [1e30]}}
+    with pytest.raises(UserError, match=r"every trial diverged or was stopped early; search other .* tune\.space"):
+        tune(written(content, tmp_path), dataset, tmp_path / "hopeless", engine)
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({}, "tune.space is empty"),
+        ({"train.dense.rate": {"low": 0.1, "high": 0.2}}, "unknown key train.dense.rate"),
+        ({"train.epochs": {"low": 3, "high": 2}}, "low .3. must be below high"),
+        ({"train.epochs": {"low": 3}}, "either `low` and `high`, or `choices`"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path, space: dict[str, Any], sentence: str
+) -> None:
+    config = written(content | {"tune": {"space": space}}, tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        tune(config, dataset, tmp_path / "study", engine)
+    assert not (tmp_path / "study").exists()
+
+
+def test_another_config_is_not_mixed_into_a_search(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path
+) -> None:
+    content["tune"]["trials"] = 1
+    tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
+    with pytest.raises(UserError, match="another config"):
+        tune(written(content | {"seed": 5}, tmp_path), dataset, tmp_path / "study", engine)
