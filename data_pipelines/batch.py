@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 NULL_ID = 0
 """Row 0 of every table stands for null; the OOV buckets follow, then the vocabulary by falling count."""
+MOST_ROWS = (1 << 31) - 1
+"""Of a table: ids are Int32."""
 
 
 class _Frozen(BaseModel):
@@ -24,8 +26,8 @@ class TableSpec(_Frozen):
     """An embedding table's id space: ``1 + oov_buckets`` reserved rows, then one row a value of the vocabulary."""
 
     name: str
-    rows: int
-    oov_buckets: int = 1
+    rows: int = Field(ge=1, le=MOST_ROWS)
+    oov_buckets: int = Field(default=1, ge=1, le=MOST_ROWS)
 
     @property
     def reserved(self) -> int:
@@ -52,7 +54,7 @@ class DenseSpec(_Frozen):
     """One dense feature of ``width`` float32 numbers (a number, an indicator, a statistic, a vector)."""
 
     name: str
-    width: int
+    width: int = Field(ge=1)
 
 
 class Schema(_Frozen):

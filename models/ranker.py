@@ -36,13 +36,13 @@ class InteractionConfig(_Part):
     """
 
     kind: Literal["cross", "fm", "dot", "multiplicative", "none"] = "cross"
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=1000)
     rank: int | None = Field(default=None, ge=1)
 
 
 class DenseTowerConfig(_Part):
     kind: Literal["mlp"] = "mlp"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (400, 400)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(400, 400), max_length=1000)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     winners: float | None = Field(default=None, gt=0, le=1)
 
@@ -63,7 +63,7 @@ class MixtureConfig(_Part):
     """
 
     kind: Literal["moe"] = "moe"
-    experts: int = Field(default=8, ge=1)
+    experts: int = Field(default=8, ge=1, le=1 << 20)
     top_k: int = Field(default=2, ge=1)
     hidden: int = Field(default=256, ge=1)
     shared: bool = False
@@ -72,7 +72,7 @@ class MixtureConfig(_Part):
     balance: Balance = "loss"
     balance_weight: float = Field(default=0.01, ge=0)
     z_weight: float = Field(default=0.001, ge=0)
-    blocks: int = Field(default=1, ge=1)
+    blocks: int = Field(default=1, ge=1, le=1000)
     normalize: bool = True
     spread: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_pipelines.arrays import age_bucket, spans
 from data_pipelines.batch import Batch, Schema
+from data_pipelines.errors import UserError
 
 Rows = npt.NDArray[np.int64]
 
@@ -99,11 +100,17 @@ class Block:
 
 
 def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batch:
-    """The batch of rows ``(block, start, stop)``, one piece after the other, features in the order of ``schema``."""
+    """The batch of rows ``(block, start, stop)``, one piece after the other, features in the order of ``schema``.
+
+    Raises:
+        UserError: An id is outside its table: kernels that look rows up do not ask.
+    """
+    limits = {feature.name: schema.table(feature.table).rows for feature in schema.sparse}
     picked = [(block, block.pick(start, stop)) for block, start, stop in pieces]
     plain, weighted = _Keyed(), _Keyed()
     for block, rows in picked:
         ids = block.id_matrix[:, rows] if isinstance(rows, slice) else block.id_matrix.T.take(rows, axis=0).T
+        _check_ids(limits, block.ids, ids)
         ones = np.ones(ids.shape[1], dtype=np.int32)
         past = {name: history.take(rows) for name, history in block.pasts.items()}
         for feature in schema.sparse:
@@ -111,10 +118,12 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
                 plain.add(feature.name, ids[block.ids[feature.name]], ones)
             elif feature.name in block.bags:
                 values, lengths, weights = block.bags[feature.name].take(rows)
+                _check_ids(limits, {feature.name: 0}, values[None])
                 (plain if weights is None else weighted).add(feature.name, values, lengths, weights)
             else:
                 assert feature.sequence is not None
                 events, lengths = past[feature.sequence]
+                _check_ids(limits, {feature.name: 0}, events[feature.name][None])
                 plain.add(feature.name, events[feature.name], lengths)
     labels = [block.labels[rows] for block, rows in picked if block.labels is not None]
     return Batch(
@@ -124,6 +133,17 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
         labels=torch.from_numpy(_joined(labels, np.float32)) if labels else None,
         rows=torch.from_numpy(_joined([block.rows[rows] for block, rows in picked], np.int64)),
     )
+
+
+def _check_ids(limits: Mapping[str, int], places: Mapping[str, int], ids_FL: npt.NDArray[np.int32]) -> None:
+    """Compare the ids of features, each in a row of ``ids_FL``, with the rows of their tables."""
+    largest_F = ids_FL.view(np.uint32).max(axis=1, initial=0)  # of which negative ids are the largest
+    for name, place in places.items():
+        if largest_F[place] >= limits[name]:
+            raise UserError(
+                f"feature {name!r} has ids outside its table of {limits[name]} rows: make the data set or the artifact "
+                "again."
+            )
 
 
 class _Keyed:

@@ -13,7 +13,9 @@ import pyarrow as pa
 from data_pipelines.arrays import to_arrow
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.dataset.blocks import Bags, Block, EventSlices
-from data_pipelines.disk.storage import sync
+from data_pipelines.disk.file_names import below
+from data_pipelines.disk.storage import intact, sync
+from data_pipelines.errors import UserError
 from data_pipelines.names import LENGTH, START
 
 LABEL = "label:"
@@ -80,8 +82,18 @@ class Events:
 
     @staticmethod
     def open(folder: Path) -> "Events":
-        ids = {path.stem: _mapped(path, np.int32) for path in sorted(folder.glob("*.i32"))}
-        return Events(ids, _mapped(folder / "times.i64", np.int64), _mapped(folder / "rows.u32", np.uint32))
+        """Map the events of one history.
+
+        Raises:
+            UserError: A file is missing or has another length than the others.
+        """
+        with intact(folder):
+            ids = {path.stem: _mapped(below(folder, path.name), np.int32) for path in sorted(folder.glob("*.i32"))}
+            times = _mapped(below(folder, "times.i64"), np.int64)
+            rows = _mapped(below(folder, "rows.u32"), np.uint32)
+            if {len(array) for array in (*ids.values(), times)} != {len(rows)}:
+                raise ValueError("its files have different lengths")
+        return Events(ids, times, rows)
 
 
 @dataclass
@@ -102,8 +114,14 @@ class Columns:
     def open(folder: Path, schema: Schema, events: Mapping[str, Events]) -> "Columns":
         batches: list[pa.RecordBatch] = []
         for path in sorted(folder.glob("part-*.arrow")):
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            path = below(folder, path.name)
+            with intact(path):
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                found = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+                for batch in found:
+                    batch.validate()  # buffers are as long as they say; ids and offsets are checked as they are read
+                _check_columns(schema, events, reader.schema)
+            batches += found
         return Columns(batches, schema, events)
 
     def __len__(self) -> int:
@@ -182,11 +200,15 @@ class Columns:
     def _bags(self, name: str, pieces: Sequence[Piece], *, weighted: bool) -> Bags:
         arrays = self._lists(name)
         lengths = _joined([np.diff(arrays[batch][0][a : b + 1]) for batch, a, b in pieces])
-        return Bags(
+        bags = Bags(
             values=self._values(name, pieces),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             weights=self._values(name + WEIGHTS, pieces) if weighted else None,
         )
+        held = {len(bags.values), len(bags.values if bags.weights is None else bags.weights), int(bags.offsets[-1])}
+        if len(held) > 1 or lengths.min(initial=0) < 0:
+            raise UserError(f"column {name!r} is damaged (lengths of lists and values differ): prepare it again.")
+        return bags
 
     def _past(self, history: str, pieces: Sequence[Piece]) -> EventSlices:
         events, age = self.events[history], f"{history}.age"
@@ -196,11 +218,51 @@ class Columns:
             lengths=self._flat(history + LENGTH, pieces).astype(np.int64),
             events={name: ids for name, ids in events.ids.items() if name in wanted},
         )
+        ends = past.starts + past.lengths
+        if min(past.starts.min(initial=0), past.lengths.min(initial=0)) < 0 or ends.max(initial=0) > len(events.rows):
+            raise UserError(f"history {history!r} is damaged (it has events that are not there): prepare it again.")
         if age in wanted:
             table = next(f.table for f in self.schema.sparse if f.name == age)
             past.age = (age, NULL_ID + self.schema.table(table).reserved)
             past.times, past.now = events.times, self._flat("__time", pieces)
         return past
+
+
+def _check_columns(schema: Schema, events: Mapping[str, Events], found: pa.Schema) -> None:
+    """Compare the columns of a file with those that ``schema`` asks for.
+
+    Raises:
+        ValueError: One is missing, or of another type.
+    """
+    ids, numbers = pa.int32(), pa.float32()
+    wanted: dict[str, tuple[pa.DataType, ...]] = {LABEL + task: (numbers,) for task in schema.tasks}
+    for feature in schema.sparse:
+        if feature.kind == "id":
+            wanted[feature.name] = (ids,)
+        elif feature.kind == "bag":
+            wanted[feature.name] = (pa.list_(ids), pa.large_list(ids))
+            if feature.weighted:
+                wanted[feature.name + WEIGHTS] = (pa.list_(numbers), pa.large_list(numbers))
+        elif feature.sequence is not None and feature.name not in {
+            *events[feature.sequence].ids,
+            f"{feature.sequence}.age",
+        }:
+            raise ValueError(f"the events of {feature.name!r} are missing")
+    for dense in schema.dense:
+        wanted[dense.name] = (numbers,) if dense.width == 1 else (pa.list_(numbers, dense.width),)
+    for name, types in wanted.items():
+        place = found.get_field_index(name)
+        if place < 0 or not any(_same(found.field(place).type, kind) for kind in types):
+            raise ValueError(
+                f"column {name!r} is {found.field(place).type if place >= 0 else 'missing'}, not {types[0]}"
+            )
+
+
+def _same(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether two types are the same but for the names of their inner fields."""
+    if type(one) is not type(other) or getattr(one, "list_size", None) != getattr(other, "list_size", None):
+        return False
+    return bool(one.value_type == other.value_type if hasattr(one, "value_type") else one == other)
 
 
 def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:

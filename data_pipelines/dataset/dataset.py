@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
+from pydantic import Field, TypeAdapter
 
 from data_pipelines.batch import Schema
 from data_pipelines.dataset.columns import KEY, LABEL, Columns, Events
@@ -15,6 +16,7 @@ from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
 from data_pipelines.dataset.raw_rows import originals
 from data_pipelines.disk import storage
+from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import Manifest
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
@@ -23,6 +25,8 @@ from data_pipelines.logs.splits import SPLITS
 from data_pipelines.names import LENGTH, START
 from data_pipelines.past.point_in_time import past_features
 from data_pipelines.past.state import State
+
+_SPLITS = TypeAdapter(dict[Annotated[str, Field(pattern="^(train|valid|test)$")], Annotated[int, Field(ge=0)]])
 
 
 def prepare(
@@ -80,7 +84,8 @@ class Dataset:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self.splits: dict[str, int] = manifest.meta["splits"]
+        with storage.intact(path / storage.MANIFEST):
+            self.splits: dict[str, int] = _SPLITS.validate_python(manifest.meta["splits"])
 
     @staticmethod
     def open(path: Path, verify: Literal["full", "sizes"] = "full") -> "Dataset":
@@ -115,7 +120,9 @@ class Dataset:
     @cached_property
     def profile(self) -> dict[str, Any]:
         """What ``profile.json`` says: rows read and refused with the reasons, sizes of tables and splits."""
-        profile: dict[str, Any] = json.loads((self.path / "profile.json").read_text())
+        path = below(self.path, "profile.json")
+        with storage.intact(path):
+            profile: dict[str, Any] = json.loads(path.read_text())
         return profile
 
     def columns(self, split: str, features: Sequence[str] | None = None) -> Columns:
@@ -126,8 +133,14 @@ class Dataset:
         """
         schema = self.schema if features is None else self.encoder.select(features).schema
         histories = {f.sequence for f in schema.sparse if f.sequence is not None}
-        events = {name: Events.open(self.path / "events" / name) for name in histories}
-        return Columns.open(self._split(split), schema, events)
+        events = {name: Events.open(below(self.path, f"events/{name}")) for name in histories}
+        columns = Columns.open(self._split(split), schema, events)
+        if len(columns) != self.splits[split]:
+            raise UserError(
+                f"{self._split(split)} has {len(columns)} rows, and {storage.MANIFEST} says {self.splits[split]}: "
+                "prepare the data set again."
+            )
+        return columns
 
     def labels(self, split: str) -> np.ndarray:
         """(N, T) float32 labels of a split, NaN where a row has none."""
@@ -173,4 +186,4 @@ class Dataset:
     def _split(self, split: str) -> Path:
         if split not in self.splits:
             raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(SPLITS)}.")
-        return self.path / "splits" / split
+        return below(self.path, f"splits/{split}")

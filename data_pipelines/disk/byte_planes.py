@@ -3,16 +3,18 @@
 What is packed is read whole, not mapped: for what is shipped or kept more often than it is opened.
 """
 
-import json
 import lzma
 import math
 from collections.abc import Mapping
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from data_pipelines.errors import UserError
 from data_pipelines.names import SEPARATOR
 
 # Planes hold numbers, which hardly ever repeat as phrases and whose bits say nothing of their neighbours': what LZMA
@@ -29,7 +31,34 @@ _FILTERS = [
         "pb": 0,
     }
 ]
+_DECODER_BYTES = 256 << 20
+_HEADER_BYTES = 64 << 20
+_FLOOR_BYTES, _EXPANSION = 64 << 20, 256
+"""What is packed may unpack to so many bytes, and to so many times its size: enough for tables of mostly equal rows."""
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )
+}
 _INTEGER = r"^(?:0|-?[1-9][0-9]{0,17})$"
+
+
+class _Header(BaseModel):
+    """What a packed stream begins with: the text, and dtype and shape of each tensor, in their order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    about: str
+    tensors: dict[str, tuple[str, list[Annotated[int, Field(ge=0)]]]]
 
 
 def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
@@ -37,38 +66,98 @@ def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
 
     The bytes of a tensor are laid out by their place within an element of its first dimension: what is alike in all
     rows of a table, such as a common scale, then takes no space.
+
+    Raises:
+        UserError: They shrink so much that :func:`unpack` would refuse the stream.
     """
     kinds = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()}
-    header = json.dumps({"about": about, "tensors": kinds}, ensure_ascii=False, separators=(",", ":")).encode()
+    header = _Header(about=about, tensors=kinds).model_dump_json().encode()
     planes = (_planes(tensor) for tensor in tensors.values())
     content = b"".join([len(header).to_bytes(8, "little"), header, *planes])
-    return lzma.compress(content, check=lzma.CHECK_NONE, filters=_FILTERS)
+    packed = lzma.compress(content, check=lzma.CHECK_NONE, filters=_FILTERS)
+    if len(header) > _HEADER_BYTES or len(content) > _largest(len(packed)):
+        raise UserError(
+            f"{len(content)} bytes pack into {len(packed)}, which no reader would unpack again: set export.packed to "
+            "false."
+        )
+    return packed
 
 
 def unpack(packed: bytes) -> tuple[dict[str, Tensor], str]:
-    """What :func:`pack` was given."""
-    content = lzma.decompress(packed)
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
+    """What :func:`pack` was given.
+
+    Sizes are compared with the limits before memory is taken, so that a small stream does not unpack to gigabytes.
+
+    Raises:
+        ValueError: ``packed`` is not such a stream, or unpacks to more than it says or than is allowed.
+    """
+    stream = _Stream(packed)
+    header = _header(stream)
+    wanted = 8 + sum(_bytes(kind, shape) for kind, shape in header.tensors.values())
+    if wanted > _largest(len(packed)):
+        raise ValueError(f"{len(packed)} bytes that unpack to {wanted}")
     tensors = {}
-    for name, (kind, shape) in header["tensors"].items():
-        dtype: torch.dtype = getattr(torch, kind)
-        size = math.prod(shape) * dtype.itemsize
+    for name, (kind, shape) in header.tensors.items():
         first = shape[0] if shape else 1
-        planes = np.frombuffer(content, np.uint8, size, start).reshape(-1, max(first, 1))
-        tensors[name] = torch.from_numpy(planes.T.copy()).view(-1).view(dtype).view(shape)
-        start += size
-    return tensors, header["about"]
+        planes = np.frombuffer(stream.read(_bytes(kind, shape)), np.uint8).reshape(-1, max(first, 1))
+        tensors[name] = torch.from_numpy(planes.T.copy()).view(-1).view(_DTYPES[kind]).view(shape)
+    if not stream.ended:
+        raise ValueError("more bytes than its tensors have")
+    return tensors, header.about
 
 
 def unpack_about(packed: bytes) -> str:
-    """The text that went with the tensors, without unpacking them."""
-    stream = lzma.LZMADecompressor()
-    size = int.from_bytes(stream.decompress(packed, 8), "little")
-    header = stream.decompress(b"", size)
-    while len(header) < size:
-        header += stream.decompress(b"", size - len(header))
-    return str(json.loads(header)["about"])
+    """The text that went with the tensors, without unpacking them.
+
+    Raises:
+        ValueError: ``packed`` is not a stream that :func:`pack` made.
+    """
+    return _header(_Stream(packed)).about
+
+
+class _Stream:
+    """Decompresses as many bytes as are asked for, and no more."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_DECODER_BYTES)
+        self._packed = packed
+
+    def read(self, size: int) -> bytes:
+        """Exactly ``size`` bytes."""
+        parts = []
+        while size:
+            part = self._take(size)
+            if not part:
+                raise ValueError("cut short")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    @property
+    def ended(self) -> bool:
+        return not self._take(1) and self._decoder.eof and not self._decoder.unused_data
+
+    def _take(self, size: int) -> bytes:
+        packed, self._packed = self._packed, b""
+        return b"" if self._decoder.eof else self._decoder.decompress(packed, size)
+
+
+def _header(stream: _Stream) -> _Header:
+    size = int.from_bytes(stream.read(8), "little")
+    if size > _HEADER_BYTES:
+        raise ValueError(f"a header of {size} bytes")
+    return _Header.model_validate_json(stream.read(size))
+
+
+def _bytes(kind: str, shape: list[int]) -> int:
+    if kind not in _DTYPES:
+        raise ValueError(f"numbers of the unknown type {kind[:20]!r}")
+    return math.prod(shape) * _DTYPES[kind].itemsize
+
+
+def _largest(packed: int) -> int:
+    """Bytes that ``packed`` bytes may unpack to."""
+    return _FLOOR_BYTES + _EXPANSION * packed
 
 
 def _planes(tensor: Tensor) -> bytes:
@@ -103,7 +192,12 @@ def pack_values(values: pl.Series) -> dict[str, Tensor]:
 
 
 def unpack_values(packed: Mapping[str, Tensor]) -> pl.Series:
-    """The texts that :func:`pack_values` was given, in their order."""
+    """The texts that :func:`pack_values` was given, in their order.
+
+    Raises:
+        ValueError: The tensors do not belong together.
+        KeyError: One of them is missing.
+    """
     parts: list[pl.Series] = []
     for place in sorted({int(name.split(":")[0]) for name in packed}):
         if f"{place}:number" in packed:
@@ -113,6 +207,8 @@ def unpack_values(packed: Mapping[str, Tensor]) -> pl.Series:
             lengths = packed[f"{place}:length"].numpy().astype(np.int64)
             ends = lengths.cumsum()
             letters = packed[f"{place}:letters"].numpy().tobytes()
+            if len(lengths) and (lengths.min() < 0 or ends[-1] != len(letters)):
+                raise ValueError("texts that do not add up to their letters")
             spans = zip(ends - lengths, ends, strict=True)
             parts.append(pl.Series([letters[start:end].decode() for start, end in spans], dtype=pl.String))
     if len(parts) == 1:

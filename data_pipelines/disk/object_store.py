@@ -12,10 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_pipelines.disk.storage import MANIFEST, Manifest, fingerprint, open_directory, sync
+from data_pipelines.disk.file_names import below, checked_name
+from data_pipelines.disk.storage import LARGEST_MANIFEST, MANIFEST, Manifest, fingerprint, open_directory, sync
 from data_pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from fsspec.callbacks import Callback
+
+
+class _MissingError(UserError):
+    """What is asked for is not at the store."""
 
 
 def is_address(location: str | Path) -> bool:
@@ -34,17 +42,31 @@ class RemoteFolder:
 
     def names(self) -> list[str]:
         with _store(self.address) as (store, root):
-            return [name.removeprefix(f"{root}/") for name in store.find(root)] if store.exists(root) else []
+            found = store.find(root) if store.exists(root) else []
+        try:
+            return [checked_name(name.removeprefix(f"{root}/")) for name in found]
+        except ValueError as error:
+            raise UserError(f"{self.address}: {error}: remove it from the store.") from None
 
     def put(self, file: Path, name: str) -> None:
         with _store(self.address) as (store, root):
             store.put_file(str(file), f"{root}/{name}")
 
-    def fetch(self, name: str, folder: Path) -> None:
-        """Copy a file to its name below ``folder``."""
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    def fetch(self, name: str, folder: Path, *, limit: int | None = None) -> Path:
+        """Copy a file to its name below ``folder``; return its path there.
+
+        Args:
+            limit: Bytes that it may have at most; any number if absent.
+
+        Raises:
+            UserError: The name leads out of ``folder``, or there are more bytes.
+        """
+        path = below(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _store(self.address) as (store, root):
-            store.get_file(f"{root}/{name}", str(folder / name))
+            _check_local(store, root, name, limit)
+            store.get_file(f"{root}/{name}", str(path), callback=_limited(f"{self.address}/{name}", limit))
+        return path
 
     def write(self, name: str, content: str) -> None:
         with _store(self.address) as (store, root):
@@ -52,13 +74,11 @@ class RemoteFolder:
 
     def manifest(self) -> Manifest | None:
         """What the directory here says of itself; ``None`` if nothing complete is here."""
-        with _store(self.address) as (store, root):
+        with tempfile.TemporaryDirectory() as scratch:
             try:
-                return Manifest.model_validate_json(store.cat_file(f"{root}/{MANIFEST}"))
-            except FileNotFoundError:
+                return Manifest.read(self.fetch(MANIFEST, Path(scratch), limit=LARGEST_MANIFEST))
+            except _MissingError:
                 return None
-            except ValueError:
-                raise UserError(f"{self.address}/{MANIFEST} is damaged: send the directory again.") from None
 
     def remove(self) -> None:
         """Remove everything, the manifest first: what is left of a removal cut short does not open."""
@@ -90,14 +110,17 @@ def pull(address: str, folder: Path) -> None:
     """Fetch the directory at ``address`` to ``folder``, which is complete, checksums compared, or absent.
 
     Raises:
-        UserError: There is no complete directory, or what arrives is damaged.
+        UserError: There is no complete directory, its manifest names files outside it, it is larger than the disk has
+            space, or what arrives is damaged.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         remote, manifest = RemoteFolder(address), _manifest(address)
-        for name in [*manifest.files, MANIFEST]:
-            remote.fetch(name, beside)
+        _check_space(address, manifest, beside)
+        for name, entry in manifest.files.items():
+            remote.fetch(name, beside, limit=entry.bytes)
+        remote.fetch(MANIFEST, beside, limit=LARGEST_MANIFEST)
         open_directory(beside, manifest.kind)
         beside.chmod(0o755)
         os.replace(beside, folder)
@@ -172,6 +195,36 @@ def _manifest(address: str) -> Manifest:
     return manifest
 
 
+def _check_space(address: str, manifest: Manifest, folder: Path) -> None:
+    wanted, free = sum(entry.bytes for entry in manifest.files.values()), shutil.disk_usage(folder).free
+    if wanted > free:
+        raise UserError(
+            f"{address} has {wanted} bytes, and {folder.parent} {free} free: free some, or set XDG_CACHE_HOME to a "
+            "folder on another disk."
+        )
+
+
+def _check_local(store: Any, root: str, name: str, limit: int | None) -> None:
+    """Refuse links, devices and sizes that only the file system of this machine has, or does not tell in time."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if isinstance(store, LocalFileSystem):
+        path = below(Path(root), name)
+        if path.is_file():
+            _limited(str(path), limit).set_size(path.stat().st_size)
+
+
+def _limited(file: str, limit: int | None) -> "Callback":
+    """Stops a transfer as soon as it is known to have more than ``limit`` bytes."""
+    from fsspec.callbacks import Callback
+
+    def check(size: int | None, value: int) -> None:
+        if limit is not None and max(size or 0, value) > limit:
+            raise UserError(f"{file} has more than the {limit} bytes that it may have: send the directory again.")
+
+    return Callback(hooks={"limit": check})
+
+
 @contextmanager
 def _store(address: str) -> Iterator[tuple[Any, str]]:
     """The file system of ``address`` and the path in it; its errors as one sentence."""
@@ -182,6 +235,8 @@ def _store(address: str) -> Iterator[tuple[Any, str]]:
         yield store, root.rstrip("/")
     except ImportError:
         raise UserError(f"{address}: install what speaks to this store: pip install 'sparse-recsys[lake]'.") from None
+    except FileNotFoundError as error:
+        raise _MissingError(f"{address} is not complete ({error}): send the directory again.") from error
     except OSError as error:
         raise UserError(f"{address} cannot be reached: {error}") from error
     except ValueError as error:

@@ -14,42 +14,100 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
+from lzma import LZMAError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import polars as pl
+import pyarrow as pa
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError
 
+from data_pipelines.disk.file_names import FileName, below
 from data_pipelines.errors import UserError
 
 MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 16 << 20
+"""Bytes; room for more than 100,000 files."""
 FORMAT = 1
 _CHUNK = 1 << 20
+# The engine panics on some damaged files, which is no ordinary exception.
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LZMAError,
+    SafetensorError,
+    pa.ArrowException,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+)
+_Content = TypeVar("_Content", bound=BaseModel)
 
 
 class FileEntry(BaseModel):
     """Size in bytes and XXH3-128 checksum (hex) of one file of a directory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    bytes: int
-    xxh3: str
+    bytes: int = Field(ge=0)
+    xxh3: str = Field(pattern=r"^[0-9a-f]{32}$")
 
 
 class Manifest(BaseModel):
     """What a directory is, what made it, and the checksum of every file in it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: str
+    kind: str = Field(min_length=1)
     format: int
     made_by: dict[str, str]
     meta: dict[str, Any]
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
+
+    @field_validator("files", mode="after")
+    @classmethod
+    def _apart(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        """No file has the place of the manifest, or of a folder that others lie in."""
+        folders = {name[:at] for name in files for at, letter in enumerate(name) if letter == "/"}
+        for name in files:
+            if name in folders or name == MANIFEST:
+                raise ValueError(f"the file name {name!r} is that of a folder or of the manifest, too")
+        return files
 
     @classmethod
     def of(cls, kind: str, meta: Mapping[str, Any], files: Mapping[str, FileEntry]) -> "Manifest":
-        """The manifest of a directory that this version makes."""
+        """The manifest of a directory that this version makes.
+
+        Raises:
+            UserError: A file has a name that no other machine would take.
+        """
         made_by = {name: version(name) for name in ("sparse-recsys", "polars", "torch")}
-        return cls(kind=kind, format=FORMAT, made_by=made_by, meta=dict(meta), files=dict(files))
+        try:
+            return cls(kind=kind, format=FORMAT, made_by=made_by, meta=dict(meta), files=dict(files))
+        except ValidationError as error:
+            raise UserError(f"a {kind} cannot be written: {_reason(error)}: choose shorter or plainer names.") from None
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """The manifest in the file at ``path``.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            UserError: It is no manifest, or names a file outside its directory.
+        """
+        with path.open("rb") as file:
+            content = file.read(LARGEST_MANIFEST + 1)
+        if len(content) > LARGEST_MANIFEST:
+            raise UserError(f"{path} is larger than {LARGEST_MANIFEST} bytes: it is not a manifest of this product.")
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise UserError(f"{path} is damaged ({_reason(error)}): make the directory again or restore it.") from None
 
     @property
     def fingerprint(self) -> str:
@@ -206,16 +264,15 @@ def open_directory(path: Path, kind: str, *, verify: Literal["full", "sizes"] = 
         verify: ``"full"`` compares every file's checksum; ``"sizes"`` only its size.
 
     Raises:
-        UserError: No such directory, not one of ``kind``, of another format, or a file missing or changed.
+        UserError: No such directory, not one of ``kind``, of another format, or a file missing, changed, a device, or
+            a link that leads elsewhere.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a directory: give the path of {_a(kind)}.")
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        manifest = Manifest.read(below(path, MANIFEST))
     except FileNotFoundError:
         raise UserError(f"{path} has no {MANIFEST}: it is not {_a(kind)}.") from None
-    except ValidationError:
-        raise UserError(f"{path / MANIFEST} is damaged: make the {kind} again.") from None
     if manifest.kind != kind:
         raise UserError(f"{path} is {_a(manifest.kind)}, not {_a(kind)}.")
     if manifest.format != FORMAT:
@@ -224,13 +281,54 @@ def open_directory(path: Path, kind: str, *, verify: Literal["full", "sizes"] = 
             f"or use the version that made it ({manifest.made_by.get('sparse-recsys', 'unknown')})."
         )
     for name, entry in manifest.files.items():
-        file = path / name
+        file = below(path, name)
         if not file.is_file():
             raise UserError(f"{file} is missing: make the {kind} again or restore it.")
         actual = checksum(file) if verify == "full" else entry
         if file.stat().st_size != entry.bytes or actual != entry:
             raise UserError(f"{file} is damaged (its checksum is off): make the {kind} again or restore it.")
     return manifest
+
+
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file raises, whatever library reads it, into one sentence that names ``path``.
+
+    Raises:
+        UserError: The block raised an error that damaged content can cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: make its directory again or restore it.") from None
+    except _DAMAGE as error:
+        reason = _reason(error) if isinstance(error, ValidationError) else _first_line(error)
+        raise UserError(f"{path} is damaged ({reason}): make its directory again or restore it.") from error
+
+
+def read_json(path: Path, kind: type[_Content]) -> _Content:
+    """What the JSON file at ``path`` holds, as a pydantic model.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    with intact(path):
+        return kind.model_validate_json(path.read_bytes())
+
+
+def _first_line(error: BaseException) -> str:
+    kind, text = type(error).__name__, str(error).strip().partition("\n")[0]
+    return f"{kind}: {text[:200]}" if text else kind
+
+
+def _reason(error: ValidationError) -> str:
+    """What is wrong first, and where."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    message = first["msg"].removeprefix("Value error, ")
+    return message if "file name" in message or not place else f"{place[:80]}: {message}"
 
 
 def _a(kind: str) -> str:

@@ -266,7 +266,11 @@ class Compiled(Values):
         last = expression.list.tail(spec.max_length or 0)
         assert isinstance(dtype.inner, pl.DataType)
         if part == "age" and not isinstance(table, Vocabulary):
-            ids = last.list.eval(table.slot_ids(pl.element()))
+            if not dtype.inner.is_numeric():
+                raise _wrong_type(f"history {spec.sequence!r}", spec.name, dtype, "lists of slots")
+            # Rows that carry their own history may carry any number.
+            slot = pl.element().cast(pl.Int64, strict=False).clip(0, AGE_BUCKETS - 1)
+            ids = last.list.eval(table.slot_ids(slot))
         else:
             assert isinstance(table, Vocabulary)
             ids = last.list.eval(table.ids(text(pl.element(), dtype.inner)))

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from data_pipelines.disk.file_names import checked_name
+
 
 class Config(BaseModel):
     """Base of every block of a configuration: immutable, and unknown keys are refused."""
@@ -366,6 +368,7 @@ class DataConfig(Config):
                 yield f"feature `{name}` is no input, and no history's `of` names it: take it out, or read it there"
             if isinstance(feature, CrossFeature | HistoryFeature):
                 yield from self._check_parts(name, feature)
+            yield from self._check_files(name, feature)
             if isinstance(feature, HistoryFeature | StatisticFeature) and self.time is None:
                 yield f"feature `{name}`: a {feature.kind} needs the key `time`: the column that says what came before"
             if isinstance(feature, TimeFeature) and "age" in feature.parts and feature.column == self.time:
@@ -386,6 +389,21 @@ class DataConfig(Config):
                 yield f"feature `{name}`: `of` names `{part}`, which is no id or bag feature"
         if isinstance(feature, CrossFeature) and sum(isinstance(self.features[p], BagFeature) for p in feature.of) > 1:
             yield f"feature `{name}`: at most one part of a cross may be a bag"
+
+    def _check_files(self, name: str, feature: Feature) -> Iterator[str]:
+        """The past of a history or a statistic lies in files of its name."""
+        files: list[str] = []
+        if isinstance(feature, HistoryFeature):
+            files = [f"{name}.arrow", *(f"{name}.{part}.i32" for part in feature.of)]
+        elif isinstance(feature, StatisticFeature):
+            files = [f"{name}.arrow"]
+        for file in files:
+            try:
+                plain = "/" not in checked_name(file)
+            except ValueError:
+                plain = False
+            if not plain:
+                yield f"feature `{name}`: files are named after it and its parts: use short names without `/` or `\\`"
 
     def _check_tables(self) -> Iterator[str]:
         seen: dict[str, tuple[str, object]] = {}

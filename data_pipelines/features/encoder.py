@@ -11,14 +11,17 @@ from urllib.parse import quote
 
 import numpy as np
 import polars as pl
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
-from data_pipelines.batch import Schema
+from data_pipelines.batch import MOST_ROWS, Schema
 from data_pipelines.disk.byte_planes import pack, pack_values, packing_order, unpack, unpack_values
+from data_pipelines.disk.file_names import below
+from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features import compiling
 from data_pipelines.features.compiling import Compiled, Fitted
-from data_pipelines.features.config import DataConfig
+from data_pipelines.features.config import Config, DataConfig, Feature, NumberFeature
 from data_pipelines.features.fitting import fit
 from data_pipelines.features.vocabulary import Slots, Table, Vocabulary, spec
 
@@ -188,27 +191,92 @@ class Encoder:
 
     @staticmethod
     def load(folder: Path) -> "Encoder":
-        """The encoder that :meth:`save` wrote into ``folder``."""
-        packed = folder / _PACKED
+        """The encoder that :meth:`save` wrote into ``folder``.
+
+        Raises:
+            UserError: A file is missing or damaged, or what is in them does not fit together.
+        """
+        packed = below(folder, _PACKED)
         if packed.exists():
-            tensors, text = unpack(packed.read_bytes())
-            content = json.loads(text)
-            names = [name for name, entry in content["tables"].items() if "size" not in entry]
-            values = {name: pl.DataFrame(unpack_values(_below(tensors, at))) for at, name in enumerate(names)}
-        else:
-            content = json.loads((folder / "encoder.json").read_text())
-            names = [name for name, entry in content["tables"].items() if "size" not in entry]
-            values = {name: pl.read_parquet(_vocabulary_file(folder, name)) for name in names}
+            with intact(packed):
+                tensors, text = unpack(packed.read_bytes())
+                content = _Content.model_validate_json(text)
+                parts = [_below(tensors, at) for at, _ in enumerate(content.vocabularies)]
+                frames = [pl.DataFrame(unpack_values(part)) for part in parts]
+                return content.encoder(dict(zip(content.vocabularies, frames, strict=True)))
+        path = below(folder, "encoder.json")
+        content = read_json(path, _Content)
+        values = {name: _read_vocabulary(_vocabulary_file(folder, name)) for name in content.vocabularies}
+        with intact(path):
+            return content.encoder(values)
+
+
+class _TableEntry(Config):
+    """The id space of a table: of ``size`` slots, or of a vocabulary where that is absent."""
+
+    oov_buckets: int = Field(ge=1, le=MOST_ROWS)
+    size: int | None = Field(default=None, ge=1, le=MOST_ROWS)
+
+
+class _Content(Config):
+    """What ``encoder.json`` holds."""
+
+    config: DataConfig
+    features: tuple[str, ...]
+    numbers: dict[str, list[FiniteFloat]]
+    tables: dict[str, _TableEntry]
+
+    @property
+    def vocabularies(self) -> list[str]:
+        """Names of the tables whose values are stored beside it."""
+        return [name for name, entry in self.tables.items() if entry.size is None]
+
+    def encoder(self, values: Mapping[str, pl.DataFrame]) -> Encoder:
+        """The encoder with these ``values`` of its vocabularies.
+
+        Raises:
+            ValueError: A table or a number is missing or unlike what the features ask for: ids could leave the table.
+        """
         tables: dict[str, Table] = {}
-        for name, entry in content["tables"].items():
-            if "size" in entry:
-                tables[name] = Slots(entry["size"], entry["oov_buckets"])
+        for name, entry in self.tables.items():
+            if entry.size is None:
+                tables[name] = _vocabulary(name, values[name], entry)
             else:
-                frame = values[name]
-                counts = frame["count"] if "count" in frame.columns else pl.zeros(len(frame), pl.Int64, eager=True)
-                tables[name] = Vocabulary(frame["value"], counts, entry["oov_buckets"])
-        config = DataConfig.model_validate(content["config"])
-        return Encoder(config, Fitted(tables, content["numbers"]), content["features"])
+                tables[name] = Slots(entry.size, entry.oov_buckets)
+        specs = compiling.specs(self.config)
+        missing = {spec.table for spec in specs.sparse if spec.name in self.features} - tables.keys()
+        if missing or not {*self.features} <= {s.name for s in specs.sparse} | {d.name for d in specs.dense}:
+            raise ValueError(f"it has features of other tables than its own ({', '.join(sorted(missing)) or 'none'})")
+        for name, table in tables.items():
+            size = table.size if isinstance(table, Slots) else specs.slots.get(name)
+            if size != specs.slots.get(name):
+                raise ValueError(f"table {name!r} has {size} slots, and its feature makes {specs.slots.get(name)}")
+        for name, feature in self.config.features.items():
+            _check_numbers(name, feature, self.numbers.get(name))
+        return Encoder(self.config, Fitted(tables, self.numbers), self.features)
+
+
+def _vocabulary(name: str, frame: pl.DataFrame, entry: _TableEntry) -> Vocabulary:
+    counts = frame["count"] if "count" in frame.columns else pl.zeros(len(frame), pl.Int64, eager=True)
+    values = frame["value"]
+    if values.dtype != pl.String or values.null_count() or len(values) + entry.oov_buckets >= MOST_ROWS:
+        raise ValueError(f"the values of table {name!r} are not texts, or too many")
+    return Vocabulary(values, counts, entry.oov_buckets)
+
+
+def _check_numbers(name: str, feature: Feature, numbers: Sequence[float] | None) -> None:
+    """Buckets beyond the last edge have rows, and what is divided by is not zero."""
+    if not isinstance(feature, NumberFeature):
+        return
+    if feature.transform == "buckets" and (numbers is None or len(numbers) >= feature.buckets):
+        raise ValueError(f"feature {name!r} has no edges of buckets, or too many")
+    if feature.transform == "standardize" and (numbers is None or len(numbers) != 2 or numbers[1] == 0):
+        raise ValueError(f"feature {name!r} has no mean and deviation")
+
+
+def _read_vocabulary(path: Path) -> pl.DataFrame:
+    with intact(path):
+        return pl.read_parquet(path)
 
 
 def _below(tensors: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
@@ -217,4 +285,4 @@ def _below(tensors: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
 
 
 def _vocabulary_file(folder: Path, table: str) -> Path:
-    return folder / "vocabularies" / f"{quote(table, safe='')}.parquet"
+    return below(folder, f"vocabularies/{quote(table, safe='')}.parquet")

@@ -13,6 +13,7 @@ import polars as pl
 import polars_hash  # noqa: F401  (registers the expression namespace `nchash`)
 
 from data_pipelines.batch import NULL_ID, TableSpec
+from data_pipelines.errors import UserError
 from data_pipelines.features.config import VocabularyConfig
 from data_pipelines.hashing import stable_hash
 
@@ -70,7 +71,10 @@ class Vocabulary:
     @cached_property
     def _categories(self) -> pl.DataTypeExpr:
         """Their type, of an empty column that keeps the index: Polars builds a bare Enum's for every expression."""
-        return pl.dtype_of(pl.lit(pl.Series(dtype=pl.Enum(self.values))))
+        try:
+            return pl.dtype_of(pl.lit(pl.Series(dtype=pl.Enum(self.values))))
+        except (ValueError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"a vocabulary is damaged ({error}): make the data set or artifact again.") from None
 
     def ids(self, text: pl.Expr) -> pl.Expr:
         """Int32 ids of an expression of canonical text."""

@@ -72,6 +72,25 @@ def merge(config: DataConfig, name: str, old: pl.DataFrame, new: pl.DataFrame, l
     )
 
 
+def check_columns(config: DataConfig, name: str, found: pl.Schema) -> None:
+    """Compare the columns of a feature's snapshot with those that :func:`condense` gives it.
+
+    Raises:
+        ValueError: One is missing, or of another type.
+    """
+    feature = config.features[name]
+    wanted: dict[str, pl.DataType]
+    if isinstance(feature, HistoryFeature):
+        wanted = {f"{name}.{part}": pl.String() for part in feature.of}
+    else:
+        assert isinstance(feature, StatisticFeature)
+        numbers = ("value",) if feature.window is not None else ("before", "before_sum", "at", "at_sum")
+        wanted = dict.fromkeys(numbers, pl.Int64())
+    for column, dtype in {"key": pl.UInt64(), "time": pl.Int64(), **wanted}.items():
+        if found.get(column) != dtype:
+            raise ValueError(f"column {column!r} is {found.get(column)}, not {dtype}")
+
+
 class Base(Protocol):
     """An earlier state to build on (:class:`data_pipelines.past.state.State`)."""
 

@@ -4,31 +4,48 @@ A row that comes after that event gets from the state the same features, value b
 whole log.
 """
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from pydantic import Field, model_validator
 
 from data_pipelines.arrays import age_bucket, lists, spans
 from data_pipelines.disk import storage
+from data_pipelines.disk.file_names import below
 from data_pipelines.disk.spill import KEY
+from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.compiling import Values
-from data_pipelines.features.config import DataConfig, HistoryFeature, StatisticFeature
+from data_pipelines.features.config import Config, DataConfig, HistoryFeature, StatisticFeature
 from data_pipelines.logs import sources
 from data_pipelines.logs.keys import keyed
 from data_pipelines.logs.validation import checked
 from data_pipelines.names import REASON, ROW, TIME
 from data_pipelines.past import histories, statistics
 from data_pipelines.past import point_in_time as past
-from data_pipelines.past.snapshots import Snapshots
+from data_pipelines.past.snapshots import Snapshots, check_columns
 from data_pipelines.past.statistics import Prior
 from data_pipelines.timelines import Int64s, Keys, bisect, find, running
 
 STATE = "state.json"
+
+
+class _Content(Config):
+    """What ``state.json`` holds: ``priors`` are rows of ``[minute, count, sum]`` by statistic."""
+
+    config: DataConfig
+    latest: int = Field(ge=-(1 << 62), le=1 << 62)
+    priors: dict[str, list[Annotated[list[int], Field(min_length=3, max_length=3)]]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "_Content":
+        for name, feature in self.config.features.items():
+            if isinstance(feature, StatisticFeature) and feature.measure != "count" and name not in self.priors:
+                raise ValueError(f"the statistic {name!r} has no prior")
+        return self
 
 
 class State:
@@ -42,10 +59,8 @@ class State:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content: dict[str, Any] = json.loads((path / STATE).read_text())
-        self.config = DataConfig.model_validate(content["config"])
-        self.latest: int = content["latest"]
-        self._priors: dict[str, list[list[int]]] = content["priors"]
+        content = read_json(below(path, STATE), _Content)
+        self.config, self.latest, self._priors = content.config, content.latest, content.priors
         self._frames: dict[str, pl.DataFrame] = {}
 
     @staticmethod
@@ -61,9 +76,13 @@ class State:
     def frame(self, name: str) -> pl.DataFrame:
         """What is remembered for a feature (see :mod:`data_pipelines.past.snapshots`)."""
         if name not in self._frames:
-            table = pa.ipc.open_file(pa.memory_map(str(self.path / f"{name}.arrow"))).read_all()
-            frame = pl.from_arrow(table)
-            assert isinstance(frame, pl.DataFrame)
+            path = below(self.path, f"{name}.arrow")
+            with intact(path):
+                table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+                table.validate(full=True)
+                frame = pl.from_arrow(table)
+                assert isinstance(frame, pl.DataFrame)
+                check_columns(self.config, name, frame.schema)
             self._frames[name] = frame
         return self._frames[name]
 
@@ -202,9 +221,5 @@ class State:
 
 def save(folder: Path, snapshots: Snapshots) -> None:
     """Write what :class:`State` opens beside the features' own files."""
-    content = {
-        "config": snapshots.config.model_dump(mode="json"),
-        "latest": snapshots.latest,
-        "priors": snapshots.priors,
-    }
-    (folder / STATE).write_text(json.dumps(content, ensure_ascii=False))
+    content = _Content(config=snapshots.config, latest=snapshots.latest, priors=snapshots.priors)
+    (folder / STATE).write_text(content.model_dump_json())

@@ -52,7 +52,11 @@ def compress(dense: Mapping[str, Tensor], precision: Precision, step: float | No
 
 
 def decompress(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor of :func:`compress` again; numbers that were rounded come as float32."""
+    """Every tensor of :func:`compress` again; numbers that were rounded come as float32.
+
+    Raises:
+        ValueError: A shape asks for more numbers than are stored.
+    """
     dense: dict[str, Tensor] = {}
     for name, stored in packed.items():
         if name.endswith((_SCALE, _BITMAP, _SHAPE)):
@@ -61,6 +65,9 @@ def decompress(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if shape is not None:
             numbers = math.prod(shape.tolist())
             bitmap = packed.get(name + _BITMAP)
+            held = 2 * stored.numel() if bitmap is None else 8 * bitmap.numel()
+            if min(shape.tolist(), default=0) < 0 or numbers > held:
+                raise ValueError(f"{name} has shape {shape.tolist()}, which is more than is stored")
             alive = None if bitmap is None else _unpack_bits(bitmap, numbers)
             if values.dtype == torch.uint8:
                 values = _unpack_nibbles(values, numbers if alive is None else int(alive.sum()))

@@ -45,7 +45,8 @@ class ManagedRows(nn.Module):
         """(L,) rows."""
         bag = JaggedTensor(values=ids_L.long(), lengths=ids_L.new_tensor([len(ids_L)]))
         rows_L: Tensor = self.slots.remap({"": bag})[""].values()
-        rows_L = torch.where(rows_L == self._no_row, OOV_ID, rows_L)
+        # What a file says of rows must not lead out of the table.
+        rows_L = torch.where((rows_L < self.reserved) | (rows_L >= self._no_row), OOV_ID, rows_L)
         return torch.where(ids_L < self.reserved, ids_L, rows_L).to(ids_L.dtype)
 
     @torch.no_grad()

@@ -3,12 +3,14 @@
 Exit codes: 0 done; 2 the user's input or config is at fault (one sentence on standard error); 1 anything else.
 """
 
+import errno
 import importlib
 import os
 import sys
-from typing import NoReturn
+import warnings
+from typing import NoReturn, TextIO
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from recsys.cli.common import app
 
 VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "sparsity", "doctor")
@@ -24,9 +26,16 @@ def main() -> NoReturn:
     """Run the command; exit with 2 and one sentence where the user can mend it."""
     code: int | str | None = 0
     try:
-        app()
+        with warnings.catch_warnings():
+            _print_notices()
+            app()
     except SystemExit as end:
         code = end.code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"recsys: {error.filename} is longer than file names may be: choose a shorter one.", file=sys.stderr)
+        code = 2
     except UserError as error:
         print(f"recsys: {error}", file=sys.stderr)
         code = 2
@@ -37,3 +46,23 @@ def main() -> NoReturn:
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
     raise SystemExit(code)
+
+
+def _print_notices() -> None:
+    """Print a :class:`Notice` as one sentence; Python would add the line of code that it comes from."""
+    show = warnings.showwarning
+
+    def print_notice(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, Notice):
+            print(f"recsys: {message}", file=sys.stderr)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = print_notice

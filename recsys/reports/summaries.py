@@ -7,7 +7,6 @@ import numpy as np
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import MANIFEST, Manifest, open_directory
-from data_pipelines.errors import UserError
 
 
 def kind_of(path: Path) -> str | None:
@@ -17,11 +16,9 @@ def kind_of(path: Path) -> str | None:
         UserError: Its manifest is damaged.
     """
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes()).kind
+        return Manifest.read(path / MANIFEST).kind
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        raise UserError(f"{path / MANIFEST} is damaged: make {path} again.") from None
 
 
 def dataset_summary(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A checkpoint is written by all ranks, each its own shards, and read at any numbe
 """
 
 import json
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -17,13 +18,25 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from data_pipelines.batch import Schema
+from data_pipelines.disk.file_names import below
 from data_pipelines.disk.object_store import RemoteFolder
-from data_pipelines.disk.storage import MANIFEST, FileEntry, Manifest, checksum, new_directory, open_directory
+from data_pipelines.disk.storage import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    checksum,
+    intact,
+    new_directory,
+    open_directory,
+    read_json,
+)
 from data_pipelines.errors import UserError
 from models.tables.rows import keep_masks, table_names, table_weights
 from models.weights import Weights
@@ -37,7 +50,7 @@ CHECKPOINTS = "checkpoints"
 FINAL = "final"
 """Name of the checkpoint that holds a finished run's weights, as evaluated and exported."""
 
-_STEP = "step-"
+_STEP = re.compile(r"step-(\d{9,18})")
 
 MODEL, EMA, OPTIMIZER, LEVER = "model.", "ema.", "optimizer.", "lever."
 """What the names of a checkpoint's tensors begin with: the ranker, its averaged weights, optimizers, levers."""
@@ -48,17 +61,17 @@ Tensors = dict[str, Any]
 
 def step_name(step: int) -> str:
     """Name of the checkpoint of a step."""
-    return f"{_STEP}{step:09d}"
+    return f"step-{step:09d}"
 
 
 def steps_of(names: Iterable[str]) -> list[int]:
-    """Steps of the step checkpoints among checkpoints of these names, rising."""
-    return sorted(int(name.removeprefix(_STEP)) for name in names if name.startswith(_STEP))
+    """Steps of the step checkpoints among checkpoints of these names, rising; other names are left out."""
+    return sorted(int(found[1]) for name in names if (found := _STEP.fullmatch(name)))
 
 
 def steps(run: Path) -> list[int]:
     """Steps of the checkpoints of the run in a folder, rising."""
-    return steps_of(path.name for path in (run / CHECKPOINTS).glob("*"))
+    return steps_of(path.parent.name for path in (run / CHECKPOINTS).glob(f"*/{MANIFEST}"))
 
 
 class _ShardWriter(HuggingFaceStorageWriter):
@@ -74,6 +87,25 @@ class _ShardWriter(HuggingFaceStorageWriter):
             shards[item.index.fqn] += 1
             files.setdefault(shards[item.index.fqn], []).append(item)
         return files
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's files, whose bytes depend on the tensors alone."""
+        written = super().write_data(plan, planner)
+        for file in {result.storage_data.relative_path for result in written.wait()}:
+            _sort_header(Path(self.path) / file)
+        return written
+
+
+def _sort_header(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library writes it in another one each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(content) <= size, f"{path} has a header that cannot be written in its own place"
+        file.seek(8)
+        file.write(content.ljust(size))
 
 
 def save_checkpoint(path: Path, tensors: Tensors, state: str, processes: Processes) -> None:
@@ -137,8 +169,8 @@ def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dic
         UserError: The checkpoint is missing or damaged, or a tensor's shape differs: the config has changed.
     """
     open_directory(path, "checkpoint", verify="full" if verify else "sizes")
-    saved = stored_tensors(path)
-    with _quiet():
+    saved, state = stored_tensors(path), read_state(path)
+    with _quiet(), intact(path):
         for name, tensor in tensors.items():
             if name in saved and tuple(saved[name].size) != tuple(tensor.size()):
                 raise UserError(
@@ -149,18 +181,48 @@ def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dic
             {name: tensor for name, tensor in tensors.items() if name in saved},
             storage_reader=HuggingFaceStorageReader(str(path)),
         )
-    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
+    return state
+
+
+def check_checkpoint(path: Path) -> None:
+    """Read all of a checkpoint once, without filling any tensor.
+
+    Raises:
+        UserError: It is missing, not complete, or damaged.
+    """
+    open_directory(path, "checkpoint")
+    stored_tensors(path)
+    read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The numbers and text of a checkpoint.
+
+    Raises:
+        UserError: They are missing or damaged.
+    """
+    file = below(path, STATE_FILE)
+    with intact(file):
+        state: dict[str, Any] = json.loads(file.read_bytes())
+        if not isinstance(state, dict) or not isinstance(state.get("numbers"), dict) or "dataset" not in state:
+            raise ValueError("it does not say what was trained, and how far")
     return state
 
 
 def stored_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
-    """Sizes and types of a checkpoint's tensors, by name."""
-    stored: dict[str, TensorStorageMetadata] = dict(
-        HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata  # type: ignore[arg-type]
-    )
-    for name, entry in stored.items():
-        held = sum(chunk.sizes.numel() for chunk in entry.chunks)
-        assert held == entry.size.numel(), f"{path}: {name} lacks {entry.size.numel() - held} of its numbers"
+    """Sizes and types of a checkpoint's tensors, by name.
+
+    Raises:
+        UserError: A file is damaged, or a tensor lacks a part.
+    """
+    with intact(path):
+        stored: dict[str, TensorStorageMetadata] = dict(
+            HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata  # type: ignore[arg-type]
+        )
+        for name, entry in stored.items():
+            held = sum(chunk.sizes.numel() for chunk in entry.chunks)
+            if held != entry.size.numel():
+                raise ValueError(f"{name} lacks {entry.size.numel() - held} of its numbers")
     return stored
 
 
@@ -168,7 +230,7 @@ def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
     """Whole tensors of a checkpoint whose names start with ``prefix``, without it; needs no process group."""
     stored = {name: entry for name, entry in stored_tensors(path).items() if name.startswith(prefix)}
     tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in stored.items()}
-    with _quiet():
+    with _quiet(), intact(path):
         load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
@@ -185,7 +247,7 @@ def load_weights(run: Path) -> Weights:
     if not path.exists():
         raise UserError(f"{run} has not finished training: go on with `recsys train ... --resume`.")
     open_directory(path, "checkpoint")
-    config, schema = load_config(run / CONFIG_FILE), Schema.model_validate_json((run / SCHEMA_FILE).read_bytes())
+    config, schema = load_config(run / CONFIG_FILE), read_json(below(run, SCHEMA_FILE), Schema)
     state = read_tensors(path, MODEL)
     tables = set(table_names(state))
     return Weights(

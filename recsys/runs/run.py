@@ -1,7 +1,8 @@
 """Where a run lies: in a folder that all ranks see, or at an object store that every rank sends its part to."""
 
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 from data_pipelines.batch import Schema
 from data_pipelines.disk.object_store import RemoteFolder, cache_folder, fetched, is_address
 from data_pipelines.disk.storage import MANIFEST, Manifest, checksum, open_directory, seal, write_file
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from recsys.config.experiment import ExperimentConfig, load_config, to_yaml
 from recsys.runs.checkpoints import (
     CHECKPOINTS,
@@ -17,6 +18,7 @@ from recsys.runs.checkpoints import (
     FINAL,
     SCHEMA_FILE,
     Tensors,
+    check_checkpoint,
     remove_checkpoint,
     save_checkpoint,
     send_checkpoint,
@@ -173,9 +175,8 @@ class RemoteRun:
         files = {name: checksum(self.folder / name) for name in self._beside()}
         final = self._checkpoint(FINAL)
         with TemporaryDirectory() as scratch:
-            final.fetch(MANIFEST, Path(scratch))
-            of_final = {MANIFEST: checksum(Path(scratch) / MANIFEST)}
-            of_final |= Manifest.model_validate_json((Path(scratch) / MANIFEST).read_bytes()).files
+            manifest = final.fetch(MANIFEST, Path(scratch))
+            of_final = {MANIFEST: checksum(manifest)} | Manifest.read(manifest).files
         files |= {f"{CHECKPOINTS}/{FINAL}/{name}": entry for name, entry in of_final.items()}
         self._remote.write(MANIFEST, Manifest.of("run", meta, files).model_dump_json(indent=1))
         self.keep(set())
@@ -188,17 +189,20 @@ class RemoteRun:
 
 
 def claim_run(run: Run, config: ExperimentConfig, schema: Schema, *, resume: bool) -> int | None:
-    """The step of the last checkpoint of ``run``; ``None`` where there is none, and then its folder is made.
+    """The step of the newest intact checkpoint of ``run``; ``None`` where there is none, and then its folder is made.
+
+    Warns of each newer checkpoint that is damaged.
 
     Raises:
-        UserError: ``run`` exists and is not to be resumed, is of another config, or cannot be written.
+        UserError: ``run`` exists and is not to be resumed, is of another config, has only damaged checkpoints, or
+            cannot be written.
     """
     if run.exists() and not resume:
         raise UserError(f"{run} already exists: name another folder, or add --resume to go on with it.")
     if (run.folder / CONFIG_FILE).exists():
         _compare_config(run, config)
         if found := run.steps():
-            return found[-1]
+            return _newest_intact(run, found)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -207,6 +211,21 @@ def claim_run(run: Run, config: ExperimentConfig, schema: Schema, *, resume: boo
     write_file(run.folder / CONFIG_FILE, to_yaml(config))
     run.send()
     return None
+
+
+def _newest_intact(run: Run, found: Sequence[int]) -> int:
+    """The last of the steps ``found`` whose checkpoint is not damaged."""
+    faults = []
+    for step in reversed(found):
+        try:
+            check_checkpoint(run.checkpoint(step_name(step)))
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            warnings.warn(f"{fault} Training resumes from the checkpoint of step {step} instead.", Notice, stacklevel=2)
+        return step
+    raise UserError(f"no checkpoint of {run} is intact ({faults[0].rstrip('.')}): remove the run to train it again.")
 
 
 def finished_meta(run: Run, config: ExperimentConfig) -> dict[str, Any] | None:

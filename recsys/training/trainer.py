@@ -19,6 +19,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.object_store import fetched
+from data_pipelines.disk.storage import intact
 from data_pipelines.errors import UserError
 from models.layers.heads import task_losses
 from models.ranker import Ranker
@@ -241,8 +242,9 @@ class _Training:
         state = self.state.load(path)
         if state["dataset"] != self.dataset.manifest.fingerprint:
             raise UserError(f"{self.dataset.path} is not the data set that {self.run} was started with: give that one.")
-        self.position = _Position(**state["position"])
-        self.loader.load_state_dict(state["loader"])
+        with intact(path):
+            self.position = _Position(**state["position"])
+            self.loader.load_state_dict(state["loader"])
 
     def _about(self) -> dict[str, object]:
         return {

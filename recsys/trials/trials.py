@@ -16,7 +16,22 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+<<<<<<< HEAD
 from data_pipelines.disk.storage import MANIFEST, Manifest, fingerprint, new_directory, open_directory
+=======
+import data_pipelines
+import models
+import serving
+from data_pipelines.disk.storage import (
+    MANIFEST,
+    Manifest,
+    checksum,
+    fingerprint,
+    new_directory,
+    open_directory,
+    read_json,
+)
+>>>>>>> 6ee4107a7900d18208a2f8ad28f757c2bf02340a
 
 Change = Literal["permute", "permute_within", "mask", "mask_oov", "warm_start"]
 """What can be done to a trained model or to the rows that it reads."""
@@ -94,14 +109,14 @@ class TrialStore:
         return (self.path(trial.name) / MANIFEST).is_file()
 
     def figures(self, trial: Trial) -> Figures:
-        return Figures.model_validate_json((self.path(trial.name) / FIGURES).read_bytes())
+        return read_json(self.path(trial.name) / FIGURES, Figures)
 
     def figures_of(self, dataset: str) -> list[Figures]:
         """Figures of all finished trials on the data set of this fingerprint."""
         return [
-            Figures.model_validate_json((path.parent / FIGURES).read_bytes())
+            read_json(path.parent / FIGURES, Figures)
             for path in self.folder.glob(f"*/{MANIFEST}")
-            if Manifest.model_validate_json(path.read_bytes()).meta["trial"]["dataset"] == dataset
+            if Manifest.read(path).meta["trial"]["dataset"] == dataset
         ]
 
     def logits(self, trial: Trial, split: str, task: str) -> np.ndarray:

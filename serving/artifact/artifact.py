@@ -12,64 +12,48 @@
 """
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipelines.batch import Schema
-from data_pipelines.disk.byte_planes import pack, unpack, unpack_about
-from data_pipelines.disk.storage import Manifest, new_directory, open_directory
+from data_pipelines.disk.byte_planes import pack
+from data_pipelines.disk.file_names import below
+from data_pipelines.disk.storage import Manifest, intact, new_directory, open_directory, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
-from models.codecs.compact import Precision, compress, decompress
+from models.codecs.compact import compress
 from models.codecs.quantization import Bits
-from models.int8 import HEAD
-from models.ranker import Ranker, RankerConfig
+from models.ranker import Ranker
 from models.tables.layout import table_layouts
 from models.weights import Weights, load_dense
 from serving.artifact.calibration import Calibration
 from serving.artifact.drift import Reference
 from serving.artifact.quantized_tables import MappedTable, QuantizedTables
+from serving.artifact.weight_files import (
+    DENSE,
+    FACTOR,
+    GRID,
+    MODEL,
+    PACKED,
+    TABLE,
+    TABLES,
+    ModelFile,
+    StoredWeights,
+    TableEntry,
+    grid_steps,
+)
 
-TABLES = "tables.safetensors"
-DENSE = "dense.safetensors"
-MODEL = "model.json"
-PACKED = "model.xz"
 CARD = "model_card.json"
 REFERENCE = "reference.json"
 STATE = "state"
-_FACTOR, _GRID, _TABLE = "factors:", "grids:", "tables:"
-
-
-class TableEntry(BaseModel):
-    """Shape of one table in ``tables.safetensors``: ``rows`` rows of ``dim`` numbers of ``bits`` bits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    rows: int
-    dim: int
-    bits: Bits
-
-
-class ModelFile(BaseModel):
-    """What ``model.json`` holds, or the head of ``model.xz``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    ranker: RankerConfig
-    encoded: Schema
-    tables: dict[str, TableEntry]
-    precision: Precision
-    activations: Literal["int8"] | None = None
-    calibration: dict[str, Calibration]
 
 
 class ModelCard(BaseModel):
@@ -106,38 +90,12 @@ def served_encoder(weights: Weights, encoder: Encoder) -> Encoder:
 
 
 def compressed_dense(weights: Weights) -> dict[str, Tensor]:
-    """Dense part, factors of tables and grids as an artifact keeps them; :func:`split_dense` is the way back."""
-    factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
-    grids = {f"{_GRID}{name}": grid for name, grid in weights.grids.items()}
-    scaled = {name: weights.dense[name] * step_D for name, step_D in _steps(weights.grids).items()}
+    """Dense part, factors of tables and grids as an artifact keeps them;
+    :func:`serving.artifact.weight_files.split_dense` is the way back."""
+    factors = {f"{FACTOR}{name}": factor for name, factor in weights.factors.items()}
+    grids = {f"{GRID}{name}": grid for name, grid in weights.grids.items()}
+    scaled = {name: weights.dense[name] * step_D for name, step_D in grid_steps(weights.grids).items()}
     return compress(weights.dense | scaled | factors, weights.precision, weights.dense_step) | grids
-
-
-def _steps(grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By parameter, what columns are multiplied by where they are kept: int8 layers round the products alone.
-
-    Not those of heads, which read more than a grid has columns.
-    """
-    return {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items() if name != HEAD}
-
-
-class Dense(NamedTuple):
-    """Parameters by name, factors by table and grids by layer, as a ranker and its lookup see them."""
-
-    parameters: dict[str, Tensor]
-    factors: dict[str, Tensor]
-    grids: dict[str, Tensor]
-
-
-def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
-    """Inverse of :func:`compressed_dense`, but for what was rounded."""
-    every = decompress(compressed)
-    factors, grids = (
-        {name.removeprefix(prefix): every.pop(name) for name in list(every) if name.startswith(prefix)}
-        for prefix in (_FACTOR, _GRID)
-    )
-    unscaled = {name: every[name] / step_D for name, step_D in _steps(grids).items()}
-    return Dense(every | unscaled, factors, grids)
 
 
 def in_packing_order(weights: Weights, encoder: Encoder) -> tuple[Weights, Encoder]:
@@ -202,7 +160,7 @@ def write_artifact(
     dense = compressed_dense(weights)
     with new_directory(out, "artifact", meta=meta, replace=replace) as folder:
         if packed:
-            named = {f"{_TABLE}{name}": table for name, table in rows.items()}
+            named = {f"{TABLE}{name}": table for name, table in rows.items()}
             (folder / PACKED).write_bytes(pack(named | dense, model.model_dump_json()))
         else:
             save_file(rows, folder / TABLES)
@@ -244,23 +202,23 @@ class Artifact:
                 ``inspect``, and when a service is told of it.
 
         Raises:
-            UserError: No artifact, one of another format, or a file of it missing or changed.
+            UserError: No artifact, one of another format, a file missing or changed, or files that do not fit together.
         """
         manifest = open_directory(path, "artifact", verify=verify)
-        packed = path / PACKED
-        text = unpack_about(packed.read_bytes()) if packed.exists() else (path / MODEL).read_text()
-        model = ModelFile.model_validate_json(text)
-        return cls(
+        encoder = Encoder.load(path)
+        model = ModelFile.read(path, encoder.schema)
+        artifact = cls(
             path=path,
             manifest=manifest,
             model=model,
-            card=ModelCard.model_validate_json((path / CARD).read_bytes()),
-            encoder=Encoder.load(path),
-            state=path / STATE if (path / STATE).is_dir() else None,
-            reference=(
-                Reference.model_validate_json((path / REFERENCE).read_bytes()) if (path / REFERENCE).is_file() else None
-            ),
+            card=read_json(below(path, CARD), ModelCard),
+            encoder=encoder,
+            state=path / STATE if below(path, STATE).is_dir() else None,
+            reference=_read_reference(path, encoder.schema) if below(path, REFERENCE).is_file() else None,
         )
+        if not below(path, PACKED).exists():
+            _ = artifact._weights  # mapped, not read: its structure is checked here, what is packed when it is unpacked
+        return artifact
 
     @property
     def fingerprint(self) -> str:
@@ -282,10 +240,15 @@ class Artifact:
         return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(prefixes))
 
     def ranker(self) -> Ranker:
-        """A ranker in evaluation mode over the mapped tables."""
+        """A ranker in evaluation mode over the mapped tables.
+
+        Raises:
+            UserError: The weights are damaged, or those of another version's ranker.
+        """
         ranker = Ranker(self.model.ranker, self.model.encoded, self.tables())
-        dense = split_dense(self._weights.dense)
-        load_dense(ranker, dense.parameters, dense.grids)
+        dense = self._weights.dense
+        with intact(self.path / DENSE):
+            load_dense(ranker, dense.parameters, dense.grids)
         return ranker.eval().requires_grad_(False)
 
     def tables(self, schema: Schema | None = None) -> QuantizedTables:
@@ -299,42 +262,19 @@ class Artifact:
             }
         )
         stored = self._weights
-        factors = split_dense({name: part for name, part in stored.dense.items() if name.startswith(_FACTOR)}).factors
         tables = {
             name: MappedTable(entry.rows, entry.dim, entry.bits, stored.offsets[name])
             for name, entry in self.model.tables.items()
         }
-        return QuantizedTables(schema, config, stored.storage, tables, factors)
+        return QuantizedTables(schema, config, stored.storage, tables, stored.dense.factors)
 
     @cached_property
-    def _weights(self) -> "_Stored":
-        packed = self.path / PACKED
-        return _unpacked(unpack(packed.read_bytes())[0]) if packed.exists() else _mapped(self.path)
+    def _weights(self) -> StoredWeights:
+        return StoredWeights.read(self.path, self.model)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """The weights of an artifact: (bytes,) uint8 with the rows of tables at ``offsets``; the dense part, compressed."""
-
-    storage: Tensor
-    offsets: Mapping[str, int]
-    dense: Mapping[str, Tensor]
-
-
-def _unpacked(tensors: Mapping[str, Tensor]) -> _Stored:
-    rows = {name.removeprefix(_TABLE): table for name, table in tensors.items() if name.startswith(_TABLE)}
-    ends = np.cumsum([0, *(table.numel() for table in rows.values())]).tolist()
-    storage = torch.cat([table.flatten() for table in rows.values()])
-    dense = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TABLE)}
-    return _Stored(storage, dict(zip(rows, ends, strict=False)), dense)
-
-
-def _mapped(folder: Path) -> _Stored:
-    path = folder / TABLES
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_bytes))
-    start = 8 + header_bytes
-    offsets = {name: start + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
-    storage = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    return _Stored(storage, offsets, load_file(folder / DENSE))
+def _read_reference(folder: Path, schema: Schema) -> Reference:
+    reference = read_json(below(folder, REFERENCE), Reference)
+    with intact(folder / REFERENCE):
+        reference.check(schema)
+    return reference

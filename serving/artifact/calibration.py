@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from data_pipelines.features.config import Task
 
@@ -20,8 +20,8 @@ class Platt(_Frozen):
     """``sigmoid(slope * logit + intercept)`` (Platt, 1999): keeps the order of rows."""
 
     kind: Literal["platt"] = "platt"
-    slope: float
-    intercept: float
+    slope: FiniteFloat
+    intercept: FiniteFloat
 
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         return sigmoid(self.slope * logits.astype(np.float64) + self.intercept).astype(np.float32)
@@ -31,8 +31,14 @@ class Isotonic(_Frozen):
     """A non-decreasing piecewise linear map (Zadrozny & Elkan, 2002). Rows between two knots of equal height tie."""
 
     kind: Literal["isotonic"] = "isotonic"
-    logits: list[float]
-    probabilities: list[float]
+    logits: list[FiniteFloat] = Field(min_length=1)
+    probabilities: list[Annotated[float, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _knots(self) -> "Isotonic":
+        if len(self.logits) != len(self.probabilities) or self.logits != sorted(self.logits):
+            raise ValueError("the knots of an isotonic calibration are pairs in ascending order of their logits")
+        return self
 
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.interp(logits, self.logits, self.probabilities).astype(np.float32)

@@ -6,10 +6,11 @@ two histograms are compared by the population stability index (:func:`data_pipel
 
 import threading
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from data_pipelines.batch import NULL_ID, Batch, Schema
 from data_pipelines.dataset.drift import psi
@@ -22,8 +23,14 @@ class Histogram(BaseModel):
     """Shares of values between ``edges``; bin i holds ``edges[i - 1] <= value < edges[i]``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    edges: list[float]
-    shares: list[float]
+    edges: list[FiniteFloat]
+    shares: list[Annotated[float, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _bins(self) -> "Histogram":
+        if len(self.shares) != len(self.edges) + 1 or self.edges != sorted(self.edges):
+            raise ValueError("a histogram has edges in ascending order, and one share more than it has edges")
+        return self
 
     @classmethod
     def fit(cls, values: NDArray[np.float32], *, fixed: Iterable[float] = ()) -> "Histogram":
@@ -57,6 +64,16 @@ class Reference(BaseModel):
     scores: dict[str, Histogram]
     oov: dict[str, float]
     """Share of ids that were OOV, by sparse feature."""
+
+    def check(self, schema: Schema) -> None:
+        """Compare the names with those of ``schema``.
+
+        Raises:
+            ValueError: A feature of ``schema`` is missing, or one is not of it.
+        """
+        ids = {feature.name for feature in schema.sparse}
+        if self.features.keys() != set(schema.feature_names) or self.oov.keys() != ids:
+            raise ValueError("it describes other features than the artifact reads")
 
 
 def fit_reference(schema: Schema, batch: Batch, scores: Mapping[str, NDArray[np.float32]]) -> Reference:

@@ -19,12 +19,12 @@ from serving.artifact.artifact import (
     compressed_dense,
     in_packing_order,
     served_encoder,
-    split_dense,
     write_artifact,
 )
 from serving.artifact.calibration import Calibration, fit_isotonic, fit_platt, predictions
 from serving.artifact.drift import fit_reference
 from serving.artifact.id_remap import Translation
+from serving.artifact.weight_files import split_dense
 from serving.config import ExportConfig
 
 

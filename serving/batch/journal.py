@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_pipelines.disk.file_names import FileName
 from data_pipelines.disk.storage import checksum, open_directory, seal, sync, write_file
 from data_pipelines.errors import UserError
 
@@ -35,7 +36,7 @@ class Entry(BaseModel):
     rows_in: int
     rows_out: int
     quarantined: int
-    files: dict[str, str]
+    files: dict[FileName, str]
 
 
 class Ledger:

@@ -1,0 +1,189 @@
+"""The weights of an artifact on disk: what ``model.json`` says of them, and the bytes, checked against it.
+
+Whoever made the artifact chose every number in these files. What would make a lookup read outside the mapped bytes, or
+a ranker take memory without end, is refused when the artifact is opened.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_pipelines.batch import Schema
+from data_pipelines.disk.byte_planes import unpack, unpack_about
+from data_pipelines.disk.file_names import below
+from data_pipelines.disk.storage import intact
+from models.codecs.compact import Precision, decompress
+from models.codecs.quantization import Bits, row_bytes
+from models.int8 import HEAD
+from models.ranker import Ranker, RankerConfig
+from models.tables.layout import table_layouts
+from serving.artifact.calibration import Calibration
+
+TABLES = "tables.safetensors"
+DENSE = "dense.safetensors"
+MODEL = "model.json"
+PACKED = "model.xz"
+TABLE = "tables:"
+FACTOR = "factors:"
+GRID = "grids:"
+
+
+class TableEntry(BaseModel):
+    """Shape of one table in ``tables.safetensors``: ``rows`` rows of ``dim`` numbers of ``bits`` bits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rows: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    bits: Bits
+
+
+class ModelFile(BaseModel):
+    """What ``model.json`` holds, or the head of ``model.xz``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ranker: RankerConfig
+    encoded: Schema
+    tables: dict[str, TableEntry]
+    precision: Precision
+    activations: Literal["int8"] | None = None
+    calibration: dict[str, Calibration]
+
+    @classmethod
+    def read(cls, folder: Path, schema: Schema) -> "ModelFile":
+        """The file of the artifact in ``folder``, whose encoder makes rows of ``schema``.
+
+        Raises:
+            UserError: It is damaged, or its tables are not those that rows of ``schema`` are looked up in.
+        """
+        packed = below(folder, PACKED)
+        path = packed if packed.exists() else below(folder, MODEL)
+        with intact(path):
+            model = cls.model_validate_json(unpack_about(path.read_bytes()) if packed.exists() else path.read_bytes())
+            model._check(schema)
+        return model
+
+    def _check(self, schema: Schema) -> None:
+        if self.encoded != schema:
+            raise ValueError("its schema is not that of the encoder beside it")
+        if unknown := self.calibration.keys() - set(schema.tasks):
+            raise ValueError(f"it calibrates {', '.join(sorted(unknown))}, which is no task")
+        rows = {layout.name: layout.rows for layout in table_layouts(schema, self.ranker)}
+        if rows != {name: entry.rows for name, entry in self.tables.items()}:
+            raise ValueError("its tables are not those of its schema, or have other rows")
+
+
+class Dense(NamedTuple):
+    """Parameters by name, factors by table and grids by layer, as a ranker and its lookup see them."""
+
+    parameters: dict[str, Tensor]
+    factors: dict[str, Tensor]
+    grids: dict[str, Tensor]
+
+
+def grid_steps(grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By parameter, what columns are multiplied by where they are kept: int8 layers round the products alone.
+
+    Not those of heads, which read more than a grid has columns.
+    """
+    return {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items() if name != HEAD}
+
+
+def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
+    """Inverse of :func:`serving.artifact.artifact.compressed_dense`, but for what was rounded."""
+    every = decompress(compressed)
+    factors, grids = (
+        {name.removeprefix(prefix): every.pop(name) for name in list(every) if name.startswith(prefix)}
+        for prefix in (FACTOR, GRID)
+    )
+    unscaled = {name: every[name] / step_D for name, step_D in grid_steps(grids).items()}
+    return Dense(every | unscaled, factors, grids)
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The weights of an artifact, as its ranker and its lookup take them.
+
+    Attributes:
+        storage: (bytes,) uint8: a mapped file, or memory where the artifact is packed.
+        offsets: Where in ``storage`` the rows of each table begin.
+        dense: The rest.
+    """
+
+    storage: Tensor
+    offsets: Mapping[str, int]
+    dense: Dense
+
+    @classmethod
+    def read(cls, folder: Path, model: ModelFile) -> "StoredWeights":
+        """Map or unpack the weights of the artifact in ``folder``.
+
+        Raises:
+            UserError: A file is damaged, or its tensors are not those that ``model`` asks for.
+        """
+        packed = below(folder, PACKED)
+        if packed.exists():
+            with intact(packed):
+                stored = cls._unpacked(packed, model)
+                stored._check(model)
+            return stored
+        with intact(below(folder, TABLES)):
+            storage, offsets = _mapped(folder / TABLES, model)
+        with intact(below(folder, DENSE)):
+            stored = cls(storage, offsets, split_dense(load_file(folder / DENSE)))
+            stored._check(model)
+        return stored
+
+    @classmethod
+    def _unpacked(cls, path: Path, model: ModelFile) -> "StoredWeights":
+        tensors = unpack(path.read_bytes())[0]
+        rows = {name.removeprefix(TABLE): table for name, table in tensors.items() if name.startswith(TABLE)}
+        _check_tables(model, {name: (table.dtype, list(table.shape)) for name, table in rows.items()})
+        ends = np.cumsum([0, *(table.numel() for table in rows.values())]).tolist()
+        storage = torch.cat([table.flatten() for table in rows.values()] or [torch.empty(0, dtype=torch.uint8)])
+        dense = {name: tensor for name, tensor in tensors.items() if not name.startswith(TABLE)}
+        return cls(storage, dict(zip(rows, ends, strict=False)), split_dense(dense))
+
+    def _check(self, model: ModelFile) -> None:
+        """Compare the dense part with the ranker of ``model``, made without memory for its parameters."""
+        for layout in table_layouts(model.encoded, model.ranker):
+            stored, factor = model.tables[layout.name].dim, self.dense.factors.get(layout.name)
+            if (stored, layout.dim) != ((layout.dim, layout.dim) if factor is None else tuple(factor.shape)):
+                raise ValueError(f"table {layout.name!r} has {stored} columns, and the ranker reads {layout.dim}")
+        with torch.device("meta"):
+            wanted = Ranker(model.ranker, model.encoded, torch.nn.Identity()).dense_state()
+        for name, tensor in self.dense.parameters.items():
+            if name in wanted and tensor.shape != wanted[name].shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}")
+
+
+def _mapped(path: Path, model: ModelFile) -> tuple[Tensor, dict[str, int]]:
+    """The bytes of ``tables.safetensors``, and where in them each table begins.
+
+    Tensors lie one after the other and end with the file, which the library checks; so their places follow from their
+    sizes, and no offset of the header is believed.
+    """
+    with safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        shapes = {name: part.get_shape() for name, part in slices.items()}
+        dtypes = {name: torch.uint8 if part.get_dtype() == "U8" else None for name, part in slices.items()}
+    _check_tables(model, {name: (dtypes[name], shape) for name, shape in shapes.items()})
+    size = path.stat().st_size
+    ends = np.cumsum([rows * width for rows, width in shapes.values()], dtype=np.int64).tolist()
+    start = size - (ends[-1] if ends else 0)
+    storage = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    return storage, dict(zip(shapes, [start, *(start + end for end in ends)], strict=False))
+
+
+def _check_tables(model: ModelFile, found: Mapping[str, tuple[torch.dtype | None, list[int]]]) -> None:
+    wanted = {name: (torch.uint8, [e.rows, row_bytes(e.dim, e.bits)]) for name, e in model.tables.items()}
+    for name in {**wanted, **found}:
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"table {name!r} is not stored as the model says it is")
