@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.disk.storage import MANIFEST, Manifest, fingerprint, open_directory, sync
+from data_pipelines.disk.storage import MANIFEST, Manifest, complete, fingerprint, open_directory, sync
 from data_pipelines.errors import UserError
 
 
@@ -73,16 +73,15 @@ def push(folder: Path, address: str, *, replace: bool = False) -> None:
     """Send the directory ``folder`` to ``address``.
 
     Raises:
-        UserError: A directory is there already (unless ``replace``), ``folder`` is not complete, or the store refuses.
+        UserError: A directory is there already (unless ``replace``), ``folder`` is not complete, a file of it is
+            damaged, or the store refuses.
     """
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} has no {MANIFEST}: only complete directories are sent to {address}.")
+    manifest = complete(folder)
     if not replace:
         _refuse_existing(address)
     remote = RemoteFolder(address)
     remote.remove()
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in [*sorted(set(files) - {MANIFEST}), MANIFEST]:
+    for name in [*sorted(manifest.files), MANIFEST]:
         remote.put(folder / name, name)
 
 

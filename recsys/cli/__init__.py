@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, writing
 from recsys.cli.common import app
 
 VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "sparsity", "doctor")
@@ -24,7 +24,8 @@ def main() -> NoReturn:
     """Run the command; exit with 2 and one sentence where the user can mend it."""
     code: int | str | None = 0
     try:
-        app()
+        with writing("what this command makes"):
+            app()
     except SystemExit as end:
         code = end.code
     except UserError as error:
