@@ -1,6 +1,11 @@
-"""What SIGKILL at random moments costs: nothing. Scoring, training, and jobs of several workers on PostgreSQL.
+"""What SIGKILL costs: nothing. Scoring, training, and jobs of several workers on PostgreSQL.
 
-Every victim is forked from a process that has imported everything, so that the kills hit the work and not its imports.
+Every trial has a folder of its own. A victim tells of each step (a training step, a finished part), and is killed a
+random moment after a random step. In three of four trials of scoring, a finished part is removed, cut short or has a
+bit flipped between the kill and the restart. What then comes out is compared with an undisturbed run: scores byte by
+byte, weights number by number, jobs row by row.
+
+Victims are forked from a process that has imported everything, so that the kills hit the work and not its imports.
 (That process must not use Polars itself before the last fork: a fork does not inherit its threads.)
 ``python -m benchmarks.faults --kills 20 --trainings 5 --jobs 100`` for a quicker look.
 """
@@ -22,7 +27,9 @@ import torch
 
 from benchmarks.common import machine
 from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.disk.storage import MANIFEST, Manifest
 from data_pipelines.synthetic import DemoConfig, generate
+from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig
 from recsys.export.export import export_run
 from recsys.runs.checkpoints import load_weights
@@ -59,68 +66,122 @@ def ended(child: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def killed(work: Callable[[], object], after: float) -> bool:
-    """Start ``work`` and kill it after so many seconds; false when it was done before."""
-    child = forked(work)
-    time.sleep(after)
+Tick = Callable[[], None]
+"""Tells that the victim has done another step."""
+
+
+def _tell(pipe: int) -> None:
+    os.write(pipe, b".")
+
+
+def killed(work: Callable[[Tick], object], step: int, wait_s: float) -> bool:
+    """Start ``work`` and kill it ``wait_s`` after its step ``step``; false when it was done before."""
+    reader, writer = os.pipe()
+    child = forked(lambda: work(lambda: _tell(writer)))
+    os.close(writer)
+    for _ in range(step):
+        if not os.read(reader, 1):
+            break
+    time.sleep(wait_s)
     os.kill(child, signal.SIGKILL)
+    os.close(reader)
     return not ended(child)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
+def undisturbed(work: Callable[[Tick], object]) -> tuple[int, float]:
+    """Do ``work`` to its end; how many steps it has, and seconds per step."""
+    reader, writer = os.pipe()
     began = time.perf_counter()
-    assert ended(forked(work)), "the undisturbed work failed"
-    return time.perf_counter() - began
+    child = forked(lambda: work(lambda: _tell(writer)))
+    os.close(writer)
+    with os.fdopen(reader, "rb") as ticks:
+        steps = len(ticks.read())
+    assert ended(child), "the undisturbed work failed"
+    return steps, (time.perf_counter() - began) / steps
+
+
+def completed(work: Callable[[Tick], object]) -> bool:
+    """Do ``work`` to its end in a forked process; whether it ended well."""
+    return ended(forked(lambda: work(lambda: None)))
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def scoring(artifact: Path, rows: Path, folder: Path, kills: int, chance: random.Random) -> tuple[int, int]:
-    """Kill a job at random moments, finish it, compare every byte. ``(kills that hit, identical outputs)``."""
+def cut(path: Path, chance: random.Random) -> None:
+    os.truncate(path, chance.randrange(path.stat().st_size))
 
-    def work(out: Path) -> Callable[[], object]:
-        return lambda: run_job(Artifact.open(artifact), str(rows), out, threads=2)
 
-    whole = seconds_of(work(folder / "whole"))
-    expected, hit, identical = files(folder / "whole"), 0, 0
-    while hit < kills:
-        out = folder / f"out{hit}"
-        hits = killed(work(out), chance.uniform(0, whole))
-        assert ended(forked(work(out)))
-        same = files(out) == expected
-        if hits:
-            hit, identical = hit + 1, identical + same
-    return hit, identical
+def flip(path: Path, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+DAMAGES: tuple[Callable[[Path, random.Random], None] | None, ...] = (None, lambda path, _: path.unlink(), cut, flip)
+
+
+def scoring(artifact: Path, rows: Path, folder: Path, kills: int, chance: random.Random) -> dict[str, int]:
+    """Kill a job, damage a part of it, finish it, and compare every byte."""
+
+    def work(out: Path) -> Callable[[Tick], object]:
+        return lambda tick: run_job(
+            Artifact.open(artifact), str(rows), out, threads=2, progress=lambda done, _: tick() if done else None
+        )
+
+    steps, step_s = undisturbed(work(folder / "whole"))
+    expected, found = files(folder / "whole"), {"score_kills": 0, "score_damaged": 0, "score_identical": 0}
+    for _trial in range(2 * kills):
+        if found["score_kills"] == kills:
+            break
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            out = Path(name, "out")
+            damage = DAMAGES[found["score_kills"] % len(DAMAGES)]
+            first = 0 if damage is None else 1
+            hit = killed(work(out), chance.randrange(first, steps), chance.uniform(0, step_s))
+            parts = sorted(Path(name, ".out.job").glob("part-*.parquet"))
+            if not hit or (damage is not None and not parts):
+                continue
+            if damage is not None:
+                damage(chance.choice(parts), chance)
+                found["score_damaged"] += 1
+            found["score_kills"] += 1
+            found["score_identical"] += completed(work(out)) and files(out) == expected
+    return found
 
 
 def training(
     config: ExperimentConfig, dataset: Path, folder: Path, kills: int, chance: random.Random
-) -> tuple[int, int]:
-    """Kill a training at random moments, resume it, compare every weight. ``(kills that hit, identical models)``."""
+) -> dict[str, int]:
+    """Kill a training, resume it, and compare every weight."""
 
-    def work(run: Path) -> Callable[[], object]:
-        return lambda: train(config, Dataset.open(dataset), run, resume=run.exists())
+    def work(run: Path) -> Callable[[Tick], object]:
+        return lambda tick: train(config, Dataset.open(dataset), run, resume=run.exists(), report=lambda *_: tick())
 
-    whole = seconds_of(work(folder / "whole"))
-    expected, hit, identical = load_weights(folder / "whole"), 0, 0
-    while hit < kills:
-        run = folder / f"run{hit}"
-        if killed(work(run), chance.uniform(0, whole)):
-            assert ended(forked(work(run)))
-            weights = load_weights(run)
-            hit += 1
-            identical += all(
-                torch.equal(value, getattr(expected, part)[name])
-                for part in ("tables", "dense")
-                for name, value in getattr(weights, part).items()
-            )
-    return hit, identical
+    steps, step_s = undisturbed(work(folder / "whole"))
+    expected, found = load_weights(folder / "whole"), {"train_kills": 0, "train_identical": 0}
+    for _trial in range(2 * kills):
+        if found["train_kills"] == kills:
+            break
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            run = Path(name, "run")
+            if killed(work(run), chance.randrange(steps), chance.uniform(0, step_s)):
+                found["train_kills"] += 1
+                found["train_identical"] += completed(work(run)) and _same(load_weights(run), expected)
+    return found
 
 
-def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> tuple[int, int, int]:
-    """Work ``count`` jobs off by four workers that are killed at random. ``(done, done exactly once, kills)``."""
+def _same(weights: Weights, expected: Weights) -> bool:
+    """Whether all tables and dense parameters of two models are equal, number by number."""
+    return all(
+        mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        for mine, theirs in ((weights.tables, expected.tables), (weights.dense, expected.dense))
+    )
+
+
+def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> dict[str, int]:
+    """Work ``count`` jobs off by four workers that are killed at random."""
 
     def write_inputs() -> None:
         rows = pl.read_parquet(root / "rows.parquet")
@@ -130,7 +191,8 @@ def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> tuple
     assert ended(forked(write_inputs)), "writing the inputs failed"
     with postgres_server() as url:
         store = JobStore(url, lease_s=LEASE_S)
-        store.register("demo", str(artifact), "bench")
+        manifest = Manifest.model_validate_json((artifact / MANIFEST).read_bytes())
+        store.register("demo", str(artifact), manifest.fingerprint)
         for number in range(count):
             store.submit(artifact="demo", source=f"in{number}.parquet", output=f"out{number}", options={})
         store.engine.dispose()
@@ -140,10 +202,10 @@ def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> tuple
                 Worker(JobStore(url, lease_s=LEASE_S), Roots([root]), threads=1, tick_s=0.3).run(stop)
 
         workers, kills = [forked(work) for _ in range(WORKERS)], 0
-        while (finished := store.counts()["done"]) < count:
+        while (finished := _finished(store)) < count:
             # Wait for some jobs, so that a slow machine gets on at all, and then for a random moment in the next ones.
             wanted = min(finished + chance.randrange(1, 10), count)
-            while store.counts()["done"] < wanted:
+            while _finished(store) < wanted:
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, 0.3))
             victim = chance.randrange(WORKERS)
@@ -156,7 +218,13 @@ def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> tuple
             os.waitpid(worker, 0)
         done, rows = store.jobs(state="done", limit=count), pl.read_parquet(root / "rows.parquet")
         once = sum(_once(root, rows, Path(job.source).stem, Path(job.output).name) for job in done)
-    return len(done), once, kills
+    return {"jobs": len(done), "jobs_exactly_once": once, "job_kills": kills}
+
+
+def _finished(store: JobStore) -> int:
+    """How many jobs have ended, well or not: one that failed must not be waited for."""
+    counts = store.counts()
+    return counts["done"] + counts["failed"]
 
 
 def _once(root: Path, rows: pl.DataFrame, source: str, output: str) -> bool:
@@ -217,26 +285,20 @@ def main() -> None:
     print(machine(), f"seed {asked.seed}", sep="; ", flush=True)
     chance, began = random.Random(asked.seed), time.monotonic()
     inputs.PART_ROWS = PART_ROWS
-    result: dict[str, int | None] = {}
+    result: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config, dataset = _prepared(folder)
         (folder / "scores").mkdir()
         (folder / "runs").mkdir()
         rows = folder / "root" / "rows.parquet"
-        result["score_kills"], result["score_identical"] = scoring(
-            folder / "artifact", rows, folder / "scores", asked.kills, chance
-        )
+        result |= scoring(folder / "artifact", rows, folder / "scores", asked.kills, chance)
         print(f"scoring: {result}, {time.monotonic() - began:.0f} s", flush=True)
-        result["train_kills"], result["train_identical"] = training(
-            config, dataset, folder / "runs", asked.trainings, chance
-        )
+        result |= training(config, dataset, folder / "runs", asked.trainings, chance)
         print(f"training: {result}, {time.monotonic() - began:.0f} s", flush=True)
         if binaries() is None:
             sys.exit("PostgreSQL's server programs (initdb, postgres) are not installed: the jobs cannot be measured.")
-        result["jobs"], result["jobs_exactly_once"], result["job_kills"] = jobs(
-            folder / "artifact", folder / "root", asked.jobs, chance
-        )
+        result |= jobs(folder / "artifact", folder / "root", asked.jobs, chance)
     print(json.dumps(result))
 
 

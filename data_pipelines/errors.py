@@ -1,4 +1,11 @@
-"""The one exception for what the user can fix, and the one warning."""
+"""Exceptions for what the user can fix, the one warning, and how a full disk becomes one of the exceptions."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -11,3 +18,60 @@ class UserError(ValueError):
 
 class Notice(UserWarning):
     """The work goes on, in a way that the user should know of. The ``recsys`` command prints it on standard error."""
+
+
+class UnavailableError(UserError):
+    """What was asked for is valid, but a disk, a database or an artifact that it needs cannot be used now.
+
+    The service answers it with 503, any other :class:`UserError` with 422.
+    """
+
+
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# Rust writes "(os error 28)", Arrow "[errno 28]", and SQLite words of its own.
+_CODE = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
+_WORDS = {
+    "database or disk is full": errno.ENOSPC,
+    "attempt to write a readonly database": errno.EROFS,
+    os.strerror(errno.ENOSPC): errno.ENOSPC,
+    os.strerror(errno.EFBIG): errno.EFBIG,
+    os.strerror(errno.EDQUOT): errno.EDQUOT,
+    os.strerror(errno.EROFS): errno.EROFS,
+}
+
+
+def disk_fault(error: BaseException | None) -> str | None:
+    """Why a disk took no more (it is full, over quota or read-only), if that is what ``error`` or its cause says.
+
+    Libraries hide the system's error in exceptions of their own, such as Polars' ``ComputeError``.
+    """
+    while error is not None:
+        text = str(error)
+        codes = [*map(int, _CODE.findall(text)), *(code for words, code in _WORDS.items() if words in text)]
+        if isinstance(error, OSError) and error.errno is not None:
+            codes.insert(0, error.errno)
+        for code in codes:
+            if code in _DISK_FAULTS:
+                return os.strerror(code)
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
+    return None
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn the fault of a disk that is full, over quota or read-only into one sentence that names ``path``.
+
+    Raises:
+        UnavailableError: The block failed because of that.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        reason = disk_fault(error)
+        if reason is None:
+            raise
+        raise UnavailableError(
+            f"{path} cannot be written ({reason}): free some space on its disk, or name a folder on another disk."
+        ) from error

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.disk.file_names import below, checked_name
-from data_pipelines.disk.storage import LARGEST_MANIFEST, MANIFEST, Manifest, fingerprint, open_directory, sync
+from data_pipelines.disk.storage import (
+    LARGEST_MANIFEST,
+    MANIFEST,
+    Manifest,
+    complete,
+    fingerprint,
+    open_directory,
+    sync,
+)
 from data_pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,16 +101,15 @@ def push(folder: Path, address: str, *, replace: bool = False) -> None:
     """Send the directory ``folder`` to ``address``.
 
     Raises:
-        UserError: A directory is there already (unless ``replace``), ``folder`` is not complete, or the store refuses.
+        UserError: A directory is there already (unless ``replace``), ``folder`` is not complete, a file of it is
+            damaged, or the store refuses.
     """
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} has no {MANIFEST}: only complete directories are sent to {address}.")
+    manifest = complete(folder)
     if not replace:
         _refuse_existing(address)
     remote = RemoteFolder(address)
     remote.remove()
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in [*sorted(set(files) - {MANIFEST}), MANIFEST]:
+    for name in [*sorted(manifest.files), MANIFEST]:
         remote.put(folder / name, name)
 
 

@@ -113,7 +113,7 @@ class ByRow:
         records["row"] = rows
         for name, column in values.items():
             records[name] = column
-        records.tofile(self._file)
+        self._file.write(records.view(np.uint8).data)  # ``tofile`` hides why a write failed
         self._ends.append(self._ends[-1] + len(rows))
 
     def take(self, end: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError
 
 from data_pipelines.disk.file_names import FileName, below
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, writing
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 16 << 20
@@ -144,6 +144,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: The parent folder cannot be written.
+        UnavailableError: Its disk is full or read-only.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,10 +154,11 @@ def new_file(path: Path) -> Iterator[Path]:
     os.close(descriptor)
     beside = Path(name)
     try:
-        yield beside
-        beside.chmod(0o644)
-        sync(beside)
-        os.replace(beside, path)
+        with writing(path):
+            yield beside
+            beside.chmod(0o644)
+            sync(beside)
+            os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -181,6 +183,7 @@ def new_directory(
 
     Raises:
         UserError: ``path`` exists and ``replace`` is false, or its parent cannot be written.
+        UnavailableError: Its disk is full or read-only.
     """
     if path.exists() and not replace:
         raise UserError(f"{path} already exists: name another path, or remove it first.")
@@ -192,16 +195,17 @@ def new_directory(
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose a folder you may write to.") from None
     try:
-        beside.chmod(0o755)
-        yield beside
-        seal(beside, kind, meta or {})
-        if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, retired / "old")
-            os.replace(beside, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(beside, path)
+        with writing(path):
+            beside.chmod(0o755)
+            yield beside
+            seal(beside, kind, meta or {})
+            if path.exists():
+                retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                os.replace(path, retired / "old")
+                os.replace(beside, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(beside, path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -245,8 +249,8 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
             os.close(lock)
 
 
-def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
-    """Write the manifest of ``folder`` over the files it holds now, and fsync everything in it."""
+def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> Manifest:
+    """Write the manifest of ``folder`` over the files it holds now, fsync everything in it, and return the manifest."""
     within = sorted(path for path in folder.rglob("*") if path != folder / MANIFEST)
     names = [path.relative_to(folder).as_posix() for path in within if path.is_file()]
     with ThreadPoolExecutor() as pool:
@@ -254,25 +258,28 @@ def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> None:
         synced = pool.map(sync, within)
         files = dict(zip(names, pool.map(checksum, (folder / name for name in names)), strict=True))
         deque(synced, maxlen=0)
-    write_file(folder / MANIFEST, Manifest.of(kind, meta, files).model_dump_json(indent=1))
+    manifest = Manifest.of(kind, meta, files)
+    write_file(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    return manifest
 
 
-def open_directory(path: Path, kind: str, *, verify: Literal["full", "sizes"] = "full") -> Manifest:
+def open_directory(
+    path: Path, kind: str, *, verify: Literal["full", "sizes"] = "full", remedy: str | None = None
+) -> Manifest:
     """Read and check the manifest of a directory that :func:`new_directory` made.
 
     Args:
         verify: ``"full"`` compares every file's checksum; ``"sizes"`` only its size.
+        remedy: What the user can do about damage, to end the sentence with.
 
     Raises:
         UserError: No such directory, not one of ``kind``, of another format, or a file missing, changed, a device, or
             a link that leads elsewhere.
     """
+    remedy = remedy or f"make the {kind} again or restore it"
     if not path.is_dir():
         raise UserError(f"{path} is not a directory: give the path of {_a(kind)}.")
-    try:
-        manifest = Manifest.read(below(path, MANIFEST))
-    except FileNotFoundError:
-        raise UserError(f"{path} has no {MANIFEST}: it is not {_a(kind)}.") from None
+    manifest = _read_manifest(path, kind)
     if manifest.kind != kind:
         raise UserError(f"{path} is {_a(manifest.kind)}, not {_a(kind)}.")
     if manifest.format != FORMAT:
@@ -283,10 +290,10 @@ def open_directory(path: Path, kind: str, *, verify: Literal["full", "sizes"] = 
     for name, entry in manifest.files.items():
         file = below(path, name)
         if not file.is_file():
-            raise UserError(f"{file} is missing: make the {kind} again or restore it.")
+            raise UserError(f"{file} is missing: {remedy}.")
         actual = checksum(file) if verify == "full" else entry
         if file.stat().st_size != entry.bytes or actual != entry:
-            raise UserError(f"{file} is damaged (its checksum is off): make the {kind} again or restore it.")
+            raise UserError(f"{file} is damaged (its checksum is off): {remedy}.")
     return manifest
 
 
@@ -329,6 +336,22 @@ def _reason(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
     return message if "file name" in message or not place else f"{place[:80]}: {message}"
+
+
+def complete(path: Path) -> Manifest:
+    """The manifest of a directory of any kind, every checksum compared.
+
+    Raises:
+        UserError: No complete directory, or a file missing or changed.
+    """
+    return open_directory(path, _read_manifest(path, "complete directory").kind)
+
+
+def _read_manifest(path: Path, kind: str) -> Manifest:
+    try:
+        return Manifest.read(below(path, MANIFEST))
+    except FileNotFoundError:
+        raise UserError(f"{path} has no {MANIFEST}: it is not {_a(kind)}.") from None
 
 
 def _a(kind: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, disk_fault
 from data_pipelines.features.config import (
     CsvFormat,
     DataConfig,
@@ -148,6 +148,8 @@ def reading(location: str) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
+        if disk_fault(error) is not None:
+            raise  # What was read is being written somewhere: that is at fault.
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{location} cannot be read: {reason}") from error
 

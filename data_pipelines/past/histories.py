@@ -113,7 +113,7 @@ def _events(name: str, feature: HistoryFeature, frame: pl.DataFrame) -> pl.DataF
 
 def _append(path: Path, values: np.ndarray) -> None:
     with path.open("ab") as file:
-        np.ascontiguousarray(values).tofile(file)
+        file.write(np.ascontiguousarray(values).view(np.uint8).data)  # ``tofile`` hides why a write failed
 
 
 def remembered(events: pl.DataFrame, last: int) -> pl.DataFrame:

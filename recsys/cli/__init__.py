@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import NoReturn, TextIO
 
-from data_pipelines.errors import Notice, UserError
+from data_pipelines.errors import Notice, UserError, writing
 from recsys.cli.common import app
 
 VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "sparsity", "doctor")
@@ -26,7 +26,7 @@ def main() -> NoReturn:
     """Run the command; exit with 2 and one sentence where the user can mend it."""
     code: int | str | None = 0
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), writing("what this command makes"):
             _print_notices()
             app()
     except SystemExit as end:

@@ -53,7 +53,7 @@ def _scorer(artifact: Path, fingerprint: str, state: Path | None) -> Scorer:
     import torch
 
     torch.set_num_threads(1)
-    opened = Artifact.open(artifact)
+    opened = Artifact.open(artifact, verify="full")
     if opened.fingerprint != fingerprint:
         raise UserError(f"{artifact} is another artifact than the driver's: give all nodes the same.")
     return Scorer(opened, state=state)

@@ -116,14 +116,19 @@ def _optuna() -> Any:
 
 def _search(library: Any, study: Path, name: str) -> "optuna.Study":
     backend = library.storages.journal.JournalFileBackend(str(study / JOURNAL_FILE))
-    found: optuna.Study = library.create_study(
-        study_name=name,
-        storage=library.storages.JournalStorage(backend),
-        direction="maximize",
-        sampler=library.samplers.RandomSampler(),  # draws nothing: whoever asks for a trial brings a sampler
-        pruner=library.pruners.MedianPruner(),
-        load_if_exists=True,
-    )
+    try:
+        found: optuna.Study = library.create_study(
+            study_name=name,
+            storage=library.storages.JournalStorage(backend),
+            direction="maximize",
+            sampler=library.samplers.RandomSampler(),  # draws nothing: whoever asks for a trial brings a sampler
+            pruner=library.pruners.MedianPruner(),
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{study / JOURNAL_FILE} is damaged ({type(error).__name__}): restore it, or search in another folder."
+        ) from error
     return found
 
 
@@ -151,7 +156,11 @@ def _open(study: Path, content: dict[str, Any]) -> None:
     asked = {key: value for key, value in content.items() if key != "tune"} | {"space": content["tune"]["space"]}
     file = study / "search.json"
     if file.exists():
-        if json.loads(file.read_text()) != json.loads(json.dumps(asked)):
+        try:
+            searched = json.loads(file.read_bytes())
+        except ValueError:
+            raise UserError(f"{file} is damaged: restore it, or search in another folder.") from None
+        if searched != json.loads(json.dumps(asked)):
             raise UserError(f"{study} is the search of another config: name another folder for this one.")
         return
     if study.exists():

@@ -6,9 +6,10 @@ in common. A trial is complete or absent, and a lock keeps two processes from ru
 """
 
 import fcntl
+import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,23 +17,10 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-<<<<<<< HEAD
-from data_pipelines.disk.storage import MANIFEST, Manifest, fingerprint, new_directory, open_directory
-=======
-import data_pipelines
-import models
-import serving
-from data_pipelines.disk.storage import (
-    MANIFEST,
-    Manifest,
-    checksum,
-    fingerprint,
-    new_directory,
-    open_directory,
-    read_json,
-)
->>>>>>> 6ee4107a7900d18208a2f8ad28f757c2bf02340a
+from data_pipelines.disk.storage import MANIFEST, fingerprint, new_directory, open_directory, read_json
+from data_pipelines.errors import UserError
 
+_log = logging.getLogger(__name__)
 Change = Literal["permute", "permute_within", "mask", "mask_oov", "warm_start"]
 """What can be done to a trained model or to the rows that it reads."""
 LOGITS = "logits.parquet"
@@ -70,7 +58,15 @@ class Trial(BaseModel):
 
     @property
     def name(self) -> str:
-        return fingerprint(self.model_dump(mode="json"))[:16]
+        return _name(self.model_dump(mode="json"))
+
+
+def _name(trial: dict[str, Any]) -> str:
+    return fingerprint(trial)[:16]
+
+
+def _meta(trial: Trial) -> dict[str, Any]:
+    return {"trial": trial.model_dump(mode="json")}
 
 
 class Figures(BaseModel):
@@ -106,18 +102,29 @@ class TrialStore:
         return self.folder / name
 
     def __contains__(self, trial: Trial) -> bool:
-        return (self.path(trial.name) / MANIFEST).is_file()
+        """Whether a trial is there as it was written. A damaged one is absent: whoever asks for it makes it again."""
+        path = self.path(trial.name)
+        if not path.exists():
+            return False
+        try:
+            found = open_directory(path, "trial").meta
+        except UserError as error:
+            _log.warning("%s The trial is carried out again.", error)
+            return False
+        return found == _meta(trial)
 
     def figures(self, trial: Trial) -> Figures:
         return read_json(self.path(trial.name) / FIGURES, Figures)
 
     def figures_of(self, dataset: str) -> list[Figures]:
         """Figures of all finished trials on the data set of this fingerprint."""
-        return [
-            read_json(path.parent / FIGURES, Figures)
-            for path in self.folder.glob(f"*/{MANIFEST}")
-            if Manifest.read(path).meta["trial"]["dataset"] == dataset
-        ]
+        found = []
+        for path in self.folder.glob(f"*/{MANIFEST}"):
+            with suppress(UserError):  # a damaged trial says nothing
+                about = open_directory(path.parent, "trial").meta.get("trial", {})
+                if _name(about) == path.parent.name and about["dataset"] == dataset:
+                    found.append(read_json(path.parent / FIGURES, Figures))
+        return found
 
     def logits(self, trial: Trial, split: str, task: str) -> np.ndarray:
         """(N,) logits of a split's rows, in their order."""
@@ -137,6 +144,6 @@ class TrialStore:
                 return
             for leftover in self.folder.glob(f".{trial.name}.*/"):
                 shutil.rmtree(leftover)
-            with new_directory(self.path(trial.name), "trial", meta={"trial": trial.model_dump(mode="json")}) as folder:
+            with new_directory(self.path(trial.name), "trial", meta=_meta(trial), replace=True) as folder:
                 yield folder
             lock.unlink()

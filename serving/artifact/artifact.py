@@ -13,6 +13,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ from models.weights import Weights, load_dense
 from serving.artifact.calibration import Calibration
 from serving.artifact.drift import Reference
 from serving.artifact.quantized_tables import MappedTable, QuantizedTables
+from serving.artifact.stamps import Stamp, check_not_written, stamps_of
 from serving.artifact.weight_files import (
     DENSE,
     FACTOR,
@@ -179,6 +181,7 @@ class Artifact:
     """An opened artifact: its parts, with the tables mapped, or read where it is packed.
 
     Attributes:
+        stamps: Of its files, as they were when it was opened.
         encoder: Raw rows in, ids out; already without pruned values and removed features.
         state: Folder of the past of every entity as of export, ``None`` when no feature needs one.
         reference: What training rows looked like, ``None`` when the exporter had none.
@@ -186,6 +189,7 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp | None]
     model: ModelFile
     card: ModelCard
     encoder: Encoder
@@ -199,17 +203,21 @@ class Artifact:
         Args:
             verify: ``"sizes"`` leaves the tables on the disk until a row of theirs is asked for; ``"full"`` reads every
                 byte and compares checksums, as is done where an artifact comes in: by ``recsys score``, ``verify`` and
-                ``inspect``, and when a service is told of it.
+                ``inspect``, and when a service or a worker of its opens it.
 
         Raises:
             UserError: No artifact, one of another format, a file missing or changed, or files that do not fit together.
         """
-        manifest = open_directory(path, "artifact", verify=verify)
+        manifest = open_directory(path, "artifact", verify="sizes")
+        stamps = stamps_of(path, manifest.files)
+        if verify == "full":
+            open_directory(path, "artifact")  # after the stamps: what is written meanwhile is noticed
         encoder = Encoder.load(path)
         model = ModelFile.read(path, encoder.schema)
         artifact = cls(
             path=path,
             manifest=manifest,
+            stamps=stamps,
             model=model,
             card=read_json(below(path, CARD), ModelCard),
             encoder=encoder,
@@ -219,6 +227,35 @@ class Artifact:
         if not below(path, PACKED).exists():
             _ = artifact._weights  # mapped, not read: its structure is checked here, what is packed when it is unpacked
         return artifact
+
+    def is_current(self) -> bool:
+        """Whether the files at its path are still those that were opened, and have not been written since."""
+        return stamps_of(self.path, self.stamps) == dict(self.stamps)
+
+    def check_fingerprint(self, expected: str, known: str, remedy: str) -> None:
+        """Refuse this artifact where another one is meant.
+
+        Args:
+            expected: The fingerprint of the artifact that is meant.
+            known: How that one is known, such as ``registered``.
+            remedy: What else the user can do than restore it.
+
+        Raises:
+            UserError: This is another one.
+        """
+        if self.fingerprint != expected:
+            raise UserError(
+                f"{self.path} holds another artifact (fingerprint {self.fingerprint}) than was {known} ({expected}): "
+                f"restore that one, or {remedy}."
+            )
+
+    def check_mapped(self) -> None:
+        """Refuse to score with files that were written in place since they were opened.
+
+        Raises:
+            UnavailableError: One was.
+        """
+        check_not_written(self.path, self.stamps)
 
     @property
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ memory stays that of a few parts. Within a part Torch runs on one thread: a part
 threads there are, nor on where a killed job went on.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -65,13 +66,21 @@ _DEFAULTS = JobOptions()
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job did: rows of the whole job, and the rate of what this process scored of it."""
+    """What a job did.
+
+    Attributes:
+        rows_in: Rows of the whole job, as are ``rows_out`` and ``quarantined``; likewise ``parts``.
+        rescored: Parts that an earlier attempt had finished and this one scored again, because their files or their
+            entries in the ledger were damaged.
+        rows_per_s: The rate of what this process scored of it; ``None`` if that was nothing.
+    """
 
     output: Path
     rows_in: int
     rows_out: int
     quarantined: int
     parts: int
+    rescored: int
     rows_per_s: float | None
 
 
@@ -121,7 +130,8 @@ def run_job(
 
     Raises:
         UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was begun;
-            another process works on it; the output is that of another job.
+            another process works on it; the output is that of another job, or damaged; scores are NaN or infinite.
+        UnavailableError: The disk of the output is full or read-only.
         ParkedError: ``stop`` was set.
     """
     config = artifact.encoder.config
@@ -138,7 +148,8 @@ def run_job(
         began, scored = perf_counter(), 0
         if not ledger.finished:
             fan_out = max(1, _rows_of(options.candidates, config)) if options.candidates else 1
-            parts = rows.parts(ledger.folder / ".stage.parquet", config, fan_out=fan_out)
+            parts = rows.parts(ledger.folder / ".stage", config, fan_out=fan_out)
+            ledger.expect([part.rows for part in parts])
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())
             state = _state(artifact, events, ledger.folder / ".state")
@@ -162,6 +173,7 @@ def run_job(
                 raise ParkedError
             if rows.fingerprint() != terms["input"]:
                 raise UserError(f"{source} changed while it was scored: remove {ledger.folder} and score it again.")
+            assert sorted(ledger.entries) == list(range(len(parts)))
             assert done == total, f"{done} rows went in of {total}"
             ledger.finish()
     except UserError:
@@ -176,6 +188,7 @@ def run_job(
         rows_out=sum(entry.rows_out for entry in entries),
         quarantined=sum(entry.quarantined for entry in entries),
         parts=len(ledger.entries),
+        rescored=ledger.rescored,
         rows_per_s=scored / (perf_counter() - began) if scored else None,
     )
 
@@ -236,7 +249,7 @@ def _naming(source: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise type(error)(f"{source}: {error}") from None
 
 
 def _candidates(location: str, config: DataConfig) -> pl.LazyFrame:
@@ -258,7 +271,7 @@ def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
 
 def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> pl.DataFrame:
     with reading(part.source):
-        users = part.scan().collect()
+        users = part.scan().collect().with_row_index(ROW, offset=part.first_row)
     with _naming(part.source):
         scores = pairs.top_k(users, options.top_k) if options.top_k else pairs.all_pairs(users)
     assert len(scores) == part.rows * min(options.top_k or pairs.candidates, pairs.candidates)
@@ -266,9 +279,15 @@ def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> pl.DataF
 
 
 def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:
-    """The artifact's past, brought forward by ``events`` in ``folder`` when there are any."""
+    """The artifact's past, brought forward by ``events`` in ``folder`` when there are any.
+
+    What an earlier attempt left in ``folder`` is used if it was not damaged.
+    """
     if artifact.state is None or events is None:
         return artifact.state
-    if not folder.exists():
+    try:
+        State.open(folder)
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
         State.open(artifact.state).update(events, folder)
     return folder

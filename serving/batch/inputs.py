@@ -1,6 +1,5 @@
 """The input of a batch job, cut into parts that can be read, scored and written one by one in bounded memory."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from data_pipelines.disk.storage import fingerprint, sync
+from data_pipelines.disk.storage import fingerprint, new_directory, open_directory
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig, Format, ParquetFormat
 from data_pipelines.logs.sources import find_files, format_of, reading, scan_files, text_columns
@@ -75,8 +74,8 @@ class Input:
     def parts(self, stage: Path, config: DataConfig, *, fan_out: int = 1) -> list[Part]:
         """Cut the input along its row groups, so that each part makes about as many scores.
 
-        What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet at ``stage`` (kept there
-        for a restart).
+        What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet in the folder ``stage``,
+        which a restart uses again unless it was damaged. An input without rows makes one empty part.
 
         Args:
             fan_out: Scores that one row makes.
@@ -86,23 +85,24 @@ class Input:
         """
         groups = list(self._row_groups()) if isinstance(self.format, ParquetFormat) else None
         if groups is None or any(rows > _LARGEST_ROW_GROUP for _, _, rows in groups):
-            if not stage.exists():
-                self._stage(stage, config)
-            groups = list(_row_groups(str(stage)))
-        parts = _merge(groups, max(1, PART_ROWS // fan_out))
+            groups = list(_row_groups(str(self._staged(stage, config))))
+        parts = list(_merge(groups, max(1, PART_ROWS // fan_out))) or [Part(self.files[0], 0, 0, 0, self.location)]
         return [part if part.file in self.files else replace(part, source=self.location) for part in parts]
 
     def _row_groups(self) -> Iterator[tuple[str, int, int]]:
         for file in self.files:
             yield from _row_groups(file)
 
-    def _stage(self, stage: Path, config: DataConfig) -> None:
-        beside = stage.with_name(f"{stage.name}.writing")
-        with reading(self.location):
-            rows = scan_files(self.location, self.format, text=text_columns(config))
-            rows.sink_parquet(beside, row_group_size=PART_ROWS, compression="lz4")
-        sync(beside)
-        os.replace(beside, stage)
+    def _staged(self, stage: Path, config: DataConfig) -> Path:
+        """The rows as one Parquet file in ``stage``; written unless it is there, as it was written."""
+        rows = stage / "rows.parquet"
+        try:
+            open_directory(stage, "stage")
+        except UserError:
+            with new_directory(stage, "stage", replace=True) as folder, reading(self.location):
+                frame = scan_files(self.location, self.format, text=text_columns(config))
+                frame.sink_parquet(folder / rows.name, row_group_size=PART_ROWS, compression="lz4")
+        return rows
 
 
 def _row_groups(file: str) -> Iterator[tuple[str, int, int]]:

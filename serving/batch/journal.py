@@ -1,8 +1,9 @@
 """The ledger of a batch job: which parts are done, so that each is done exactly once however often the job is killed.
 
 A job works in a hidden folder beside its output. Every part is written beside, flushed, renamed, and only then entered
-here as one line; a line that a kill cut short is not a line. When every part is entered the folder is sealed and
-becomes the output in one rename.
+here as one line. When the job is resumed, every entry is compared with its files; a line that a kill cut short, or
+whose files are not as they were written, is no entry. When every part is entered the folder is sealed and becomes the
+output in one rename.
 """
 
 import fcntl
@@ -10,16 +11,29 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_pipelines.disk.file_names import FileName
-from data_pipelines.disk.storage import checksum, open_directory, seal, sync, write_file
-from data_pipelines.errors import UserError
+from data_pipelines.disk.storage import (
+    MANIFEST,
+    FileEntry,
+    checksum,
+    fingerprint,
+    open_directory,
+    seal,
+    sync,
+    write_file,
+)
+from data_pipelines.errors import UserError, writing
 
 LEDGER = "ledger.ndjson"
 
@@ -29,14 +43,39 @@ class BusyError(UserError):
 
 
 class Entry(BaseModel):
-    """One finished part: rows read, scores written, rows quarantined, and the checksums of the files it wrote."""
+    """One finished part: rows read, scores written, rows quarantined, and size and checksum of the files it wrote."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    part: int
-    rows_in: int
-    rows_out: int
-    quarantined: int
-    files: dict[FileName, str]
+    part: NonNegativeInt
+    rows_in: NonNegativeInt
+    rows_out: NonNegativeInt
+    quarantined: NonNegativeInt
+    files: dict[FileName, FileEntry]
+
+    def describes(self, folder: Path) -> bool:
+        """Whether the files of this part lie in ``folder`` as they were written, with as many rows as it says."""
+        rows = {_scores_file(self.part): self.rows_out}
+        if self.quarantined:
+            rows[_quarantine_file(self.part)] = self.quarantined
+        if rows.keys() != self.files.keys():
+            return False
+        try:
+            return all(
+                (folder / name).stat().st_size == self.files[name].bytes
+                and checksum(folder / name) == self.files[name]
+                and pq.read_metadata(folder / name).num_rows == count
+                for name, count in rows.items()
+            )
+        except (OSError, pa.ArrowException):
+            return False
+
+
+def _scores_file(part: int) -> str:
+    return f"part-{part:05}.parquet"
+
+
+def _quarantine_file(part: int) -> str:
+    return f"quarantine/part-{part:05}.parquet"
 
 
 class Ledger:
@@ -46,9 +85,15 @@ class Ledger:
         output: Where the finished scores will be.
         terms: What makes two jobs the same job: artifact, input, options. Part of the ledger, checked on resuming.
 
+    Attributes:
+        entries: The finished parts by number; each describes its files.
+        finished: The output is there, complete, and made on these terms.
+        rescored: How many finished parts of an earlier attempt have to be scored again, because their files or their
+            entries were damaged.
+
     Raises:
-        UserError: The output exists and was made on other terms, another process works on this job, or the work of a
-            killed job was on other terms. (:class:`BusyError` for the second.)
+        UserError: The output exists and is damaged or was made on other terms, another process works on this job, or
+            the work of a killed job was on other terms. (:class:`BusyError` for the third.)
     """
 
     def __init__(self, output: Path, terms: Mapping[str, Any]) -> None:
@@ -58,6 +103,7 @@ class Ledger:
         self._lock: int | None = None
         self._writing = threading.Lock()
         self.entries: dict[int, Entry] = {}
+        self.rescored = 0
         self.finished = False
         try:
             if self._lock_folder():
@@ -87,52 +133,90 @@ class Ledger:
         return False
 
     def _check_finished(self) -> None:
-        manifest = open_directory(self.output, "scores", verify="sizes")
+        # What was finished may have been read by others: it is not written over.
+        remedy = f"restore it, or remove {self.output} to score it again"
+        manifest = open_directory(self.output, "scores", remedy=remedy)
         if manifest.meta != self._terms:
             raise UserError(
                 f"{self.output} holds the scores of another job ({_difference(manifest.meta, self._terms)} differs): "
                 "name another output, or remove it first."
             )
-        self._read(self.output / LEDGER)
-        self.finished = True
+        terms, entries, invalid = _read(self.output / LEDGER)
+        written = {name: entry for part in entries.values() for name, entry in part.files.items()}
+        listed = {name: entry for name, entry in manifest.files.items() if name != LEDGER}
+        if terms != self._terms or invalid or written != listed:
+            raise UserError(f"{self.output / LEDGER} does not describe the files beside it: {remedy}.")
+        self.entries, self.finished = entries, True
 
     def _resume(self) -> None:
         path = self.folder / LEDGER
-        if not path.exists():
-            write_file(path, json.dumps(self._terms) + "\n")
+        terms, entries, invalid = _read(path)
+        if terms is None:
+            # Nobody knows any more which job this was the work of.
+            self.rescored = len(list(self.folder.glob("part-*.parquet")))
+            self._remove_all_but(set())
+            self._rewrite()
             return
-        terms = self._read(path)
         if terms != self._terms:
             raise UserError(
                 f"the unfinished job at {self.folder} was started with another "
-                f"{_difference(terms, self._terms)}: restore it, or remove that folder to start anew."
+                f"{_difference(terms, self._terms)}: restore it, or remove that folder to start again."
             )
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(lambda entry: entry.describes(self.folder), entries.values())
+            self.entries = {part: entries[part] for part, same in zip(entries, found, strict=True) if same}
+        self.rescored = invalid + len(entries) - len(self.entries)
+        self._rewrite()
 
-    def _read(self, path: Path) -> Any:
-        """The terms; entries go to ``entries``. A last line that was cut short is removed."""
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            write_file(path, whole)
-        terms, *lines = whole.splitlines()
-        try:
-            entries = [Entry.model_validate_json(line) for line in lines]
-            self.entries = {entry.part: entry for entry in entries}
-            return json.loads(terms)
-        except (ValidationError, json.JSONDecodeError):
-            raise UserError(f"{path} is damaged: remove {path.parent} and score again.") from None
+    def expect(self, rows: Sequence[int]) -> None:
+        """Drop entries that are not of a part of the job.
+
+        Args:
+            rows: Rows of every part.
+        """
+        entries = {part: entry for part, entry in self.entries.items() if entry.rows_in in rows[part : part + 1]}
+        self.rescored += len(self.entries) - len(entries)
+        self.entries = entries
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Write the ledger as it is in memory: parts in order, and nothing that is no entry."""
+        head = json.dumps({"terms": self._terms, "xxh3": fingerprint(self._terms)})
+        lines = [head, *(self.entries[part].model_dump_json() for part in sorted(self.entries))]
+        write_file(self.folder / LEDGER, "\n".join(lines) + "\n")
+
+    def _remove_all_but(self, names: set[str]) -> None:
+        """Remove what lies in the work folder beside the files of these names."""
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(self.folder).as_posix() not in names:
+                path.unlink()
 
     def write(self, part: int, scores: pl.DataFrame, quarantined: pl.DataFrame | None, rows_in: int) -> Entry:
-        """Write the files of one part and enter it. Several threads may write different parts at once."""
-        files = {f"part-{part:05}.parquet": scores}
+        """Write the files of one part and enter it. Several threads may write different parts at once.
+
+        Raises:
+            UnavailableError: The disk is full or read-only; what was entered before stays.
+        """
+        with writing(self.folder):
+            return self._write(part, scores, quarantined, rows_in)
+
+    def _write(self, part: int, scores: pl.DataFrame, quarantined: pl.DataFrame | None, rows_in: int) -> Entry:
+        frames = {_scores_file(part): scores}
         if quarantined is not None and len(quarantined):
-            files[f"quarantine/part-{part:05}.parquet"] = quarantined
-        for name, frame in files.items():
+            frames[_quarantine_file(part)] = quarantined
+        files = {}
+        for name, frame in frames.items():
             path = self.folder / name
             path.parent.mkdir(exist_ok=True)
             beside = path.with_name(f".{path.name}")
-            frame.write_parquet(beside)
+            content = BytesIO()  # of a full disk Polars says only "transport error"
+            frame.write_parquet(content)
+            beside.write_bytes(content.getbuffer())
             sync(beside)
+            files[name] = checksum(beside)
             os.replace(beside, path)
         for folder in {self.folder, *((self.folder / name).parent for name in files)}:
             sync(folder)
@@ -141,7 +225,7 @@ class Ledger:
             rows_in=rows_in,
             rows_out=len(scores),
             quarantined=0 if quarantined is None else len(quarantined),
-            files={name: checksum(self.folder / name).xxh3 for name in files},
+            files=files,
         )
         with self._writing, (self.folder / LEDGER).open("ab") as file:
             file.write(entry.model_dump_json().encode() + b"\n")
@@ -151,12 +235,23 @@ class Ledger:
         return entry
 
     def finish(self) -> None:
-        """Put the entries in order, seal the folder and make it the output."""
-        lines = [json.dumps(self._terms), *(self.entries[part].model_dump_json() for part in sorted(self.entries))]
-        for stray in self.folder.rglob(".*"):
-            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-        write_file(self.folder / LEDGER, "\n".join(lines) + "\n")
-        seal(self.folder, "scores", self._terms)
+        """Put the entries in order, seal the folder and make it the output.
+
+        Raises:
+            UserError: A file changed after its part was entered, so that it would be sealed as it should not be.
+            UnavailableError: The disk is full or read-only.
+        """
+        files = {name: entry for part in self.entries.values() for name, entry in part.files.items()}
+        with writing(self.folder):
+            self._rewrite()
+            self._remove_all_but({LEDGER, *files})
+            sealed = seal(self.folder, "scores", self._terms).files
+        for name in sorted(files.keys() | sealed.keys() - {LEDGER}):
+            if files.get(name) != sealed.get(name):
+                (self.folder / MANIFEST).unlink()
+                raise UserError(
+                    f"{self.folder / name} changed after it was written: score again, nothing else is lost."
+                )
         os.replace(self.folder, self.output)
         sync(self.output.parent)
         self.finished = True
@@ -172,6 +267,32 @@ class Ledger:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _read(path: Path) -> tuple[Any, dict[int, Entry], int]:
+    """Terms (``None`` if they cannot be read), entries by part, and how many complete lines are no entries.
+
+    The first line holds the terms and their fingerprint, which tells damaged terms from other terms. A last line
+    without its end is one that a kill cut short.
+    """
+    try:
+        first, *lines = path.read_bytes().split(b"\n")[:-1]
+        head = json.loads(first)
+        terms = head["terms"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None, {}, 0
+    if head.get("xxh3") != fingerprint(terms):
+        return None, {}, 0
+    entries: dict[int, Entry] = {}
+    invalid = 0
+    for line in lines:
+        try:
+            entry = Entry.model_validate_json(line)
+        except ValidationError:
+            invalid += 1
+        else:
+            entries[entry.part] = entry
+    return terms, entries, invalid
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.names import ROW
 from models.tables.lookup import Embedded
-from serving.batch.scorer import MICROBATCH, Scorer, feature_columns
+from serving.batch.scorer import MICROBATCH, Scorer, feature_columns, raw_columns
 
 _PAIRS = 1 << 16
 
@@ -57,11 +58,27 @@ class PairScorer:
         self._own = self._sides[1].embed(candidates) if self._sides[1] else None
 
     def score(self, users: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
-        """Chunks of ``users`` and the logits (U, C, T) of their pairs."""
+        """Chunks of ``users`` (at least one) and the logits (U, C, T) of their pairs.
+
+        Raises:
+            UserError: Users and candidates have a column in common, so that it is not known whose is meant.
+            UnavailableError: Scores are NaN or infinite, or a file of the artifact was written in place.
+        """
+        read = raw_columns(self._scorer.artifact.encoder)
+        common = sorted(read & set(users.columns) & set(self._candidates.columns))
+        if common:
+            raise UserError(
+                f"users and candidates both have the column {', '.join(map(repr, common))}: a column of the model must "
+                "be in one of the two tables only, so remove it from the other."
+            )
+        self._scorer.artifact.check_mapped()
+        numbers = users[ROW].to_numpy() if ROW in users.columns else np.arange(len(users))
         size = max(1, _PAIRS // max(len(self._candidates), 1))
-        for start in range(0, len(users), size):
+        for start in range(0, max(len(users), 1), size):
             chunk = users.slice(start, size)
-            yield chunk, self._logits(chunk).reshape(len(chunk), len(self._candidates), -1)
+            logits_PT = self._logits(chunk)
+            self._scorer.check_finite(logits_PT, numbers[start : start + size].repeat(self.candidates))
+            yield chunk, logits_PT.reshape(len(chunk), self.candidates, len(self._scorer.tasks))
 
     @property
     def candidates(self) -> int:
@@ -72,10 +89,10 @@ class PairScorer:
         """Key columns of user and candidate, and every task's prediction; user by user, candidates in their order."""
         parts = []
         for chunk, logits_UCT in self.score(users):
-            places = np.tile(np.arange(self.candidates), len(chunk)).reshape(len(chunk), -1)
+            places = np.tile(np.arange(self.candidates), (len(chunk), 1))
             predictions = self._scorer.predict(logits_UCT.reshape(-1, logits_UCT.shape[2]))
             parts.append(self._keys(chunk, places).with_columns(**predictions))
-        return pl.concat(parts) if parts else pl.DataFrame()
+        return pl.concat(parts)
 
     def top_k(self, users: pl.DataFrame, k: int, *, task: str | None = None) -> pl.DataFrame:
         """The k best candidates of each user, best first (ties in the candidates' order).
@@ -97,7 +114,7 @@ class PairScorer:
             predictions = self._scorer.predict(best_NT)
             ranks = pl.Series("rank", np.tile(np.arange(1, k + 1, dtype=np.int32), len(chunk)))
             parts.append(self._keys(chunk, best_UK).with_columns(ranks, pl.Series(task, predictions[task])))
-        return pl.concat(parts) if parts else pl.DataFrame()
+        return pl.concat(parts)
 
     def _keys(self, users: pl.DataFrame, places_UK: np.ndarray) -> pl.DataFrame:
         """Key columns of each user beside those of the candidates at its places."""

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.loader import collate
+from data_pipelines.errors import UnavailableError
 from data_pipelines.features.config import CrossFeature, DataConfig, HistoryFeature, StatisticFeature
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.logs.sources import join_sides
@@ -80,13 +82,16 @@ class Scorer:
 
         Raises:
             UserError: A feature's column is missing, or of a type the feature cannot read.
+            UnavailableError: Scores are NaN or infinite, or a file of the artifact was written in place.
         """
+        self.artifact.check_mapped()
         parts = []
         for batch in self.encode(frame):
             parts.append(self.logits(batch))
-            if drift is not None:
+            if drift is not None and np.isfinite(parts[-1]).all():
                 drift.observe(batch, self.predict(parts[-1]))
         logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
+        self.check_finite(logits_NT, frame[ROW].to_numpy() if ROW in frame.columns else np.arange(len(frame)))
         columns = [frame[key] for key in self._config.keys if key in frame.columns]
         columns += [pl.Series(task, values) for task, values in self.predict(logits_NT).items()]
         if logits:
@@ -131,6 +136,27 @@ class Scorer:
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """(B,) predictions by task, from logits."""
         return predictions(logits_BT, self._encoder.config.tasks, self.artifact.model.calibration)
+
+    def check_finite(self, logits_NT: NDArray[np.float32], rows_N: NDArray[np.integer[Any]]) -> None:
+        """Refuse scores that are NaN or infinite: they are a fault of the artifact, not a result.
+
+        Args:
+            rows_N: Number of the row that each score is of.
+
+        Raises:
+            UnavailableError: There are some.
+        """
+        finite_N: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits_NT), axis=1)
+        if any(task.kind != "binary" for task in self._encoder.config.tasks.values()):
+            with np.errstate(over="ignore", invalid="ignore"):
+                for values in self.predict(logits_NT).values():
+                    finite_N &= np.isfinite(values)
+        if not finite_N.all():
+            bad = np.flatnonzero(~finite_N)
+            raise UnavailableError(
+                f"{self.artifact.path} gives NaN or infinite scores for {len(bad):,} of {len(finite_N):,} rows, first "
+                f"for row {rows_N[bad[0]]}: restore the artifact, or export it again from a run with finite weights."
+            )
 
 
 def _served_config(encoder: Encoder) -> DataConfig:

@@ -9,7 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
 from serving.http.jobs import ConflictError, JobStore
 
 _log = logging.getLogger(__name__)
@@ -89,6 +89,11 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(ConflictError)
     async def conflict(_: Request, error: ConflictError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 409)
+
+    @app.exception_handler(UnavailableError)
+    async def unavailable(request: Request, error: UnavailableError) -> JSONResponse:
+        _log.error("at %s: %s", request.url.path, error)
+        return JSONResponse({"detail": str(error)}, 503)
 
     @app.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> JSONResponse:

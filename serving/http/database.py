@@ -1,5 +1,8 @@
 """The tables of the service's database, its schema's migrations, and how to connect to it."""
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError, writing
 
 _MIGRATION_LOCK = 0x73706172
 _UNFINISHED = text("state IN ('queued', 'running')")
@@ -36,6 +39,7 @@ class JobRow(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(200), unique=True)
     artifact: Mapped[str] = mapped_column(String(200))
     artifact_path: Mapped[str] = mapped_column(Text)
+    artifact_fingerprint: Mapped[str | None] = mapped_column(String(32))
     source: Mapped[str] = mapped_column(Text)
     output: Mapped[str] = mapped_column(Text)
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -78,16 +82,46 @@ def connect(url: str) -> Engine:
     """A connection pool to the database at ``url``, its schema brought to this version.
 
     Raises:
-        UserError: The URL is none, names a database without a driver here, or the database does not answer.
+        UserError: The URL is invalid, names a database without a driver here, or the database does not answer.
+        UnavailableError: The disk of the database file is full or read-only.
     """
     engine = _engine(url)
     try:
-        _migrate(engine)
+        with writing(f"the jobs database {engine.url.database}"):
+            _migrate(engine)
     except OperationalError as error:
         where = engine.url.render_as_string(hide_password=True)
         reason = str(error.orig).strip().splitlines()[0]
         raise UserError(f"the jobs database {where} does not answer: {reason}") from None
     return engine
+
+
+def usable(engine: Engine) -> Callable[[], AbstractContextManager[None]]:
+    """Makes the blocks in which a database that was opened may be used.
+
+    SQLite goes on with a file that was removed as if it were there, and what it writes is lost. Such a block raises
+    :class:`UnavailableError` when the file was removed or replaced since this call, or its disk is full or read-only.
+    """
+    name = engine.url.database
+    if engine.dialect.name != "sqlite" or name in (None, "", ":memory:"):
+        return nullcontext
+    opened = os.stat(name)
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        try:
+            same = os.path.samestat(opened, os.stat(name))
+        except OSError:
+            same = False
+        if not same:
+            raise UnavailableError(
+                f"the jobs database {name} was removed or replaced since it was opened: put it back, or restart to "
+                "begin with the file that is there now."
+            )
+        with writing(f"the jobs database {name}"):
+            yield
+
+    return block
 
 
 def seconds_now(engine: Engine) -> Any:

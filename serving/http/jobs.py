@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from data_pipelines.errors import UserError
-from serving.http.database import ArtifactRow, JobRow, SettingRow, TokenRow, connect, seconds_now
+from serving.http.database import ArtifactRow, JobRow, SettingRow, TokenRow, connect, seconds_now, usable
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 LEASE_S = 30.0
@@ -64,6 +64,7 @@ class Claim(BaseModel):
     model_config = ConfigDict(from_attributes=True)
     id: str
     artifact_path: str
+    artifact_fingerprint: str | None
     source: str
     output: str
     options: dict[str, Any]
@@ -77,18 +78,21 @@ class ConflictError(UserError):
 class JobStore:
     """Everything that is asked of, or written to, the jobs' database. Safe from several threads and processes.
 
+    Every method raises :class:`UnavailableError` where :func:`serving.http.database.usable` does.
+
     Raises:
-        UserError: The URL is none, names a database without a driver here, or the database does not answer.
+        UserError: The URL is invalid, names a database without a driver here, or the database does not answer.
     """
 
     def __init__(self, url: str, *, lease_s: float = LEASE_S) -> None:
         self.lease_s = lease_s
         self.engine = connect(url)
+        self._usable = usable(self.engine)
 
     @contextmanager
     def _session(self) -> Iterator[tuple[Session, float]]:
         """A transaction, and the database's time at its beginning."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with self._usable(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session, float(session.scalar(seconds_now(self.engine)) or 0.0)
 
     # ------------------------------------------------------------------------------------------------- clients' side
@@ -118,6 +122,7 @@ class JobStore:
                     idempotency_key=idempotency_key,
                     artifact=artifact,
                     artifact_path=found.path,
+                    artifact_fingerprint=found.fingerprint,
                     source=source,
                     output=output,
                     options=options,
@@ -284,7 +289,7 @@ class JobStore:
     # ------------------------------------------------------------------------------------------- artifacts and tokens
 
     def register(self, name: str, path: str, fingerprint: str) -> None:
-        """Make an artifact known by a name; the first becomes live. Jobs submitted before keep theirs."""
+        """Make an artifact known by a name; the first becomes live. Jobs submitted before keep path and fingerprint."""
         with self._session() as (session, _):
             session.merge(ArtifactRow(name=name, path=path, fingerprint=fingerprint))
             if session.get(SettingRow, "live") is None:

@@ -52,7 +52,7 @@ class LiveArtifacts:
 
         Raises:
             ConflictError: There is no such artifact, or no live one.
-            UserError: It is damaged.
+            UserError: It is damaged, or another artifact lies at its path than was registered.
         """
         with self._lock:
             self._look(name)
@@ -64,7 +64,7 @@ class LiveArtifacts:
             path, fingerprint = self._known[wanted]
             found = self._loaded.pop((wanted, fingerprint), None)
             if found is None or _failed(found):
-                found = self._loaders.submit(_load, wanted, Path(path))
+                found = self._loaders.submit(_load, wanted, Path(path), fingerprint)
             self._loaded[wanted, fingerprint] = found
             while len(self._loaded) > _KEPT:
                 del self._loaded[next(iter(self._loaded))]
@@ -105,8 +105,9 @@ def _failed(loading: Future[Live]) -> bool:
     return loading.done() and loading.exception() is not None
 
 
-def _load(name: str, path: Path) -> Live:
-    artifact = Artifact.open(path)
+def _load(name: str, path: Path, fingerprint: str) -> Live:
+    artifact = Artifact.open(path, verify="full")
+    artifact.check_fingerprint(fingerprint, "registered", "register it again")
     artifact.encoder.warm()
     drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
     return Live(name, Scorer(artifact), drift)

@@ -1,8 +1,10 @@
 """Runs the service: the HTTP server in this process, workers in processes of their own."""
 
+import faulthandler
 import ipaddress
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -46,6 +48,7 @@ def serve(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
     roots, store = Roots(data_roots), JobStore(jobs_db)
     for name, path in artifacts.items():
         store.register(name, str(path.resolve()), Artifact.open(path, verify="full").fingerprint)
@@ -63,6 +66,11 @@ def serve(
     with stopped_by_signal(), _workers(workers, jobs_db, roots):
         print(f"serving on http://{host}:{port}", file=sys.stderr, flush=True)
         server.run()
+
+
+def _ending(code: int) -> str:
+    """How a process ended: the name of the signal that killed it, or its exit code."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -88,7 +96,7 @@ def _workers(count: int, jobs_db: str, roots: Roots) -> Iterator[None]:
         while not stop.wait(1.0):
             for place, worker in enumerate(running):
                 if worker.poll() is not None:
-                    _log.warning("a worker ended with %s; starting another", worker.returncode)
+                    _log.warning("a worker ended with %s; starting another", _ending(worker.returncode))
                     running[place] = start()
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -122,9 +122,10 @@ def create_app(
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     known = {401: "No valid token", 404: "No such thing", 409: "Contradicts what is there", 413: "Too large"}
-    known |= {422: "Cannot be used as it is", 503: "Not ready", 504: "Took too long", 400: "Cannot be read"}
+    known |= {422: "Cannot be used as it is", 504: "Took too long", 400: "Cannot be read"}
+    known |= {503: "A disk, database or artifact cannot be used now"}
     problem = {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}
-    return {code: {"description": known[code], "content": problem} for code in codes}
+    return {code: {"description": known[code], "content": problem} for code in {*codes, 503}}
 
 
 def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:

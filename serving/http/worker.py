@@ -1,5 +1,6 @@
 """A worker: claims jobs one after the other, scores them, and keeps their lease while it does."""
 
+import faulthandler
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from uuid import uuid4
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
 from serving.batch.batch_job import JobOptions, ParkedError, run_job
@@ -39,22 +40,23 @@ class Worker:
     def __init__(self, store: JobStore, roots: Roots, *, threads: int | None = None, tick_s: float = 1.0) -> None:
         self.name = f"{socket.gethostname()[:32]}-{uuid4().hex[:16]}"
         self._store, self._roots, self._threads, self._tick_s = store, roots, threads, tick_s
-        self._artifacts: dict[str, Artifact] = {}
+        self._opened: Artifact | None = None
 
     def run(self, stop: threading.Event, *, until_empty: bool = False) -> None:
         """Claim and work until ``stop`` is set (or nothing is left to claim); the job in work is parked then."""
         while not stop.is_set():
             try:
                 claim = self._store.claim(self.name)
+                if claim is not None:
+                    self._work(claim, stop)
+                    continue
+            except UnavailableError as error:
+                _log.error("%s", error)
             except SQLAlchemyError:
                 _log.exception("the jobs database does not answer")
-                claim = None
-            if claim is not None:
-                self._work(claim, stop)
-            elif until_empty:
+            if until_empty:
                 return
-            else:
-                stop.wait(_POLL_S)
+            stop.wait(_POLL_S)
 
     def _work(self, claim: Claim, stop: threading.Event) -> None:
         _log.info("job %s begins", claim.id)
@@ -63,7 +65,7 @@ class Worker:
                 source = self._roots.source(claim.source)
                 output = self._roots.output(claim.output)
                 options = JobOptions.model_validate(claim.options)
-                artifact = self._artifact(Path(claim.artifact_path))
+                artifact = self._artifact(claim)
                 for location in (source, *([options.candidates] if options.candidates else [])):
                     self._roots.check(Input.find(self._roots.source(location), artifact.encoder.config).files)
                 drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
@@ -85,6 +87,8 @@ class Worker:
                 rows_per_s=result.rows_per_s,
                 drift=report,
             )
+            if result.rescored:
+                _log.warning("job %s: %d parts were damaged and scored again", claim.id, result.rescored)
             _log.info("job %s is done", claim.id)
         except ParkedError:
             self._store.release(claim)
@@ -98,11 +102,14 @@ class Worker:
             self._store.fail(claim, f"internal error ({type(error).__name__}); the service's log says more")
             _log.exception("job %s failed", claim.id)
 
-    def _artifact(self, path: Path) -> Artifact:
-        key = f"{path}:{(path / 'manifest.json').stat().st_mtime_ns if path.is_dir() else 0}"
-        if key not in self._artifacts:
-            self._artifacts = {key: Artifact.open(path)}
-        return self._artifacts[key]
+    def _artifact(self, claim: Claim) -> Artifact:
+        """The artifact of a job, checked in full when it is opened, and opened again when a file of it has changed."""
+        path, opened = Path(claim.artifact_path), self._opened
+        if opened is None or opened.path != path or not opened.is_current():
+            opened = self._opened = Artifact.open(path, verify="full")
+        if claim.artifact_fingerprint is not None:
+            opened.check_fingerprint(claim.artifact_fingerprint, "submitted with this job", "submit the job again")
+        return opened
 
 
 class _Lease:
@@ -140,7 +147,7 @@ class _Lease:
             try:
                 held = self._store.renew(self._claim, rows_done=self._done, rows_total=self._total, rows_per_s=rate)
                 renewed = time.monotonic()
-            except SQLAlchemyError:
+            except (SQLAlchemyError, UnavailableError):
                 held = time.monotonic() - renewed < self._store.lease_s
             if not held:
                 self.stop.set()
@@ -172,6 +179,7 @@ def main(arguments: list[str]) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
     with stopped_by_signal() as stop:
         store = JobStore(os.environ["RECSYS_JOBS_DB"])
         if "--supervised" in arguments:

@@ -1,5 +1,6 @@
 """Logs and directories at an S3 server on loopback: read, sent, fetched; nothing that opens after an interruption."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.disk import object_store
+from data_pipelines.disk.object_store import RemoteFolder, push
 from data_pipelines.disk.storage import MANIFEST
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
@@ -93,3 +95,21 @@ def test_unknown_stores_and_buckets(bucket: str) -> None:
         object_store.fetched("nowhere://bucket/dataset")
     with pytest.raises(UserError, match="s3://no-such-bucket"):
         object_store.fetched("s3://no-such-bucket/dataset")
+
+
+def test_a_damaged_directory_is_not_sent(dataset: Dataset, bucket: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(dataset.path, damaged)
+    with (damaged / "encoder.json").open("r+b") as file:
+        file.write(b"?")
+    with pytest.raises(UserError, match=r"encoder\.json is damaged"):
+        push(damaged, f"{bucket}/damaged")
+    assert RemoteFolder(f"{bucket}/damaged").names() == []
+
+
+def test_only_what_the_manifest_names_is_sent(dataset: Dataset, bucket: str, tmp_path: Path) -> None:
+    folder = tmp_path / "with-a-stray"
+    shutil.copytree(dataset.path, folder)
+    (folder / "notes.txt").write_text("mine")
+    push(folder, f"{bucket}/sent")
+    assert "notes.txt" not in RemoteFolder(f"{bucket}/sent").names()

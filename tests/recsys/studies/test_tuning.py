@@ -110,3 +110,15 @@ def test_another_config_is_not_mixed_into_a_search(
     tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
     with pytest.raises(UserError, match="another config"):
         tune(written(content | {"seed": 5}, tmp_path), dataset, tmp_path / "study", engine)
+
+
+@pytest.mark.parametrize("name", ["search.json", "journal.log"])
+def test_a_damaged_search_is_told(
+    content: dict[str, Any], dataset: Dataset, engine: Engine, tmp_path: Path, name: str
+) -> None:
+    content["tune"]["trials"] = 1
+    tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
+    file = tmp_path / "study" / name
+    file.write_bytes(b"?" + file.read_bytes())
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
