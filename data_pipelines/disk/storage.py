@@ -21,6 +21,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipelines.errors import UserError
+from data_pipelines.redaction import redacted
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -47,9 +48,9 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, kind: str, meta: Mapping[str, Any], files: Mapping[str, FileEntry]) -> "Manifest":
-        """The manifest of a directory that this version makes."""
+        """The manifest of a directory that this version makes; addresses in ``meta`` without their credentials."""
         made_by = {name: version(name) for name in ("sparse-recsys", "polars", "torch")}
-        return cls(kind=kind, format=FORMAT, made_by=made_by, meta=dict(meta), files=dict(files))
+        return cls(kind=kind, format=FORMAT, made_by=made_by, meta=redacted(meta), files=dict(files))
 
     @property
     def fingerprint(self) -> str:

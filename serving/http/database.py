@@ -1,5 +1,7 @@
 """The tables of the service's database, its schema's migrations, and how to connect to it."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,16 @@ def _engine(url: str) -> Engine:
             f"the jobs database URL is not usable ({error}): give sqlite:///PATH or postgresql://..."
         ) from None
     if engine.dialect.name == "sqlite":
+        _make_private(parsed.database)
         _serialise(engine)
     return engine
+
+
+def _make_private(file: str | None) -> None:
+    """Make a new database file readable by its owner only; SQLite gives the files beside it the same mode."""
+    if file and file != ":memory:" and not file.startswith("file:"):
+        with suppress(OSError):  # which connecting tells better
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _serialise(engine: Engine) -> None:

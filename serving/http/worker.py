@@ -15,10 +15,10 @@ from uuid import uuid4
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipelines.errors import UserError
+from data_pipelines.redaction import conceal
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
 from serving.batch.batch_job import JobOptions, ParkedError, run_job
-from serving.batch.inputs import Input
 from serving.batch.journal import BusyError
 from serving.http.allowed_paths import Roots
 from serving.http.jobs import Claim, JobStore
@@ -64,8 +64,6 @@ class Worker:
                 output = self._roots.output(claim.output)
                 options = JobOptions.model_validate(claim.options)
                 artifact = self._artifact(Path(claim.artifact_path))
-                for location in (source, *([options.candidates] if options.candidates else [])):
-                    self._roots.check(Input.find(self._roots.source(location), artifact.encoder.config).files)
                 drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
                 result = run_job(
                     artifact,
@@ -101,7 +99,7 @@ class Worker:
     def _artifact(self, path: Path) -> Artifact:
         key = f"{path}:{(path / 'manifest.json').stat().st_mtime_ns if path.is_dir() else 0}"
         if key not in self._artifacts:
-            self._artifacts = {key: Artifact.open(path)}
+            self._artifacts = {key: self._roots.admit(Artifact.open(path))}
         return self._artifacts[key]
 
 
@@ -158,6 +156,19 @@ def stopped_by_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+class _Concealing(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return conceal(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Log from here on to standard error, without the credentials that an error or a traceback may name."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Concealing("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
 def _stop_with_parent(stop: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
@@ -167,17 +178,20 @@ def _stop_with_parent(stop: threading.Event) -> None:
 def main(arguments: list[str]) -> None:
     """``python -m serving.http.worker [--supervised] DATA_ROOT...``, the database's URL in ``RECSYS_JOBS_DB``.
 
+    Arguments with ``://`` are the addresses that ``--allow-address`` names.
+
     (A URL may hold a password, and every user of a machine can read the arguments of its processes.) A supervised
     worker stops when its standard input ends: when the process that started it is gone.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    log_to_stderr()
     with stopped_by_signal() as stop:
         store = JobStore(os.environ["RECSYS_JOBS_DB"])
         if "--supervised" in arguments:
             arguments.remove("--supervised")
             threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-        Worker(store, Roots([Path(folder) for folder in arguments])).run(stop)
+        addresses = [place for place in arguments if "://" in place]
+        folders = [Path(place) for place in arguments if "://" not in place]
+        Worker(store, Roots(folders, addresses)).run(stop)
 
 
 if __name__ == "__main__":
