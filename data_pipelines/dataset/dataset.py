@@ -21,6 +21,7 @@ from data_pipelines.disk.storage import Manifest
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.locations import expand
 from data_pipelines.logs.splits import SPLITS
 from data_pipelines.names import LENGTH, START
 from data_pipelines.past.point_in_time import past_features
@@ -56,7 +57,7 @@ def prepare(
     meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location}
     with storage.new_directory(out, "dataset", meta=meta) as folder:
         earlier = None if old is None else Earlier(old.encoder, old.state)
-        meta["splits"] = write(config, folder, location, progress or (lambda rows: None), earlier, engine)
+        meta["splits"] = write(config, folder, expand(location), progress or (lambda rows: None), earlier, engine)
         if old is not None:
             meta["extends"] = old.manifest.fingerprint
             _add_drift(folder, old)
@@ -181,7 +182,7 @@ class Dataset:
         ]
         encoded = frame.select(names).collect()
         encoded = encoded if rows is None else encoded[np.asarray(rows)]
-        return originals(self.config, self.manifest.meta["log"], encoded, self.path / "events")
+        return originals(self.config, expand(self.manifest.meta["log"]), encoded, self.path / "events")
 
     def _split(self, split: str) -> Path:
         if split not in self.splits:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from data_pipelines.disk.file_names import FileName, below
 from data_pipelines.errors import UserError, writing
+from data_pipelines.redaction import redacted
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 16 << 20
@@ -81,14 +82,14 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, kind: str, meta: Mapping[str, Any], files: Mapping[str, FileEntry]) -> "Manifest":
-        """The manifest of a directory that this version makes.
+        """The manifest of a directory that this version makes; addresses in ``meta`` without their credentials.
 
         Raises:
             UserError: A file has a name that no other machine would take.
         """
         made_by = {name: version(name) for name in ("sparse-recsys", "polars", "torch")}
         try:
-            return cls(kind=kind, format=FORMAT, made_by=made_by, meta=dict(meta), files=dict(files))
+            return cls(kind=kind, format=FORMAT, made_by=made_by, meta=redacted(meta), files=dict(files))
         except ValidationError as error:
             raise UserError(f"a {kind} cannot be written: {_reason(error)}: choose shorter or plainer names.") from None
 

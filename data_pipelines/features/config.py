@@ -3,20 +3,25 @@
 Nothing here touches data. :mod:`data_pipelines.features.encoder` compiles these models into Polars expressions.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from data_pipelines.disk.file_names import checked_name
+from data_pipelines.redaction import redact
 
 
 class Config(BaseModel):
     """Base of every block of a configuration: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Location = Annotated[str, PlainSerializer(redact, when_used="json")]
+"""A path or address. It may hold ``${NAME}``, which :func:`data_pipelines.locations.expand` replaces where the place is
+read and nowhere earlier, so that what is saved keeps the name; a credential written out is saved as ``***``."""
 
 
 # ---------------------------------------------------------------------------------------------------- where rows are
@@ -67,7 +72,7 @@ Format = Annotated[
 class Join(Config):
     """A side table, joined by key; as of each row's time where the table has a ``time`` of its own."""
 
-    table: str
+    table: Location
     on: str | list[str]
     time: str | None = None
     format: Format | None = None
@@ -303,7 +308,7 @@ HAS_TABLE = ("id", "bag", "cross", "hash")
 class DataConfig(Config):
     """The ``data:`` block: where the log lies, what to predict, how to split, and what each feature means."""
 
-    log: str
+    log: Location
     format: Format | None = None
     joins: list[Join] = []
     time: str | None = None
@@ -315,11 +320,6 @@ class DataConfig(Config):
     features: dict[str, Feature] = Field(min_length=1)
     groups: dict[str, list[str]] = {}
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
-
-    @field_validator("log", mode="after")
-    @classmethod
-    def _expand(cls, value: str) -> str:
-        return expand(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -418,22 +418,6 @@ class DataConfig(Config):
             other, expected = seen.setdefault(table, (name, rule))
             if expected != rule:
                 yield f"features `{other}` and `{name}` share the table `{table}` and must agree on its size keys"
-
-
-def expand(path: str) -> str:
-    """``path`` with ``${NAME}`` replaced from the environment.
-
-    Raises:
-        ValueError: The variable is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise ValueError(f"{path} names the environment variable {name}, which is not set")
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", value, path)
 
 
 def _with_defaults(name: str, feature: Any, config: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -22,9 +22,9 @@ from data_pipelines.features.config import (
     NdjsonFormat,
     ParquetFormat,
     StatisticFeature,
-    expand,
 )
 from data_pipelines.features.values import condition
+from data_pipelines.locations import expand
 from data_pipelines.logs.joins import join
 from data_pipelines.names import POSITIVE, ROW
 
@@ -38,6 +38,9 @@ ENGINE_SETTINGS = {
 }
 for _name, _value in ENGINE_SETTINGS.items():
     os.environ.setdefault(_name, _value)
+
+Find = Callable[[str], list[str]]
+"""Gives the files of a path, a folder, a glob or an address, or refuses it with :class:`UserError`."""
 
 
 _SUFFIXES: dict[str, Format] = {
@@ -67,20 +70,25 @@ def scan(config: DataConfig, path: str | None = None) -> pl.LazyFrame:
     Raises:
         UserError: Nothing there, an unknown format, a file that cannot be read, or a column of a join that is missing.
     """
-    frame = scan_files(path or config.log, config.format, text=text_columns(config))
+    frame = scan_files(path or expand(config.log), config.format, text=text_columns(config))
     if config.sampling is not None and POSITIVE not in frame.collect_schema():
         frame = frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
     return join_sides(config, frame.with_row_index(ROW))
 
 
-def join_sides(config: DataConfig, frame: pl.LazyFrame) -> pl.LazyFrame:
+def join_sides(config: DataConfig, frame: pl.LazyFrame, find: Find | None = None) -> pl.LazyFrame:
     """``frame`` with the side tables of ``config`` joined, rows in their order.
+
+    Args:
+        find: Gives the files of a side table, or refuses it; :func:`find_files` if absent.
 
     Raises:
         UserError: A side table cannot be read, or a column to join on is missing.
     """
     for side in config.joins:
-        table = scan_files(side.table, side.format, text=text_columns(config))
+        location = expand(side.table)
+        files = (find or find_files)(location)
+        table = scan_files(location, side.format, text=text_columns(config), files=files)
         with reading(side.table):
             frame = join(frame, table, side, config.time)
     return frame
@@ -113,15 +121,21 @@ def _columns_of_conditions(config: DataConfig) -> frozenset[str]:
     return frozenset(name for expression in read for name in expression.meta.root_names())
 
 
-def scan_files(location: str, format: Format | None, *, text: frozenset[str] = frozenset()) -> pl.LazyFrame:
+def scan_files(
+    location: str,
+    format: Format | None,
+    *,
+    text: frozenset[str] = frozenset(),
+    files: Sequence[str] | None = None,
+) -> pl.LazyFrame:
     """A lazy frame over one file, a folder, a glob or an object-store address.
 
     Args:
         format: How to read it; ``None`` to go by the suffix.
         text: Columns to read as text, where the format has no types of its own.
+        files: The files at ``location``, where they have been found already.
     """
-    location = expand(location)
-    paths = find_files(location)
+    paths = find_files(location) if files is None else list(files)
     format = format or format_of(location, paths)
     with reading(location):
         match format:
@@ -164,13 +178,18 @@ def find_files(location: str) -> list[str]:
         return [location]
     path = Path(location)
     if path.is_dir():
-        files = sorted(str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")))
-        found = [name for name in files if _suffix(name)] or files
+        found = of_folder(str(p) for p in path.rglob("*") if p.is_file())
     else:
         found = sorted(glob(location, recursive=True)) if not path.is_file() else [location]
     if not found:
         raise UserError(f"{location} is not there: give the path of a file, a folder or a glob that holds the log.")
     return found
+
+
+def of_folder(files: Iterable[str]) -> list[str]:
+    """Which of the ``files`` below a folder are data: of a known suffix if any is, and not hidden (``.``, ``_``)."""
+    shown = sorted(file for file in files if not Path(file).name.startswith((".", "_")))
+    return [file for file in shown if _suffix(file)] or shown
 
 
 def _suffix(name: str) -> str | None:

@@ -20,6 +20,7 @@ from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.compiling import Values
 from data_pipelines.features.config import Config, DataConfig, HistoryFeature, StatisticFeature
+from data_pipelines.locations import expand
 from data_pipelines.logs import sources
 from data_pipelines.logs.keys import keyed
 from data_pipelines.logs.validation import checked
@@ -209,7 +210,7 @@ class State:
             raise UserError(f"{out} is a part of {out.parent}: name another directory for the new state.")
         with storage.new_directory(out, "state", replace=out == self.path) as folder:
             with sources.reading(log):
-                rows = checked(self.config, sources.scan(self.config, log)).filter(pl.col(REASON).is_null())
+                rows = checked(self.config, sources.scan(self.config, expand(log))).filter(pl.col(REASON).is_null())
                 newest = rows.select(pl.col(TIME).max()).collect().item()
                 latest = max(self.latest, newest if newest is not None else self.latest)
                 fresh = Snapshots(self.config, folder, latest, base=self)

@@ -18,6 +18,7 @@ from data_pipelines.features.values import MICROSECONDS, epoch, label_value, num
 from data_pipelines.logs.sources import find_files, format_of, reading, scan_files
 from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles
 from data_pipelines.profile.leaks import alone_auc
+from data_pipelines.redaction import redact
 
 SAMPLE_ROWS = 100_000
 LEAK_AUC = 0.97
@@ -137,7 +138,7 @@ def inspect_log(
         days = _days(frame, roles)
     span = next((column for column in columns if column.name == roles.time), None)
     return LogProfile(
-        location=location,
+        location=redact(location),
         format=format,
         rows=rows,
         columns=columns,

@@ -33,7 +33,7 @@ def starter_config(profile: LogProfile) -> str:
         "seed: 0",
         "",
         "data:",
-        f"  log: {_quoted(profile.location)}",
+        _log(profile.location),
         *_format(profile),
         *_time_and_user(profile),
         *task,
@@ -67,6 +67,11 @@ def _train(rows: int) -> Iterator[str]:
     yield "  tables: {optimizer: rowwise_adagrad, learning_rate: 0.1}"
     yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
     yield "  patience: 2"
+
+
+def _log(location: str) -> str:
+    line = f"  log: {_quoted(location)}"
+    return _line(line, "the credential is not written: put ${NAME} for ***") if "***" in location else line
 
 
 def _format(profile: LogProfile) -> Iterator[str]:

@@ -7,10 +7,12 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from typing import NoReturn, TextIO
 
 from data_pipelines.errors import Notice, UserError, writing
+from data_pipelines.redaction import conceal
 from recsys.cli.common import app
 
 VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "sparsity", "doctor")
@@ -39,6 +41,9 @@ def main() -> NoReturn:
     except UserError as error:
         print(f"recsys: {error}", file=sys.stderr)
         code = 2
+    except Exception:
+        print(conceal(traceback.format_exc()), file=sys.stderr)
+        code = 1
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Threads of Gloo outlive their group, and one that frees a tensor while the interpreter is being torn down
         # aborts a rank whose work is done (pytorch/pytorch pull request 179291).

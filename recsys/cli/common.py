@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -136,17 +136,34 @@ def command(*words: object) -> str:
 def finish(result: Mapping[str, Any], json_line: bool, next_step: str = "") -> None:
     """End a verb: print ``result``, and what to run next; with ``--json`` the last line is one JSON object.
 
-    Numbers that JSON does not know (NaN, infinities) become ``null``, paths become text. Ranks other than 0 are silent.
+    Numbers that JSON does not know (NaN, infinities) become ``null``, paths become text, credentials in addresses
+    ``***``. Ranks other than 0 are silent.
     """
+    from data_pipelines.redaction import redact, redacted
+
     if not is_main_rank():
         return
     notes = sys.stderr if json_line else sys.stdout
     for line in _lines(result):
-        print(line, file=notes)
+        print(redact(line), file=notes)
     if next_step:
-        print(f"\nNext: {next_step}", file=notes)
+        print(f"\nNext: {redact(next_step)}", file=notes)
     if json_line:
-        print(json.dumps(_plain(result), allow_nan=False), flush=True)
+        print(json.dumps(redacted(_plain(result)), allow_nan=False), flush=True)
+
+
+def say_side_tables(directory: object, tables: Sequence[str]) -> None:
+    """Name on standard error what a directory makes this process read beside its own files, before it is read.
+
+    Args:
+        directory: The artifact or state that names the tables.
+        tables: Paths and addresses, as it names them.
+    """
+    from data_pipelines.redaction import redact
+
+    if tables and is_main_rank():
+        names = ", ".join(redact(repr(table)) for table in tables)
+        print(f"recsys: {directory} reads the side tables {names}.", file=sys.stderr, flush=True)
 
 
 def _lines(result: Mapping[str, Any], indent: str = "") -> Iterator[str]:

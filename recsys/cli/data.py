@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, command, finish, progress_bar
+from recsys.cli.common import Json, Overrides, app, command, finish, progress_bar, say_side_tables
 
 
 @app.command()
@@ -69,6 +69,8 @@ def update(
 
     from data_pipelines.past.state import State
 
-    updated = State.open(folder).update(log, out)
+    opened = State.open(folder)
+    say_side_tables(folder, [join.table for join in opened.config.joins])
+    updated = opened.update(log, out)
     latest = datetime.fromtimestamp(updated.latest / 1e6, UTC)
     finish({"state": updated.path, "latest_event": latest.isoformat()}, json, "recsys score ARTIFACT INPUT OUTPUT")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, command, finish, local_folder, progress_bar
+from recsys.cli.common import Json, Overrides, app, command, finish, local_folder, progress_bar, say_side_tables
 
 ArtifactFolder = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="What `recsys export` wrote.", parser=local_folder)
@@ -52,6 +52,7 @@ def summary(artifact: "Artifact") -> dict[str, object]:  # type: ignore[name-def
         "precision": artifact.model.precision,
         "activations": artifact.model.activations,
         "calibrated": sorted(artifact.model.calibration),
+        "side_tables": artifact.side_tables,
         "metrics": artifact.card.metrics,
     }
 
@@ -110,9 +111,11 @@ def score_verb(
         from recsys.cluster.scoring import ray_engine
 
         workers = ray_engine(address)
+    opened = Artifact.open(artifact, verify="full")
+    say_side_tables(artifact, opened.side_tables)
     with sent(output, resume=True) as folder, progress_bar("scoring") as advance:
         result = run_job(
-            Artifact.open(artifact, verify="full"),
+            opened,
             source,
             folder,
             options,
@@ -132,6 +135,10 @@ def serve_verb(
     data_roots: Annotated[
         list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
     ],
+    allowed: Annotated[
+        list[str] | None,
+        typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
+    ] = None,
     jobs_db: Annotated[
         str, typer.Option(envvar="RECSYS_JOBS_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
     ] = "sqlite:///jobs.db",
@@ -144,7 +151,7 @@ def serve_verb(
         from serving.http.server import serve
 
     named = dict(_named(artifact) for artifact in artifacts)
-    serve(named, data_roots, jobs_db, host=host, port=port, workers=workers)
+    serve(named, data_roots, jobs_db, host=host, port=port, workers=workers, addresses=allowed or ())
 
 
 @contextmanager

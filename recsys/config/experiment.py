@@ -1,9 +1,8 @@
 """An experiment as one YAML: data, model, training, sparsity, export; refused as a whole when a key is wrong."""
 
 import difflib
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -13,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig
+from data_pipelines.features.config import DataConfig, Location
+from data_pipelines.redaction import REFERENCE, redact
 from models.ranker import RankerConfig
 from models.sharding.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
@@ -26,7 +26,9 @@ ScheduleKind = Literal["constant", "cosine", "linear"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _CONTAINERS = (dict, list, tuple)
-_ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
+_LOCATIONS = ("data.log", "data.joins.table", "train.start", "train.mlflow")
+_ARMS = ("ablation", "tune")
+"""Blocks whose values are those of other keys, and are looked at when they are set there."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -85,7 +87,7 @@ class TrainConfig(_Config):
     features: list[str] | None = Field(
         default=None, min_length=1, description="Features that the ranker reads; all of data.features where absent."
     )
-    start: str = Field(
+    start: Location = Field(
         default="random",
         min_length=1,
         description="Where weights start: at `random`; tables at the truncated SVD of the bag matrix (`svd`); or all "
@@ -122,7 +124,7 @@ class TrainConfig(_Config):
     )
     keep_checkpoints: int = Field(default=2, ge=1)
     loader_threads: int = Field(default=1, ge=1)
-    mlflow: str | None = Field(default=None, description="Tracking URI of MLflow, a folder or a server.")
+    mlflow: Location | None = Field(default=None, description="Tracking URI of MLflow, a folder or a server.")
 
 
 class ExperimentConfig(_Config):
@@ -142,21 +144,44 @@ class ExperimentConfig(_Config):
     @classmethod
     def _shape_model(cls, content: Any) -> Any:
         """Levers that ask something of the ranker's shape write it into the ``model`` block."""
-        return shape_model(content) if isinstance(content, dict) else content
+        if not isinstance(content, dict):
+            return content
+        for key, name in _references(content):
+            raise ValueError(
+                f"{key} holds ${{{name}}}, and environment variables are read in {', '.join(_LOCATIONS)} only: "
+                "write the value."
+            )
+        return shape_model(content)
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> "ExperimentConfig":
+        """What is read again from a saved config may hold none: it would be saved, or missing there."""
+        places = {"train.start": self.train.start}
+        places |= {f"data.joins.{at}.table": join.table for at, join in enumerate(self.data.joins)}
+        for key, place in places.items():
+            if redact(place) != place:
+                raise ValueError(
+                    f"{key} is {redact(place)} and holds a credential, which every data set and artifact would hold "
+                    "too: write ${NAME} in its place and set that environment variable."
+                )
+        return self
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read an experiment's YAML, expand ``${NAME}`` from the environment, and apply ``KEY=VALUE`` overrides.
+    """Read an experiment's YAML and apply ``KEY=VALUE`` overrides.
+
+    ``${NAME}`` in ``data.log``, ``data.joins``, ``train.start`` and ``train.mlflow`` stays as it is: it is read from
+    the environment where the place is used, so that no copy of the config holds its value.
 
     Raises:
-        UserError: No such file, not YAML, an unset environment variable, an unknown key (the nearest known one is
-            named), or a value out of range.
+        UserError: No such file, not YAML, ``${NAME}`` in another key, an unknown key (the nearest known one is named),
+            a value out of range, or a password in an address that is read again from saved configs.
     """
     return parse_config(ExperimentConfig, override(read_yaml(Path(path)), overrides), source=str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, with ``${NAME}`` expanded from the environment."""
+    """The mapping in a YAML file."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -168,7 +193,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys such as data, model and train.")
-    return {key: _expand(value, path) for key, value in content.items()}
+    return content
 
 
 def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -226,20 +251,16 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _expand(value: Any, path: Path) -> Any:
+def _references(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Keys and names of the environment variables that are named where none is read."""
     if isinstance(value, dict):
-        return {key: _expand(entry, path) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_expand(entry, path) for entry in value]
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise UserError(f"{path}: {value!r} needs the environment variable {match[1]}, which is not set: set it.")
-        return os.environ[match[1]]
-
-    return _ENVIRONMENT.sub(variable, value)
+        for key, entry in value.items():
+            yield from _references(entry, (*keys, str(key)))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _references(entry, keys)
+    elif isinstance(value, str) and ".".join(keys) not in _LOCATIONS and keys[0] not in _ARMS:
+        yield from ((".".join(keys), name) for name in REFERENCE.findall(value))
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:

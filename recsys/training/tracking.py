@@ -12,6 +12,8 @@ import polars as pl
 
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
+from data_pipelines.locations import expand
+from data_pipelines.redaction import redacted
 
 METRICS_FILE = "metrics.parquet"
 METRICS_SCHEMA = pl.Schema(
@@ -33,7 +35,7 @@ class Tracker:
 
     Args:
         resume_step: Keep what was measured up to this step by the run that is resumed, and drop the rest.
-        mlflow: Tracking URI, a folder or a server; ``None`` for none.
+        mlflow: Tracking URI, a folder or a server, ``${NAME}`` read from the environment; ``None`` for none.
         parameters: The config, shown by MLflow.
     """
 
@@ -91,13 +93,15 @@ def _mlflow(uri: str, run: Path, parameters: Mapping[str, Any]) -> Any:
         raise UserError(
             "train.mlflow needs MLflow: pip install 'sparse-recsys[tracking]', or remove the key."
         ) from None
-    if "://" not in uri:
+    address = expand(uri)
+    if "://" not in address:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which needs no database, but since 3.17 this word
     try:
-        mlflow.set_tracking_uri(uri)
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the URL with its password
+        mlflow.set_tracking_uri(address)
         mlflow.set_experiment("recsys")
         mlflow.start_run(run_name=run.name)
-        mlflow.log_params(dict(_flat(parameters)))
+        mlflow.log_params(dict(_flat(redacted(parameters))))
     except mlflow.exceptions.MlflowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(

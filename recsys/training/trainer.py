@@ -21,6 +21,7 @@ from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.disk.storage import intact
 from data_pipelines.errors import UserError
+from data_pipelines.locations import expand
 from models.layers.heads import task_losses
 from models.ranker import Ranker
 from models.sharding.sharding import shard
@@ -210,7 +211,7 @@ class _Training:
         """Weights before the first step, where they are not to be random."""
         start, schema = self.config.train.start, self.loader.schema
         if start not in ("random", "svd"):
-            start_from_run(self.state, fetched(start), self.dataset)
+            start_from_run(self.state, fetched(expand(start)), self.dataset)
             return
         if start == "svd":
             start_tables(self.state.model, self.dataset, schema.feature_names)

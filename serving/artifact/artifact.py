@@ -30,6 +30,8 @@ from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import Manifest, intact, new_directory, open_directory, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.logs.sources import Find, find_files
+from data_pipelines.past.state import State
 from models.codecs.compact import compress
 from models.codecs.quantization import Bits
 from models.ranker import Ranker
@@ -185,6 +187,8 @@ class Artifact:
         encoder: Raw rows in, ids out; already without pruned values and removed features.
         state: Folder of the past of every entity as of export, ``None`` when no feature needs one.
         reference: What training rows looked like, ``None`` when the exporter had none.
+        find: Gives the files of whatever is read when rows are scored: inputs, candidates, and side tables. A service
+            has it refuse what is not below its data roots.
     """
 
     path: Path
@@ -195,6 +199,7 @@ class Artifact:
     encoder: Encoder
     state: Path | None
     reference: Reference | None
+    find: Find = find_files
 
     @classmethod
     def open(cls, path: Path, *, verify: Literal["full", "sizes"] = "sizes") -> "Artifact":
@@ -256,6 +261,12 @@ class Artifact:
             UnavailableError: One was.
         """
         check_not_written(self.path, self.stamps)
+
+    @property
+    def side_tables(self) -> list[str]:
+        """Places outside the artifact that scoring may read, as its configs name them: paths and addresses."""
+        configs = [self.encoder.config] + ([] if self.state is None else [State(self.state).config])
+        return list(dict.fromkeys(join.table for config in configs for join in config.joins))
 
     @property
     def fingerprint(self) -> str:

@@ -21,10 +21,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig
-from data_pipelines.logs.sources import reading, scan_files, text_columns
+from data_pipelines.logs.sources import reading
 from data_pipelines.names import ROW
 from data_pipelines.past.state import State
+from data_pipelines.redaction import redacted
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
 from serving.batch.inputs import Input, Part
@@ -135,19 +135,19 @@ def run_job(
         ParkedError: ``stop`` was set.
     """
     config = artifact.encoder.config
-    rows = Input.find(source, config)
+    rows = Input.find(source, config, artifact.find)
     terms: dict[str, Any] = {
         "artifact": artifact.fingerprint,
         "input": rows.fingerprint(),
         "events": None if events is None else Input.find(events, config).fingerprint(),
-        "options": options.model_dump(),
-        "candidates": None if options.candidates is None else Input.find(options.candidates, config).fingerprint(),
+        "options": redacted(options.model_dump()),
+        "candidates": None if options.candidates is None else _candidates(artifact, options.candidates).fingerprint(),
     }
     ledger = Ledger(output, terms)
     try:
         began, scored = perf_counter(), 0
         if not ledger.finished:
-            fan_out = max(1, _rows_of(options.candidates, config)) if options.candidates else 1
+            fan_out = max(1, _rows_of(artifact, options.candidates)) if options.candidates else 1
             parts = rows.parts(ledger.folder / ".stage", config, fan_out=fan_out)
             ledger.expect([part.rows for part in parts])
             total = sum(part.rows for part in parts)
@@ -252,19 +252,20 @@ def _naming(source: str) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from None
 
 
-def _candidates(location: str, config: DataConfig) -> pl.LazyFrame:
-    return scan_files(location, Input.find(location, config).format, text=text_columns(config))
+def _candidates(artifact: Artifact, location: str) -> Input:
+    return Input.find(location, artifact.encoder.config, artifact.find)
 
 
-def _rows_of(candidates: str, config: DataConfig) -> int:
+def _rows_of(artifact: Artifact, candidates: str) -> int:
     with reading(candidates):
-        return int(_candidates(candidates, config).select(pl.len()).collect().item())
+        rows = _candidates(artifact, candidates).scan(artifact.encoder.config)
+        return int(rows.select(pl.len()).collect().item())
 
 
 @lru_cache(maxsize=2)
 def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
     with reading(candidates):
-        rows = _candidates(candidates, scorer.artifact.encoder.config).collect()
+        rows = _candidates(scorer.artifact, candidates).scan(scorer.artifact.encoder.config).collect()
     with _naming(candidates):
         return PairScorer(scorer, rows)
 

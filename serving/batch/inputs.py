@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 from data_pipelines.disk.storage import fingerprint, new_directory, open_directory
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig, Format, ParquetFormat
-from data_pipelines.logs.sources import find_files, format_of, reading, scan_files, text_columns
+from data_pipelines.logs.sources import Find, find_files, format_of, reading, scan_files, text_columns
 
 PART_ROWS = 1 << 17
 _LARGEST_ROW_GROUP = 1 << 20
@@ -49,13 +49,18 @@ class Input:
     format: Format
 
     @classmethod
-    def find(cls, location: str, config: DataConfig) -> "Input":
+    def find(cls, location: str, config: DataConfig, find: Find = find_files) -> "Input":
         """The files at ``location``, of the format that their suffix tells; text is cut as the training log was.
+
+        Args:
+            find: Gives the files of a path, or refuses it.
 
         Raises:
             UserError: Nothing is there, or of no known format.
         """
-        files = _remote(location) if "://" in location else find_files(location)
+        files = find(location)
+        if "://" in location:
+            files = _remote(location)
         trained = config.format
         try:
             format = format_of(location, files)
@@ -66,6 +71,10 @@ class Input:
         if trained is not None and trained.kind == format.kind:
             format = trained
         return cls(location, tuple(files), format)
+
+    def scan(self, config: DataConfig) -> pl.LazyFrame:
+        """All rows, columns of text files read as training reads them."""
+        return scan_files(self.location, self.format, text=text_columns(config), files=self.files)
 
     def fingerprint(self) -> str:
         """Changes when a file is added, removed, or written anew."""
@@ -100,8 +109,7 @@ class Input:
             open_directory(stage, "stage")
         except UserError:
             with new_directory(stage, "stage", replace=True) as folder, reading(self.location):
-                frame = scan_files(self.location, self.format, text=text_columns(config))
-                frame.sink_parquet(folder / rows.name, row_group_size=PART_ROWS, compression="lz4")
+                self.scan(config).sink_parquet(folder / rows.name, row_group_size=PART_ROWS, compression="lz4")
         return rows
 
 

@@ -60,7 +60,7 @@ class Scorer:
         """
         wanted = raw_columns(self._encoder)
         if not wanted <= set(rows.collect_schema().names()) and self._config.joins:
-            rows = join_sides(self._config, rows)
+            rows = join_sides(self._config, rows, self.artifact.find)
         wanted |= {ROW, *self._schema.feature_names}
         return rows.select(name for name in rows.collect_schema().names() if name in wanted)
 

@@ -1,69 +1,186 @@
-"""Which paths a client may name: those that lie below the configured folders once symlinks and ``..`` are resolved."""
+"""Which places a service reads and writes: below the configured folders, once symlinks and ``..`` are resolved."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from data_pipelines.errors import UserError
+from data_pipelines.locations import expand
+from data_pipelines.logs.sources import of_folder
+from data_pipelines.redaction import redact
+from serving.artifact.artifact import Artifact
+from serving.http.walking import Walk
 
 _GLOB = frozenset("*?[")
 
 
 class Roots:
-    """The folders that jobs may read from and write to.
+    """The folders that jobs may read from and write to, and that artifacts may read side tables from.
 
     Args:
         folders: At least one. Relative paths of clients start at the first.
+        addresses: Addresses below which artifacts may read side tables too; none by default.
 
     Raises:
-        UserError: A folder is not there.
+        UserError: A folder is not there, or an address cannot be used.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], addresses: Sequence[str] = ()) -> None:
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(
                     f"--data-root {folder} is not a folder of this machine, and jobs of a service read and write "
                     "nothing else: make it, mount it, or name another."
                 )
+        for address in addresses:
+            if _address_parts(address) is None or redact(address) != address:
+                raise UserError(
+                    f"--allow-address {address} cannot be used: give one such as s3://bucket/tables, without `..` and "
+                    "without credentials, which come from the environment."
+                )
         self.folders = tuple(folder.resolve() for folder in folders)
+        self.addresses = tuple(addresses)
 
     def source(self, path: str) -> str:
-        """An input, file, folder or glob, as an absolute path.
+        """An input, file, folder or glob, as an absolute path; :meth:`find` says what is there.
 
         Raises:
-            UserError: It is not below a root.
+            UserError: It is not below a root, or has ``..`` after a wildcard.
         """
-        parts = Path(path).parts
-        fixed = next((i for i, part in enumerate(parts) if _GLOB & set(part)), len(parts))
-        return str(self._below(Path(*parts[:fixed]), path).joinpath(*parts[fixed:]))
+        fixed, pattern = _split(path)
+        if ".." in pattern:
+            raise UserError(f"{path!r} has `..` after a wildcard: name a folder below a data root without it.")
+        return str(self._below(fixed, path).joinpath(*pattern))
 
     def output(self, path: str) -> Path:
         """An output as an absolute path.
 
         Raises:
-            UserError: It is not below a root, or is a root.
+            UserError: It is not below a root, is a root, or has wildcards, which readers of it would expand.
         """
+        if _GLOB & set(path):
+            raise UserError(f"output {path!r} has a wildcard (*, ? or [): name a folder below a data root without it.")
         found = self._below(Path(path), path)
         if found in self.folders:
             raise UserError(f"output {path!r} is a data root itself: name a folder inside it.")
         return found
 
-    def check(self, files: Sequence[str]) -> None:
-        """Refuse files that a glob or folder reached through a symlink that leads out.
+    def find(self, location: str) -> list[str]:
+        """The files of a path, folder or glob below the roots, sorted; an allowed address as it is.
+
+        Links to folders are followed only before the first wildcard, and a walk is bounded. What is outside and what is
+        not there are refused by the same sentence, so that nobody learns which files exist outside.
 
         Raises:
-            UserError: One is not below a root.
+            UserError: Nothing is there, a file of it is not below a root, or there is too much to look through.
         """
-        for file in files:
-            self._below(Path(file), file)
+        if "://" in location:
+            if not self._allows(location):
+                raise _refused(location)
+            return [location]
+        path = Path(self.source(str(Path(location).absolute())))
+        folder, pattern = _split(str(path))
+        try:
+            if path.is_file():
+                found = [str(path)]  # its name may hold the characters of wildcards
+            elif pattern:
+                found = sorted(set(Walk().glob(folder, pattern)))
+            else:
+                found = list(Walk().below(path))
+        except OSError:
+            raise _refused(location) from None
+        found = [file for file in found if not self._is_folder(file)]
+        if not all(map(self._is_file, found)):
+            raise _refused(location)
+        if (path / "_delta_log").is_dir() and not all(map(self._is_file, _delta_files(path))):
+            raise _refused(location)
+        found = of_folder(found) if path.is_dir() else found
+        if not found:
+            raise _refused(location)
+        return found
+
+    def admit(self, artifact: Artifact) -> Artifact:
+        """``artifact`` as a service uses it: whatever it reads when it scores is looked for by :meth:`find`.
+
+        Raises:
+            UserError: A side table of it is not there, not below a root, or at an address that is not allowed.
+        """
+        for table in artifact.side_tables:
+            try:
+                self.find(expand(table))
+            except UserError:
+                raise UserError(
+                    f"{artifact.path} reads the side table {table}, which is not there, or not below a data root: a "
+                    "service reads side tables below its --data-root folders, and at addresses that --allow-address "
+                    "names."
+                ) from None
+        return dataclasses.replace(artifact, find=self.find)
+
+    def _allows(self, address: str) -> bool:
+        parts = _address_parts(address)
+        prefixes = [_address_parts(allowed) for allowed in self.addresses]
+        return parts is not None and any(parts[: len(prefix)] == prefix for prefix in prefixes if prefix is not None)
+
+    def _is_file(self, file: str) -> bool:
+        """Whether a file is there, and lies below a root."""
+        found = self._resolved(file)
+        return found is not None and found.is_file()
+
+    def _is_folder(self, link: str) -> bool:
+        """Whether a link leads to a folder below a root: its files are found where they are."""
+        found = self._resolved(link)
+        return found is not None and found.is_dir()
+
+    def _resolved(self, file: str) -> Path | None:
+        try:
+            found = Path(file).resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):
+            return None
+        return found if any(found.is_relative_to(folder) for folder in self.folders) else None
 
     def _below(self, path: Path, named: str) -> Path:
         if "://" in named or "\0" in named:
-            raise UserError(f"{named!r} is not a path below a data root.")
+            raise _refused(named)
         try:
             resolved = (self.folders[0] / path).resolve()
         except (OSError, RuntimeError, ValueError):
-            raise UserError(f"{named!r} is not a path below a data root.") from None
+            raise _refused(named) from None
         if not any(resolved.is_relative_to(folder) for folder in self.folders):
-            raise UserError(f"{named!r} is not below a data root.")
+            raise _refused(named)
         return resolved
+
+
+def _refused(named: str) -> UserError:
+    return UserError(f"{named!r} is not there, or not below a data root.")
+
+
+def _split(path: str) -> tuple[Path, tuple[str, ...]]:
+    """The part of a path before its first wildcard, and the parts from there on."""
+    parts = Path(path).parts
+    fixed = next((at for at, part in enumerate(parts) if _GLOB & set(part)), len(parts))
+    return Path(*parts[:fixed]), parts[fixed:]
+
+
+def _address_parts(address: str) -> tuple[str, ...] | None:
+    """Scheme, host and folders of an address, to be compared part by part; ``None`` if it is not a plain one."""
+    try:
+        found = urlsplit(address)
+    except ValueError:
+        return None
+    folders = [part for part in unquote(found.path).split("/") if part]
+    if not found.scheme or not found.netloc or ".." in folders or "\\" in address or found.scheme == "file":
+        return None
+    return (found.scheme, found.netloc, *folders)
+
+
+def _delta_files(table: Path) -> list[str]:
+    """The files that a Delta table's log names, which may lie elsewhere."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        uris = DeltaTable(str(table)).file_uris()
+    except (DeltaError, ValueError) as error:
+        raise UserError(f"{table} cannot be read as a Delta table: {' '.join(str(error).split())}") from None
+    return [unquote(uri.removeprefix("file://")) for uri in uris]

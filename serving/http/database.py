@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,16 @@ def _engine(url: str) -> Engine:
             f"the jobs database URL is not usable ({error}): give sqlite:///PATH or postgresql://..."
         ) from None
     if engine.dialect.name == "sqlite":
+        _make_private(parsed.database)
         _serialise(engine)
     return engine
+
+
+def _make_private(file: str | None) -> None:
+    """Make a new database file readable by its owner only; SQLite gives the files beside it the same mode."""
+    if file and file != ":memory:" and not file.startswith("file:"):
+        with suppress(OSError):  # which connecting tells better
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _serialise(engine: Engine) -> None:

@@ -11,6 +11,7 @@ import polars as pl
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
 from serving.batch.scorer import Scorer
+from serving.http.allowed_paths import Roots
 from serving.http.jobs import ConflictError, JobStore
 
 _LOOK_S = 1.0
@@ -35,10 +36,13 @@ class LiveArtifacts:
 
     A request waits for the artifact that it names, and for the first live one. When another becomes live, requests are
     answered by the one before until that is loaded.
+
+    Args:
+        roots: Where an artifact may read side tables.
     """
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, store: JobStore, roots: Roots) -> None:
+        self._store, self._roots = store, roots
         self._lock = threading.Lock()
         self._loaders = ThreadPoolExecutor(1, thread_name_prefix="artifact")
         self._loaded: dict[tuple[str, str], Future[Live]] = {}
@@ -52,7 +56,7 @@ class LiveArtifacts:
 
         Raises:
             ConflictError: There is no such artifact, or no live one.
-            UserError: It is damaged, or another artifact lies at its path than was registered.
+            UserError: It is damaged, reads what it may not, or another artifact lies at its path than was registered.
         """
         with self._lock:
             self._look(name)
@@ -64,7 +68,7 @@ class LiveArtifacts:
             path, fingerprint = self._known[wanted]
             found = self._loaded.pop((wanted, fingerprint), None)
             if found is None or _failed(found):
-                found = self._loaders.submit(_load, wanted, Path(path), fingerprint)
+                found = self._loaders.submit(_load, wanted, Path(path), fingerprint, self._roots)
             self._loaded[wanted, fingerprint] = found
             while len(self._loaded) > _KEPT:
                 del self._loaded[next(iter(self._loaded))]
@@ -105,8 +109,8 @@ def _failed(loading: Future[Live]) -> bool:
     return loading.done() and loading.exception() is not None
 
 
-def _load(name: str, path: Path, fingerprint: str) -> Live:
-    artifact = Artifact.open(path, verify="full")
+def _load(name: str, path: Path, fingerprint: str, roots: Roots) -> Live:
+    artifact = roots.admit(Artifact.open(path, verify="full"))
     artifact.check_fingerprint(fingerprint, "registered", "register it again")
     artifact.encoder.warm()
     drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None

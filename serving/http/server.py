@@ -20,7 +20,7 @@ from serving.artifact.artifact import Artifact
 from serving.http.allowed_paths import Roots
 from serving.http.jobs import JobStore
 from serving.http.service import create_app
-from serving.http.worker import stopped_by_signal
+from serving.http.worker import log_to_stderr, stopped_by_signal
 
 _log = logging.getLogger(__name__)
 STOP_S = 30
@@ -35,6 +35,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     workers: int = 1,
+    addresses: Sequence[str] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -42,16 +43,16 @@ def serve(
         artifacts: Paths by name. The first becomes live unless the database has a live one already.
         jobs_db: URL of the jobs' database.
         workers: Processes that work jobs off; 0 where other machines do.
+        addresses: Addresses below which artifacts may read side tables.
 
     Raises:
         UserError: An artifact, a root or the database cannot be used, or ``host`` is off loopback and no token exists.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
-    roots, store = Roots(data_roots), JobStore(jobs_db)
+    log_to_stderr()
+    roots, store = Roots(data_roots, addresses), JobStore(jobs_db)
     for name, path in artifacts.items():
-        store.register(name, str(path.resolve()), Artifact.open(path, verify="full").fingerprint)
+        store.register(name, str(path.resolve()), roots.admit(Artifact.open(path, verify="full")).fingerprint)
     exposed = not _is_loopback(host)
     if exposed and not store.has_tokens():
         raise UserError(
@@ -60,7 +61,9 @@ def serve(
     torch.set_num_threads(1)  # requests run beside each other
     app = create_app(store, roots, tokens_required=exposed)
     server = uvicorn.Server(
-        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=STOP_S // 2)
+        uvicorn.Config(
+            app, host=host, port=port, log_level="warning", log_config=None, timeout_graceful_shutdown=STOP_S // 2
+        )
     )
     # When uvicorn has stopped on a signal it raises that signal again, at whoever listened before it.
     with stopped_by_signal(), _workers(workers, jobs_db, roots):
@@ -83,7 +86,15 @@ def _is_loopback(host: str) -> bool:
 @contextmanager
 def _workers(count: int, jobs_db: str, roots: Roots) -> Iterator[None]:
     """Keep ``count`` worker processes running; at the end let them park their jobs."""
-    command = [sys.executable, "-P", "-m", "serving.http.worker", "--supervised", *map(str, roots.folders)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "serving.http.worker",
+        "--supervised",
+        *map(str, roots.folders),
+        *roots.addresses,
+    ]
     environment = os.environ | {"RECSYS_JOBS_DB": jobs_db}
 
     def start() -> subprocess.Popen[bytes]:

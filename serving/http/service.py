@@ -100,7 +100,7 @@ def create_app(
         tokens_required: Ask for a token even when none was made. As soon as one was made they are asked for anyway.
     """
     limits = limits or Limits()
-    artifacts = LiveArtifacts(store)
+    artifacts = LiveArtifacts(store, roots)
     telemetry = Telemetry(store, artifacts)
     app = FastAPI(title="recsys", description="Scores of a recommender: as jobs over files, and in small batches.")
     app.add_middleware(Timing, telemetry=telemetry)
@@ -206,7 +206,7 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
     def register(name: Name, body: ArtifactAt) -> ArtifactInfo:
         """Make an artifact below the data roots known. Jobs submitted before keep the one they were submitted with."""
         path = roots.output(body.path)
-        artifact = Artifact.open(path, verify="full")
+        artifact = roots.admit(Artifact.open(path, verify="full"))
         store.register(name, str(path), artifact.fingerprint)
         artifacts.forget()
         return ArtifactInfo(name=name, live=store.live() == name, path=str(path), fingerprint=artifact.fingerprint)

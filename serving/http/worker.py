@@ -16,10 +16,10 @@ from uuid import uuid4
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipelines.errors import UnavailableError, UserError
+from data_pipelines.redaction import conceal
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
 from serving.batch.batch_job import JobOptions, ParkedError, run_job
-from serving.batch.inputs import Input
 from serving.batch.journal import BusyError
 from serving.http.allowed_paths import Roots
 from serving.http.jobs import Claim, JobStore
@@ -66,8 +66,6 @@ class Worker:
                 output = self._roots.output(claim.output)
                 options = JobOptions.model_validate(claim.options)
                 artifact = self._artifact(claim)
-                for location in (source, *([options.candidates] if options.candidates else [])):
-                    self._roots.check(Input.find(self._roots.source(location), artifact.encoder.config).files)
                 drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
                 result = run_job(
                     artifact,
@@ -106,7 +104,7 @@ class Worker:
         """The artifact of a job, checked in full when it is opened, and opened again when a file of it has changed."""
         path, opened = Path(claim.artifact_path), self._opened
         if opened is None or opened.path != path or not opened.is_current():
-            opened = self._opened = Artifact.open(path, verify="full")
+            opened = self._opened = self._roots.admit(Artifact.open(path, verify="full"))
         if claim.artifact_fingerprint is not None:
             opened.check_fingerprint(claim.artifact_fingerprint, "submitted with this job", "submit the job again")
         return opened
@@ -165,6 +163,19 @@ def stopped_by_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+class _Concealing(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return conceal(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Log from here on to standard error, without the credentials that an error or a traceback may name."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Concealing("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
 def _stop_with_parent(stop: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
@@ -174,18 +185,21 @@ def _stop_with_parent(stop: threading.Event) -> None:
 def main(arguments: list[str]) -> None:
     """``python -m serving.http.worker [--supervised] DATA_ROOT...``, the database's URL in ``RECSYS_JOBS_DB``.
 
+    Arguments with ``://`` are the addresses that ``--allow-address`` names.
+
     (A URL may hold a password, and every user of a machine can read the arguments of its processes.) A supervised
     worker stops when its standard input ends: when the process that started it is gone.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
+    log_to_stderr()
     with stopped_by_signal() as stop:
         store = JobStore(os.environ["RECSYS_JOBS_DB"])
         if "--supervised" in arguments:
             arguments.remove("--supervised")
             threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-        Worker(store, Roots([Path(folder) for folder in arguments])).run(stop)
+        addresses = [place for place in arguments if "://" in place]
+        folders = [Path(place) for place in arguments if "://" not in place]
+        Worker(store, Roots(folders, addresses)).run(stop)
 
 
 if __name__ == "__main__":

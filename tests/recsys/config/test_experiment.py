@@ -80,14 +80,25 @@ def test_overrides_are_yaml_and_the_resolved_config_reads_back_the_same(path: Pa
     assert load_config(resolved) == config
 
 
-def test_the_environment_is_expanded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_stay_by_name_and_stand_for_places_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGS", "/logs")
     content = CONTENT | {"data": CONTENT["data"] | {"log": "${LOGS}/a.parquet"}}
     path.write_text(yaml.safe_dump(content))
-    assert load_config(path).data.log == "/logs/a.parquet"
-    monkeypatch.delenv("LOGS")
-    with pytest.raises(UserError, match="LOGS, which is not set"):
-        load_config(path)
+    assert load_config(path).data.log == "${LOGS}/a.parquet"
+    assert "${LOGS}/a.parquet" in to_yaml(load_config(path))
+    for override in ("name=${LOGS}", "train.batch_size=${LOGS}", "model.tower={kind: moe, experts: '${LOGS}'}"):
+        with pytest.raises(UserError, match=r"holds \$\{LOGS\}, and environment variables are read in data\.log, "):
+            load_config(path, [override])
+
+
+def test_a_credential_in_what_is_read_again_is_refused_and_elsewhere_not_saved(path: Path) -> None:
+    for override in ("data.joins=[{table: 'https://me:hush@h/items.csv', on: user}]", "train.start='s3://me:hush@b/r'"):
+        with pytest.raises(UserError, match=r"holds a credential.*write \$\{NAME\}") as refused:
+            load_config(path, [override])
+        assert "hush" not in str(refused.value)
+    config = load_config(path, ["train.mlflow='http://me:hush@host:5000'", "data.log='https://h/a.csv?sig=hush'"])
+    assert config.train.mlflow == "http://me:hush@host:5000"
+    assert "hush" not in to_yaml(config)
 
 
 def test_on_is_a_key_and_not_a_truth_value(path: Path) -> None:

@@ -219,7 +219,7 @@ def test_switching_the_live_artifact(client, store, root, exported, trained, row
 
 
 def test_a_switch_makes_no_request_wait(store, exported, monkeypatch):
-    artifacts = LiveArtifacts(store)
+    artifacts = LiveArtifacts(store, Roots([exported.parent]))
     assert artifacts.get().name == "first"
     store.register("second", str(exported), Artifact.open(exported).fingerprint)
     store.make_live("second")
