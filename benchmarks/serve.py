@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -43,17 +44,18 @@ from serving.batch.scorer import Scorer
 CONNECTIONS, ROWS, WARM = 8, 100, 1000
 _VALUES, _DIM = 4_200_000, 64
 _HEADERS = {"content-type": "application/json"}
+Service = tuple[int, psutil.Process]
 
 
 @contextmanager
-def service(artifact: Path, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """A running service without workers: its port and its process."""
+def service(artifact: Path, folder: Path, errors: int | IO[bytes] = subprocess.DEVNULL) -> Iterator[Service]:
+    """A running service without workers: its port and its process. ``errors`` takes its standard error."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "recsys", "serve", "--artifact", f"bench={artifact}", "--data-root", str(folder)]
     command += ["--jobs-db", f"sqlite:///{folder}/jobs.db", "--port", str(port), "--workers", "0"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stderr=errors) as process:
         try:
             while not _ready(port):
                 assert process.poll() is None, "the service ended"

@@ -145,13 +145,26 @@ def serve_verb(
     host: Annotated[str, typer.Option(help="Address to listen on; off loopback, tokens are required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     workers: Annotated[int, typer.Option(min=0, help="Processes that work jobs off.")] = 1,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME", help="Name that clients call it by, beside localhost and --host."),
+    ] = None,
 ) -> None:
     """Serve scores over HTTP, work jobs off, and show it all on a page."""
     with _extra():
         from serving.http.server import serve
 
     named = dict(_named(artifact) for artifact in artifacts)
-    serve(named, data_roots, jobs_db, host=host, port=port, workers=workers, addresses=allowed or ())
+    serve(
+        named,
+        data_roots,
+        jobs_db,
+        host=host,
+        port=port,
+        workers=workers,
+        addresses=allowed or (),
+        allowed_hosts=allowed_hosts or (),
+    )
 
 
 @contextmanager

@@ -166,14 +166,18 @@ def _make_private(file: str | None) -> None:
 
 
 def _serialise(engine: Engine) -> None:
-    """SQLite has no row locks: every transaction takes the write lock when it begins, and waits for it."""
+    """SQLite has no row locks: a transaction that writes takes the write lock when it begins, and waits for it.
+
+    One that only reads (execution option ``reading``) takes no lock: it sees the last commit while others write.
+    """
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute("PRAGMA journal_mode=WAL")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reading = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -95,6 +95,10 @@ class JobStore:
         with self._usable(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session, float(session.scalar(seconds_now(self.engine)) or 0.0)
 
+    def _reading(self) -> Session:
+        """A transaction that changes nothing and waits for no lock."""
+        return Session(self.engine.execution_options(reading=True), expire_on_commit=False)
+
     # ------------------------------------------------------------------------------------------------- clients' side
 
     def submit(
@@ -133,7 +137,7 @@ class JobStore:
                 return Job.model_validate(row), True
         except IntegrityError:
             pass
-        with self._session() as (session, _):
+        with self._reading() as session:
             earlier = session.scalar(select(JobRow).where(JobRow.idempotency_key == (idempotency_key or "")))
         if earlier is None:
             raise ConflictError(f"an unfinished job already writes to {output}: name another output.")
@@ -142,7 +146,7 @@ class JobStore:
         return Job.model_validate(earlier), False
 
     def get(self, job: str) -> Job | None:
-        with self._session() as (session, _):
+        with self._reading() as session:
             row = session.get(JobRow, job)
             return None if row is None else Job.model_validate(row)
 
@@ -153,12 +157,12 @@ class JobStore:
             query = query.where(JobRow.state == state)
         if before is not None:
             query = query.where(JobRow.created_at < before)
-        with self._session() as (session, _):
+        with self._reading() as session:
             return [Job.model_validate(row) for row in session.scalars(query)]
 
     def counts(self) -> dict[str, int]:
         """Jobs by state."""
-        with self._session() as (session, _):
+        with self._reading() as session:
             found = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
             return dict.fromkeys(get_args(State), 0) | dict(found.all())
 
@@ -297,12 +301,12 @@ class JobStore:
 
     def artifacts(self) -> dict[str, tuple[str, str]]:
         """Path and fingerprint by name."""
-        with self._session() as (session, _):
+        with self._reading() as session:
             return {row.name: (row.path, row.fingerprint) for row in session.scalars(select(ArtifactRow))}
 
     def live(self) -> str | None:
         """Name of the artifact that requests without a name are scored with."""
-        with self._session() as (session, _):
+        with self._reading() as session:
             row = session.get(SettingRow, "live")
             return None if row is None else row.value
 
@@ -332,12 +336,12 @@ class JobStore:
         return token
 
     def has_tokens(self) -> bool:
-        with self._session() as (session, _):
+        with self._reading() as session:
             return session.scalar(select(TokenRow.name).limit(1)) is not None
 
     def token_name(self, token: str) -> str | None:
         """Whose token it is; ``None`` for one that is not known."""
-        with self._session() as (session, _):
+        with self._reading() as session:
             return session.scalar(select(TokenRow.name).where(TokenRow.digest == _digest(token)))
 
 

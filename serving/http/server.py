@@ -1,7 +1,6 @@
 """Runs the service: the HTTP server in this process, workers in processes of their own."""
 
 import faulthandler
-import ipaddress
 import logging
 import os
 import signal
@@ -18,11 +17,14 @@ import uvicorn
 from data_pipelines.errors import UserError
 from serving.artifact.artifact import Artifact
 from serving.http.allowed_paths import Roots
+from serving.http.auth import is_loopback
+from serving.http.connections import BoundedConnection
 from serving.http.jobs import JobStore
 from serving.http.service import create_app
 from serving.http.worker import log_to_stderr, stopped_by_signal
 
 _log = logging.getLogger(__name__)
+_WILDCARDS = frozenset({"0.0.0.0", "::", ""})
 STOP_S = 30
 """Seconds after SIGTERM in which requests end and workers park their jobs; then they are killed."""
 
@@ -36,6 +38,7 @@ def serve(
     port: int = 8080,
     workers: int = 1,
     addresses: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -44,6 +47,8 @@ def serve(
         jobs_db: URL of the jobs' database.
         workers: Processes that work jobs off; 0 where other machines do.
         addresses: Addresses below which artifacts may read side tables.
+        allowed_hosts: Names by which clients may call the service, beside loopback's and ``host``. Where ``host`` is a
+            wildcard address and none is given, any name is accepted: tokens are required there.
 
     Raises:
         UserError: An artifact, a root or the database cannot be used, or ``host`` is off loopback and no token exists.
@@ -53,16 +58,26 @@ def serve(
     roots, store = Roots(data_roots, addresses), JobStore(jobs_db)
     for name, path in artifacts.items():
         store.register(name, str(path.resolve()), roots.admit(Artifact.open(path, verify="full")).fingerprint)
-    exposed = not _is_loopback(host)
+    exposed = not is_loopback(host)
     if exposed and not store.has_tokens():
         raise UserError(
             f"--host {host} is open to others and no token exists: make one with `recsys token NAME` first."
         )
     torch.set_num_threads(1)  # requests run beside each other
-    app = create_app(store, roots, tokens_required=exposed)
+    names = None if host in _WILDCARDS and not allowed_hosts else (host, *allowed_hosts)
+    app = create_app(store, roots, tokens_required=exposed, hosts=names)
     server = uvicorn.Server(
         uvicorn.Config(
-            app, host=host, port=port, log_level="warning", log_config=None, timeout_graceful_shutdown=STOP_S // 2
+            app,
+            host=host,
+            port=port,
+            http=BoundedConnection,
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            log_level="warning",
+            log_config=None,
+            timeout_graceful_shutdown=STOP_S // 2,
         )
     )
     # When uvicorn has stopped on a signal it raises that signal again, at whoever listened before it.
@@ -74,13 +89,6 @@ def serve(
 def _ending(code: int) -> str:
     """How a process ended: the name of the signal that killed it, or its exit code."""
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @contextmanager

@@ -3,48 +3,29 @@
 import asyncio
 import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import polars as pl
 import pyarrow as pa
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 
 from serving.artifact.artifact import Artifact
 from serving.batch.batch_job import JobOptions
 from serving.http.allowed_paths import Roots
-from serving.http.auth import BodyLimit, Tokens, answer_errors, bearer
+from serving.http.auth import Guard, answer_errors, bearer
+from serving.http.docs_pages import pages
 from serving.http.jobs import Job, JobStore, State
 from serving.http.live import Live, LiveArtifacts
+from serving.http.request_rows import Limits, Name, ScoreRows, read_arrow, read_json
 from serving.http.telemetry import Telemetry, Timing
 
 ARROW = "application/vnd.apache.arrow.stream"
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-_PAGE = Path(__file__).with_name("dashboard")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one client may ask for.
-
-    Attributes:
-        body_bytes: Of any request.
-        rows: Of one ``/v1/score`` request; more is a job.
-        seconds: Of one ``/v1/score`` request.
-    """
-
-    body_bytes: int = 16 << 20
-    rows: int = 10_000
-    seconds: float = 30.0
 
 
 class _Body(BaseModel):
@@ -66,14 +47,6 @@ class ArtifactAt(_Body):
     path: str = Field(min_length=1, max_length=4096)
 
 
-class ScoreRows(_Body):
-    """Raw rows as objects."""
-
-    rows: list[dict[str, Any]]
-    artifact: Name | None = Field(None, description="Name; the live one if absent.")
-    logits: bool = False
-
-
 class Scores(BaseModel):
     """One object a row, in the order of the request: key columns, then a number a task."""
 
@@ -92,38 +65,50 @@ class ArtifactInfo(BaseModel):
 
 
 def create_app(
-    store: JobStore, roots: Roots, *, limits: Limits | None = None, tokens_required: bool = False
+    store: JobStore,
+    roots: Roots,
+    *,
+    limits: Limits | None = None,
+    tokens_required: bool = False,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """The service over a jobs' database. Jobs are worked off by workers elsewhere (:mod:`serving.http.worker`).
 
     Args:
         tokens_required: Ask for a token even when none was made. As soon as one was made they are asked for anyway.
+        hosts: Names that a request's ``Host`` may give beside those of loopback; ``None`` accepts any.
     """
     limits = limits or Limits()
     artifacts = LiveArtifacts(store, roots)
     telemetry = Telemetry(store, artifacts)
-    app = FastAPI(title="recsys", description="Scores of a recommender: as jobs over files, and in small batches.")
+    app = FastAPI(
+        title="recsys",
+        description="Scores of a recommender: as jobs over files, and in small batches.",
+        docs_url=None,  # Swagger's page loads its script from another host: serving.http.docs_pages has one of our own.
+        redoc_url=None,
+        redirect_slashes=False,  # A redirect names the host that the request named.
+    )
+    app.add_middleware(Guard, store=store, limits=limits, hosts=hosts, tokens_required=tokens_required)
     app.add_middleware(Timing, telemetry=telemetry)
-    app.add_middleware(BodyLimit, largest=limits.body_bytes)
     answer_errors(app)
-    guarded = [Depends(Tokens(store, required=tokens_required)), Security(bearer)]
-    app.include_router(_jobs(store, roots, artifacts), dependencies=guarded)
-    app.include_router(_artifacts(store, roots, artifacts), dependencies=guarded)
-    app.include_router(_scoring(artifacts, telemetry, limits), dependencies=guarded)
-    app.include_router(_health(store, artifacts, telemetry, guarded))
-    app.mount("/static", StaticFiles(directory=_PAGE), name="static")
-
-    @app.get("/", include_in_schema=False)
-    def page() -> FileResponse:
-        return FileResponse(_PAGE / "index.html")
-
+    described = [Security(bearer)]
+    app.include_router(_jobs(store, roots, artifacts), dependencies=described)
+    app.include_router(_artifacts(store, roots, artifacts), dependencies=described)
+    app.include_router(_scoring(artifacts, telemetry, limits), dependencies=described)
+    app.include_router(_health(artifacts, telemetry, described))
+    app.include_router(pages())
     return app
 
 
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     known = {401: "No valid token", 404: "No such thing", 409: "Contradicts what is there", 413: "Too large"}
-    known |= {422: "Cannot be used as it is", 504: "Took too long", 400: "Cannot be read"}
-    known |= {503: "A disk, database or artifact cannot be used now"}
+    known |= {
+        422: "Cannot be used as it is",
+        503: "Not ready, or a disk, database or artifact cannot be used now",
+        504: "Took too long",
+        400: "Cannot be read",
+    }
+    known |= {408: "Arrived too slowly", 415: "Compressed"}
     problem = {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}
     return {code: {"description": known[code], "content": problem} for code in {*codes, 503}}
 
@@ -152,7 +137,9 @@ def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
     def jobs(
         state: State | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        before: Annotated[float | None, Query(description="Created before this time, seconds since 1970.")] = None,
+        before: Annotated[
+            float | None, Query(description="Created before this time, seconds since 1970.", allow_inf_nan=False)
+        ] = None,
     ) -> list[Job]:
         """Jobs, the newest first."""
         return store.jobs(state=state, limit=limit, before=before)
@@ -236,11 +223,25 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
 
 def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> APIRouter:
     router = APIRouter(prefix="/v1/score", tags=["scoring"])
-    places = asyncio.Semaphore(os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="score")
     body = {
         "application/json": {"schema": ScoreRows.model_json_schema()},
         ARROW: {"schema": {"type": "string", "format": "binary"}},
     }
+
+    def answer(content: bytes, arrow: bool, artifact: str | None, logits: bool) -> Response:
+        if arrow:
+            rows = read_arrow(content, limits)
+        else:
+            asked, rows = read_json(content, limits)
+            artifact, logits = asked.artifact or artifact, asked.logits or logits
+        live = artifacts.get(artifact)
+        try:
+            scores = live.score(rows, logits=logits)
+        except pl.exceptions.PanicException as error:  # no Exception: it would end as one that nobody answers
+            raise RuntimeError("Polars panicked") from error
+        telemetry.rows.labels(live.name).inc(len(scores))
+        return _arrow_answer(scores) if arrow else _json_answer(live, scores)
 
     @router.post(
         "",
@@ -248,7 +249,7 @@ def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> 
         openapi_extra={"requestBody": {"required": True, "content": body}},
         responses={
             200: {"content": {ARROW: {}}, "description": "Scores, in the form of the request."},
-            **_problems(400, 401, 409, 413, 422, 504),
+            **_problems(400, 401, 408, 409, 413, 415, 422, 503, 504),
         },
     )
     async def score(
@@ -259,52 +260,13 @@ def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> 
         """Score a small batch: a JSON object, or an Arrow IPC stream, which is answered by one."""
         content = await request.body()
         arrow = request.headers.get("content-type", "").split(";")[0].strip() == ARROW
-        if arrow:
-            rows = await run_in_threadpool(_read_arrow, content)
-        else:
-            asked = _read_json(content)
-            artifact, logits = asked.artifact or artifact, asked.logits or logits
-            rows = await run_in_threadpool(_frame, asked.rows)
-        if len(rows) > limits.rows:
-            raise HTTPException(413, f"{len(rows)} rows are more than {limits.rows}: submit a job instead")
-        async with places:
-            live = await run_in_threadpool(artifacts.get, artifact)
-            work = asyncio.to_thread(live.score, rows, logits=logits)
-            try:
-                scores = await asyncio.wait_for(work, limits.seconds)
-            except TimeoutError:
-                raise HTTPException(504, f"not done within {limits.seconds:g} seconds") from None
-        telemetry.rows.labels(live.name).inc(len(scores))
-        return _arrow_answer(scores) if arrow else _json_answer(live, scores)
+        work = asyncio.get_running_loop().run_in_executor(pool, answer, content, arrow, artifact, logits)
+        try:
+            return await asyncio.wait_for(work, limits.seconds)
+        except TimeoutError:
+            raise HTTPException(504, f"not done within {limits.seconds:g} seconds") from None
 
     return router
-
-
-def _read_json(content: bytes) -> ScoreRows:
-    try:
-        return ScoreRows.model_validate_json(content)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the body"
-        raise HTTPException(422, f"{where}: {fault['msg']}") from None
-
-
-def _frame(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    try:
-        return pl.DataFrame(rows, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
-        raise HTTPException(422, "rows: the values of a column are of several types") from None
-
-
-def _read_arrow(content: bytes) -> pl.DataFrame:
-    try:
-        table = pa.ipc.open_stream(io.BytesIO(content)).read_all()
-        table.validate(full=True)
-        frame = pl.from_arrow(table)
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, TypeError):
-        raise HTTPException(400, "the body is not an Arrow IPC stream of rows") from None
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 def _json_answer(live: Live, scores: pl.DataFrame) -> Response:
@@ -324,12 +286,12 @@ def _arrow_answer(scores: pl.DataFrame) -> Response:
     return Response(sink.getvalue(), media_type=ARROW)
 
 
-def _health(store: JobStore, artifacts: LiveArtifacts, telemetry: Telemetry, guarded: Sequence[Any]) -> APIRouter:
+def _health(artifacts: LiveArtifacts, telemetry: Telemetry, described: Sequence[Any]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")
-    def alive() -> dict[str, str]:
-        """The process answers."""
+    async def alive() -> dict[str, str]:
+        """The process answers. This waits for no thread and no database."""
         return {"status": "ok"}
 
     @router.get("/readyz", responses=_problems(503))
@@ -341,7 +303,7 @@ def _health(store: JobStore, artifacts: LiveArtifacts, telemetry: Telemetry, gua
             raise HTTPException(503, "not ready: no database, or no live artifact") from None
 
     @router.get(
-        "/metrics", dependencies=list(guarded), responses={200: {"content": {"text/plain": {}}}, **_problems(401)}
+        "/metrics", dependencies=list(described), responses={200: {"content": {"text/plain": {}}}, **_problems(401)}
     )
     def metrics() -> Response:
         """Prometheus metrics."""

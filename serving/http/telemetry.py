@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.http.jobs import JobStore
 from serving.http.live import LiveArtifacts
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -65,7 +66,10 @@ class _Snapshot(Collector):
 
 
 class Timing:
-    """Measures every request by its route (not its path: ids would make a label each)."""
+    """Measures every request by its route (not its path: ids would make a label each).
+
+    Labels come from fixed lists: a method or path that the service does not know is ``other``.
+    """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app, self._telemetry = app, telemetry
@@ -87,4 +91,5 @@ class Timing:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - began
-            self._telemetry.seconds.labels(scope["method"], route, str(status)).observe(seconds)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._telemetry.seconds.labels(method, route, str(status)).observe(seconds)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from data_pipelines.errors import UserError
-from recsys.config.experiment import load_config, to_yaml
+from recsys.config.experiment import load_config, read_yaml, to_yaml
 
 CONTENT: dict[str, Any] = {
     "data": {"log": "log.parquet", "tasks": {"click": {"column": "click"}}, "features": {"user": {"kind": "id"}}},
@@ -105,3 +105,32 @@ def test_on_is_a_key_and_not_a_truth_value(path: Path) -> None:
     path.write_text(path.read_text() + "name: on\n")
     config = load_config(path, ["data.joins=[{table: items.csv, on: user}]", "model.wide=true"])
     assert (config.name, config.data.joins[0].on, config.model.wide) == ("on", "user", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n" + "d: [" + "*c, " * 20_000 + "1]", "aliases"),
+        (
+            "a: &a {x: 1}\n"
+            + "".join(f"k{i}: &k{i} {{<<: [{', '.join([f'*k{i - 1}' if i else '*a'] * 9)}]}}\n" for i in range(9)),
+            "aliases",
+        ),
+        ("a: &a [*a]", "aliases"),
+        ("a: " + "[" * 5000, "nests too deeply"),
+        ("a: " + "9" * 5000, "cannot be read"),
+        ("a: 2001-99-99", "cannot be read"),
+        ("a: '" + "x" * (5 << 20) + "'", "is larger than"),
+    ],
+)
+def test_a_config_that_would_take_memory_without_end_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_yaml(path)
+
+
+def test_aliases_of_a_usual_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 1}\n")
+    assert read_yaml(path) == {"a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": {"x": [1, 2], "y": 1}}
