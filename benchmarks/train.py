@@ -28,7 +28,8 @@ from benchmarks.common import machine, peer_says, spread, table
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.dataset.loader import Loader
-from models.ranker import DenseTowerConfig, Ranker
+from models.layers.towers import DenseTowerConfig
+from models.ranker import Ranker
 from models.sharding.sharding import shard
 from models.tables.lookup import Embedded, SparseTables
 from recsys.config.experiment import ExperimentConfig

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Schema, SparseSpec
 from data_pipelines.errors import UserError
+from models.layers.part import Part
 from models.tables.layout import TablesConfig
 from models.tables.lookup import Embedded, pool_rows
 
@@ -114,7 +115,7 @@ class LocalConvolution(nn.Module):
         return pool_rows(mixed_LC.float(), offsets, "mean")
 
 
-class Histories(nn.Module):
+class Histories(Part):
     """Pools every history that the tables leave as a sequence, all its columns together.
 
     Raises:

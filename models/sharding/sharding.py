@@ -24,7 +24,8 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from data_pipelines.errors import UserError
-from models.moe.expert_parallel import spread_experts
+from models.moe.expert_parallel import shard_experts
+from models.moe.experts import mixtures
 from models.ranker import Ranker
 from models.tables.layout import TableConfig, TableLayout, TablesConfig
 from models.tables.lazy_adam import LazyAdam
@@ -189,7 +190,7 @@ def shard(
         nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
         plan = choose_plan(ranker, limits, ranks)
-    spread = _spread(ranker, device, world_size)
+    sharded = _shard_experts(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
         vocabularies = {layout.key: layout.vocabulary for layout in tables.layouts}
@@ -206,23 +207,23 @@ def shard(
             device=device,
             plan=plan,
             sharders=sharders(),
-            data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=spread),
+            data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=sharded),
         )
     initialise_tables(dmp, seed)
     return dmp
 
 
-def _spread(ranker: Ranker, device: torch.device, world_size: int) -> list[str]:
-    """Spread the experts over the ranks where the config says so; names of parameters that are not replicated."""
-    tower = ranker.config.tower
-    if tower.kind != "moe" or not tower.spread or world_size == 1:
+def _shard_experts(ranker: Ranker, device: torch.device, world_size: int) -> list[str]:
+    """Shard the experts over the ranks where the config says so; names of parameters that are not replicated."""
+    if not ranker.config.tower.spreads_experts() or world_size == 1:
         return []
-    if tower.experts % world_size:
+    counts = {len(mixture.router.active_E) for mixture in mixtures(ranker.tower).values()}
+    if uneven := [count for count in counts if count % world_size]:
         raise UserError(
-            f"model.tower.spread: {tower.experts} experts cannot be shared out over {world_size} ranks; make "
-            "model.tower.experts a multiple of the ranks, or set spread to false."
+            f"model.tower.expert_parallel: {uneven[0]} experts cannot be sharded evenly over {world_size} ranks; make "
+            "model.tower.experts a multiple of the ranks, or set expert_parallel to false."
         )
-    names = spread_experts(ranker.tower, init_device_mesh(device.type, (world_size,)))
+    names = shard_experts(ranker.tower, init_device_mesh(device.type, (world_size,)))
     return [f"tower.{name}" for name in names]
 
 

@@ -141,8 +141,10 @@ class _Training:
         self.task_weights_T = torch.tensor([task.weight for task in tasks], device=processes.device)
         torch.manual_seed(config.seed)
         self.levers = build_levers(config.sparsity)
-        if self.levers and config.model.tower.kind == "moe" and config.model.tower.spread:
-            raise UserError("model.tower.spread leaves no rank with whole experts, which levers need: set it to false.")
+        if self.levers and config.model.tower.spreads_experts():
+            raise UserError(
+                "model.tower.expert_parallel leaves no rank with whole experts, which levers need: set it to false."
+            )
         ranker = Ranker(
             config.model,
             self.loader.schema,
@@ -355,8 +357,8 @@ class _Training:
     def _expert_shares(self) -> dict[str, float]:
         """Share of the rows that each expert was given since the last evaluation, over all ranks."""
         shares: dict[str, float] = {}
-        for name, load_E in self.state.ranker.expert_load(reset=True).items():
-            share_E = self.processes.mean(load_E.double().cpu())
+        for name, tokens_E in self.state.ranker.tokens_per_expert(reset=True).items():
+            share_E = self.processes.mean(tokens_E.double().cpu())
             total = float(share_E.sum())
             shares |= {f"experts/{name}/{index}": float(rows) / total for index, rows in enumerate(share_E) if total}
         return shares

@@ -33,7 +33,6 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from models.codecs.compact import Precision, compress, decompress
 from models.codecs.quantization import Bits
-from models.int8 import HEAD
 from models.ranker import Ranker, RankerConfig
 from models.tables.layout import table_layouts
 from models.weights import Weights, load_dense
@@ -109,16 +108,17 @@ def compressed_dense(weights: Weights) -> dict[str, Tensor]:
     """Dense part, factors of tables and grids as an artifact keeps them; :func:`split_dense` is the way back."""
     factors = {f"{_FACTOR}{name}": factor for name, factor in weights.factors.items()}
     grids = {f"{_GRID}{name}": grid for name, grid in weights.grids.items()}
-    scaled = {name: weights.dense[name] * step_D for name, step_D in _steps(weights.grids).items()}
+    scaled = {name: weights.dense[name] * step_D for name, step_D in _steps(weights.dense, weights.grids).items()}
     return compress(weights.dense | scaled | factors, weights.precision, weights.dense_step) | grids
 
 
-def _steps(grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _steps(dense: Mapping[str, Tensor], grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By parameter, what columns are multiplied by where they are kept: int8 layers round the products alone.
 
-    Not those of heads, which read more than a grid has columns.
+    Not those of heads, which read more columns than their grid has.
     """
-    return {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items() if name != HEAD}
+    steps = {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items()}
+    return {name: step_D for name, step_D in steps.items() if dense[name].shape[1] == len(step_D)}
 
 
 class Dense(NamedTuple):
@@ -136,7 +136,7 @@ def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
         {name.removeprefix(prefix): every.pop(name) for name in list(every) if name.startswith(prefix)}
         for prefix in (_FACTOR, _GRID)
     )
-    unscaled = {name: every[name] / step_D for name, step_D in _steps(grids).items()}
+    unscaled = {name: every[name] / step_D for name, step_D in _steps(every, grids).items()}
     return Dense(every | unscaled, factors, grids)
 
 

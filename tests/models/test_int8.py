@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ranker_examples import SCHEMA, random_batch, take_rows
 
 from data_pipelines.errors import UserError
-from models.int8 import Int8Linear, observe
+from models.int8 import observe
+from models.layers.int8 import Int8Linear
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.precision import Quantization, QuantizationConfig
 from models.tables.layout import table_layouts
@@ -23,7 +24,7 @@ MODELS = {
     "cross, mlp": {"tower": {"kind": "mlp", "hidden": [24, 12], "dropout": 0.1}},
     "cross of low rank, mlp": {"interaction": {"kind": "cross", "rank": 3}, "tower": {"kind": "mlp", "hidden": [16]}},
     "multiplicative, moe": {"interaction": {"kind": "multiplicative", "layers": 2}},
-    "none, k-winners": {"interaction": {"kind": "none"}, "tower": {"kind": "mlp", "hidden": [16, 8], "winners": 0.5}},
+    "none, k-winners": {"interaction": {"kind": "none"}, "tower": {"kind": "mlp", "hidden": [16, 8], "k_winners": 0.5}},
     "dot, mlp": {"interaction": {"kind": "dot"}, "tower": {"kind": "mlp", "hidden": [16]}},
 }
 
@@ -85,7 +86,7 @@ def test_what_is_beyond_the_grid_is_cut_off() -> None:
 
 _SUMS = """
 import torch
-from models.int8 import Int8Linear
+from models.layers.int8 import Int8Linear
 layer = Int8Linear(torch.ones(16, 64), None, torch.stack([torch.zeros(64), torch.ones(64)]))
 with torch.autocast("cpu", torch.bfloat16):
     print(layer(torch.full((4, 64), 251.0)).unique().tolist())
