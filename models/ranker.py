@@ -22,7 +22,8 @@ from models.layers.sequence import Histories
 from models.layers.towers import AnyTower, Tower
 from models.moe.router import routers
 from models.moe.tower import MixtureConfig
-from models.tables.layout import TablesConfig
+from models.tables.config import TablesConfig
+from models.tables.id_changes import IdChanges
 from models.tables.lookup import Embedded, SparseTables
 from models.tables.managed_ids import ManagedIds
 
@@ -93,12 +94,14 @@ class Ranker(nn.Module):
         self.wide_bias = nn.Parameter(torch.zeros(tasks)) if config.wide else None
         self.apply(_start_linear)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch | IdChanges) -> Tensor:
         """Logits (B, T), float32, in the order of the schema's tasks."""
+        ids = IdChanges.of(batch)
         if self.managed_ids is not None:
-            batch = self._exchange_ids(self.managed_ids, batch)
-        embedded: Embedded = self.tables(batch)
-        return self.rank(embedded.pooled | self.histories(embedded), batch.dense, embedded.wide)
+            for vocabulary, rows in self.managed_ids(ids).items():
+                cast(SparseTables, self.tables).restart_rows(vocabulary, rows, self.managed_ids.steps)
+        embedded: Embedded = self.tables(ids)
+        return self.rank(embedded.pooled | self.histories(embedded), ids.dense, embedded.wide)
 
     def rank(self, pooled: dict[str, Tensor], dense_BD: Tensor, wide: dict[str, Tensor]) -> Tensor:
         """Logits (B, T) of rows whose features are looked up and pooled: everything after the embedding lookup.
@@ -118,12 +121,6 @@ class Ranker(nn.Module):
         if self.wide_bias is not None:
             logits_BT = logits_BT + torch.cat(list(wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
         return cast(Tensor, logits_BT)
-
-    def _exchange_ids(self, managed: ManagedIds, batch: Batch) -> Batch:
-        batch, changed = managed(batch)
-        for vocabulary, rows in changed.items():
-            cast(SparseTables, self.tables).restart_rows(vocabulary, rows, managed.steps)
-        return batch
 
     def _context(self, pooled: dict[str, Tensor], dense_BD: Tensor) -> Tensor:
         widths = [feature.width for feature in self.schema.dense]

@@ -25,7 +25,7 @@ class Weights:
     Attributes:
         config: The ranker's shape. A lever that removes units changes it together with ``dense``.
         schema: The encoded features the ranker reads. A lever that removes a feature removes it here too.
-        tables: (R, d) float32 by table name (see ``models.tables.layout.table_layouts``); row i is id i.
+        tables: (R, d) float32 by table name (see ``models.tables.plan.LookupPlan``); row i is id i.
         dense: Everything else of the ranker's state, by parameter name (see ``Ranker.dense_state``).
         keep: (R,) bool by vocabulary (a table of the schema; its wide table shares it); ids of rows that are False mean
             OOV from now on. Absent where nothing is pruned. Export drops these rows from tables and vocabulary, so that

@@ -27,9 +27,10 @@ from data_pipelines.errors import UserError
 from models.moe.expert_parallel import shard_experts
 from models.moe.experts import mixtures
 from models.ranker import Ranker
-from models.tables.layout import TableConfig, TableLayout, TablesConfig
+from models.tables.config import TableConfig, TablesConfig
 from models.tables.lazy_adam import LazyAdam
 from models.tables.lookup import SparseTables
+from models.tables.plan import TableLayout
 from models.tables.rows import initialise_tables, table_names
 
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]

@@ -15,7 +15,8 @@ import torch
 
 from data_pipelines.batch import Schema, SparseSpec
 from models.ranker import feature_widths
-from models.tables.layout import Pooling, table_layouts
+from models.tables.config import Pooling
+from models.tables.plan import lookup_plan
 
 if TYPE_CHECKING:
     from models.weights import Weights
@@ -65,7 +66,7 @@ def _drop_columns(weights: "Weights", names: Collection[str]) -> None:
             "pooling": _known_poolings(config.pooling, sparse),
         }
     )
-    names_left = {layout.name for layout in table_layouts(weights.schema, weights.config)}
+    names_left = {layout.name for layout in lookup_plan(weights.schema, weights.config).tables}
     for by_table in (weights.tables, weights.factors, weights.bits):
         for name in set(by_table) - names_left:
             del by_table[name]
@@ -84,7 +85,7 @@ def _empty_unread_tables(weights: "Weights", names: Collection[str]) -> None:
         readers = {feature.name for feature in weights.schema.sparse if feature.table == table.name}
         if table.oov_buckets == 1 and readers <= set(names) and not readers & attended:
             weights.keep[table.name] = torch.arange(table.rows) < table.reserved
-            for layout in table_layouts(weights.schema, weights.config):
+            for layout in lookup_plan(weights.schema, weights.config).tables:
                 if layout.vocabulary == table.name:
                     weights.tables[layout.name] = torch.zeros(table.rows, 1)
                     weights.factors[layout.name] = torch.zeros(1, layout.dim)

@@ -25,7 +25,7 @@ from models.sparsity.lever import Count, Lever, Penalty, State, Strength, tensor
 from models.sparsity.row_pruning import prepare_masks, redirect
 from models.sparsity.tables import chosen_tables, column_sums, reserved_rows, row, shards, squared_distance_to_oov
 from models.sparsity.units import remove_dead_units
-from models.tables.layout import OOV_ID
+from models.tables.plan import OOV_ID
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.codecs.compact import stored_bytes
 from models.codecs.quantization import row_bytes
 from models.layers.part import Component, ComponentKind
-from models.tables.layout import table_layouts
+from models.tables.plan import lookup_plan
 from models.weights import Weights
 
 Kind = ComponentKind | Literal["table"]
@@ -72,7 +72,7 @@ def frame(parts: Sequence[Part]) -> pl.DataFrame:
 
 
 def _tables(before: Weights, after: Weights) -> Iterator[Part]:
-    for layout in table_layouts(before.schema, before.config):
+    for layout in lookup_plan(before.schema, before.config).tables:
         table = before.tables[layout.name]
         kept = after.tables.get(layout.name)
         alive, size, flops = 0, 0, 0

@@ -24,6 +24,7 @@ from models.layers.heads import task_losses
 from models.ranker import Ranker
 from models.sharding.sharding import shard
 from models.sparsity.config import build_levers
+from models.tables.id_changes import IdChanges
 from models.tables.lookup import SparseTables
 from models.tables.unknown_ids import UnknownIds
 from recsys.config.experiment import ExperimentConfig, chosen_features
@@ -306,10 +307,12 @@ class _Training:
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.processes.device
-        batch = self.unknown(batch.to(device))
+        batch = batch.to(device)
         assert batch.labels is not None
+        ids = IdChanges(batch)
+        self.unknown(ids)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            logits_BT = self.state.model(batch)
+            logits_BT = self.state.model(ids)
         loss = task_losses(logits_BT, batch.labels, self.kinds) @ self.task_weights_T
         ranker = self.state.ranker
         for extra in (ranker.auxiliary_loss(), *(lever.loss(ranker) for lever in self.levers)):

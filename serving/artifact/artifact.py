@@ -34,7 +34,7 @@ from data_pipelines.features.encoder import Encoder
 from models.codecs.compact import Precision, compress, decompress
 from models.codecs.quantization import Bits
 from models.ranker import Ranker, RankerConfig
-from models.tables.layout import table_layouts
+from models.tables.plan import lookup_plan
 from models.weights import Weights, load_dense
 from serving.artifact.calibration import Calibration
 from serving.artifact.drift import Reference
@@ -148,14 +148,14 @@ def in_packing_order(weights: Weights, encoder: Encoder) -> tuple[Weights, Encod
     """
     encoder, before = encoder.in_packing_order()
     tables = _kept_rows(weights)
-    for layout in table_layouts(weights.schema, weights.config):
+    for layout in lookup_plan(weights.schema, weights.config).tables:
         if layout.vocabulary in before:
             tables[layout.name] = tables[layout.name][torch.from_numpy(before[layout.vocabulary])]
     return dataclasses.replace(weights, tables=tables, keep={}), encoder
 
 
 def _kept_rows(weights: Weights) -> dict[str, Tensor]:
-    vocabularies = {layout.name: layout.vocabulary for layout in table_layouts(weights.schema, weights.config)}
+    vocabularies = {layout.name: layout.vocabulary for layout in lookup_plan(weights.schema, weights.config).tables}
     return {
         name: table[weights.keep[vocabularies[name]]] if vocabularies[name] in weights.keep else table
         for name, table in weights.tables.items()

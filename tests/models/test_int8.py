@@ -16,8 +16,8 @@ from models.int8 import observe
 from models.layers.int8 import Int8Linear
 from models.ranker import Ranker, RankerConfig
 from models.sparsity.precision import Quantization, QuantizationConfig
-from models.tables.layout import table_layouts
 from models.tables.plain import PlainTables
+from models.tables.plan import lookup_plan
 from models.weights import Weights
 
 MODELS = {
@@ -103,7 +103,7 @@ def test_a_processor_without_whole_sums_of_int8_gives_the_same_numbers(instructi
 
 def random_weights(model: dict[str, object]) -> Weights:
     config = RankerConfig.model_validate({"dim": 6, "pooling": {"genres": "sum", "tags": "mean"}} | model)
-    tables = {layout.name: torch.randn(layout.rows, layout.dim) * 0.3 for layout in table_layouts(SCHEMA, config)}
+    tables = {layout.name: torch.randn(layout.rows, layout.dim) * 0.3 for layout in lookup_plan(SCHEMA, config).tables}
     ranker = Ranker(config, SCHEMA, PlainTables(SCHEMA, config, tables, {}, {}))
     return Weights(config, SCHEMA, tables, {name: tensor.clone() for name, tensor in ranker.dense_state().items()})
 

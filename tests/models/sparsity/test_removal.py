@@ -21,8 +21,8 @@ from models.sparsity.post_pruning import row_saliency, within_budget
 from models.sparsity.precision import Quantization, QuantizationConfig
 from models.sparsity.tables import lookup_counts
 from models.sparsity.units import remove_dead_units
-from models.tables.layout import OOV_ID, table_layouts
 from models.tables.plain import PlainTables
+from models.tables.plan import OOV_ID, lookup_plan
 from models.weights import Weights
 
 TOWERS = {
@@ -35,7 +35,9 @@ SCALE = 0.3
 def random_weights(seed: int, **model: object) -> Weights:
     torch.manual_seed(seed)
     config = RankerConfig.model_validate({"dim": 6, "pooling": {"genres": "sum", "tags": "mean"}} | model)
-    tables = {layout.name: torch.randn(layout.rows, layout.dim) * SCALE for layout in table_layouts(SCHEMA, config)}
+    tables = {
+        layout.name: torch.randn(layout.rows, layout.dim) * SCALE for layout in lookup_plan(SCHEMA, config).tables
+    }
     ranker = Ranker(config, SCHEMA, PlainTables(SCHEMA, config, tables, {}, {}))
     return Weights(config, SCHEMA, tables, {name: tensor.clone() for name, tensor in ranker.dense_state().items()})
 
