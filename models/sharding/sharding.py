@@ -10,7 +10,7 @@ from typing import Any, Literal
 import psutil
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -23,6 +23,7 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
 from models.moe.expert_parallel import shard_experts
 from models.moe.experts import mixtures
@@ -49,7 +50,7 @@ _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
 _FUSED = ("rowwise_adagrad", "adagrad", "sgd")
 
 
-class TableRule(BaseModel):
+class TableRule(Config):
     """How a table learns.
 
     ``rowwise_adagrad``, ``adagrad`` and ``sgd`` are fused: a row is updated in the backward pass, and only where the
@@ -57,7 +58,6 @@ class TableRule(BaseModel):
     ``adamw`` move (and decay) every row at every step, ``lazy_adam`` only rows that the batch has.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     optimizer: TableOptimizer = "rowwise_adagrad"
     learning_rate: float = Field(default=0.05, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -73,13 +73,11 @@ class TableRule(BaseModel):
 
 
 class TableOptimizerConfig(TableRule):
-    """How tables learn: ``train.tables``.
+    """How tables learn: ``train.tables``."""
 
-    Attributes:
-        only: Exceptions by table name, such as Adam for a small one.
-    """
-
-    only: dict[str, TableRule] = {}
+    only: dict[str, TableRule] = Field(
+        default={}, description="Exceptions by table name, such as Adam for a small one."
+    )
 
     def of(self, vocabulary: str) -> TableRule:
         """The rule of a table (and of its wide part)."""

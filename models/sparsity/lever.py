@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
 
+from data_pipelines.config.base import Config
 from models.moe.router import routers
 
 if TYPE_CHECKING:
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 
-class LeverConfig(BaseModel):
-    """Base of every lever's settings: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class LeverConfig(Config):
+    """Base of every lever's settings."""
 
 
 def _within(low: float, high: float, *, low_too: bool, high_too: bool) -> AfterValidator:

@@ -78,9 +78,9 @@ class CrossNet(Interaction):
 
     def narrow_inputs(self, kept_D: Tensor) -> Tensor:
         for layer in self.layers:
-            first, last = (layer, layer) if isinstance(layer, nn.Linear) else layer
-            narrow_linear(first, inputs=kept_D)
-            narrow_linear(last, outputs=kept_D)
+            linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+            narrow_linear(linears[0], inputs=kept_D)
+            narrow_linear(linears[-1], outputs=kept_D)
         self.in_width = self.out_width = len(kept_D)
         return kept_D
 
@@ -89,6 +89,7 @@ class CrossNet(Interaction):
         if self.config.rank is not None:
             return
         for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
             up_Dr, down_rD = truncated_svd(layer.weight, rank)
             down, up = nn.Linear(self.in_width, rank, bias=False), nn.Linear(rank, self.in_width)
             down.weight, up.weight, up.bias = nn.Parameter(down_rD), nn.Parameter(up_Dr.contiguous()), layer.bias
