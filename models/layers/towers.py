@@ -36,7 +36,7 @@ class TowerConfig(Family):
         """
         raise NotImplementedError(f"{type(self).__name__}.build")
 
-    def spreads_experts(self) -> bool:
+    def shards_experts(self) -> bool:
         """Whether the ranks of a training hold different experts."""
         return False
 

@@ -57,7 +57,7 @@ class MixtureConfig(ExpertsConfig, TowerConfig):
             )
         return MixtureTower(width, self, context=context, routing=routing)
 
-    def spreads_experts(self) -> bool:
+    def shards_experts(self) -> bool:
         return self.expert_parallel
 
 

@@ -214,7 +214,7 @@ def shard(
 
 def _shard_experts(ranker: Ranker, device: torch.device, world_size: int) -> list[str]:
     """Shard the experts over the ranks where the config says so; names of parameters that are not replicated."""
-    if not ranker.config.tower.spreads_experts() or world_size == 1:
+    if not ranker.config.tower.shards_experts() or world_size == 1:
         return []
     counts = {len(mixture.router.active_E) for mixture in mixtures(ranker.tower).values()}
     if uneven := [count for count in counts if count % world_size]:

@@ -142,7 +142,7 @@ class _Training:
         self.task_weights_T = torch.tensor([task.weight for task in tasks], device=processes.device)
         torch.manual_seed(config.seed)
         self.levers = build_levers(config.sparsity)
-        if self.levers and config.model.tower.spreads_experts():
+        if self.levers and config.model.tower.shards_experts():
             raise UserError(
                 "model.tower.expert_parallel leaves no rank with whole experts, which levers need: set it to false."
             )

@@ -120,7 +120,7 @@ def test_units_of_several_layers_with_k_winners_are_refused_and_of_one_layer_kee
 def test_former_keys_are_accepted_and_both_names_at_once_are_not() -> None:
     tower = RankerConfig.model_validate({"tower": {"kind": "moe", "winners": 0.5, "spread": True}}).tower
     assert tower.model_dump()["k_winners"] == 0.5
-    assert tower.spreads_experts()
+    assert tower.shards_experts()
     with pytest.raises(ValidationError, match="spread is the former name of expert_parallel"):
         RankerConfig.model_validate({"tower": {"kind": "moe", "spread": True, "expert_parallel": True}})
 
