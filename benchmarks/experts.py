@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import in_turns, machine, spread, table
-from models.moe.experts import MixtureOfExperts
+from models.moe.experts import ExpertsConfig, MixtureOfExperts
 
 ROWS, WIDTH, HIDDEN, TOP_K = 4096, 416, 256, 2
 EXPERTS = (8, 32, 128)
@@ -97,7 +97,10 @@ def measure(dtype: torch.dtype, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every candidate by round."""
     torch.manual_seed(0)
     batches = [torch.randn(ROWS, WIDTH, device=device) for _ in range(INPUTS)]
-    mixtures = {count: MixtureOfExperts(WIDTH, HIDDEN, count, TOP_K).to(device) for count in EXPERTS}
+    mixtures = {
+        count: MixtureOfExperts(WIDTH, ExpertsConfig(hidden=HIDDEN, experts=count, top_k=TOP_K)).to(device)
+        for count in EXPERTS
+    }
     modules: dict[str, nn.Module] = {ALL: AllExperts(mixtures[8])}
     steps = {}
     for count, mixture in mixtures.items():

@@ -42,8 +42,8 @@ from models.codecs.compact import Precision
 from models.codecs.quantization import Bits
 from models.int8 import observe
 from models.ranker import Ranker, RankerConfig
-from models.tables.layout import table_layouts
 from models.tables.plain import PlainTables
+from models.tables.plan import lookup_plan
 from models.weights import Weights
 from serving.artifact.artifact import Artifact, ModelCard, write_artifact
 from serving.batch.batch_job import JobOptions, run_job
@@ -66,7 +66,7 @@ def write_artifact_of(
     torch.manual_seed(0)
     config = RankerConfig.model_validate({"dim": 16, "tower": {"kind": "mlp", "hidden": (400, 400)}, **shape})
     tables = {
-        layout.name: torch.randn(layout.rows, layout.dim) * 0.1 for layout in table_layouts(encoder.schema, config)
+        layout.name: torch.randn(layout.rows, layout.dim) * 0.1 for layout in lookup_plan(encoder.schema, config).tables
     }
     ranker = Ranker(config, encoder.schema, PlainTables(encoder.schema, config, tables, {}, {}))
     bits: dict[str, Bits] = dict.fromkeys(tables, 8)

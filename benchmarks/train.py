@@ -28,7 +28,9 @@ from benchmarks.common import machine, peer_says, spread, table
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.dataset.loader import Loader
-from models.ranker import DenseTowerConfig, Ranker
+from models.layers.interactions import CrossConfig
+from models.layers.towers import DenseTowerConfig
+from models.ranker import Ranker
 from models.sharding.sharding import shard
 from models.tables.lookup import Embedded, SparseTables
 from recsys.config.experiment import ExperimentConfig
@@ -123,12 +125,14 @@ def parts(config: ExperimentConfig, dataset: Dataset) -> dict[str, list[float]]:
 
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         tower = config.model.tower
+        interaction = config.model.interaction
         assert isinstance(tower, DenseTowerConfig)
+        assert isinstance(interaction, CrossConfig)
         bare = bare_step(
             BATCH,
             sum(leaf.shape[1] for leaf in leaves.values()),
             tower.hidden,
-            cross_layers=config.model.interaction.layers,
+            cross_layers=interaction.layers,
             dtype=dtype,
         )
 

@@ -3,8 +3,7 @@
 Letters: B rows of a batch, D width of all dense features together, T tasks, F sparse features.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -107,25 +106,3 @@ class Batch:
             None if self.labels is None else self.labels.to(device),
             self.rows,
         )
-
-    def with_ids(self, change: Mapping[str, Callable[[Tensor], Tensor]]) -> "Batch":
-        """The batch with the ids (L,) of some features exchanged, one for one; the rest stays."""
-        if not change:
-            return self
-        weighted = None if self.weighted is None else _exchanged(self.weighted, change)
-        return replace(self, sparse=_exchanged(self.sparse, change), weighted=weighted)
-
-
-def _exchanged(bags: KeyedJaggedTensor, change: Mapping[str, Callable[[Tensor], Tensor]]) -> KeyedJaggedTensor:
-    bounds, values = bags.offset_per_key(), bags.values().clone()
-    for index, key in enumerate(bags.keys()):
-        if key in change:
-            own = slice(bounds[index], bounds[index + 1])
-            values[own] = change[key](values[own])
-    return KeyedJaggedTensor(
-        keys=bags.keys(),
-        values=values,
-        weights=bags.weights_or_none(),
-        lengths=bags.lengths(),
-        offsets=bags.offsets(),
-    )

@@ -1,35 +1,19 @@
-"""Dense layers in int8: what enters a matrix is rounded to a static grid, and the product is one of whole numbers.
+"""The grids of int8 layers (see :mod:`models.layers.int8`), from rows that a ranker is shown.
 
-A number of column j is ``low_j + step_j * code_j``, its code from 0 to 255. With ``w_oj * step_j = scale_o * code_oj``
-a product is ``scale_o * sum_j code_oj code_j`` and a constant that goes into the bias: a sum of whole numbers, hence
-exact. The grids are fixed before the first row is scored, so that a score does not depend on the rows beside it. Where
-a layer feeds another, it writes the codes of that one's grid, ReLU included.
-
-Weights are symmetric by row and activations asymmetric, as in Jacob et al. (arXiv 1712.05877). Each column has a grid
-of its own, so that a feature of great numbers does not coarsen the others; what that takes from the activations is
-multiplied into the weights (Nagel et al., arXiv 1906.04721; SmoothQuant, arXiv 2211.10438).
-
-Letters: B rows of a batch, D columns that enter a matrix, O that leave it.
+Letters: B rows of a batch, D columns that enter a matrix.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from models.layers.heads import Heads
-from models.layers.interactions import CrossNet, MultiplicativeBlocks
-from models.moe.experts import DenseTower
+from data_pipelines.batch import Batch
+from models.layers.int8 import LARGEST_CODE
+from models.layers.part import Int8Input
+from models.ranker import Ranker
 
-if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
-    from models.ranker import Ranker
-
-_LARGEST_CODE = 255
-_LARGEST_WEIGHT = 127
 _ROOM = 1.5
 """How much wider a grid is than what was seen: rows to come reach further, and what is beyond the grid is cut off."""
 _WIDE_COLUMN = 0.9
@@ -39,127 +23,14 @@ Both were chosen on the valid splits of MovieLens-1M and the demo, grids from th
 ones. Without this one, users who were new in the second half cost MovieLens-1M 0.0076 AUC; with it, 0.0000.
 """
 _LEAST_SPAN = 1e-6
-HEAD = "heads.linear"
-"""Name of the grid of what heads read of a tower."""
-
-
-class Int8Linear(nn.Module):
-    """``x W^T + b`` of codes.
-
-    Args:
-        weight_OD: As trained; rounded here.
-        bias_O: Or none.
-        grid_2D: ``low`` and ``step`` of the columns of x.
-        relu: Cut negative results off.
-        out_2O: Grid of the results; float32 results if absent.
-    """
-
-    codes_OD: Tensor
-    scale_O: Tensor
-    bias_O: Tensor
-    inverse_D: Tensor
-    offset_D: Tensor
-
-    def __init__(
-        self,
-        weight_OD: Tensor,
-        bias_O: Tensor | None,
-        grid_2D: Tensor,
-        *,
-        relu: bool = False,
-        out_2O: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        low_D, step_D = grid_2D
-        scaled_OD = weight_OD * step_D
-        scale_O = scaled_OD.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST_WEIGHT
-        constant_O = weight_OD @ low_D if bias_O is None else bias_O + weight_OD @ low_D
-        self.register_buffer("codes_OD", (scaled_OD / scale_O[:, None]).round().to(torch.int8))
-        if out_2O is not None:
-            out_low_O, out_step_O = out_2O
-            scale_O, constant_O = scale_O / out_step_O, (constant_O - out_low_O) / out_step_O
-        self.register_buffer("scale_O", scale_O)
-        self.register_buffer("bias_O", constant_O)
-        self.register_buffer("inverse_D", 1 / step_D)
-        self.register_buffer("offset_D", 0.5 - low_D / step_D)
-        self._relu, self._to_codes = relu, out_2O is not None
-        self._kernel = _Kernel(self.codes_OD) if exact_kernel() else None
-
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, O) float32, or uint8 codes where there is a grid for them; ``x_BD`` of floats or of codes."""
-        codes_BD = x_BD if x_BD.dtype == torch.uint8 else self.encode(x_BD)
-        if self._kernel is None:
-            return self.plain(codes_BD)
-        return self._kernel(codes_BD, self.scale_O, self.bias_O, relu=self._relu, to_codes=self._to_codes)
-
-    def encode(self, x_BD: Tensor) -> Tensor:
-        """(B, D) uint8, the nearest code of each number."""
-        return _as_codes(torch.addcmul(self.offset_D, x_BD.float(), self.inverse_D))
-
-    def plain(self, codes_BD: Tensor) -> Tensor:
-        """:meth:`forward` of codes in float32: the same sums, as long as they are below 2**24."""
-        with torch.autocast(codes_BD.device.type, enabled=False):
-            y_BO = F.linear(codes_BD.float(), self.codes_OD.float())
-        y_BO = y_BO.mul_(self.scale_O).add_(self.bias_O)
-        y_BO = y_BO.relu_() if self._relu else y_BO
-        return _as_codes(y_BO.round_()) if self._to_codes else y_BO
-
-
-def _as_codes(x_BD: Tensor) -> Tensor:
-    """Cut off and truncated in place, by way of int16, from where alone Torch has vector code to uint8."""
-    return x_BD.clamp_(0, _LARGEST_CODE).to(torch.int16).to(torch.uint8)
-
-
-class _Kernel:
-    """oneDNN's product of uint8 by int8."""
-
-    def __init__(self, codes_OD: Tensor) -> None:
-        self._packed = torch.ops.onednn.qlinear_prepack(codes_OD, None)
-        self._zeros_O = torch.zeros(len(codes_OD), dtype=torch.int32)
-
-    def __call__(self, codes_BD: Tensor, scale_O: Tensor, bias_O: Tensor, *, relu: bool, to_codes: bool) -> Tensor:
-        out = torch.uint8 if to_codes else torch.float32
-        weight = (self._packed, scale_O, self._zeros_O, bias_O)
-        y_BO = torch.ops.onednn.qlinear_pointwise(
-            codes_BD, 1.0, 0, *weight, 1.0, 0, out, "relu" if relu else "none", [], ""
-        )
-        return cast(Tensor, y_BO)
-
-
-@cache
-def exact_kernel() -> bool:
-    """Whether oneDNN is there and adds in 32 bits: without VNNI it adds pairs of products in 16 bits, and cuts off."""
-    codes = torch.full((4, 64), _LARGEST_CODE, dtype=torch.uint8)
-    weight = torch.full((16, 64), _LARGEST_WEIGHT, dtype=torch.int8)
-    try:
-        sums = _Kernel(weight)(codes, torch.ones(16), torch.zeros(16), relu=False, to_codes=False)
-    except (AttributeError, RuntimeError):
-        return False
-    return bool((sums == 64 * _LARGEST_CODE * _LARGEST_WEIGHT).all())
-
-
-class Int8Heads(nn.Module):
-    """:class:`models.layers.heads.Heads` with the part that reads the tower in int8."""
-
-    def __init__(self, heads: Heads, grid_2W: Tensor) -> None:
-        super().__init__()
-        feature_weight_TD, tower_weight_TW = heads.linear.weight.tensor_split((heads.features,), 1)
-        self.register_buffer("weight_TD", feature_weight_TD.contiguous())
-        self.tower = Int8Linear(tower_weight_TW, heads.linear.bias, grid_2W)
-
-    def forward(self, x_BD: Tensor, tower_BW: Tensor) -> Tensor:
-        """(B, T) float32."""
-        with torch.autocast(x_BD.device.type, enabled=False):
-            tower_BT: Tensor = self.tower(tower_BW)
-            return tower_BT + F.linear(x_BD.float(), cast(Tensor, self.weight_TD))
 
 
 @torch.no_grad()
-def observe(ranker: "Ranker", batches: Iterable["Batch"]) -> dict[str, Tensor]:
-    """Grids of what enters each dense layer, by its name, and of what heads read of a dense tower.
+def observe(ranker: Ranker, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """Grids of what enters each matrix that can be computed in int8, by its name (see :meth:`Ranker.int8_inputs`).
 
-    They reach from the least to the greatest number of ``batches``, half as far again, and at least as far as those of
-    most columns of the layer. Experts are no such layers.
+    They span the observed minimum and maximum of ``batches``, widened by 50%, and are at least as wide as those of
+    most columns of the layer.
 
     Returns:
         (2, D) ``low`` and ``step`` of each column; empty for a model without dense layers.
@@ -172,26 +43,17 @@ def observe(ranker: "Ranker", batches: Iterable["Batch"]) -> dict[str, Tensor]:
             low_D, high_D = torch.minimum(seen[name][0], low_D), torch.maximum(seen[name][1], high_D)
         seen[name] = low_D, high_D
 
-    layers = {name: module for part in ("interaction", "tower") for name, module in _linears(ranker, part)}
-    hooks = [
-        module.register_forward_pre_hook(lambda _module, inputs, name=name: see(name, inputs[0]))
-        for name, module in layers.items()
-    ]
-    if isinstance(ranker.tower, DenseTower):
-        hooks.append(ranker.tower.register_forward_hook(lambda _module, _inputs, output: see(HEAD, output)))
+    def watch(entry: Int8Input) -> RemovableHandle:
+        return entry.module.register_forward_pre_hook(lambda _, inputs: see(entry.name, inputs[entry.argument]))
+
+    hooks = [watch(entry) for entry in ranker.int8_inputs()]
     try:
-        for batch in batches:
+        for batch in batches if hooks else ():
             ranker(batch)
     finally:
         for hook in hooks:
             hook.remove()
     return {name: _grid(*bounds) for name, bounds in seen.items()}
-
-
-def _linears(ranker: "Ranker", part: str) -> Iterator[tuple[str, nn.Linear]]:
-    for name, module in ranker.get_submodule(part).named_modules(prefix=part):
-        if isinstance(module, nn.Linear):
-            yield name, module
 
 
 def _grid(low_D: Tensor, high_D: Tensor) -> Tensor:
@@ -204,33 +66,4 @@ def _grid(low_D: Tensor, high_D: Tensor) -> Tensor:
         low_D = torch.minimum(low_D, -great)
         room_D = (high_D - low_D) * (_ROOM - 1) / 2
         low_D, high_D = low_D - room_D, high_D + room_D
-    return torch.stack([low_D, (high_D - low_D).clamp_min(_LEAST_SPAN) / _LARGEST_CODE])
-
-
-@torch.no_grad()
-def to_int8(ranker: "Ranker", grids: Mapping[str, Tensor]) -> None:
-    """Put int8 layers in the place of those that :func:`observe` found; ``ranker`` is for inference from then on."""
-    interaction = ranker.interaction
-    if isinstance(interaction, CrossNet | MultiplicativeBlocks):
-        for i, layer in enumerate(interaction.layers):
-            interaction.layers[i] = _fused(f"interaction.layers.{i}", layer, grids)
-    if isinstance(ranker.tower, DenseTower):
-        ranker.tower.layers = _fused("tower.layers", ranker.tower.layers, grids, out_2O=grids[HEAD])
-        ranker.heads = Int8Heads(cast(Heads, ranker.heads), grids[HEAD])
-
-
-def _fused(path: str, layers: nn.Module, grids: Mapping[str, Tensor], out_2O: Tensor | None = None) -> nn.Sequential:
-    """A layer or several in int8, each with its ReLU, writing the codes of the next; the last those of ``out_2O``."""
-    fused: list[nn.Module] = []
-    relu = False
-    named = layers.named_children() if isinstance(layers, nn.Sequential) else [("", layers)]
-    for name, module in reversed([(f"{path}.{name}".removesuffix("."), module) for name, module in named]):
-        if isinstance(module, nn.Linear):
-            fused.append(Int8Linear(module.weight, module.bias, grids[name], relu=relu, out_2O=out_2O))
-            out_2O, relu = grids[name], False
-        elif isinstance(module, nn.ReLU):
-            relu = True
-        elif not isinstance(module, nn.Dropout):
-            fused.append(module)
-            out_2O = None
-    return nn.Sequential(*reversed(fused))
+    return torch.stack([low_D, (high_D - low_D).clamp_min(_LEAST_SPAN) / LARGEST_CODE])

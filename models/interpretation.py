@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.batch import Batch
-from models.moe.experts import Router, routers
+from models.moe.router import Router, routers
 from models.ranker import Ranker
 
 _CELLS = 1 << 24

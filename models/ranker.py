@@ -3,113 +3,59 @@
 Letters: B rows of a batch, D width of what tower and head read, F fields, d width of a field, T tasks.
 """
 
-from typing import Annotated, Literal, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
 from models.layers.gates import FeatureGates
 from models.layers.heads import Heads, TasksConfig
-from models.layers.interactions import CrossNet, DotInteraction, FactorizationMachine, MultiplicativeBlocks
+from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Interaction
 from models.layers.normalization import Standardize
+from models.layers.part import Component, Int8Input, Part, UnitGroup, module_components, own_tensors
 from models.layers.row_norm import RowNorm
 from models.layers.sequence import Histories
-from models.moe.experts import Balance, DenseTower, Gate, MixtureTower, routers
-from models.tables.layout import TablesConfig
+from models.layers.towers import AnyTower, Tower
+from models.moe.router import routers
+from models.moe.tower import MixtureConfig
+from models.tables.config import TablesConfig
+from models.tables.id_changes import IdChanges
 from models.tables.lookup import Embedded, SparseTables
 from models.tables.managed_ids import ManagedIds
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class InteractionConfig(_Part):
-    """How features meet before the tower.
-
-    Attributes:
-        layers: Of ``cross`` and ``multiplicative``.
-        rank: Of each cross layer's matrix; full where absent.
-    """
-
-    kind: Literal["cross", "fm", "dot", "multiplicative", "none"] = "cross"
-    layers: int = Field(default=3, ge=1, le=1000)
-    rank: int | None = Field(default=None, ge=1)
-
-
-class DenseTowerConfig(_Part):
-    kind: Literal["mlp"] = "mlp"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(400, 400), max_length=1000)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    winners: float | None = Field(default=None, gt=0, le=1)
-
-
-class MixtureConfig(_Part):
-    """Sparse mixture of experts (see :class:`models.moe.experts.MixtureOfExperts`).
-
-    Attributes:
-        experts: How many there are; ``top_k`` of them see a row.
-        hidden: Width of an expert's hidden layer.
-        gate: ``softmax`` scores of experts compete, ``sigmoid`` scores do not.
-        noise: Standard deviation of what is added to the router's logits in training.
-        shared: One more expert that sees every row.
-        balance: ``loss`` adds ``balance_weight`` x balance loss + ``z_weight`` x z-loss; ``bias`` needs no loss.
-        blocks: Mixtures on top of each other.
-        normalize: A layer norm before each mixture.
-        spread: Spread the experts over the ranks (see :class:`models.moe.expert_parallel.SpreadExperts`).
-    """
-
-    kind: Literal["moe"] = "moe"
-    experts: int = Field(default=8, ge=1, le=1 << 20)
-    top_k: int = Field(default=2, ge=1)
-    hidden: int = Field(default=256, ge=1)
-    shared: bool = False
-    gate: Gate = "softmax"
-    noise: float = Field(default=0.0, ge=0)
-    balance: Balance = "loss"
-    balance_weight: float = Field(default=0.01, ge=0)
-    z_weight: float = Field(default=0.001, ge=0)
-    blocks: int = Field(default=1, ge=1, le=1000)
-    normalize: bool = True
-    spread: bool = False
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    winners: float | None = Field(default=None, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _top_k_within_experts(self) -> "MixtureConfig":
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k ({self.top_k}) must not exceed experts ({self.experts})")
-        return self
-
-
-TowerConfig = Annotated[MixtureConfig | DenseTowerConfig, Field(discriminator="kind")]
+_FORMER_DENSE_FIELD = "dense_field."
+"""Rankers of earlier versions held what an interaction of pairs makes of dense features."""
 
 
 class RankerConfig(TablesConfig):
-    """The ``model`` block.
+    """The ``model`` block."""
 
-    Attributes:
-        context: Features whose embeddings the router reads; all that the tower reads where empty.
-        gates: Multiply each feature by a learned gate (see :class:`models.layers.gates.FeatureGates`).
-        batch_norm: Normalise the row before the interaction (see :class:`models.layers.row_norm.RowNorm`).
-    """
-
-    context: tuple[str, ...] = ()
-    interaction: InteractionConfig = InteractionConfig()
-    tower: TowerConfig = MixtureConfig()
-    tasks: TasksConfig = TasksConfig()
-    gates: bool = False
-    batch_norm: bool = False
+    context: tuple[str, ...] = Field(
+        default=(), description="Features whose embeddings the router reads; all that the tower reads where empty."
+    )
+    interaction: AnyInteraction = Field(default=CrossConfig(), description="How features meet before the tower.")
+    tower: AnyTower = Field(default=MixtureConfig(), description="What computes on the enriched row.")
+    tasks: TasksConfig = Field(default=TasksConfig(), description="How several tasks share the tower.")
+    gates: bool = Field(
+        default=False,
+        description="Multiply each feature by a learned gate (see `models.layers.gates.FeatureGates`).",
+    )
+    batch_norm: bool = Field(
+        default=False,
+        description="Normalise the row before the interaction (see `models.layers.row_norm.RowNorm`).",
+    )
 
 
 class Ranker(nn.Module):
     """Embeddings, interaction, tower, heads.
 
     Every pooled embedding and the dense features make one row (B, D); the interaction enriches it, the tower reads the
-    enriched row, and the heads read both.
+    enriched row, and the heads read both. Each is a :class:`~models.layers.part.Part`: what levers, int8 and the size
+    report ask of the ranker, it asks of them.
 
     Args:
         config: The ``model`` block.
@@ -121,119 +67,44 @@ class Ranker(nn.Module):
         UserError: ``config`` does not fit ``schema``; the sentence names the key.
     """
 
+    interaction: Interaction
+    tower: Tower
+    heads: Part
+
     def __init__(self, config: RankerConfig, schema: Schema, tables: nn.Module) -> None:
         super().__init__()
+        if not (schema.sparse or schema.dense):
+            raise UserError("data.features is empty: a ranker needs at least one feature.")
+        if config.gates and config.batch_norm:
+            raise UserError("model.batch_norm undoes what gates do to the size of a feature: set one of them to false.")
         self.config, self.schema, self.tables = config, schema, tables
         self.managed_ids = ManagedIds(schema, config) if any(t.rows for t in config.tables.values()) else None
         self.histories = Histories(schema, config)
         self.standardize = Standardize(schema.dense_width)
         self.gates = FeatureGates(schema) if config.gates else None
-        dims = {feature.name: config.table_dim(feature.table) for feature in schema.sparse}
         self.fields = [feature.name for feature in schema.sparse]
-        self._dims = dims
-        self.context = self._context_features()
-        kind = config.interaction.kind
-        width = sum(dims.values())
-        self.dense_field: nn.Module | None = None
-        if kind in ("fm", "dot"):
-            field = self._common_dim(kind)
-            if schema.dense_width:
-                self.dense_field = nn.Linear(schema.dense_width, field)
-            fields = len(self.fields) + (schema.dense_width > 0)
-            self.interaction: nn.Module = FactorizationMachine() if kind == "fm" else DotInteraction(fields)
-            width = fields * field
-            enriched = width + (field if kind == "fm" else cast(DotInteraction, self.interaction).width)
-        else:
-            width += schema.dense_width
-            self.interaction = self._flat_interaction(width)
-            enriched = width
-        if not width:
-            raise UserError("data.features is empty: a ranker needs at least one feature.")
-        if config.gates and config.batch_norm:
-            raise UserError("model.batch_norm undoes what gates do to the size of a feature: set one of them to false.")
-        self.norm = RowNorm(width) if config.batch_norm else None
-        self.tower = self._tower(enriched)
-        self.heads: nn.Module = Heads(enriched, self.tower.width, len(schema.tasks))
-        self.wide_bias = nn.Parameter(torch.zeros(len(schema.tasks))) if config.wide else None
+        widths = feature_widths(config, schema)
+        fields = Fields(tuple(widths[name] for name in self.fields), schema.dense_width, config.dim)
+        self.interaction = config.interaction.build(fields)
+        self.norm = RowNorm(self.interaction.in_width) if config.batch_norm else None
+        enriched, tasks = self.interaction.out_width, len(schema.tasks)
+        context = _context_width(config, widths)
+        self.tower = config.tower.build(enriched, context=context, sharing=config.tasks, tasks=tasks)
+        self.heads = Heads(enriched, self.tower.out_width, tasks)
+        self.wide_bias = nn.Parameter(torch.zeros(tasks)) if config.wide else None
         self.apply(_start_linear)
 
-    def _context_features(self) -> tuple[str, ...]:
-        for name in self.config.context:
-            if name not in self.schema.feature_names:
-                names = ", ".join(self.schema.feature_names)
-                raise UserError(f"model.context: there is no feature {name!r}; the features are {names}.")
-        if self.config.context and self.config.tower.kind != "moe":
-            raise UserError("model.context steers a router: set model.tower.kind to 'moe', or leave it out.")
-        return self.config.context
-
-    def _common_dim(self, kind: str) -> int:
-        if len(set(self._dims.values())) > 1:
-            raise UserError(f"model.interaction.kind {kind!r} multiplies embeddings: give all tables the same dim.")
-        return next(iter(self._dims.values()), self.config.dim)
-
-    def _flat_interaction(self, width: int) -> nn.Module:
-        settings = self.config.interaction
-        if settings.kind == "cross":
-            return CrossNet(width, settings.layers, rank=settings.rank)
-        if settings.kind == "multiplicative":
-            return MultiplicativeBlocks(width, settings.layers)
-        return nn.Identity()
-
-    def _tower(self, width: int) -> MixtureTower | DenseTower:
-        tower = self.config.tower
-        if isinstance(tower, DenseTowerConfig):
-            if self.config.tasks.kind != "shared":
-                raise UserError(
-                    f"model.tasks.kind {self.config.tasks.kind!r} is built on experts: set model.tower.kind to 'moe'."
-                )
-            return DenseTower(width, tower.hidden, dropout=tower.dropout, winners=tower.winners)
-        several = self._task_routing(tower)
-        dense = {feature.name: feature.width for feature in self.schema.dense}
-        context = sum((self._dims | dense)[name] for name in self.context)
-        return MixtureTower(
-            width,
-            blocks=tower.blocks,
-            dropout=tower.dropout,
-            normalize=tower.normalize,
-            hidden=tower.hidden,
-            experts=tower.experts,
-            top_k=tower.top_k,
-            context=context or None,
-            shared=tower.shared,
-            gate=tower.gate,
-            noise=tower.noise,
-            balance=tower.balance,
-            winners=tower.winners,
-            tasks=len(self.schema.tasks) if several else 1,
-            own_experts=self.config.tasks.kind == "ple",
-        )
-
-    def _task_routing(self, tower: MixtureConfig) -> bool:
-        """Whether each task routes by itself; refuses what cannot be."""
-        kind, tasks = self.config.tasks.kind, len(self.schema.tasks)
-        if kind == "shared":
-            return False
-        if tasks == 1:
-            raise UserError(
-                f"model.tasks.kind {kind!r} is for several tasks and data.tasks has one: set it to 'shared'."
-            )
-        fewest = tower.experts // (tasks + 1) * 2
-        if kind == "ple" and fewest < tower.top_k:
-            raise UserError(
-                f"model.tower.experts: 'ple' cuts {tower.experts} experts into {tasks + 1} groups and a task sees two, "
-                f"too few for top_k {tower.top_k}; use at least {(tasks + 1) * -(-tower.top_k // 2)}."
-            )
-        return True
-
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch | IdChanges) -> Tensor:
         """Logits (B, T), float32, in the order of the schema's tasks."""
+        ids = IdChanges.of(batch)
         if self.managed_ids is not None:
-            batch = self._exchange_ids(self.managed_ids, batch)
-        embedded: Embedded = self.tables(batch)
-        return self.rank(embedded.pooled | self.histories(embedded), batch.dense, embedded.wide)
+            for vocabulary, rows in self.managed_ids(ids).items():
+                cast(SparseTables, self.tables).restart_rows(vocabulary, rows, self.managed_ids.steps)
+        embedded: Embedded = self.tables(ids)
+        return self.rank(embedded.pooled | self.histories(embedded), ids.dense, embedded.wide)
 
     def rank(self, pooled: dict[str, Tensor], dense_BD: Tensor, wide: dict[str, Tensor]) -> Tensor:
-        """Logits (B, T) of rows whose features are looked up and pooled: all that remains once tables have spoken.
+        """Logits (B, T) of rows whose features are looked up and pooled: everything after the embedding lookup.
 
         Args:
             pooled: (B, d) of every sparse feature.
@@ -243,64 +114,129 @@ class Ranker(nn.Module):
         dense_BD = self.standardize(dense_BD)
         if self.gates is not None:
             pooled, dense_BD, wide = self.gates(pooled, dense_BD, wide)
-        x_BD = self._interact([pooled[name] for name in self.fields], dense_BD)
-        context_BC = self._context(pooled, dense_BD) if self.context else None
+        x_BD = self.interaction.row([pooled[name] for name in self.fields], dense_BD)
+        x_BD = self.interaction(x_BD if self.norm is None else self.norm(x_BD))
+        context_BC = self._context(pooled, dense_BD) if self.config.context else None
         logits_BT = self.heads(x_BD, self.tower(x_BD, context_BC))
         if self.wide_bias is not None:
             logits_BT = logits_BT + torch.cat(list(wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
         return cast(Tensor, logits_BT)
 
-    def _exchange_ids(self, managed: ManagedIds, batch: Batch) -> Batch:
-        batch, changed = managed(batch)
-        for vocabulary, rows in changed.items():
-            cast(SparseTables, self.tables).restart_rows(vocabulary, rows, managed.steps)
-        return batch
-
-    def _interact(self, fields: list[Tensor], dense_BD: Tensor) -> Tensor:
-        multiplies_fields = self.config.interaction.kind in ("fm", "dot")
-        if multiplies_fields and self.dense_field is not None:
-            dense_BD = self.dense_field(dense_BD).float()
-            fields = [*fields, dense_BD]
-        x_BD = torch.cat(fields if multiplies_fields else [*fields, dense_BD], 1)
-        if self.norm is not None:
-            x_BD = self.norm(x_BD)
-        if not multiplies_fields:
-            return cast(Tensor, self.interaction(x_BD))
-        products = self.interaction(x_BD.view(len(x_BD), len(fields), -1))
-        return torch.cat([x_BD, products.to(x_BD.dtype)], 1)
-
     def _context(self, pooled: dict[str, Tensor], dense_BD: Tensor) -> Tensor:
         widths = [feature.width for feature in self.schema.dense]
         names = (feature.name for feature in self.schema.dense)
         dense = dict(zip(names, torch.split(dense_BD, widths, 1), strict=True)) if widths else {}
-        return torch.cat([(pooled | dense)[name] for name in self.context], 1)
+        return torch.cat([(pooled | dense)[name] for name in self.config.context], 1)
 
     def auxiliary_loss(self) -> Tensor | None:
-        """Weighted balance and z losses of the last training batch, summed over mixtures; ``None`` without any."""
-        tower = self.config.tower
-        if not isinstance(tower, MixtureConfig):
-            return None
-        parts = [loss for router in routers(self).values() if (loss := router.auxiliary_loss()) is not None]
-        if not parts:
-            return None
-        return torch.stack([tower.balance_weight * balance + tower.z_weight * z for balance, z in parts]).sum()
+        """What the tower adds to the loss of the last training batch; ``None`` for nothing."""
+        return self.tower.auxiliary_loss()
 
     def update_routing(self) -> None:
         """After each optimizer step: move the biases of routers that balance without a loss."""
-        for router in routers(self).values():
-            router.update_bias()
+        self.tower.after_step()
 
-    def expert_load(self, *, reset: bool = False) -> dict[str, Tensor]:
+    def tokens_per_expert(self, *, reset: bool = False) -> dict[str, Tensor]:
         """Rows sent to each expert (E,) in training by this process since the last reset, by router."""
-        loads = {name: router.load_E.clone() for name, router in routers(self).items()}
+        counts = {name: router.tokens_per_expert_E.clone() for name, router in routers(self).items()}
         if reset:
             for router in routers(self).values():
-                router.load_E.zero_()
-        return loads
+                router.tokens_per_expert_E.zero_()
+        return counts
+
+    def parts(self) -> dict[str, Part]:
+        """The parts between lookup and logits, by their names in the state dict."""
+        return {name: child for name, child in self.named_children() if isinstance(child, Part)}
+
+    def components(self) -> Iterator[Component]:
+        """Every tensor of the dense part, each in exactly one component.
+
+        Raises:
+            UserError: The work of a part's matrix is unknown, or a part leaves a tensor out.
+        """
+        missing = set(self.dense_state())
+        for component in self._components():
+            missing -= set(component.tensors)
+            yield component
+        if missing:
+            name = min(missing)
+            raise UserError(f"{name!r} is in no component of the size report: let components() of its part list it.")
+
+    def _components(self) -> Iterator[Component]:
+        yield from (Component(name, "other", {name: tensor}) for name, tensor in own_tensors(self, "").items())
+        for name, child in self.named_children():
+            if isinstance(child, Part):
+                yield from child.components(name)
+            elif child is not self.tables:
+                yield from module_components(child, name)
+
+    def unit_groups(self) -> list[UnitGroup]:
+        """The groups of hidden units of the tower and its experts."""
+        return self.tower.unit_groups("tower", cast(Heads, self.heads).tower_readers())
+
+    def narrow_units(self, alive: Sequence[Tensor]) -> None:
+        """Remove the units that are False in ``alive``, (U,) of each of :meth:`unit_groups`."""
+        cast(Heads, self.heads).narrow(tower=self.tower.narrow_units(alive))
+
+    @property
+    def narrows_inputs(self) -> bool:
+        """Whether columns of zeros can leave the row, and all matrices that read it, with no logit changed."""
+        between = [part for part in (self.norm, self.interaction, self.tower) if part is not None]
+        return all(part.narrows_inputs for part in between)
+
+    def narrow_inputs(self, kept_D: Tensor) -> None:
+        """Keep only the columns ``kept_D`` (positions) of the row that the interaction reads; sparse ones come first.
+
+        Columns of dense features leave their standardization too.
+        """
+        first_dense = self.interaction.in_width - self.standardize.out_width
+        self.standardize.narrow_inputs(kept_D[kept_D >= first_dense] - first_dense)
+        enriched = self.interaction.narrow_inputs(kept_D)
+        tower = None if enriched is None else self.tower.narrow_inputs(enriched)
+        cast(Heads, self.heads).narrow(features=enriched, tower=tower)
+
+    def int8_inputs(self) -> list[Int8Input]:
+        """Every input that :meth:`to_int8` needs a grid of; empty for a model without dense layers."""
+        found = [*self.interaction.int8_inputs("interaction"), *self.tower.int8_inputs("tower")]
+        return [*found, *self.heads.int8_inputs("heads")] if self.tower.writes_codes else found
+
+    def to_int8(self, grids: dict[str, Tensor]) -> None:
+        """Compute dense layers in int8, for inference only.
+
+        Args:
+            grids: (2, D) ``low`` and ``step`` of each of :meth:`int8_inputs` by name.
+        """
+        read_by_heads = self.heads.int8_inputs("heads")[0].name if self.tower.writes_codes else None
+        self.interaction.to_int8("interaction", grids)
+        self.tower.to_int8("tower", grids, None if read_by_heads is None else grids[read_by_heads])
+        if read_by_heads is not None:
+            self.heads = self.heads.to_int8("heads", grids)
+
+    def narrowed_config(self) -> RankerConfig:
+        """``config`` with what interaction and tower have become."""
+        return self.config.model_copy(update={"interaction": self.interaction.config, "tower": self.tower.config})
 
     def dense_state(self) -> dict[str, Tensor]:
         """The state dict without the tables."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("tables.")}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in [name for name in state_dict if name.startswith(f"{prefix}{_FORMER_DENSE_FIELD}")]:
+            state_dict[f"{prefix}interaction.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def feature_widths(config: RankerConfig, schema: Schema) -> dict[str, int]:
+    """Columns of every feature in the row that the interaction reads, sparse features first."""
+    sparse = {feature.name: config.table_dim(feature.table) for feature in schema.sparse}
+    return sparse | {feature.name: feature.width for feature in schema.dense}
+
+
+def _context_width(config: RankerConfig, widths: dict[str, int]) -> int | None:
+    for name in config.context:
+        if name not in widths:
+            raise UserError(f"model.context: there is no feature {name!r}; the features are {', '.join(widths)}.")
+    return sum(widths[name] for name in config.context) if config.context else None
 
 
 def _start_linear(module: nn.Module) -> None:

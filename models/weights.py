@@ -3,16 +3,17 @@
 Letters: R rows of a table, d its stored width, D its width as the ranker sees it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
 from models.codecs.compact import Precision
 from models.codecs.quantization import Bits, quantize_rows
-from models.int8 import to_int8
 from models.ranker import Ranker, RankerConfig
 from models.tables.plain import PlainTables
 
@@ -24,7 +25,7 @@ class Weights:
     Attributes:
         config: The ranker's shape. A lever that removes units changes it together with ``dense``.
         schema: The encoded features the ranker reads. A lever that removes a feature removes it here too.
-        tables: (R, d) float32 by table name (see ``models.tables.layout.table_layouts``); row i is id i.
+        tables: (R, d) float32 by table name (see ``models.tables.plan.LookupPlan``); row i is id i.
         dense: Everything else of the ranker's state, by parameter name (see ``Ranker.dense_state``).
         keep: (R,) bool by vocabulary (a table of the schema; its wide table shares it); ids of rows that are False mean
             OOV from now on. Absent where nothing is pruned. Export drops these rows from tables and vocabulary, so that
@@ -67,6 +68,23 @@ class Weights:
         load_dense(ranker, self.dense, self.grids)
         return ranker.eval()
 
+    def dense_ranker(self) -> Ranker:
+        """The dense part, as trained, as a ranker without tables: its parts can be asked, and narrowed."""
+        with torch.random.fork_rng(devices=[]):
+            ranker = Ranker(self.config, self.schema, nn.Module())
+        load_dense(ranker, self.dense, {})
+        return ranker.eval()
+
+    @contextmanager
+    def narrowing(self) -> Iterator[Ranker]:
+        """:meth:`dense_ranker`, whose parts the block makes narrower; ``dense`` and ``config`` follow."""
+        ranker = self.dense_ranker()
+        yield ranker
+        state = ranker.dense_state()
+        order = [name for name in self.dense if name in state]
+        self.dense = {name: state[name] for name in (*order, *(name for name in state if name not in self.dense))}
+        self.config = ranker.narrowed_config()
+
 
 def load_dense(ranker: Ranker, dense: Mapping[str, Tensor], grids: Mapping[str, Tensor]) -> None:
     """Copy ``dense`` into the parameters and buffers of ``ranker`` that are outside its tables.
@@ -84,4 +102,4 @@ def load_dense(ranker: Ranker, dense: Mapping[str, Tensor], grids: Mapping[str, 
             f"{', '.join(unexpected) or 'none'}): use the version that made them, or train and export again."
         )
     if grids:
-        to_int8(ranker, grids)
+        ranker.to_int8(dict(grids))

@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from data_pipelines.config.base import Config
 from recsys.cli import app
 from recsys.config.experiment import ExperimentConfig
 
@@ -130,7 +131,7 @@ def _models(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
 def _inner(annotation: Any, suffix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Models inside an annotation, each with what its container adds to the path (``.<name>``, ``[]``)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield suffix, annotation
+        yield from ((suffix, model) for model in _alternatives(annotation))
         return
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -142,6 +143,11 @@ def _inner(annotation: Any, suffix: str = "") -> Iterator[tuple[str, type[BaseMo
     for argument in arguments:
         if origin is not Literal:
             yield from _inner(argument, suffix)
+
+
+def _alternatives(model: type[BaseModel]) -> tuple[type[BaseModel], ...]:
+    """The registered kinds of a family; any other model itself."""
+    return model.alternatives() if issubclass(model, Config) else (model,)
 
 
 def _row(name: str, field: FieldInfo, said: str) -> str:
@@ -182,7 +188,8 @@ def _yaml(value: Any) -> str:
 def _type(annotation: Any) -> str:
     """An annotation in a reader's words, with links to the models it names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"[{_kind_of(annotation) or 'keys'}](#{_anchor(annotation)})"
+        links = (f"[{_kind_of(model) or 'keys'}](#{_anchor(model)})" for model in _alternatives(annotation))
+        return " or ".join(links)
     if annotation in (None, NoneType):
         return "null"
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 
-def activation(units: int, winners: float | None) -> nn.Module:
-    """ReLU, or with ``winners`` the k-winners activation that lets this share of the units pass."""
-    return nn.ReLU(inplace=True) if winners is None else KWinners(units, winners)
+def activation(units: int, k_winners: float | None) -> nn.Module:
+    """ReLU, or with ``k_winners`` the activation that lets this share of the units pass."""
+    return nn.ReLU(inplace=True) if k_winners is None else KWinners(units, k_winners)
 
 
 class KWinners(nn.Module):
@@ -30,6 +30,10 @@ class KWinners(nn.Module):
         self.density, self.boost = density, boost
         self.k = max(1, round(density * units))
         self.register_buffer("duty_H", torch.full((units,), density))
+
+    def narrowed(self, units: int) -> "KWinners":
+        """The same number of winners (all, if there are no more) among fewer units; duty cycles start afresh."""
+        return KWinners(units, min(1.0, self.k / units), boost=self.boost)
 
     def forward(self, x_BH: Tensor) -> Tensor:
         x_BH = x_BH.relu()

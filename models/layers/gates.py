@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.batch import Schema
+from models.layers.part import Part
 
 _LOW, _HIGH, _TEMPERATURE = -0.1, 1.1, 2 / 3
 _SPEED = 40.0
 _FIRST_LOGIT = 1.0
 
 
-class FeatureGates(nn.Module):
+class FeatureGates(Part):
     """Multiplies each feature, wherever interaction, tower and wide part read it, by a hard-concrete gate.
 
     In training a gate is random, row by row: 0 or 1 mostly, so that a ranker cannot make up for a small gate by large
@@ -30,7 +31,7 @@ class FeatureGates(nn.Module):
         super().__init__()
         self.sparse_F = nn.Parameter(torch.full((len(schema.sparse),), _FIRST_LOGIT / _SPEED))
         self.dense_G = nn.Parameter(torch.full((len(schema.dense),), _FIRST_LOGIT / _SPEED))
-        self._names = [feature.name for feature in schema.sparse]
+        self.names = schema.feature_names
         widths = torch.tensor([feature.width for feature in schema.dense], dtype=torch.int64)
         self.register_buffer("widths", widths, persistent=False)
 
@@ -38,7 +39,7 @@ class FeatureGates(nn.Module):
         self, pooled: dict[str, Tensor], dense_BD: Tensor, wide: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """The same with every feature multiplied by its gate."""
-        gates = dict(zip(self._names, self._sample(self.sparse_F, len(dense_BD)).unbind(1), strict=True))
+        gates = dict(zip(self.names, self._sample(self.sparse_F, len(dense_BD)).unbind(1), strict=False))
         dense_gates_BG = self._sample(self.dense_G, len(dense_BD))
         return (
             {name: value * gates[name].unsqueeze(1) for name, value in pooled.items()},
@@ -58,6 +59,20 @@ class FeatureGates(nn.Module):
         """(F + G,) probability that a gate is not zero in training, differentiable."""
         logits = _SPEED * torch.cat([self.sparse_F, self.dense_G])
         return torch.sigmoid(logits - _TEMPERATURE * math.log(-_LOW / _HIGH))
+
+    def values(self) -> dict[str, float]:
+        """The gate of every feature by name, as in evaluation."""
+        gates = open_share(torch.cat([self.sparse_F, self.dense_G]).detach())
+        return dict(zip(self.names, gates.tolist(), strict=True))
+
+    def keep(self, kept_sparse: Tensor, kept_dense: Tensor) -> None:
+        """Keep only the gates of these features: (F,) and (G,) bool."""
+        self.names = tuple(
+            name for name, kept in zip(self.names, torch.cat([kept_sparse, kept_dense]).tolist(), strict=True) if kept
+        )
+        self.sparse_F = nn.Parameter(self.sparse_F.detach()[kept_sparse])
+        self.dense_G = nn.Parameter(self.dense_G.detach()[kept_dense])
+        self.widths = self.widths[kept_dense]
 
 
 def open_share(parameter_F: Tensor) -> Tensor:

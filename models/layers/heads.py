@@ -1,20 +1,43 @@
-"""From what the tower made to one logit for each task, and the losses of the tasks.
+"""From the tower's output to one logit for each task, and the losses of the tasks.
 
 Letters: B rows of a batch, D width of the enriched features, W width of the tower's output, T tasks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from torch import Tensor, nn
+
+from data_pipelines.config.base import Config
+from data_pipelines.errors import UserError
+from models.layers.int8 import Int8Linear
+from models.layers.part import Int8Input, Part, UnitSlice, narrow_linear
 
 TaskKind = Literal["binary", "regression", "count"]
 
 
-class TasksConfig(BaseModel):
+@dataclass(frozen=True)
+class TaskRouting:
+    """How tasks route rows to experts.
+
+    Attributes:
+        tasks: With several, each routes its own copy of the rows with weights of its own (MMoE, KDD 2018).
+        own_experts: Experts are assigned to ``tasks + 1`` groups round-robin; a task chooses from the first group and
+            from its own (PLE, RecSys 2020).
+    """
+
+    tasks: int = 1
+    own_experts: bool = False
+
+
+_ROUTING = {"shared": (False, False), "mmoe": (True, False), "ple": (True, True)}
+
+
+class TasksConfig(Config):
     """How several tasks share the tower: ``model.tasks``.
 
     ``shared``: one tower, one head for each task. ``mmoe``: the tower's experts are common, each task routes its rows
@@ -22,16 +45,40 @@ class TasksConfig(BaseModel):
     (Progressive Layered Extraction, RecSys 2020). The last two need a tower of kind ``moe``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["shared", "mmoe", "ple"] = "shared"
+    kind: Literal["shared", "mmoe", "ple"] = Field(default="shared", description="What the tasks share.")
+
+    @property
+    def routes_by_task(self) -> bool:
+        """Whether each task routes its rows by itself."""
+        return _ROUTING[self.kind][0]
+
+    def routing(self, tasks: int) -> TaskRouting:
+        """How so many tasks route.
+
+        Raises:
+            UserError: A single task has nothing to share.
+        """
+        by_task, own_experts = _ROUTING[self.kind]
+        if by_task and tasks == 1:
+            raise UserError(
+                f"model.tasks.kind {self.kind!r} is for several tasks and data.tasks has one: set it to 'shared'."
+            )
+        return TaskRouting(tasks if by_task else 1, own_experts)
 
 
-class Heads(nn.Module):
-    """One linear head for each task, over the enriched features and the tower's output; in float32 always."""
+class Heads(Part):
+    """One linear head for each task, over the enriched features and the tower's output; in float32 always.
+
+    Args:
+        features: D.
+        tower: W.
+        tasks: T.
+    """
 
     def __init__(self, features: int, tower: int, tasks: int) -> None:
         super().__init__()
         self.features = features
+        self.out_width = tasks
         self.linear = nn.Linear(features + tower, tasks)
 
     def forward(self, x_BD: Tensor, tower_BW: Tensor) -> Tensor:
@@ -44,6 +91,44 @@ class Heads(nn.Module):
             else:
                 tower_BT = F.linear(tower_BW, tower_weight_TW)
             return F.linear(x_BD.float(), feature_weight_TD, self.linear.bias) + tower_BT
+
+    def tower_readers(self) -> tuple[UnitSlice, ...]:
+        """What reads the tower's output."""
+        return (UnitSlice(self.linear, "weight", 1, self.features),)
+
+    def narrow(self, *, features: Tensor | None = None, tower: Tensor | None = None) -> None:
+        """Keep only these positions of the enriched features and of the tower's output; all where ``None``."""
+        every = torch.arange(self.linear.in_features)
+        kept_D = every[: self.features] if features is None else features
+        kept_W = every[self.features :] if tower is None else tower + self.features
+        narrow_linear(self.linear, inputs=torch.cat([kept_D, kept_W]))
+        self.features = len(kept_D)
+
+    def int8_inputs(self, path: str) -> list[Int8Input]:
+        """The tower's output, which alone is rounded."""
+        return [Int8Input(f"{path}.linear", self, 1)]
+
+    def to_int8(self, path: str, grids: Mapping[str, Tensor], out_2O: Tensor | None = None) -> "Part":
+        return Int8Heads(self, grids[f"{path}.linear"])
+
+
+class Int8Heads(Part):
+    """:class:`Heads` with the part that reads the tower in int8."""
+
+    weight_TD: Tensor
+
+    def __init__(self, heads: Heads, grid_2W: Tensor) -> None:
+        super().__init__()
+        self.out_width = heads.out_width
+        feature_weight_TD, tower_weight_TW = heads.linear.weight.tensor_split((heads.features,), 1)
+        self.register_buffer("weight_TD", feature_weight_TD.contiguous())
+        self.tower = Int8Linear(tower_weight_TW, heads.linear.bias, grid_2W)
+
+    def forward(self, x_BD: Tensor, tower_BW: Tensor) -> Tensor:
+        """(B, T) float32."""
+        with torch.autocast(x_BD.device.type, enabled=False):
+            tower_BT: Tensor = self.tower(tower_BW)
+            return tower_BT + F.linear(x_BD.float(), self.weight_TD)
 
 
 def task_losses(logits_BT: Tensor, labels_BT: Tensor, kinds: Sequence[TaskKind]) -> Tensor:

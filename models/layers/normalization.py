@@ -6,10 +6,12 @@ Letters: B rows of a batch, D numbers of a row.
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from models.layers.part import Part
 
 
-class Standardize(nn.Module):
+class Standardize(Part):
     """``sign(x) log(1 + |x|)``, less its mean, over its standard deviation in the training split.
 
     The logarithm leaves small numbers nearly as they are and keeps any count from drowning the rest.
@@ -20,6 +22,7 @@ class Standardize(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.out_width = width
         self.register_buffer("mean_D", torch.zeros(width))
         self.register_buffer("deviation_D", torch.ones(width))
 
@@ -39,6 +42,11 @@ class Standardize(nn.Module):
         constant_D = variance_D <= 1e-12 * (1 + mean_D.square())
         self.mean_D.copy_(mean_D)
         self.deviation_D.copy_(variance_D.clamp(min=0).sqrt().masked_fill(constant_D, 1.0))
+
+    def narrow_inputs(self, kept_D: Tensor) -> Tensor:
+        self.mean_D, self.deviation_D = self.mean_D[kept_D], self.deviation_D[kept_D]
+        self.out_width = len(kept_D)
+        return kept_D
 
     def forward(self, dense_BD: Tensor) -> Tensor:
         return (squash(dense_BD) - self.mean_D) / self.deviation_D

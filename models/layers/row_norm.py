@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.part import Part
+
 _MOMENTUM = 0.1
 _EPS = 1e-5
 
 
-class RowNorm(nn.Module):
+class RowNorm(Part):
     """Every column has mean 0 and variance 1 over the batch (Ioffe & Szegedy, arXiv 1502.03167), then scale and shift.
 
     What follows does not see how large embeddings are, so they can be held small by strong weight decay: rare ids then
@@ -23,10 +25,15 @@ class RowNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.out_width = width
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
+
+    @property
+    def narrows_inputs(self) -> bool:
+        return False  # a column of zeros leaves as its shift
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """(B, D) float32."""

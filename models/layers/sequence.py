@@ -8,11 +8,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
 
 from data_pipelines.batch import Schema, SparseSpec
 from data_pipelines.errors import UserError
-from models.tables.layout import TablesConfig
+from models.layers.part import Part
+from models.tables.config import TablesConfig
 from models.tables.lookup import Embedded, pool_rows
 
 _HIDDEN = 64
@@ -69,7 +71,7 @@ class TargetAttention(nn.Module):
         hidden_LH = self.event(torch.cat([events_LC, product_LQ], 1))
         hidden_LH = hidden_LH + self.candidate(candidate_BQ).index_select(0, row_L)
         hidden_LH = hidden_LH + self._positions(offsets)
-        return pool_rows(self.score(hidden_LH).float() * events_LC, offsets, "sum")
+        return pool_rows(self.score(hidden_LH).float() * events_LC, offsets, PoolingMode.SUM)
 
     def _positions(self, offsets: Tensor) -> Tensor:
         from_newest_L = offsets[1:].index_select(0, row_numbers(offsets)) - 1
@@ -111,10 +113,10 @@ class LocalConvolution(nn.Module):
         before_LC = torch.cat([edge, events_LC[:-1] * same_L1])
         after_LC = torch.cat([events_LC[1:] * same_L1, edge])
         mixed_LC = self.kernel(torch.cat([before_LC, events_LC, after_LC], 1)).relu()
-        return pool_rows(mixed_LC.float(), offsets, "mean")
+        return pool_rows(mixed_LC.float(), offsets, PoolingMode.MEAN)
 
 
-class Histories(nn.Module):
+class Histories(Part):
     """Pools every history that the tables leave as a sequence, all its columns together.
 
     Raises:

@@ -72,7 +72,7 @@ def _padded(rows: int) -> int:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DispatchPlan:
     """Where each row goes: slots group by group.
 
     Attributes:
@@ -93,7 +93,7 @@ class Layout:
         return empty_M.scatter(0, self.place_NK.flatten(), values_NK.flatten())
 
 
-def lay_out(group_NK: Tensor, counts_E: Tensor, *, pad: bool = False) -> Layout:
+def plan_dispatch(group_NK: Tensor, counts_E: Tensor, *, pad: bool = False) -> DispatchPlan:
     """Slots for rows whose groups are known, and how many rows each group has.
 
     Args:
@@ -113,7 +113,7 @@ def lay_out(group_NK: Tensor, counts_E: Tensor, *, pad: bool = False) -> Layout:
         slot_M += (starts_E - ends_E + counts_E).repeat_interleave(counts_E, output_size=len(order_M))
     place_M = torch.empty_like(order_M).scatter_(0, order_M, slot_M)
     source_M = order_M.new_zeros(slots).scatter_(0, slot_M, order_M // group_NK.shape[1])
-    return Layout(source_M, place_M.view_as(group_NK), ends_E, runs)
+    return DispatchPlan(source_M, place_M.view_as(group_NK), ends_E, runs)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
@@ -152,14 +152,14 @@ class _Gather(torch.autograd.Function):
         return _apply(_Scatter, grads[0], source_M, place_NK), None, None
 
 
-def to_slots(x_NI: Tensor, layout: Layout) -> Tensor:
+def dispatch(x_NI: Tensor, plan: DispatchPlan) -> Tensor:
     """(M, I) the row of each slot. What comes back for empty slots is not counted in the gradient."""
-    return _apply(_Scatter, x_NI, layout.source_M, layout.place_NK)
+    return _apply(_Scatter, x_NI, plan.source_M, plan.place_NK)
 
 
-def from_slots(y_MI: Tensor, layout: Layout) -> Tensor:
+def combine(y_MI: Tensor, plan: DispatchPlan) -> Tensor:
     """(N, I) the sum over the slots of each row. Empty slots get the gradient of row 0: multiply them by 0 before."""
-    return _apply(_Gather, y_MI, layout.source_M, layout.place_NK)
+    return _apply(_Gather, y_MI, plan.source_M, plan.place_NK)
 
 
 class _RunProducts(torch.autograd.Function):
@@ -208,11 +208,11 @@ def _weight_product(left: Tensor, right: Tensor, out: Tensor) -> None:
             torch.mm(pair[0], pair[1], out=pair[2])
 
 
-def grouped_product(x_MI: Tensor, weight_EIO: Tensor, layout: Layout) -> Tensor:
+def grouped_product(x_MI: Tensor, weight_EIO: Tensor, plan: DispatchPlan) -> Tensor:
     """(M, O) each slot times the matrix of its group, in the type of ``x_MI``; matrices may be of another."""
-    if layout.runs is not None:
-        return _apply(_RunProducts, x_MI, weight_EIO, layout.runs)
+    if plan.runs is not None:
+        return _apply(_RunProducts, x_MI, weight_EIO, plan.runs)
     # Rows of matrices must begin at a multiple of 16 bytes there.
     unit, (inputs, outputs) = 16 // x_MI.element_size(), weight_EIO.shape[1:]
     weight_EIO = F.pad(weight_EIO.to(x_MI.dtype), (0, -outputs % unit, 0, -inputs % unit))
-    return F.grouped_mm(F.pad(x_MI, (0, -inputs % unit)), weight_EIO, offs=layout.ends_E)[:, :outputs]
+    return F.grouped_mm(F.pad(x_MI, (0, -inputs % unit)), weight_EIO, offs=plan.ends_E)[:, :outputs]

@@ -1,4 +1,4 @@
-"""Experts spread over ranks: each rank holds some of them, and rows travel to their experts and back.
+"""Expert parallelism: each rank holds some of them, and rows travel to their experts and back.
 
 Letters: M rows with their repetitions, D width of the model, H hidden width, E experts of all ranks, e experts of one
 rank, R ranks.
@@ -14,7 +14,7 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from models.moe.dispatch import Layout, from_slots, lay_out, to_slots
+from models.moe.dispatch import DispatchPlan, combine, dispatch, plan_dispatch
 from models.moe.experts import Experts, MixtureOfExperts
 
 
@@ -29,7 +29,7 @@ class _ScaleGradient(torch.autograd.Function):
         return grads[0] * ctx.factor, None
 
 
-class SpreadExperts(Experts):
+class ExpertParallel(Experts):
     """The experts of one mixture, rank r holding the r-th of R equal shares (GShard, arXiv 2006.16668).
 
     Parameters are ``DTensor`` sharded by expert, under the names they have on one rank: a checkpoint holds whole
@@ -37,31 +37,31 @@ class SpreadExperts(Experts):
     rank's mean loss; like the replicated parameters, which ``DistributedDataParallel`` averages, it takes their mean.
 
     Args:
-        experts: What is to be spread, equal on all ranks.
+        experts: To be sharded, equal on all ranks.
         mesh: One dimension, over the ranks.
 
     Raises:
-        ValueError: The experts cannot be shared out evenly.
+        ValueError: The experts cannot be sharded evenly.
     """
 
     def __init__(self, experts: Experts, mesh: DeviceMesh) -> None:
         nn.Module.__init__(self)
         count = len(experts.w1_EDH)
         if count % mesh.size():
-            raise ValueError(f"{count} experts cannot be spread evenly over {mesh.size()} ranks")
+            raise ValueError(f"{count} experts cannot be sharded evenly over {mesh.size()} ranks")
         self.mesh = mesh
         self.activation = experts.activation
         self.w1_EDH = nn.Parameter(distribute_tensor(experts.w1_EDH.detach(), mesh, [Shard(0)]))
         self.w2_EHD = nn.Parameter(distribute_tensor(experts.w2_EHD.detach(), mesh, [Shard(0)]))
 
-    def layout(self, chosen_NK: Tensor, counts_E: Tensor) -> Layout:
+    def plan(self, chosen_NK: Tensor, counts_E: Tensor) -> DispatchPlan:
         """Rows sorted by expert: empty slots would travel as well."""
-        return lay_out(chosen_NK, counts_E)
+        return plan_dispatch(chosen_NK, counts_E)
 
-    def forward(self, x_MD: Tensor, gates_M: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x_MD: Tensor, gates_M: Tensor, plan: DispatchPlan) -> Tensor:
         """(M, D) outputs of this rank's rows, sorted by expert, wherever the experts are."""
         ranks, group = self.mesh.size(), self.mesh.get_group()
-        counts_Re = layout.ends_E.diff(prepend=layout.ends_E.new_zeros(1)).view(ranks, -1)
+        counts_Re = plan.ends_E.diff(prepend=plan.ends_E.new_zeros(1)).view(ranks, -1)
         arriving_Re = torch.empty_like(counts_Re)
         dist.all_to_all_single(arriving_Re, counts_Re.contiguous(), group=group)
         sent, received = counts_Re.sum(1).tolist(), arriving_Re.sum(1).tolist()
@@ -70,28 +70,28 @@ class SpreadExperts(Experts):
         # Rows came rank by rank; products want them expert by expert.
         local = arriving_Re.shape[1]
         expert_M = torch.arange(local, device=x_MD.device).repeat(ranks).repeat_interleave(arriving_Re.flatten())
-        here = super().layout(expert_M.unsqueeze(1), arriving_Re.sum(0))
+        here = super().plan(expert_M.unsqueeze(1), arriving_Re.sum(0))
         w1_eDH, w2_eHD = (self._local(weight) for weight in (self.w1_EDH, self.w2_EHD))
-        y_MD = self.compute(to_slots(came_MD, here), here.slots(gates_M1), here, w1_eDH, w2_eHD)
-        return all_to_all_single_autograd(from_slots(y_MD, here), sent, received, group)
+        y_MD = self.compute(dispatch(came_MD, here), here.slots(gates_M1), here, w1_eDH, w2_eHD)
+        return all_to_all_single_autograd(combine(y_MD, here), sent, received, group)
 
     def _local(self, weight: nn.Parameter) -> Tensor:
         local = cast(DTensor, weight).to_local()
         return cast(Tensor, _ScaleGradient.apply(local, 1 / self.mesh.size()))  # type: ignore[no-untyped-call]
 
 
-def spread_experts(module: nn.Module, mesh: DeviceMesh) -> list[str]:
-    """Spread the routed experts of every mixture in ``module``; names of the parameters that differ by rank."""
+def shard_experts(module: nn.Module, mesh: DeviceMesh) -> list[str]:
+    """Shard the routed experts of every mixture in ``module``; names of the parameters that differ by rank."""
     names = []
     for path, mixture in list(module.named_modules()):
         if isinstance(mixture, MixtureOfExperts):
-            mixture.experts = SpreadExperts(mixture.experts, mesh)
+            mixture.experts = ExpertParallel(mixture.experts, mesh)
             names += [f"{path}.experts.{name}" for name, _ in mixture.experts.named_parameters()]
     return names
 
 
 def by_placement(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Replicated and spread parameters apart: the fast paths of optimizers do not take both at once."""
+    """Replicated and sharded parameters apart: the fast paths of optimizers do not take both at once."""
     groups: dict[bool, list[nn.Parameter]] = {}
     for parameter in parameters:
         groups.setdefault(isinstance(parameter, DTensor), []).append(parameter)
@@ -99,7 +99,7 @@ def by_placement(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """Scale gradients so that their norm over all parameters, spread ones included, is at most ``max_norm``."""
+    """Scale gradients so that their norm over all parameters, sharded ones included, is at most ``max_norm``."""
     groups = by_placement(parameter for parameter in parameters if parameter.grad is not None)
     norms = [nn.utils.get_total_norm([cast(Tensor, parameter.grad) for parameter in group]) for group in groups]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
@@ -109,7 +109,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
 
 
 def place_like(parameter: nn.Parameter, whole: Tensor) -> Tensor:
-    """``whole`` as ``parameter`` is placed: this rank's part of it where the parameter is spread."""
+    """``whole`` as ``parameter`` is placed: this rank's part of it where the parameter is sharded."""
     if not isinstance(parameter, DTensor):
         return whole
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements)

@@ -1,166 +1,114 @@
-"""Towers: a dense MLP, and a sparse mixture of experts that computes only the experts it chooses.
+"""A sparse mixture of experts that computes only the experts it chooses.
 
 Letters: N rows, D width of the model, C width of the router's context, H width of an expert's hidden layer, E experts,
-K experts chosen for a row, T tasks.
+K experts chosen for a row, M slots.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.layers.activations import activation
-from models.moe.dispatch import Layout, from_slots, grouped_product, lay_out, to_slots
+from data_pipelines.config.renames import accept_former_names
+from models.layers.activations import KWinners, activation
+from models.layers.heads import TaskRouting
+from models.layers.part import Component, UnitGroup, UnitSlice, module_components, own_tensors
+from models.moe.dispatch import DispatchPlan, combine, dispatch, grouped_product, plan_dispatch
+from models.moe.router import Router, RouterConfig
 
-Gate = Literal["softmax", "sigmoid"]
-Balance = Literal["loss", "bias", "none"]
-_BIAS_RATE = 0.001
+_ONE_TASK = TaskRouting()
 
 
-class Router(nn.Module):
-    """Scores every expert for every row and chooses the best ``top_k``; always in float32.
+class ExpertsConfig(RouterConfig):
+    """A mixture of experts (see :class:`MixtureOfExperts`)."""
 
-    Gates are the chosen scores, divided by their sum where ``top_k`` > 1. ``softmax`` scores compete (Switch, arXiv
-    2101.03961), ``sigmoid`` scores do not (DeepSeek-V3, arXiv 2412.19437). ``noise`` is the standard deviation of
-    normal numbers added to the logits in training.
+    hidden: int = Field(default=256, ge=1, description="Width of an expert's hidden layer.")
+    shared: bool = Field(default=False, description="One more expert that sees every row.")
+    k_winners: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of an expert's hidden units that pass (k-winners); ReLU where absent.",
+    )
 
-    With ``balance="loss"``, :meth:`auxiliary_loss` is E times the sum over experts of (share of choices x mean score),
-    1 at perfect balance. With ``balance="bias"`` a bias that steers the choice, and not the gate, is moved by
-    :meth:`update_bias` towards experts that were chosen too rarely (arXiv 2408.15664): no gradient, no loss.
-
-    Experts whose ``alive_E`` is False are never chosen: pruned ones, until export takes them out of the stack.
-
-    Args:
-        tasks: With several, each routes its own copy of the rows with weights of its own (MMoE, KDD 2018).
-        own_experts: Experts lie in ``tasks + 1`` groups by turns; a task chooses from the first group and from its own
-            (PLE, RecSys 2020).
-
-    Raises:
-        ValueError: A row could not choose ``top_k`` different experts.
-    """
-
-    alive_E: Tensor
-    allowed_ET: Tensor | None
-    bias_E: Tensor
-    load_E: Tensor
-    since_update_E: Tensor
-
-    def __init__(
-        self,
-        width: int,
-        experts: int,
-        top_k: int,
-        *,
-        gate: Gate = "softmax",
-        noise: float = 0.0,
-        balance: Balance = "loss",
-        tasks: int = 1,
-        own_experts: bool = False,
-    ) -> None:
-        super().__init__()
-        group_E1, task_T = (torch.arange(experts) % (tasks + 1)).unsqueeze(1), torch.arange(tasks)
-        allowed_ET = (group_E1 == 0) | (group_E1 == task_T + 1) if own_experts else None
-        choice = experts if allowed_ET is None else int(allowed_ET.sum(0).min())
-        if not 1 <= top_k <= choice:
-            raise ValueError(
-                f"top_k must lie between 1 and the number of experts to choose from ({choice}), not {top_k}"
-            )
-        self.top_k, self.gate, self.noise, self.balance = top_k, gate, noise, balance
-        self.weight = nn.Parameter(torch.empty((experts, width) if tasks == 1 else (experts, tasks, width)))
-        nn.init.normal_(self.weight, std=width**-0.5)
-        self.register_buffer("alive_E", torch.ones(experts, dtype=torch.bool))
-        self.register_buffer("allowed_ET", allowed_ET)
-        self.register_buffer("bias_E", torch.zeros(experts) if balance == "bias" else None)
-        self.register_buffer("load_E", torch.zeros(experts, dtype=torch.int64), persistent=False)
-        self.register_buffer("since_update_E", torch.zeros(experts), persistent=False)
-        self._auxiliary: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, context_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates (N, K) float32, chosen experts (N, K) int64, and rows for each expert (E,) int32.
-
-        With several tasks the context is (T, N, C), and the rows of the tasks follow each other: (T x N, K).
-        """
-        with torch.autocast(context_NC.device.type, enabled=False):
-            closed_NE = self._closed(context_NC)
-            logits_NE = self._logits(context_NC.float()) + closed_NE
-            if self.training and self.noise:
-                logits_NE = logits_NE + self.noise * torch.randn_like(logits_NE)
-            scores_NE = logits_NE.softmax(1) if self.gate == "softmax" else logits_NE.sigmoid()
-            ranked_NE = scores_NE + (self.bias_E + closed_NE) if self.balance == "bias" else logits_NE
-            chosen_NK = ranked_NE.detach().topk(self.top_k, dim=1, sorted=False).indices
-            gates_NK = scores_NE.gather(1, chosen_NK)
-            if self.top_k > 1:
-                gates_NK = gates_NK / gates_NK.sum(1, keepdim=True).clamp(min=1e-9)
-        chosen_M = chosen_NK.flatten()
-        counts_E = torch.zeros_like(self.load_E).scatter_add_(0, chosen_M, torch.ones_like(chosen_M))
-        if self.training:
-            self.load_E += counts_E
-            if self.balance == "loss":
-                share_E = counts_E / counts_E.sum().clamp(min=1)
-                mean_E = scores_NE.mean(0) if self.gate == "softmax" else F.normalize(scores_NE, 1, 1).mean(0)
-                balance = len(self.weight) * (share_E * mean_E).sum()
-                self._auxiliary = balance, logits_NE.logsumexp(1).square().mean()
-            elif self.balance == "bias":
-                self.since_update_E += counts_E
-        return gates_NK, chosen_NK, counts_E.int()
-
-    def _logits(self, context_NC: Tensor) -> Tensor:
-        if self.weight.dim() == 2:
-            return F.linear(context_NC, self.weight)
-        return torch.einsum("tnc,etc->tne", context_NC, self.weight).flatten(0, 1)
-
-    def _closed(self, context_NC: Tensor) -> Tensor:
-        """Minus infinity for experts that may not be chosen, 0 for others, to be added to (N, E)."""
-        if self.allowed_ET is None:
-            return torch.where(self.alive_E, 0.0, -torch.inf)
-        closed_TE = torch.where(self.allowed_ET.T & self.alive_E, 0.0, -torch.inf)
-        return closed_TE.repeat_interleave(context_NC.shape[1], 0)
-
-    def auxiliary_loss(self) -> tuple[Tensor, Tensor] | None:
-        """Balance loss and z-loss (ST-MoE, arXiv 2202.08906) of the last training batch; ``None`` before one."""
-        return self._auxiliary
-
-    @torch.no_grad()
-    def update_bias(self) -> None:
-        """Move the bias one step against the load since the last call, summed over all ranks."""
-        if self.balance != "bias":
-            return
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self.since_update_E)
-        self.bias_E += _BIAS_RATE * torch.sign(self.since_update_E.mean() - self.since_update_E)
-        self.since_update_E.zero_()
+    _former_names = model_validator(mode="before")(accept_former_names({"winners": "k_winners"}))
 
 
 class Experts(nn.Module):
     """Two-layer ReLU networks without biases, computed as two grouped products over rows sorted by expert."""
 
-    def __init__(self, width: int, hidden: int, experts: int, *, winners: float | None = None) -> None:
+    def __init__(self, width: int, hidden: int, experts: int, *, k_winners: float | None = None) -> None:
         super().__init__()
-        self.activation = activation(hidden, winners)
+        self.activation = activation(hidden, k_winners)
         self.w1_EDH = nn.Parameter(torch.empty(experts, width, hidden))
         self.w2_EHD = nn.Parameter(torch.empty(experts, hidden, width))
         nn.init.normal_(self.w1_EDH, std=(2 / width) ** 0.5)
         nn.init.normal_(self.w2_EHD, std=(1 / hidden) ** 0.5)
 
-    def layout(self, chosen_NK: Tensor, counts_E: Tensor) -> Layout:
+    def plan(self, chosen_NK: Tensor, counts_E: Tensor) -> DispatchPlan:
         """Slots for the rows of each expert; some stay empty where the activation keeps no statistics of its rows."""
-        return lay_out(chosen_NK, counts_E, pad=isinstance(self.activation, nn.ReLU))
+        return plan_dispatch(chosen_NK, counts_E, pad=isinstance(self.activation, nn.ReLU))
 
-    def forward(self, x_MD: Tensor, gates_M: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x_MD: Tensor, gates_M: Tensor, plan: DispatchPlan) -> Tensor:
         """(M, D) outputs of the rows in their slots, times the gates."""
-        return self.compute(x_MD, gates_M, layout, self.w1_EDH, self.w2_EHD)
+        return self.compute(x_MD, gates_M, plan, self.w1_EDH, self.w2_EHD)
 
-    def everyone(self, x_ND: Tensor) -> Tensor:
+    def forward_dense(self, x_ND: Tensor) -> Tensor:
         """(N, D) outputs of a single expert for all rows."""
         return cast(Tensor, self.activation(x_ND @ self.w1_EDH[0]) @ self.w2_EHD[0])
 
-    def compute(self, x_MD: Tensor, gates_M: Tensor, layout: Layout, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
+    def compute(self, x_MD: Tensor, gates_M: Tensor, plan: DispatchPlan, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
         """:meth:`forward` with the weights given."""
-        hidden_MH = self.activation(grouped_product(x_MD, w1_EDH, layout))
-        return grouped_product(hidden_MH * gates_M.to(hidden_MH.dtype).unsqueeze(1), w2_EHD, layout)
+        hidden_MH = self.activation(grouped_product(x_MD, w1_EDH, plan))
+        return grouped_product(hidden_MH * gates_M.to(hidden_MH.dtype).unsqueeze(1), w2_EHD, plan)
+
+    def components(self, path: str) -> Iterator[Component]:
+        """One for each expert, as if every row saw it, and one for what experts have in common."""
+        for e in range(len(self.w1_EDH)):
+            stacks = {name: stack[e] for name, stack in own_tensors(self, path).items()}
+            yield Component(f"{path}.{e}", "expert", stacks, 2 * sum(stack.numel() for stack in stacks.values()))
+        yield from module_components(self.activation, f"{path}.activation")
+
+    def unit_groups(self, path: str) -> list[UnitGroup]:
+        """The hidden units of each expert."""
+        return [
+            UnitGroup(
+                f"{path}.{e}",
+                self.w1_EDH.shape[2],
+                (UnitSlice(self, "w1_EDH", 1, expert=e),),
+                (UnitSlice(self, "w2_EHD", 0, expert=e),),
+            )
+            for e in range(len(self.w1_EDH))
+        ]
+
+    def narrow_units(self, alive: Sequence[Tensor], hidden: int) -> None:
+        """Keep the living units of each expert, and dead ones where an expert has fewer than ``hidden``."""
+        orders = [alive_U.int().argsort(descending=True, stable=True)[:hidden] for alive_U in alive]
+        first_EDH, second_EHD = self.w1_EDH.detach(), self.w2_EHD.detach()
+        self.w1_EDH = nn.Parameter(torch.stack([w[:, order] for w, order in zip(first_EDH, orders, strict=True)]))
+        self.w2_EHD = nn.Parameter(torch.stack([w[order] for w, order in zip(second_EHD, orders, strict=True)]))
+        if isinstance(self.activation, KWinners):
+            self.activation = self.activation.narrowed(hidden)
+
+    def keep(self, kept_E: Tensor) -> None:
+        """Keep only the experts at these positions."""
+        self.w1_EDH = nn.Parameter(self.w1_EDH.detach().index_select(0, kept_E))
+        self.w2_EHD = nn.Parameter(self.w2_EHD.detach().index_select(0, kept_E))
+
+    def norms(self) -> tuple[Tensor, int]:
+        """(E,) norm of all of an expert's numbers, and how many they are."""
+        stacks = [stack.detach().flatten(1) for stack in (self.w1_EDH, self.w2_EHD)]
+        squares_E = torch.stack([stack.float().square().sum(1) for stack in stacks]).sum(0)
+        return squares_E.sqrt(), sum(stack.shape[1] for stack in stacks)
+
+    @torch.no_grad()
+    def scale_(self, factor_E: Tensor) -> None:
+        """Multiply each expert by its factor."""
+        for stack in (self.w1_EDH, self.w2_EHD):
+            stack.mul_(factor_E.to(stack)[:, None, None])
 
 
 def _working_dtype(x_ND: Tensor) -> torch.dtype:
@@ -175,41 +123,25 @@ class MixtureOfExperts(nn.Module):
     No row is ever dropped and no expert has a capacity: rows are sorted by expert, and an expert's product is as tall
     as its share. ``shared`` adds one expert that sees every row (DeepSeekMoE, arXiv 2401.06066).
 
+    Args:
+        width: D.
+        config: Number, size and choice of the experts.
+        context: C, where the router reads something else than the rows.
+        routing: Of several tasks.
+
     Example:
-        >>> moe = MixtureOfExperts(16, hidden=32, experts=8, top_k=2)
+        >>> moe = MixtureOfExperts(16, ExpertsConfig(hidden=32, experts=8, top_k=2))
         >>> moe(torch.randn(100, 16)).shape
         torch.Size([100, 16])
     """
 
     def __init__(
-        self,
-        width: int,
-        hidden: int,
-        experts: int,
-        top_k: int,
-        *,
-        context: int | None = None,
-        shared: bool = False,
-        gate: Gate = "softmax",
-        noise: float = 0.0,
-        balance: Balance = "loss",
-        winners: float | None = None,
-        tasks: int = 1,
-        own_experts: bool = False,
+        self, width: int, config: ExpertsConfig, *, context: int | None = None, routing: TaskRouting = _ONE_TASK
     ) -> None:
         super().__init__()
-        self.router = Router(
-            context or width,
-            experts,
-            top_k,
-            gate=gate,
-            noise=noise,
-            balance=balance,
-            tasks=tasks,
-            own_experts=own_experts,
-        )
-        self.experts = Experts(width, hidden, experts, winners=winners)
-        self.shared = Experts(width, hidden, 1, winners=winners) if shared else None
+        self.router = Router(context or width, config, routing)
+        self.experts = Experts(width, config.hidden, config.experts, k_winners=config.k_winners)
+        self.shared = Experts(width, config.hidden, 1, k_winners=config.k_winners) if config.shared else None
 
     def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
         """(N, D); the router reads ``context_NC`` where given, ``x_ND`` otherwise. With several tasks, (T, N, D)."""
@@ -220,66 +152,28 @@ class MixtureOfExperts(nn.Module):
 
     def _mix(self, x_ND: Tensor, gates_NK: Tensor, chosen_NK: Tensor, counts_E: Tensor) -> Tensor:
         x_ND = x_ND.to(_working_dtype(x_ND))
-        layout = self.experts.layout(chosen_NK, counts_E)
-        y_MD = self.experts(to_slots(x_ND, layout), layout.slots(gates_NK), layout)
-        y_ND = from_slots(y_MD, layout)
+        plan = self.experts.plan(chosen_NK, counts_E)
+        y_MD = self.experts(dispatch(x_ND, plan), plan.slots(gates_NK), plan)
+        y_ND = combine(y_MD, plan)
         if self.shared is not None:
-            y_ND = y_ND + self.shared.everyone(x_ND)
+            y_ND = y_ND + self.shared.forward_dense(x_ND)
         return y_ND
 
+    def components(self, path: str) -> Iterator[Component]:
+        """The router, each expert by its share of the rows, and the shared expert."""
+        yield self.router.component(f"{path}.router")
+        share = self.router.top_k / len(self.router.active_E)
+        for part in self.experts.components(f"{path}.experts"):
+            yield replace(part, flops=part.flops * share)
+        if self.shared is not None:
+            yield from self.shared.components(f"{path}.shared")
 
-class MixtureTower(nn.Module):
-    """A stack of residual mixture blocks: ``x + dropout(mixture(norm(x)))``, with no norm where ``normalize`` is False.
-
-    With several ``tasks``, each has its own residual stream (T, N, D) and its own routers over the same experts.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        blocks: int = 1,
-        dropout: float = 0.0,
-        tasks: int = 1,
-        normalize: bool = True,
-        **mixture: Any,
-    ) -> None:
-        super().__init__()
-        self.tasks = tasks
-        self.norms = nn.ModuleList(nn.LayerNorm(width) if normalize else nn.Identity() for _ in range(blocks))
-        self.mixtures = nn.ModuleList(MixtureOfExperts(width, tasks=tasks, **mixture) for _ in range(blocks))
-        self.dropout = nn.Dropout(dropout)
-        self.width = width
-
-    def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
-        """(N, D), or (T, N, D) with several tasks."""
-        if self.tasks > 1:
-            x_ND = x_ND.expand(self.tasks, -1, -1)
-            context_NC = None if context_NC is None else context_NC.expand(self.tasks, -1, -1)
-        for norm, mixture in zip(self.norms, self.mixtures, strict=True):
-            x_ND = x_ND + self.dropout(mixture(norm(x_ND), context_NC))
-        return x_ND
+    def stacks(self, path: str) -> dict[str, Experts]:
+        """The routed experts and, if there is one, the shared expert by path."""
+        found = {f"{path}.experts": self.experts}
+        return found if self.shared is None else found | {f"{path}.shared": self.shared}
 
 
-class DenseTower(nn.Module):
-    """Linear, ReLU (or k-winners), dropout for each width of ``hidden``."""
-
-    def __init__(
-        self, width: int, hidden: Sequence[int], *, dropout: float = 0.0, winners: float | None = None
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for out in hidden:
-            layers += [nn.Linear(width, out), activation(out, winners)]
-            layers += [nn.Dropout(dropout)] if dropout else []
-            width = out
-        self.layers = nn.Sequential(*layers)
-        self.width = width
-
-    def forward(self, x_ND: Tensor, context_NC: Tensor | None = None) -> Tensor:
-        return cast(Tensor, self.layers(x_ND))
-
-
-def routers(module: nn.Module) -> dict[str, Router]:
-    """Every router inside ``module`` by its path."""
-    return {name: child for name, child in module.named_modules() if isinstance(child, Router)}
+def mixtures(module: nn.Module) -> dict[str, MixtureOfExperts]:
+    """Every mixture inside ``module`` by its path."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, MixtureOfExperts)}

@@ -12,8 +12,8 @@ from torchrec.distributed.types import ParameterSharding
 from data_pipelines.batch import Schema
 from models.ranker import Ranker, RankerConfig
 from models.sharding.sharding import TableOptimizerConfig, TableRule, choose_plan, constraints, topology
-from models.tables.layout import TableLayout
 from models.tables.lookup import SparseTables
+from models.tables.plan import TableLayout
 
 _ID_BYTES = 8
 _LENGTH_BYTES = 4

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import psutil
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -23,12 +23,15 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
-from models.moe.expert_parallel import spread_experts
+from models.moe.expert_parallel import shard_experts
+from models.moe.experts import mixtures
 from models.ranker import Ranker
-from models.tables.layout import TableConfig, TableLayout, TablesConfig
+from models.tables.config import TableConfig, TablesConfig
 from models.tables.lazy_adam import LazyAdam
 from models.tables.lookup import SparseTables
+from models.tables.plan import TableLayout
 from models.tables.rows import initialise_tables, table_names
 
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]
@@ -47,7 +50,7 @@ _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
 _FUSED = ("rowwise_adagrad", "adagrad", "sgd")
 
 
-class TableRule(BaseModel):
+class TableRule(Config):
     """How a table learns.
 
     ``rowwise_adagrad``, ``adagrad`` and ``sgd`` are fused: a row is updated in the backward pass, and only where the
@@ -55,7 +58,6 @@ class TableRule(BaseModel):
     ``adamw`` move (and decay) every row at every step, ``lazy_adam`` only rows that the batch has.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     optimizer: TableOptimizer = "rowwise_adagrad"
     learning_rate: float = Field(default=0.05, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -71,13 +73,11 @@ class TableRule(BaseModel):
 
 
 class TableOptimizerConfig(TableRule):
-    """How tables learn: ``train.tables``.
+    """How tables learn: ``train.tables``."""
 
-    Attributes:
-        only: Exceptions by table name, such as Adam for a small one.
-    """
-
-    only: dict[str, TableRule] = {}
+    only: dict[str, TableRule] = Field(
+        default={}, description="Exceptions by table name, such as Adam for a small one."
+    )
 
     def of(self, vocabulary: str) -> TableRule:
         """The rule of a table (and of its wide part)."""
@@ -189,7 +189,7 @@ def shard(
         nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
         plan = choose_plan(ranker, limits, ranks)
-    spread = _spread(ranker, device, world_size)
+    sharded = _shard_experts(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
         vocabularies = {layout.key: layout.vocabulary for layout in tables.layouts}
@@ -206,23 +206,23 @@ def shard(
             device=device,
             plan=plan,
             sharders=sharders(),
-            data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=spread),
+            data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=sharded),
         )
     initialise_tables(dmp, seed)
     return dmp
 
 
-def _spread(ranker: Ranker, device: torch.device, world_size: int) -> list[str]:
-    """Spread the experts over the ranks where the config says so; names of parameters that are not replicated."""
-    tower = ranker.config.tower
-    if tower.kind != "moe" or not tower.spread or world_size == 1:
+def _shard_experts(ranker: Ranker, device: torch.device, world_size: int) -> list[str]:
+    """Shard the experts over the ranks where the config says so; names of parameters that are not replicated."""
+    if not ranker.config.tower.shards_experts() or world_size == 1:
         return []
-    if tower.experts % world_size:
+    counts = {len(mixture.router.active_E) for mixture in mixtures(ranker.tower).values()}
+    if uneven := [count for count in counts if count % world_size]:
         raise UserError(
-            f"model.tower.spread: {tower.experts} experts cannot be shared out over {world_size} ranks; make "
-            "model.tower.experts a multiple of the ranks, or set spread to false."
+            f"model.tower.expert_parallel: {uneven[0]} experts cannot be sharded evenly over {world_size} ranks; make "
+            "model.tower.experts a multiple of the ranks, or set expert_parallel to false."
         )
-    names = spread_experts(ranker.tower, init_device_mesh(device.type, (world_size,)))
+    names = shard_experts(ranker.tower, init_device_mesh(device.type, (world_size,)))
     return [f"tower.{name}" for name in names]
 
 

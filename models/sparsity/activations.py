@@ -49,7 +49,7 @@ class DropConnect(Lever):
 
 
 class KWinnersConfig(LeverConfig):
-    """Let only the largest units of every hidden layer pass; sets ``model.tower.winners``.
+    """Let only the largest units of every hidden layer pass; sets ``model.tower.k_winners``.
 
     Attributes:
         density: Share of a layer's units that pass.

@@ -8,13 +8,13 @@ Letters: N vectors, d their width, C codes.
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from data_pipelines.config.base import Config
 from models.sparsity.lever import Count, Strength
 
 
-class AutoencoderConfig(BaseModel):
+class AutoencoderConfig(Config):
     """A sparse autoencoder and its training.
 
     Attributes:
@@ -25,7 +25,6 @@ class AutoencoderConfig(BaseModel):
         revive_every: Steps between two looks for codes that have not fired since the last.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     codes: Count = 256
     active: int = 8
     l1: Strength = 0.0

@@ -73,7 +73,7 @@ def shape_model(experiment: Mapping[str, Any]) -> dict[str, Any]:
         blocks["model"]["gates"] = True
     if winners:
         blocks["model"]["tower"] = (
-            {"kind": "moe"} | _mapping(blocks["model"], "tower") | {"winners": winners.get("density")}
+            {"kind": "moe"} | _mapping(blocks["model"], "tower") | {"k_winners": winners.get("density")}
         )
     return dict(experiment) | {"model": blocks["model"]} if gates or winners else dict(experiment)
 

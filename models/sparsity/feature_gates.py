@@ -7,10 +7,9 @@ columns of the matrices.
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
-from models.layers.gates import FeatureGates, open_share
+from models.layers.gates import FeatureGates
 from models.sparsity.features import drop_features
 from models.sparsity.lever import Lever, Penalty, Strength
 
@@ -53,5 +52,6 @@ class FeatureSelection(Lever):
 
 def gate_values(weights: "Weights") -> dict[str, float]:
     """The gate of every feature by name, as in evaluation."""
-    parameters = torch.cat([weights.dense["gates.sparse_F"], weights.dense["gates.dense_G"]])
-    return dict(zip(weights.schema.feature_names, open_share(parameters).tolist(), strict=True))
+    gates = weights.dense_ranker().gates
+    assert gates is not None, "the config sets model.gates together with this lever"
+    return gates.values()

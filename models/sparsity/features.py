@@ -1,8 +1,9 @@
 """Taking whole features out of a trained ranker, so that its logits stay the same.
 
-A feature whose gate is zero adds zeros to the row that interaction and tower read. Under a cross or no interaction and
-a dense tower, the matrices lose its rows and columns and the schema the feature itself. Elsewhere (layer norms of a
-mixture see even zeros) only the table goes: all of its vocabulary is pruned, and the few rows left have one number.
+A feature whose gate is zero adds zeros to the row that interaction and tower read. Where the parts can lose columns of
+zeros (a cross or no interaction, and a dense tower), the matrices lose its rows and columns and the schema the feature
+itself. Elsewhere (layer norms of a mixture see even zeros) only the table goes: all of its vocabulary is pruned, and
+the few rows left have one number.
 
 Letters: D width of the row that the ranker reads.
 """
@@ -11,10 +12,11 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from data_pipelines.batch import DenseSpec, Schema, SparseSpec
-from models.tables.layout import Pooling, table_layouts
+from data_pipelines.batch import Schema, SparseSpec
+from models.ranker import feature_widths
+from models.tables.config import Pooling
+from models.tables.plan import lookup_plan
 
 if TYPE_CHECKING:
     from models.weights import Weights
@@ -22,16 +24,10 @@ if TYPE_CHECKING:
 
 def drop_features(weights: "Weights", names: Collection[str]) -> None:
     """Remove features whose contribution to the ranker is zero."""
-    if removable(weights):
+    if weights.dense_ranker().narrows_inputs:
         read_elsewhere = _attended(weights)
         _drop_columns(weights, {name for name in names if name not in read_elsewhere})
     _empty_unread_tables(weights, names)
-
-
-def removable(weights: "Weights") -> bool:
-    """Whether the ranker's parts allow a feature to leave the matrices with nothing changed."""
-    config = weights.config
-    return config.interaction.kind in ("cross", "none") and config.tower.kind == "mlp" and not config.batch_norm
 
 
 def _attended(weights: "Weights") -> set[str]:
@@ -43,26 +39,19 @@ def _attended(weights: "Weights") -> set[str]:
 
 def _drop_columns(weights: "Weights", names: Collection[str]) -> None:
     schema, config = weights.schema, weights.config
-    features: list[SparseSpec | DenseSpec] = [*schema.sparse, *schema.dense]
-    if not names or all(feature.name in names for feature in features):
+    if not names or set(schema.feature_names) <= set(names):
         return
-    widths = [f.width if isinstance(f, DenseSpec) else config.table_dim(f.table) for f in features]
     kept_D = torch.cat(
-        [torch.full((width,), f.name not in names) for f, width in zip(features, widths, strict=True)]
+        [torch.full((width,), name not in names) for name, width in feature_widths(config, schema).items()]
     ).nonzero()[:, 0]
-    dense = weights.dense
-    for name in [name for name in dense if name.startswith("interaction.layers.")]:
-        dense[name] = _narrow_cross(name, dense[name], kept_D, sum(widths))
-    first, head = "tower.layers.0.weight", "heads.linear.weight"
-    dense[first] = dense[first][:, kept_D]
-    if head in dense:
-        rest = torch.arange(sum(widths), dense[head].shape[1])
-        dense[head] = dense[head][:, torch.cat([kept_D, rest])]
-    dense_kept_D = kept_D[kept_D >= sum(widths) - schema.dense_width] - (sum(widths) - schema.dense_width)
-    for name in ("standardize.mean_D", "standardize.deviation_D"):
-        dense[name] = dense[name][dense_kept_D]
-    dense["gates.sparse_F"] = dense["gates.sparse_F"][[f.name not in names for f in schema.sparse]]
-    dense["gates.dense_G"] = dense["gates.dense_G"][[f.name not in names for f in schema.dense]]
+    kept_sparse, kept_dense = (
+        torch.tensor([feature.name not in names for feature in features], dtype=torch.bool)
+        for features in (schema.sparse, schema.dense)
+    )
+    with weights.narrowing() as ranker:
+        ranker.narrow_inputs(kept_D)
+        if ranker.gates is not None:
+            ranker.gates.keep(kept_sparse, kept_dense)
     sparse = tuple(f for f in schema.sparse if f.name not in names)
     read = {feature.table for feature in sparse}
     weights.schema = Schema(
@@ -71,25 +60,17 @@ def _drop_columns(weights: "Weights", names: Collection[str]) -> None:
         dense=tuple(f for f in schema.dense if f.name not in names),
         tasks=schema.tasks,
     )
-    weights.config = config.model_copy(
+    weights.config = weights.config.model_copy(
         update={
             "tables": {name: table for name, table in config.tables.items() if name in read},
             "pooling": _known_poolings(config.pooling, sparse),
         }
     )
-    names_left = {layout.name for layout in table_layouts(weights.schema, weights.config)}
+    names_left = {layout.name for layout in lookup_plan(weights.schema, weights.config).tables}
     for by_table in (weights.tables, weights.factors, weights.bits):
         for name in set(by_table) - names_left:
             del by_table[name]
     weights.keep = {name: mask for name, mask in weights.keep.items() if name in read}
-
-
-def _narrow_cross(name: str, tensor: Tensor, kept_D: Tensor, width: int) -> Tensor:
-    """A parameter of a cross layer, full or low-rank, without the rows and columns of what is dropped."""
-    for axis, size in enumerate(tensor.shape):
-        full = size == width and not (name.endswith("0.weight") and axis == 0 and name.count(".") == 4)
-        tensor = tensor.index_select(axis, kept_D) if full else tensor
-    return tensor
 
 
 def _known_poolings(pooling: dict[str, Pooling], sparse: tuple[SparseSpec, ...]) -> dict[str, Pooling]:
@@ -104,7 +85,7 @@ def _empty_unread_tables(weights: "Weights", names: Collection[str]) -> None:
         readers = {feature.name for feature in weights.schema.sparse if feature.table == table.name}
         if table.oov_buckets == 1 and readers <= set(names) and not readers & attended:
             weights.keep[table.name] = torch.arange(table.rows) < table.reserved
-            for layout in table_layouts(weights.schema, weights.config):
+            for layout in lookup_plan(weights.schema, weights.config).tables:
                 if layout.vocabulary == table.name:
                     weights.tables[layout.name] = torch.zeros(table.rows, 1)
                     weights.factors[layout.name] = torch.zeros(1, layout.dim)

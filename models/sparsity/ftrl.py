@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
 
-from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 from models.sparsity.lever import Lever, LeverConfig, Rate, State, Strength, tensors
 from models.sparsity.tables import shards
-from models.tables.layout import OOV_ID, TableLayout
+from models.tables.id_changes import IdChanges
 from models.tables.lookup import Embedded, SparseTables
+from models.tables.plan import TableLayout
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
@@ -48,7 +49,7 @@ class Ftrl(Lever):
     def __init__(self, config: FtrlConfig) -> None:
         self.config = config
         self._sums: dict[str, Tensor] = {}
-        self._batch: tuple[Batch, Embedded] | None = None
+        self._batch: tuple[IdChanges, Embedded] | None = None
 
     def build(self, ranker: "Ranker") -> None:
         if not ranker.config.wide:
@@ -67,7 +68,7 @@ class Ftrl(Lever):
             return
         for value in output.wide.values():
             value.retain_grad()
-        self._batch = (args[0], output)
+        self._batch = (IdChanges.of(args[0]), output)
 
     @torch.no_grad()
     def after_backward(self, ranker: "Ranker", step: int) -> None:
@@ -84,23 +85,18 @@ class Ftrl(Lever):
     def after_step(self, ranker: "Ranker", step: int) -> None:
         self._write(ranker)
 
-    def _row_gradient(self, ranker: "Ranker", layout: TableLayout, batch: Batch, output: Embedded) -> Tensor:
+    def _row_gradient(self, ranker: "Ranker", layout: TableLayout, batch: IdChanges, output: Embedded) -> Tensor:
         """(R,) gradient of the loss by wide weight, mean over ranks."""
         assert isinstance(ranker.tables, SparseTables)
         gradient = torch.zeros(layout.rows)
-        keep = ranker.tables.keep.get(layout.vocabulary)
-        for feature in layout.features:
-            spec = next(spec for spec in ranker.schema.sparse if spec.name == feature)
-            bags = batch.weighted if spec.weighted else batch.sparse
-            value_B1 = output.wide[feature].grad
-            if bags is None or value_B1 is None:
+        for lookup in layout.lookups:
+            value_B1 = output.wide[lookup.feature].grad
+            if value_B1 is None:
                 continue
-            jagged = bags[feature]
-            lengths, ids = jagged.lengths(), jagged.values().long()
-            if keep is not None:
-                ids = ids.masked_fill(~keep[ids], OOV_ID)
-            share = jagged.weights().float() if spec.weighted else torch.ones(len(ids), device=ids.device)
-            if spec.kind != "id" and ranker.config.pooling_of(spec) != "sum":
+            ids = batch.ids(lookup.feature).long()
+            lengths, weights = batch.lengths_and_weights(lookup.feature)
+            share = torch.ones(len(ids), device=ids.device) if weights is None else weights.float()
+            if lookup.pooling is PoolingMode.MEAN or lookup.feature in ranker.tables.lookup_plan.mean_weighted:
                 totals = torch.segment_reduce(share, "sum", lengths=lengths.long(), initial=0)
                 share = share / totals.clamp(min=torch.finfo(share.dtype).tiny).repeat_interleave(lengths)
             contribution = value_B1.squeeze(1).repeat_interleave(lengths) * share

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from models.moe.experts import routers
-from models.sparsity.experts import expert_layers, mark_dead_experts, remove_dead_experts
+from data_pipelines.errors import UserError
+from models.moe.experts import mixtures
+from models.sparsity.experts import mark_dead_experts, remove_dead_experts
 from models.sparsity.l1 import adaptivity
 from models.sparsity.lever import Count, Lever, Penalty, State, Strength, tensors
 from models.sparsity.row_pruning import prepare_masks, redirect
 from models.sparsity.tables import chosen_tables, column_sums, reserved_rows, row, shards, squared_distance_to_oov
-from models.sparsity.units import remove_dead_units, unit_layers
-from models.tables.layout import OOV_ID
+from models.sparsity.units import remove_dead_units
+from models.tables.plan import OOV_ID
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
@@ -65,6 +66,12 @@ class GroupLasso(Lever):
         layouts = chosen_tables(ranker.tables, self.config.tables, f"{self._KEY}.tables")
         if self.config.rows:
             prepare_masks(ranker, {layout.vocabulary for layout in layouts}, self._KEY)
+        if self.config.neurons and not ranker.unit_groups():
+            raise UserError(f"{self._KEY}.neurons: model.tower has no hidden units; leave the key out.")
+        if self.config.experts and not mixtures(ranker):
+            raise UserError(
+                f"{self._KEY}.experts: model.tower has no experts; leave the key out, or set kind to 'moe'."
+            )
 
     def start(self, ranker: "Ranker", total_steps: int) -> None:
         self._settle = self.config.settle * total_steps
@@ -135,33 +142,27 @@ class GroupLasso(Lever):
         return factors
 
     def _shrink_units(self, ranker: "Ranker", due: bool) -> None:
-        parameters = dict(ranker.named_parameters())
-        for layer in unit_layers(parameters):
-            dead = self._dead.setdefault(layer.name, torch.zeros(layer.units, dtype=torch.bool))
+        for group in ranker.unit_groups():
+            dead = self._dead.setdefault(group.name, torch.zeros(group.units, dtype=torch.bool))
             factor_U = (~dead).float()
             if due:
-                numbers = sum(
-                    part.view(parameters, layer.units)[0].numel() for part in (*layer.incoming, *layer.outgoing)
-                )
-                norm_U = torch.stack(layer.squares(parameters)).sum(0).sqrt().cpu()
-                factor_U *= shrunk(norm_U, self.config.every * self.config.neurons, numbers)
-                self._dead[layer.name] = factor_U == 0
+                norm_U = torch.stack(group.squares()).sum(0).sqrt().cpu()
+                factor_U *= shrunk(norm_U, self.config.every * self.config.neurons, group.numbers)
+                self._dead[group.name] = factor_U == 0
             if due or bool(dead.any()):
-                layer.scale_(parameters, factor_U)
+                group.scale_(factor_U)
 
     def _shrink_experts(self, ranker: "Ranker", due: bool) -> None:
-        parameters = dict(ranker.named_parameters())
-        for layer in expert_layers(parameters):
-            router = routers(ranker)[layer.router]
-            alive_E = router.alive_E
-            factor_E = alive_E.float()
+        for mixture in mixtures(ranker).values():
+            active_E = mixture.router.active_E
+            factor_E = active_E.float()
             if due:
-                norm_E, numbers = layer.norms(parameters)
+                norm_E, numbers = mixture.experts.norms()
                 factor_E *= shrunk(norm_E, self.config.every * self.config.experts, numbers)
-                mark_dead_experts(alive_E, factor_E, norm_E, router.top_k)
-            if due or not bool(alive_E.all()):
-                factor_E = torch.where(factor_E > 0, factor_E, 1.0) * alive_E
-                layer.scale_(parameters, factor_E)
+                mark_dead_experts(active_E, factor_E, norm_E, mixture.router.top_k)
+            if due or not bool(active_E.all()):
+                factor_E = torch.where(factor_E > 0, factor_E, 1.0) * active_E
+                mixture.experts.scale_(factor_E)
 
     def shrink(self, weights: "Weights") -> None:
         if self.config.dims:

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
+
+from data_pipelines.config.base import Config
+from models.moe.router import routers
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
@@ -23,10 +26,8 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 
-class LeverConfig(BaseModel):
-    """Base of every lever's settings: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class LeverConfig(Config):
+    """Base of every lever's settings."""
 
 
 def _within(low: float, high: float, *, low_too: bool, high_too: bool) -> AfterValidator:
@@ -158,18 +159,16 @@ class Lever:
         """Inverse of :meth:`state_dict`; called between ``build`` and ``start``."""
 
 
-def dense_weights(
-    ranker: nn.Module, *, select: Sequence[str] = ()
-) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
+def dense_weights(ranker: Ranker, *, select: Sequence[str] = ()) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
     """Weight matrices of the dense part: ``(module, attribute, full name, parameter)`` in a fixed order.
 
     Matrices and stacks of matrices only (at least two dimensions), without tables and routers: biases, norms and
     routers are a sliver of the bytes and steer everything else. ``select`` keeps names that start with one of its
     prefixes.
     """
+    left_out = {*ranker.tables.modules(), *routers(ranker).values()}
     for path, module in ranker.named_modules():
-        parts = path.split(".")
-        if parts[0] == "tables" or "router" in parts:
+        if module in left_out:
             continue
         for attribute, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{attribute}" if path else attribute

@@ -12,6 +12,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from data_pipelines.errors import UserError
+from models.layers.truncation import truncated_svd
 from models.sparsity.lever import Count, Density, Lever, LeverConfig
 from models.sparsity.tables import check_names, chosen_tables, kept_tables
 
@@ -53,6 +55,11 @@ class LowRank(Lever):
         layouts = chosen_tables(ranker.tables, (), self._KEY)
         if isinstance(self.config.tables, dict):
             check_names(self.config.tables, {t.name for t in layouts}, f"{self._KEY}.tables", "table")
+        if self.config.cross is not None and not ranker.interaction.factorable:
+            raise UserError(
+                f"{self._KEY}.cross factors cross layers, and model.interaction.kind is "
+                f"{ranker.interaction.config.kind!r}: leave the key out."
+            )
 
     def shrink(self, weights: "Weights") -> None:
         for name, kept_Rd in kept_tables(weights).items():
@@ -63,7 +70,8 @@ class LowRank(Lever):
                 weights.tables[name] = weights.tables[name] @ factor_rd.T
                 weights.factors[name] = factor_rd if widen is None else factor_rd @ widen
         if self.config.cross is not None:
-            factor_cross_layers(weights, self.config.cross)
+            with weights.narrowing() as ranker:
+                ranker.interaction.factor(self.config.cross)
 
     def _rank(self, name: str, table_Rd: Tensor) -> int:
         asked = self.config.tables
@@ -72,23 +80,3 @@ class LowRank(Lever):
             return int((share < self.config.energy * share[-1]).sum()) + 1
         rank = asked.get(name) if isinstance(asked, dict) else asked
         return table_Rd.shape[1] if rank is None else rank
-
-
-def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best ``(R, rank) @ (rank, d)`` approximation of an (R, d) matrix; the right factor has orthonormal rows."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left[:, :rank] * values[:rank], right[:rank].contiguous()
-
-
-def factor_cross_layers(weights: "Weights", rank: int) -> None:
-    """Replace the full matrices of a cross interaction by products of two of rank ``rank``."""
-    interaction = weights.config.interaction
-    if interaction.kind != "cross" or interaction.rank is not None:
-        return
-    for layer in range(interaction.layers):
-        path = f"interaction.layers.{layer}"
-        up_Dr, down_rD = truncated_svd(weights.dense.pop(f"{path}.weight"), rank)
-        weights.dense[f"{path}.0.weight"], weights.dense[f"{path}.1.weight"] = down_rD, up_Dr.contiguous()
-        weights.dense[f"{path}.1.bias"] = weights.dense.pop(f"{path}.bias")
-    narrow = interaction.model_copy(update={"rank": rank})
-    weights.config = weights.config.model_copy(update={"interaction": narrow})

@@ -29,11 +29,11 @@ class Masks:
         self._layers = tuple(layers)
         self.masks: dict[str, Tensor] = {}
 
-    def weights(self, ranker: nn.Module) -> dict[str, nn.Parameter]:
+    def weights(self, ranker: "Ranker") -> dict[str, nn.Parameter]:
         """The weights the masks are for, by full name."""
         return {name: parameter for _, _, name, parameter in dense_weights(ranker, select=self._layers)}
 
-    def fill(self, ranker: nn.Module) -> None:
+    def fill(self, ranker: "Ranker") -> None:
         """Start with nothing masked, unless a checkpoint gave the masks already."""
         for name, weight in self.weights(ranker).items():
             saved = self.masks.get(name)
@@ -42,13 +42,13 @@ class Masks:
             )
 
     @torch.no_grad()
-    def apply(self, ranker: nn.Module) -> None:
+    def apply(self, ranker: "Ranker") -> None:
         """Zero what is masked."""
         for name, weight in self.weights(ranker).items():
             weight.mul_(self.masks[name].to(weight.device))
 
     @torch.no_grad()
-    def apply_to_gradients(self, ranker: nn.Module) -> None:
+    def apply_to_gradients(self, ranker: "Ranker") -> None:
         """Zero the gradients of what is masked, so that no optimizer gathers moments for it."""
         for name, weight in self.weights(ranker).items():
             if weight.grad is not None:

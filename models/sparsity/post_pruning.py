@@ -17,8 +17,8 @@ from models.layers.heads import TaskKind, task_losses
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity
 from models.sparsity.row_pruning import prepare_masks
 from models.sparsity.tables import chosen_tables
-from models.tables.layout import OOV_ID, table_layouts
 from models.tables.plain import PlainTables
+from models.tables.plan import OOV_ID, lookup_plan
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
@@ -73,7 +73,7 @@ class PostPruning(Lever):
         }
         by_vocabulary: dict[str, Tensor] = {}
         sizes: dict[str, int] = {}
-        for layout in table_layouts(weights.schema, weights.config):
+        for layout in lookup_plan(weights.schema, weights.config).tables:
             name = layout.vocabulary
             if not self.config.tables or name in self.config.tables:
                 by_vocabulary[name] = by_vocabulary.get(name, 0) + scores[layout.name]

@@ -88,6 +88,8 @@ class Quantization(Lever):
         layouts = chosen_tables(ranker.tables, (), self._KEY)
         if isinstance(self.config.table_bits, dict):
             check_names(self.config.table_bits, {t.name for t in layouts}, f"{self._KEY}.table_bits", "table")
+        if self.config.activations is not None:
+            self._check_dense_layers(ranker)
         if self.config.aware:
             bits = {layout.name: self.config.bits(layout.name) for layout in layouts if not layout.wide}
             transform_rows(ranker, {name: partial(_rounded_rows, n) for name, n in bits.items() if n < 32})
@@ -101,12 +103,16 @@ class Quantization(Lever):
         if self.config.byte_budget is not None:
             self._lookups = lookup_counts(weights, batches)
         if self.config.activations is not None:
-            self._grids = observe(weights.to_ranker(), batches)
-            if not self._grids:
-                raise UserError(
-                    f"{self._KEY}.activations: this model has no dense layers, neither in model.interaction nor in "
-                    "model.tower: leave the key out."
-                )
+            ranker = weights.to_ranker()
+            self._check_dense_layers(ranker)
+            self._grids = observe(ranker, batches)
+
+    def _check_dense_layers(self, ranker: "Ranker") -> None:
+        if not ranker.int8_inputs():
+            raise UserError(
+                f"{self._KEY}.activations: this model has no dense layers, neither in model.interaction nor in "
+                "model.tower: leave the key out."
+            )
 
     def shrink(self, weights: "Weights") -> None:
         budget, step = self.config.byte_budget, self.config.table_step

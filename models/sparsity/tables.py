@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, TableSpec
 from data_pipelines.errors import UserError
-from models.tables.layout import OOV_ID, TableLayout, table_layouts
 from models.tables.lookup import RowTransform, SparseTables
+from models.tables.plan import OOV_ID, TableLayout, lookup_plan
 from models.tables.rows import TableShard, local_rows
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _one_after_the_other(first: RowTransform, second: RowTransform, rows_Ld: Ten
 def kept_tables(weights: "Weights") -> dict[str, Tensor]:
     """The rows of every table that an artifact keeps."""
     kept = {}
-    for layout in table_layouts(weights.schema, weights.config):
+    for layout in lookup_plan(weights.schema, weights.config).tables:
         table_Rd = weights.tables[layout.name]
         mask = weights.keep.get(layout.vocabulary)
         kept[layout.name] = table_Rd if mask is None else table_Rd[mask]
@@ -146,7 +146,7 @@ def lookup_counts(weights: "Weights", batches: Iterable[Batch]) -> dict[str, Ten
                 rows += torch.bincount(bag.values().long(), minlength=len(rows))
     return {
         layout.name: counts[layout.vocabulary][weights.keep.get(layout.vocabulary, slice(None))]
-        for layout in table_layouts(weights.schema, weights.config)
+        for layout in lookup_plan(weights.schema, weights.config).tables
     }
 
 

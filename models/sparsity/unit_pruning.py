@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from data_pipelines.errors import UserError
+from models.layers.part import UnitGroup
 from models.sparsity.lever import Lever, Schedule, Sparsity, State, tensors
-from models.sparsity.units import UnitLayer, remove_dead_units, unit_layers
+from models.sparsity.units import remove_dead_units
 
 if TYPE_CHECKING:
     from models.ranker import Ranker
@@ -36,34 +38,40 @@ class UnitPruning(Lever):
         self.config = config
         self._alive: dict[str, Tensor] = {}
 
+    def build(self, ranker: "Ranker") -> None:
+        if not ranker.unit_groups():
+            raise UserError(
+                "sparsity.unit_pruning: model.tower has no hidden units; leave the lever out, or give it hidden layers."
+            )
+
     def start(self, ranker: "Ranker", total_steps: int) -> None:
         self._ramp = self.config.steps(total_steps)
-        self._layers = unit_layers(dict(ranker.named_parameters()))
-        for layer in self._layers:
-            self._alive.setdefault(layer.name, torch.ones(layer.units, dtype=torch.bool))
+        self._groups = ranker.unit_groups()
+        for group in self._groups:
+            self._alive.setdefault(group.name, torch.ones(group.units, dtype=torch.bool))
 
     def after_step(self, ranker: "Ranker", step: int) -> None:
-        parameters = dict(ranker.named_parameters())
         if self._ramp.due(step):
-            for layer in self._layers:
-                self._alive[layer.name] &= self._best(layer, parameters, step)
-        for layer in self._layers:
-            layer.scale_(parameters, self._alive[layer.name])
+            for group in self._groups:
+                self._alive[group.name] &= self._best(group, step)
+        self._apply()
+
+    def _apply(self) -> None:
+        for group in self._groups:
+            group.scale_(self._alive[group.name])
 
     def settled(self, step: int) -> bool:
         return step > self._ramp.end
 
-    def _best(self, layer: UnitLayer, parameters: dict[str, torch.nn.Parameter], step: int) -> Tensor:
-        incoming, outgoing = layer.squares(parameters)
-        count = layer.units - int(self._ramp.share(step) * self.config.sparsity * layer.units)
-        best = torch.zeros(layer.units, dtype=torch.bool)
+    def _best(self, group: UnitGroup, step: int) -> Tensor:
+        incoming, outgoing = group.squares()
+        count = group.units - int(self._ramp.share(step) * self.config.sparsity * group.units)
+        best = torch.zeros(group.units, dtype=torch.bool)
         best[(incoming * outgoing).cpu().topk(max(count, 1)).indices] = True
         return best
 
     def finish(self, ranker: "Ranker") -> None:
-        parameters = dict(ranker.named_parameters())
-        for layer in self._layers:
-            layer.scale_(parameters, self._alive[layer.name])
+        self._apply()
 
     def shrink(self, weights: "Weights") -> None:
         remove_dead_units(weights)

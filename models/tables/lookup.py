@@ -5,12 +5,12 @@ Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
 from torchrec import (
     EmbeddingBagCollection,
@@ -23,7 +23,9 @@ from torchrec import (
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
-from models.tables.layout import OOV_ID, Route, TableLayout, TablesConfig, table_key, table_layouts
+from models.tables.config import TablesConfig
+from models.tables.id_changes import IdChange, IdChanges, redirected
+from models.tables.plan import OOV_ID, Lookup, Route, TableLayout, lookup_plan, table_key
 from models.tables.rows import initialise_tables, local_rows, start_values
 
 # TorchRec 1.8 on Torch 2.13 says these on every start; results are right (tests compare them with plain modules).
@@ -51,28 +53,19 @@ class Embedded:
     sequences: dict[str, tuple[Tensor, Tensor]]
     wide: dict[str, Tensor]
 
+    def add(self, lookup: Lookup, values_Ld: Tensor, offsets: Tensor) -> None:
+        """Pool the rows that one lookup gave, weights applied, and put the result where it belongs."""
+        if lookup.pooling is PoolingMode.NONE:
+            self.sequences[lookup.feature] = (values_Ld, offsets)
+            return
+        pooled_Bd = values_Ld if lookup.single else pool_rows(values_Ld, offsets, lookup.pooling)
+        (self.wide if lookup.wide else self.pooled)[lookup.feature] = pooled_Bd
 
-def pool_rows(values_Ld: Tensor, offsets: Tensor, pooling: Literal["sum", "mean"]) -> Tensor:
+
+def pool_rows(values_Ld: Tensor, offsets: Tensor, pooling: PoolingMode) -> Tensor:
     """(B, d) sums or means of the slices that ``offsets`` (B + 1) cuts; an empty bag gives zeros."""
     sums_Bd = torch.segment_reduce(values_Ld, "sum", offsets=offsets.long(), axis=0, initial=0)
-    return sums_Bd if pooling == "sum" else sums_Bd / offsets.diff().clamp(min=1).unsqueeze(1)
-
-
-def mean_weights(bags: KeyedJaggedTensor, features: Sequence[str]) -> KeyedJaggedTensor:
-    """``bags`` with the weights of ``features`` divided by their sum in each bag: a weighted sum becomes the mean."""
-    if not features:
-        return bags
-    weights = bags.weights().clone()
-    bounds = bags.offset_per_key()
-    for index, key in enumerate(bags.keys()):
-        if key in features:
-            own = weights[bounds[index] : bounds[index + 1]]
-            lengths = bags[key].lengths()
-            totals = torch.segment_reduce(own, "sum", lengths=lengths.long(), initial=0)
-            own /= totals.clamp(min=torch.finfo(own.dtype).tiny).repeat_interleave(lengths)
-    return KeyedJaggedTensor(
-        keys=bags.keys(), values=bags.values(), weights=weights, lengths=bags.lengths(), offsets=bags.offsets()
-    )
+    return sums_Bd if pooling is PoolingMode.SUM else sums_Bd / offsets.diff().clamp(min=1).unsqueeze(1)
 
 
 class SparseTables(nn.Module):
@@ -97,23 +90,19 @@ class SparseTables(nn.Module):
     ) -> None:
         super().__init__()
         self.row_transforms = dict(row_transforms or {})
-        self.layouts = tuple(
-            replace(layout, route="rows") if layout.name in self.row_transforms else layout
-            for layout in table_layouts(schema, config)
-        )
-        self._specs = {feature.name: feature for feature in schema.sparse}
-        self._pooling = {name: config.pooling_of(spec) for name, spec in self._specs.items()}
+        self.lookup_plan = lookup_plan(schema, config).by_rows(self.row_transforms)
         self._kept: list[str] = []
         self.pooled = self._bags("pooled")
         self.weighted = self._bags("weighted")
         self.rows = nn.ModuleDict({t.key: self._rows(t) for t in self.layouts if t.route == "rows"})
-        self._mean_weighted = [name for name, spec in self._specs.items() if spec.weighted and self._mean(name)]
         if device is None or device.type != "meta":
             self.to_empty(device=device or torch.device("cpu"))
             initialise_tables(self)
 
-    def _mean(self, feature: str) -> bool:
-        return self._pooling[feature] == "mean" and self._specs[feature].kind != "id"
+    @property
+    def layouts(self) -> tuple[TableLayout, ...]:
+        """The tables of the plan."""
+        return self.lookup_plan.tables
 
     def _bags(self, route: Route) -> EmbeddingBagCollection | None:
         tables = [
@@ -122,7 +111,7 @@ class SparseTables(nn.Module):
                 num_embeddings=layout.rows,
                 embedding_dim=layout.stored_dim,
                 feature_names=list(layout.features),
-                pooling=PoolingType.MEAN if layout.pooling == "mean" else PoolingType.SUM,
+                pooling=PoolingType.MEAN if layout.pooling is PoolingMode.MEAN else PoolingType.SUM,
             )
             for layout in self.layouts
             if layout.route == route
@@ -160,9 +149,11 @@ class SparseTables(nn.Module):
             self._kept.append(vocabulary)
         self.register_buffer(f"keep_{table_key(vocabulary)}", keep)
 
-    def _redirect(self, batch: Batch) -> Batch:
-        masks = {name: self.keep[spec.table] for name, spec in self._specs.items() if spec.table in self._kept}
-        return batch.with_ids({name: partial(_oov_where_dropped, keep) for name, keep in masks.items()})
+    def _redirects(self) -> dict[str, IdChange]:
+        if not self._kept:
+            return {}
+        changes = {name: redirected(keep_R, OOV_ID) for name, keep_R in self.keep.items()}
+        return {t.feature: changes[t.vocabulary] for t in self.lookup_plan.lookups if t.vocabulary in changes}
 
     @torch.no_grad()
     def restart_rows(self, vocabulary: str, rows: Tensor, step: int) -> None:
@@ -175,12 +166,10 @@ class SparseTables(nn.Module):
                 columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
                 shard.weight[rows[inside] - shard.row_offset] = values[inside, columns].to(shard.weight)
 
-    def forward(self, batch: Batch) -> Embedded:
+    def forward(self, batch: Batch | IdChanges) -> Embedded:
         """Look up every feature of the schema; other keys of the batch are left alone."""
-        batch = self._redirect(batch)
-        bags, weighted = batch.sparse, None
-        if batch.weighted is not None and self._has_weighted:
-            weighted = mean_weights(batch.weighted, self._mean_weighted)
+        batch = IdChanges.of(batch).change(self._redirects()).batch(self.lookup_plan.mean_weighted)
+        bags, weighted = batch.sparse, batch.weighted if self._has_weighted else None
         by_name: dict[str, Tensor] = {}
         if self.pooled is not None:
             by_name |= _columns_by_key(self.pooled(bags))
@@ -199,7 +188,7 @@ class SparseTables(nn.Module):
 
     @property
     def _has_weighted(self) -> bool:
-        return any(spec.weighted for spec in self._specs.values())
+        return any(lookup.weighted for lookup in self.lookup_plan.lookups)
 
     def _output_name(self, feature: str, layout: TableLayout) -> str:
         """TorchRec's name of a feature's embedding: with the table's name where the feature has several tables."""
@@ -212,28 +201,15 @@ class SparseTables(nn.Module):
         for layout in self.layouts:
             if layout.route != "rows":
                 continue
-            for feature in layout.features:
-                jagged = looked_up[layout.key][feature]
+            for lookup in layout.lookups:
+                jagged = looked_up[layout.key][lookup.feature]
                 values_Ld, offsets = jagged.values()[:, : layout.dim], jagged.offsets()
                 if layout.name in self.row_transforms:
-                    values_Ld = self.row_transforms[layout.name](values_Ld, merged[feature].values())
-                spec, pooling = self._specs[feature], self._pooling[feature]
-                if spec.weighted:
+                    values_Ld = self.row_transforms[layout.name](values_Ld, merged[lookup.feature].values())
+                if lookup.weighted:
                     assert weighted is not None
-                    values_Ld = values_Ld * weighted[feature].weights().unsqueeze(1)
-                target = embedded.wide if layout.wide else embedded.pooled
-                if spec.kind == "id":
-                    target[feature] = values_Ld
-                elif spec.weighted or pooling == "sum":
-                    target[feature] = pool_rows(values_Ld, offsets, "sum")
-                elif pooling == "mean" or layout.wide:
-                    target[feature] = pool_rows(values_Ld, offsets, "mean")
-                else:
-                    embedded.sequences[feature] = (values_Ld, offsets)
-
-
-def _oov_where_dropped(keep: Tensor, ids_L: Tensor) -> Tensor:
-    return ids_L.masked_fill(~keep[ids_L.long()], OOV_ID)
+                    values_Ld = values_Ld * weighted[lookup.feature].weights().unsqueeze(1)
+                embedded.add(lookup, values_Ld, offsets)
 
 
 def _columns_by_key(output: Any) -> dict[str, Tensor]:

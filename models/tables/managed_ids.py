@@ -1,4 +1,4 @@
-"""Zero-collision hashing: rows for ids that cannot be enumerated, given as the ids come and taken from those gone cold.
+"""Zero-collision hashing: rows for ids that cannot be enumerated, allocated on demand and evicted when ids go cold.
 
 Letters: L ids of a batch, M different ids of a step on all ranks.
 """
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torchrec.modules.mc_modules import DistanceLFU_EvictionPolicy, MCHManagedCollisionModule
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from data_pipelines.batch import Batch, Schema
+from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
-from models.tables.layout import OOV_ID, TablesConfig
+from models.tables.config import TablesConfig
+from models.tables.id_changes import IdChanges
+from models.tables.plan import OOV_ID
 
 
 class ManagedRows(nn.Module):
@@ -51,7 +53,7 @@ class ManagedRows(nn.Module):
 
     @torch.no_grad()
     def admit(self, ids_L: Tensor) -> Tensor:
-        """Count the ids that all ranks have in this step, and give rows to new ones; the rows that changed hands."""
+        """Count the ids that all ranks have in this step, and give rows to new ones; the reassigned rows."""
         ids_M, counts_M = torch.unique(_on_all_ranks(ids_L[ids_L >= self.reserved].long()), return_counts=True)
         self.slots._current_iter_tensor += 1
         # The module's own profile() keeps a history that no checkpoint holds; one step at a time needs none.
@@ -99,13 +101,13 @@ class ManagedIds(nn.Module):
         """Training batches seen so far."""
         return int(cast(ManagedRows, self.managed[0]).slots._current_iter_tensor)
 
-    def forward(self, batch: Batch) -> tuple[Batch, Mapping[str, Tensor]]:
-        """The batch with rows in place of ids, and, while training, the rows of each table that changed hands."""
-        changed = {}
+    def forward(self, ids: IdChanges) -> Mapping[str, Tensor]:
+        """Put rows in place of ids; while training, the reassigned rows of each table."""
+        reassigned = {}
         for name, managed in zip(self.tables, self.managed, strict=True):
             if self.training:
-                bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
-                ids = [kjt[key].values() for kjt in bags for key in kjt.keys() if self._table_of.get(key) == name]  # noqa: SIM118
-                changed[name] = cast(ManagedRows, managed).admit(torch.cat(ids))
+                asked = [ids.ids(feature) for feature, table in self._table_of.items() if table == name]
+                reassigned[name] = cast(ManagedRows, managed).admit(torch.cat(asked))
         rows = dict(zip(self.tables, self.managed, strict=True))
-        return batch.with_ids({key: rows[table] for key, table in self._table_of.items()}), changed
+        ids.change({feature: rows[table] for feature, table in self._table_of.items()})
+        return reassigned

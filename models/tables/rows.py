@@ -17,7 +17,8 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from data_pipelines.batch import Schema
-from models.tables.layout import TableLayout, TablesConfig, table_layouts, table_name
+from models.tables.config import TablesConfig
+from models.tables.plan import TableLayout, lookup_plan, table_name
 
 _INIT_BLOCK = 1 << 16
 
@@ -135,7 +136,7 @@ def table_names(state: Iterable[str]) -> dict[str, str]:
 
 def table_weights(state: Mapping[str, Tensor], schema: Schema, config: TablesConfig) -> dict[str, Tensor]:
     """(R, d) by table name, from a whole (unsharded) ``state_dict`` of a ranker; padding columns are cut off."""
-    dims = {layout.name: layout.dim for layout in table_layouts(schema, config)}
+    dims = {layout.name: layout.dim for layout in lookup_plan(schema, config).tables}
     return {table: state[key][:, : dims[table]] for key, table in table_names(state).items()}
 
 

@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from data_pipelines.batch import NULL_ID, Batch, Schema, TableSpec
+from data_pipelines.batch import NULL_ID, Schema, TableSpec
 from data_pipelines.errors import UserError
+from models.tables.id_changes import IdChanges
 
 
 class UnknownIds:
@@ -32,8 +33,8 @@ class UnknownIds:
             name: partial(_forget, share, schema.table(features[name].table)) for name, share in shares.items()
         }
 
-    def __call__(self, batch: Batch) -> Batch:
-        return batch.with_ids(self._change)
+    def __call__(self, ids: IdChanges) -> None:
+        ids.change(self._change)
 
 
 def _forget(share: float, table: TableSpec, ids_L: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_pipelines.config.base import Config
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig, Location
@@ -363,7 +364,9 @@ def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation: unions and ``Annotated`` taken apart."""
+    """The alternatives of an annotation: unions and ``Annotated`` taken apart, and the kinds of a family."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return list(annotation.alternatives())
     if get_origin(annotation) is Annotated:
         return _kinds(get_args(annotation)[0])
     if get_origin(annotation) in {Union, UnionType}:

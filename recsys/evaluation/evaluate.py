@@ -22,6 +22,7 @@ from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
 from models.interpretation import Affinity, expert_affinities
 from models.layers.heads import TaskKind
+from models.moe.router import routers
 from models.ranker import Ranker
 from models.weights import Weights
 from recsys.metrics import metrics
@@ -195,7 +196,7 @@ def evaluate(
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
         evaluation.predictions.write_parquet(source / "predictions" / f"{split}.parquet")
-        if weights.config.tower.kind == "moe":
+        if routers(ranker):
             served = expert_values(ranker, dataset, islice(loader, EXPERT_BATCHES))
             served.write_parquet(source / EXPERTS_FILE)
     return evaluation

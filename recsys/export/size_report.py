@@ -4,7 +4,6 @@ A lever that only writes zeros shows here: density falls, and bytes and FLOPs st
 table, D its width in the ranker.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -15,13 +14,11 @@ from torch import Tensor
 
 from models.codecs.compact import stored_bytes
 from models.codecs.quantization import row_bytes
-from models.ranker import RankerConfig
-from models.tables.layout import table_layouts
+from models.layers.part import Component, ComponentKind
+from models.tables.plan import lookup_plan
 from models.weights import Weights
 
-Kind = Literal["table", "layer", "expert", "router", "other"]
-
-_STACK = re.compile(r"(?P<path>.*\.(?P<which>experts|shared))\.w[12]_E\w+")
+Kind = ComponentKind | Literal["table"]
 
 
 class Part(BaseModel):
@@ -75,7 +72,7 @@ def frame(parts: Sequence[Part]) -> pl.DataFrame:
 
 
 def _tables(before: Weights, after: Weights) -> Iterator[Part]:
-    for layout in table_layouts(before.schema, before.config):
+    for layout in lookup_plan(before.schema, before.config).tables:
         table = before.tables[layout.name]
         kept = after.tables.get(layout.name)
         alive, size, flops = 0, 0, 0
@@ -101,65 +98,29 @@ def _tables(before: Weights, after: Weights) -> Iterator[Part]:
 
 
 def _dense(before: Weights, after: Weights) -> Iterator[Part]:
-    old, new = (_groups(weights) for weights in (before, after))
+    old, new = ({part.name: part for part in weights.dense_ranker().components()} for weights in (before, after))
     sizes = stored_bytes(after.dense, after.precision, after.dense_step)
-    grids = {name: [grid for layer, grid in after.grids.items() if _module(layer) == name] for name in new}
-    for name, tensors in old.items():
-        kept = new.get(name, {})
-        numbers = sum(tensor.numel() for tensor in tensors.values())
+    for name, part in old.items():
+        kept = new.get(name, Component(name, part.kind, {}))
+        numbers = sum(tensor.numel() for tensor in part.tensors.values())
+        grids = [after.grids[linear] for linear in kept.linears if linear in after.grids]
         yield Part(
             part=name,
-            kind=_kind(name, tensors),
+            kind=part.kind,
             numbers=numbers,
-            density=sum(int(torch.count_nonzero(tensor)) for tensor in kept.values()) / max(numbers, 1),
-            checkpoint_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-            artifact_bytes=round(sum(_share(key, tensor, after, sizes) for key, tensor in kept.items()))
-            + sum(grid.numel() * grid.element_size() for grid in grids.get(name, [])),
-            flops_before=round(sum(_flops(key, tensor, before.config) for key, tensor in tensors.items())),
-            flops_after=round(sum(_flops(key, tensor, after.config) for key, tensor in kept.items())),
-            activations="int8" if grids.get(name) else None,
+            density=sum(int(torch.count_nonzero(tensor)) for tensor in kept.tensors.values()) / max(numbers, 1),
+            checkpoint_bytes=sum(tensor.numel() * tensor.element_size() for tensor in part.tensors.values()),
+            artifact_bytes=round(sum(_share(key, tensor, after, sizes) for key, tensor in kept.tensors.items()))
+            + sum(grid.numel() * grid.element_size() for grid in grids),
+            flops_before=round(part.flops),
+            flops_after=round(kept.flops),
+            activations="int8" if grids else None,
         )
-
-
-def _groups(weights: Weights) -> dict[str, dict[str, Tensor]]:
-    """Tensors of the dense part by module; each expert of a stack is a module of its own."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in weights.dense.items():
-        stack = _STACK.fullmatch(name)
-        if stack is None:
-            groups.setdefault(_module(name), {})[name] = tensor
-        else:
-            for e, expert in enumerate(tensor):
-                groups.setdefault(f"{stack['path']}.{e}", {})[name] = expert
-    return groups
-
-
-def _module(name: str) -> str:
-    """The layer that a parameter belongs to; a router is one, and so are a low-rank cross layer's thin matrices."""
-    layer = re.sub(r"^(interaction\.layers\.\d+|.*\.router)\..*", r"\1", name)
-    return layer.removesuffix(".weight").removesuffix(".bias")
-
-
-def _kind(name: str, tensors: dict[str, Tensor]) -> Kind:
-    if any(_STACK.fullmatch(key) for key in tensors):
-        return "expert"
-    if name.endswith(".router"):
-        return "router"
-    return "layer" if any(tensor.dim() >= 2 for tensor in tensors.values()) else "other"
 
 
 def _share(name: str, tensor: Tensor, weights: Weights, sizes: dict[str, int]) -> float:
     """Bytes of a tensor in the artifact; of one expert, its share of the stack."""
     return sizes[name] * tensor.numel() / max(weights.dense[name].numel(), 1)
-
-
-def _flops(name: str, tensor: Tensor, config: RankerConfig) -> float:
-    if tensor.dim() < 2:
-        return 0
-    stack = _STACK.fullmatch(name)
-    if stack is None or stack["which"] == "shared" or config.tower.kind != "moe":
-        return 2 * tensor.numel()
-    return 2 * tensor.numel() * config.tower.top_k / config.tower.experts
 
 
 class Measured(BaseModel):

@@ -29,7 +29,7 @@ from recsys.runs.checkpoints import (
 from recsys.runs.processes import Processes
 
 MAY_CHANGE = ("checkpoint_every", "checkpoint_aside", "keep_checkpoints", "loader_threads", "mlflow")
-"""Keys of ``train`` that leave the weights as they are: these, sharding and spread may change in a resume."""
+"""Keys of ``train`` that leave the weights as they are: these, sharding and expert_parallel may change in a resume."""
 
 
 class Run(Protocol):
@@ -244,7 +244,7 @@ def _compare_config(run: Run, config: ExperimentConfig) -> None:
     if _weighty(load_config(run.folder / CONFIG_FILE)) != _weighty(config):
         raise UserError(
             f"{run}/{CONFIG_FILE} differs from the config given: resume with the config that the run was started "
-            f"with (only train.{', train.'.join(MAY_CHANGE)}, sharding and spread may change)."
+            f"with (only train.{', train.'.join(MAY_CHANGE)}, sharding and expert_parallel may change)."
         )
 
 
@@ -258,5 +258,5 @@ def _weighty(config: ExperimentConfig) -> dict[str, Any]:
     content["model"]["tables"] = {
         name: table for name, table in content["model"]["tables"].items() if any(table.values())
     }
-    content["model"]["tower"].pop("spread", None)
+    content["model"]["tower"].pop("expert_parallel", None)
     return content

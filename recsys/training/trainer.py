@@ -26,6 +26,7 @@ from models.layers.heads import task_losses
 from models.ranker import Ranker
 from models.sharding.sharding import shard
 from models.sparsity.config import build_levers
+from models.tables.id_changes import IdChanges
 from models.tables.lookup import SparseTables
 from models.tables.unknown_ids import UnknownIds
 from recsys.config.experiment import ExperimentConfig, chosen_features
@@ -143,8 +144,10 @@ class _Training:
         self.task_weights_T = torch.tensor([task.weight for task in tasks], device=processes.device)
         torch.manual_seed(config.seed)
         self.levers = build_levers(config.sparsity)
-        if self.levers and config.model.tower.kind == "moe" and config.model.tower.spread:
-            raise UserError("model.tower.spread leaves no rank with whole experts, which levers need: set it to false.")
+        if self.levers and config.model.tower.shards_experts():
+            raise UserError(
+                "model.tower.expert_parallel leaves no rank with whole experts, which levers need: set it to false."
+            )
         ranker = Ranker(
             config.model,
             self.loader.schema,
@@ -307,10 +310,12 @@ class _Training:
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.processes.device
-        batch = self.unknown(batch.to(device))
+        batch = batch.to(device)
         assert batch.labels is not None
+        ids = IdChanges(batch)
+        self.unknown(ids)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            logits_BT = self.state.model(batch)
+            logits_BT = self.state.model(ids)
         loss = task_losses(logits_BT, batch.labels, self.kinds) @ self.task_weights_T
         ranker = self.state.ranker
         for extra in (ranker.auxiliary_loss(), *(lever.loss(ranker) for lever in self.levers)):
@@ -358,8 +363,8 @@ class _Training:
     def _expert_shares(self) -> dict[str, float]:
         """Share of the rows that each expert was given since the last evaluation, over all ranks."""
         shares: dict[str, float] = {}
-        for name, load_E in self.state.ranker.expert_load(reset=True).items():
-            share_E = self.processes.mean(load_E.double().cpu())
+        for name, tokens_E in self.state.ranker.tokens_per_expert(reset=True).items():
+            share_E = self.processes.mean(tokens_E.double().cpu())
             total = float(share_E.sum())
             shares |= {f"experts/{name}/{index}": float(rows) / total for index, rows in enumerate(share_E) if total}
         return shares

@@ -11,8 +11,8 @@ from torch import Tensor
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
-from models.tables.layout import OOV_ID
 from models.tables.lookup import SparseTables
+from models.tables.plan import OOV_ID
 from models.tables.rows import fill_tables, grow_table
 from recsys.runs.checkpoints import CHECKPOINTS, FINAL, MODEL, load_checkpoint, load_weights, stored_tensors
 from recsys.training.model_state import ModelState

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.dataset.blocks import Bags, Block, EventSlices
-from models.tables.layout import OOV_ID
+from models.tables.plan import OOV_ID
 
 Order = NDArray[np.int64]
 _ASSOCIATED = 0.2

@@ -35,7 +35,7 @@ from data_pipelines.past.state import State
 from models.codecs.compact import compress
 from models.codecs.quantization import Bits
 from models.ranker import Ranker
-from models.tables.layout import table_layouts
+from models.tables.plan import lookup_plan
 from models.weights import Weights, load_dense
 from serving.artifact.calibration import Calibration
 from serving.artifact.drift import Reference
@@ -98,7 +98,7 @@ def compressed_dense(weights: Weights) -> dict[str, Tensor]:
     :func:`serving.artifact.weight_files.split_dense` is the way back."""
     factors = {f"{FACTOR}{name}": factor for name, factor in weights.factors.items()}
     grids = {f"{GRID}{name}": grid for name, grid in weights.grids.items()}
-    scaled = {name: weights.dense[name] * step_D for name, step_D in grid_steps(weights.grids).items()}
+    scaled = {name: weights.dense[name] * step_D for name, step_D in grid_steps(weights.dense, weights.grids).items()}
     return compress(weights.dense | scaled | factors, weights.precision, weights.dense_step) | grids
 
 
@@ -110,14 +110,14 @@ def in_packing_order(weights: Weights, encoder: Encoder) -> tuple[Weights, Encod
     """
     encoder, before = encoder.in_packing_order()
     tables = _kept_rows(weights)
-    for layout in table_layouts(weights.schema, weights.config):
+    for layout in lookup_plan(weights.schema, weights.config).tables:
         if layout.vocabulary in before:
             tables[layout.name] = tables[layout.name][torch.from_numpy(before[layout.vocabulary])]
     return dataclasses.replace(weights, tables=tables, keep={}), encoder
 
 
 def _kept_rows(weights: Weights) -> dict[str, Tensor]:
-    vocabularies = {layout.name: layout.vocabulary for layout in table_layouts(weights.schema, weights.config)}
+    vocabularies = {layout.name: layout.vocabulary for layout in lookup_plan(weights.schema, weights.config).tables}
     return {
         name: table[weights.keep[vocabularies[name]]] if vocabularies[name] in weights.keep else table
         for name, table in weights.tables.items()

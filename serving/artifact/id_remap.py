@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipelines.batch import NULL_ID, Batch
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.features.vocabulary import Slots
+from models.tables.id_changes import IdChanges
 
 
 class Translation:
@@ -35,7 +36,7 @@ class Translation:
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with ids of the target; bags, weights and the rest stay."""
-        return batch.with_ids(self._change)
+        return IdChanges(batch).change(self._change).batch()
 
 
 def _look_up(new_R: Tensor, ids_L: Tensor) -> Tensor:

@@ -11,17 +11,24 @@ from dataclasses import dataclass
 
 import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import torch
+from fbgemm_gpu.split_embedding_configs import SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
 from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
 from models.codecs.quantization import padded_dim
-from models.tables.layout import TablesConfig
-from models.tables.lookup import Embedded, mean_weights
-from models.tables.plain import Lookup, lookups, weighted_means
+from models.tables.config import TablesConfig
+from models.tables.id_changes import IdChanges
+from models.tables.lookup import Embedded
+from models.tables.plan import Lookup, lookup_plan
 
-_SPARSE_TYPE = {32: 0, 16: 1, 8: 2, 4: 3, 2: 4}
-_HOST = 3
-_POOLING_MODE = {"sum": 0, "mean": 1, None: 2}
+_SPARSE_TYPE = {
+    32: SparseType.FP32,
+    16: SparseType.FP16,
+    8: SparseType.INT8,
+    4: SparseType.INT4,
+    2: SparseType.INT2,
+}
 
 
 @dataclass(frozen=True)
@@ -70,19 +77,19 @@ class QuantizedTables(nn.Module):
         super().__init__()
         self._storage = storage
         self._factors = dict(factors)
-        self._mean_weighted = weighted_means(schema, config)
-        self._calls = _plan(lookups(schema, config), tables)
+        self.lookup_plan = lookup_plan(schema, config)
+        self._calls = _calls(self.lookup_plan.lookups, tables)
 
-    def forward(self, batch: Batch) -> Embedded:
+    def forward(self, batch: Batch | IdChanges) -> Embedded:
         embedded = Embedded({}, {}, {})
-        weighted = None if batch.weighted is None else mean_weights(batch.weighted, self._mean_weighted)
+        batch = IdChanges.of(batch).batch(self.lookup_plan.mean_weighted)
         for call in self._calls:
             first = call.lookups[0]
-            kjt = weighted if first.weighted else batch.sparse
+            kjt = batch.weighted if first.weighted else batch.sparse
             assert kjt is not None
             assert kjt.keys()[call.start] == first.feature
             offsets = kjt.offsets()[call.start * len(batch) : (call.start + len(call.lookups)) * len(batch) + 1]
-            if first.pooling is None:
+            if first.pooling is PoolingMode.NONE:
                 bounds = kjt.offset_per_key()[call.start : call.start + 2]
                 offsets = offsets - bounds[0]
                 rows_Ld = self._look_up(call, kjt.values()[slice(*bounds)], offsets, None)[:, call.columns[0]]
@@ -110,9 +117,9 @@ class QuantizedTables(nn.Module):
             max_float32_D=call.widest[4],
             indices=ids,
             offsets=offsets.to(ids.dtype),
-            pooling_mode=_POOLING_MODE[call.lookups[0].pooling],
+            pooling_mode=call.lookups[0].pooling.value,
             indice_weights=weights,
-            output_dtype=0,
+            output_dtype=SparseType.FP32.as_int(),
             lxu_cache_weights=None,
             lxu_cache_locations=None,
             row_alignment=1,
@@ -124,7 +131,7 @@ class QuantizedTables(nn.Module):
         return values if factor is None else values @ factor
 
 
-def _plan(every: Sequence[Lookup], tables: Mapping[str, MappedTable]) -> list[_Call]:
+def _calls(every: Sequence[Lookup], tables: Mapping[str, MappedTable]) -> list[_Call]:
     """Cut the lookups, in the order of the batch's keys, into as few calls as possible."""
     calls: list[_Call] = []
     for wide in (False, True):
@@ -133,7 +140,7 @@ def _plan(every: Sequence[Lookup], tables: Mapping[str, MappedTable]) -> list[_C
             start = 0
             for end in range(1, len(group) + 1):
                 pooling = group[start].pooling
-                if end == len(group) or pooling is None or group[end].pooling != pooling:
+                if end == len(group) or pooling is PoolingMode.NONE or group[end].pooling != pooling:
                     calls.append(_call(tuple(group[start:end]), start, tables))
                     start = end
     return calls
@@ -147,8 +154,8 @@ def _call(group: tuple[Lookup, ...], start: int, tables: Mapping[str, MappedTabl
         lookups=group,
         start=start,
         weights_offsets=torch.tensor([table.offset for table in mapped], dtype=torch.int64),
-        weights_types=torch.tensor([_SPARSE_TYPE[table.bits] for table in mapped], dtype=torch.uint8),
-        placements=torch.full((len(group),), _HOST, dtype=torch.int32),
+        weights_types=torch.tensor([_SPARSE_TYPE[table.bits].as_int() for table in mapped], dtype=torch.uint8),
+        placements=torch.full((len(group),), EmbeddingLocation.HOST.value, dtype=torch.int32),
         column_offsets=column_offsets,
         columns=tuple(
             slice(begin, begin + table.dim) for begin, table in zip(column_offsets.tolist(), mapped, strict=False)

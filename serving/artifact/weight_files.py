@@ -22,9 +22,8 @@ from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import intact
 from models.codecs.compact import Precision, decompress
 from models.codecs.quantization import Bits, row_bytes
-from models.int8 import HEAD
 from models.ranker import Ranker, RankerConfig
-from models.tables.layout import table_layouts
+from models.tables.plan import lookup_plan
 from serving.artifact.calibration import Calibration
 
 TABLES = "tables.safetensors"
@@ -75,7 +74,7 @@ class ModelFile(BaseModel):
             raise ValueError("its schema is not that of the encoder beside it")
         if unknown := self.calibration.keys() - set(schema.tasks):
             raise ValueError(f"it calibrates {', '.join(sorted(unknown))}, which is no task")
-        rows = {layout.name: layout.rows for layout in table_layouts(schema, self.ranker)}
+        rows = {layout.name: layout.rows for layout in lookup_plan(schema, self.ranker).tables}
         if rows != {name: entry.rows for name, entry in self.tables.items()}:
             raise ValueError("its tables are not those of its schema, or have other rows")
 
@@ -88,12 +87,13 @@ class Dense(NamedTuple):
     grids: dict[str, Tensor]
 
 
-def grid_steps(grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def grid_steps(dense: Mapping[str, Tensor], grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By parameter, what columns are multiplied by where they are kept: int8 layers round the products alone.
 
-    Not those of heads, which read more than a grid has columns.
+    Not those of heads, which read more columns than their grid has.
     """
-    return {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items() if name != HEAD}
+    steps = {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items()}
+    return {name: step_D for name, step_D in steps.items() if dense[name].shape[1] == len(step_D)}
 
 
 def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
@@ -103,7 +103,7 @@ def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
         {name.removeprefix(prefix): every.pop(name) for name in list(every) if name.startswith(prefix)}
         for prefix in (FACTOR, GRID)
     )
-    unscaled = {name: every[name] / step_D for name, step_D in grid_steps(grids).items()}
+    unscaled = {name: every[name] / step_D for name, step_D in grid_steps(every, grids).items()}
     return Dense(every | unscaled, factors, grids)
 
 
@@ -153,7 +153,7 @@ class StoredWeights:
 
     def _check(self, model: ModelFile) -> None:
         """Compare the dense part with the ranker of ``model``, made without memory for its parameters."""
-        for layout in table_layouts(model.encoded, model.ranker):
+        for layout in lookup_plan(model.encoded, model.ranker).tables:
             stored, factor = model.tables[layout.name].dim, self.dense.factors.get(layout.name)
             if (stored, layout.dim) != ((layout.dim, layout.dim) if factor is None else tuple(factor.shape)):
                 raise ValueError(f"table {layout.name!r} has {stored} columns, and the ranker reads {layout.dim}")

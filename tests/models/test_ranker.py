@@ -74,8 +74,8 @@ def test_named_features_steer_the_router():
     ranker = make_ranker(tower=MOE, context=["genres", "image"])
     assert ranker.tower.mixtures[0].router.weight.shape == (4, 6 + 4)
     assert ranker(random_batch(7)).shape == (7, 2)
-    assert sum(load.sum() for load in ranker.expert_load(reset=True).values()) == 14
-    assert sum(load.sum() for load in ranker.expert_load().values()) == 0
+    assert sum(load.sum() for load in ranker.tokens_per_expert(reset=True).values()) == 14
+    assert sum(load.sum() for load in ranker.tokens_per_expert().values()) == 0
 
 
 @pytest.mark.parametrize("kind", ["mmoe", "ple"])

@@ -10,7 +10,7 @@ from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
 from models.layers import sequence
 from models.layers.sequence import Histories, LocalConvolution, TargetAttention, last_event
-from models.tables.layout import TablesConfig
+from models.tables.config import TablesConfig
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
 

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.moe.dispatch import Layout, from_slots, grouped_product, lay_out, plan_runs, to_slots
+from models.moe.dispatch import DispatchPlan, combine, dispatch, grouped_product, plan_dispatch, plan_runs
 
 
 def choices(counts: list[int], top_k: int) -> tuple[Tensor, Tensor]:
@@ -16,9 +16,9 @@ def choices(counts: list[int], top_k: int) -> tuple[Tensor, Tensor]:
     return group_NK, torch.tensor(counts, dtype=torch.int32) * top_k
 
 
-def weighted_product(x_NI: Tensor, values_NK: Tensor, weight_EIO: Tensor, layout: Layout) -> Tensor:
-    slots_MI = to_slots(x_NI, layout) * layout.slots(values_NK).unsqueeze(1)
-    return from_slots(grouped_product(slots_MI, weight_EIO, layout), layout)
+def weighted_product(x_NI: Tensor, values_NK: Tensor, weight_EIO: Tensor, plan: DispatchPlan) -> Tensor:
+    slots_MI = dispatch(x_NI, plan) * plan.slots(values_NK).unsqueeze(1)
+    return combine(grouped_product(slots_MI, weight_EIO, plan), plan)
 
 
 def loop_reference(x_NI: Tensor, values_NK: Tensor, weight_EIO: Tensor, group_NK: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def test_outputs_and_gradients_equal_a_loop_over_rows(counts, top_k, widths, pad
     x_NI = torch.randn(len(group_NK), widths[0], dtype=torch.float64, requires_grad=True)
     values_NK = torch.randn(group_NK.shape, dtype=torch.float64, requires_grad=True)
     weight_EIO = torch.randn(len(counts), *widths, dtype=torch.float64, requires_grad=True)
-    fast_NO = weighted_product(x_NI, values_NK, weight_EIO, lay_out(group_NK, counts_E, pad=pad))
+    fast_NO = weighted_product(x_NI, values_NK, weight_EIO, plan_dispatch(group_NK, counts_E, pad=pad))
     slow_NO = loop_reference(x_NI, values_NK, weight_EIO, group_NK)
     torch.testing.assert_close(fast_NO, slow_NO)
     if len(x_NI):
@@ -57,11 +57,11 @@ def test_outputs_and_gradients_equal_a_loop_over_rows(counts, top_k, widths, pad
 def test_bf16_rows_with_float32_weights_stay_close_and_give_float32_gradients(counts):
     torch.manual_seed(0)
     group_NK, counts_E = choices(counts, 2)
-    layout = lay_out(group_NK, counts_E, pad=True)
+    plan = plan_dispatch(group_NK, counts_E, pad=True)
     x_NI, weight_EIO = torch.randn(len(group_NK), 24), torch.randn(len(counts), 24, 16, requires_grad=True)
     values_NK = torch.rand(group_NK.shape)
-    half_NO = weighted_product(x_NI.bfloat16(), values_NK.bfloat16(), weight_EIO, layout)
-    whole_NO = weighted_product(x_NI, values_NK, weight_EIO, layout)
+    half_NO = weighted_product(x_NI.bfloat16(), values_NK.bfloat16(), weight_EIO, plan)
+    whole_NO = weighted_product(x_NI, values_NK, weight_EIO, plan)
     assert half_NO.dtype == torch.bfloat16
     torch.testing.assert_close(half_NO.float(), whole_NO, atol=0.2, rtol=0.05)
     target_NO = torch.randn_like(whole_NO)
@@ -84,6 +84,6 @@ def test_runs_hold_every_group_once_and_waste_little(counts):
 
 def test_slots_without_padding_are_in_the_order_of_groups():
     group_NK, counts_E = choices([2, 0, 5, 1], 1)
-    layout = lay_out(group_NK, counts_E)
-    assert group_NK.flatten()[layout.source_M].tolist() == [0, 0, 2, 2, 2, 2, 2, 3]
-    assert layout.ends_E.tolist() == [2, 2, 7, 8]
+    plan = plan_dispatch(group_NK, counts_E)
+    assert group_NK.flatten()[plan.source_M].tolist() == [0, 0, 2, 2, 2, 2, 2, 3]
+    assert plan.ends_E.tolist() == [2, 2, 7, 8]

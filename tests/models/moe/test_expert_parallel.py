@@ -1,4 +1,4 @@
-"""Experts spread over two ranks against the same experts on one."""
+"""Experts sharded over two ranks against the same experts on one."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from ranker_examples import on_ranks
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from models.moe.expert_parallel import spread_experts
-from models.moe.experts import MixtureTower
+from models.moe.expert_parallel import shard_experts
+from models.moe.tower import MixtureConfig, MixtureTower
 
 ROWS, RANKS = 20, 2
 
 
 def make_tower() -> MixtureTower:
     torch.manual_seed(1)
-    return MixtureTower(12, hidden=8, experts=6, top_k=2, blocks=2, shared=True)
+    return MixtureTower(12, MixtureConfig(hidden=8, experts=6, top_k=2, blocks=2, shared=True))
 
 
 def make_rows() -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def step_on_this_rank() -> dict[str, Tensor]:
     """Outputs and input gradients of this rank's rows; gradients and state of all experts, put together again."""
     rank = dist.get_rank()
     tower = make_tower()
-    names = spread_experts(tower, init_device_mesh("cpu", (RANKS,)))
+    names = shard_experts(tower, init_device_mesh("cpu", (RANKS,)))
     x_ND, target_ND = (rows.chunk(RANKS)[rank].clone() for rows in make_rows())
     x_ND.requires_grad_()
     y_ND = tower(x_ND)
@@ -61,10 +61,10 @@ def test_two_ranks_give_the_outputs_and_gradients_of_one(tmp_path: Path):
     assert [int(rank["held"]) for rank in ranks] == [expert_numbers // RANKS] * RANKS
 
 
-def test_experts_that_cannot_be_shared_out_are_refused(one_rank: None):
+def test_experts_that_cannot_be_sharded_evenly_are_refused(one_rank: None):
     class FourRanks:
         def size(self) -> int:
             return 4
 
-    with pytest.raises(ValueError, match="6 experts cannot be spread evenly over 4 ranks"):
-        spread_experts(make_tower(), FourRanks())
+    with pytest.raises(ValueError, match="6 experts cannot be sharded evenly over 4 ranks"):
+        shard_experts(make_tower(), FourRanks())

@@ -37,7 +37,7 @@ def make_config(sharding: str = "auto", *, spread: bool = False) -> RankerConfig
             "pooling": {"likes": "attention"},
             "tables": {table.name: {"sharding": sharding} for table in SCHEMA.tables},
             "interaction": {"kind": "cross", "layers": 1},
-            "tower": {"kind": "moe", "hidden": 8, "experts": 4, "spread": spread},
+            "tower": {"kind": "moe", "hidden": 8, "experts": 4, "expert_parallel": spread},
         }
     )
 

@@ -141,7 +141,7 @@ def test_group_lasso_removes_rows_dimensions_and_units(trained: Trained) -> None
 
 def test_a_dead_expert_leaves_the_stack_and_the_router(trained: Trained) -> None:
     weights, shrunk = trained("experts")
-    alive = int(weights.dense["tower.mixtures.0.router.alive_E"].sum())
+    alive = int(weights.dense["tower.mixtures.0.router.active_E"].sum())
     assert 2 <= alive < 4
     assert shrunk.config.tower.experts == alive
     assert shrunk.dense["tower.mixtures.0.router.weight"].shape[0] == alive

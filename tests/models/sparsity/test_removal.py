@@ -10,8 +10,9 @@ from ranker_examples import SCHEMA, random_batch
 
 from data_pipelines.batch import NULL_ID
 from models.codecs.quantization import row_bytes
+from models.moe.experts import mixtures
 from models.ranker import Ranker, RankerConfig
-from models.sparsity.experts import expert_layers, remove_dead_experts
+from models.sparsity.experts import remove_dead_experts
 from models.sparsity.feature_gates import gate_values
 from models.sparsity.features import drop_features
 from models.sparsity.groups import remove_dead_dims
@@ -19,9 +20,9 @@ from models.sparsity.low_rank import LowRank, LowRankConfig
 from models.sparsity.post_pruning import row_saliency, within_budget
 from models.sparsity.precision import Quantization, QuantizationConfig
 from models.sparsity.tables import lookup_counts
-from models.sparsity.units import remove_dead_units, unit_layers
-from models.tables.layout import OOV_ID, table_layouts
+from models.sparsity.units import remove_dead_units
 from models.tables.plain import PlainTables
+from models.tables.plan import OOV_ID, lookup_plan
 from models.weights import Weights
 
 TOWERS = {
@@ -34,7 +35,9 @@ SCALE = 0.3
 def random_weights(seed: int, **model: object) -> Weights:
     torch.manual_seed(seed)
     config = RankerConfig.model_validate({"dim": 6, "pooling": {"genres": "sum", "tags": "mean"}} | model)
-    tables = {layout.name: torch.randn(layout.rows, layout.dim) * SCALE for layout in table_layouts(SCHEMA, config)}
+    tables = {
+        layout.name: torch.randn(layout.rows, layout.dim) * SCALE for layout in lookup_plan(SCHEMA, config).tables
+    }
     ranker = Ranker(config, SCHEMA, PlainTables(SCHEMA, config, tables, {}, {}))
     return Weights(config, SCHEMA, tables, {name: tensor.clone() for name, tensor in ranker.dense_state().items()})
 
@@ -57,8 +60,9 @@ def assert_same_logits(before: torch.Tensor, weights: Weights) -> None:
 @given(seed=st.integers(0, 999), tower=st.sampled_from(sorted(TOWERS)), alive=st.floats(0, 1))
 def test_dead_units_leave_the_matrices(seed: int, tower: str, alive: float) -> None:
     weights = random_weights(seed, tower=TOWERS[tower])
-    for layer in unit_layers(weights.dense):
-        layer.scale_(weights.dense, (torch.rand(layer.units) < alive).float())
+    with weights.narrowing() as ranker:
+        for group in ranker.unit_groups():
+            group.scale_((torch.rand(group.units) < alive).float())
     numbers = sum(tensor.numel() for tensor in weights.dense.values())
     before = logits(weights)
     remove_dead_units(weights)
@@ -72,10 +76,11 @@ def test_dead_units_leave_the_matrices(seed: int, tower: str, alive: float) -> N
 @given(seed=st.integers(0, 999), dead=st.sets(st.integers(0, 5), max_size=4))
 def test_dead_experts_leave_stack_and_router(seed: int, dead: set[int]) -> None:
     weights = random_weights(seed, tower=TOWERS["moe"])
-    alive_E = torch.tensor([e not in dead for e in range(6)])
-    for layer in expert_layers(weights.dense):
-        layer.scale_(weights.dense, alive_E.float())
-        weights.dense[f"{layer.router}.alive_E"] = alive_E.clone()
+    active_E = torch.tensor([e not in dead for e in range(6)])
+    with weights.narrowing() as ranker:
+        for mixture in mixtures(ranker).values():
+            mixture.experts.scale_(active_E.float())
+            mixture.router.active_E.copy_(active_E)
     before = logits(weights)
     remove_dead_experts(weights)
     assert_same_logits(before, weights)

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranker_examples import SCHEMA, bags, random_batch
 
 from data_pipelines.batch import Batch, Schema, SparseSpec, TableSpec
 from data_pipelines.errors import UserError
-from models.tables.layout import TableConfig, TablesConfig, table_layouts
+from models.tables.config import TableConfig, TablesConfig
 from models.tables.lookup import SparseTables
+from models.tables.plan import lookup_plan
 from models.tables.rows import grow_table, initialise_tables, local_rows, table_weights
 
 
@@ -66,11 +68,12 @@ def test_sequences_keep_every_event_in_order():
 
 
 def test_tables_choose_their_lookup_by_what_their_features_need():
-    routes = {t.name: (t.route, t.pooling) for t in table_layouts(SCHEMA, TablesConfig(pooling={"likes": "last"}))}
+    plan = lookup_plan(SCHEMA, TablesConfig(pooling={"likes": "last"}))
+    routes = {table.name: (table.route, table.pooling) for table in plan.tables}
     assert routes["movie"][0] == routes["genres"][0] == routes["likes.age"][0] == "rows"
-    assert routes["items"] == ("pooled", "mean")
-    assert routes["tags"] == ("weighted", "sum")
-    differing = table_layouts(SCHEMA, TablesConfig(pooling={"genres": "sum"}))
+    assert routes["items"] == ("pooled", PoolingMode.MEAN)
+    assert routes["tags"] == ("weighted", PoolingMode.SUM)
+    differing = lookup_plan(SCHEMA, TablesConfig(pooling={"genres": "sum"})).tables
     assert {t.name: t.route for t in differing}["genres"] == "rows"
 
 

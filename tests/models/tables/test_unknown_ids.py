@@ -6,17 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranker_examples import SCHEMA, random_batch
 
+from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
+from models.tables.id_changes import IdChanges
 from models.tables.unknown_ids import UnknownIds
 
 RESERVED = {spec.name: SCHEMA.table(spec.table).reserved for spec in SCHEMA.sparse}
+
+
+def with_unknown(batch: Batch, unknown: UnknownIds) -> Batch:
+    ids = IdChanges(batch)
+    unknown(ids)
+    return ids.batch()
 
 
 def test_a_share_of_known_ids_becomes_unknown_and_nothing_else_changes():
     torch.manual_seed(0)
     batch = random_batch(4000)
     assert batch.weighted is not None
-    changed = UnknownIds({"user": 0.3, "likes.movie": 0.1, "tags": 0.5}, SCHEMA)(batch)
+    changed = with_unknown(batch, UnknownIds({"user": 0.3, "likes.movie": 0.1, "tags": 0.5}, SCHEMA))
     assert changed.weighted is not None
     for before, after in ((batch.sparse, changed.sparse), (batch.weighted, changed.weighted)):
         assert torch.equal(before.lengths(), after.lengths())
@@ -36,7 +44,7 @@ def test_a_share_of_known_ids_becomes_unknown_and_nothing_else_changes():
 def test_unknown_ids_spread_over_all_buckets(buckets: int):
     tables = tuple(t.model_copy(update={"oov_buckets": buckets}) for t in SCHEMA.tables)
     batch = random_batch(500)
-    changed = UnknownIds({"user": 0.999}, SCHEMA.model_copy(update={"tables": tables}))(batch)
+    changed = with_unknown(batch, UnknownIds({"user": 0.999}, SCHEMA.model_copy(update={"tables": tables})))
     known = batch.sparse["user"].values() > buckets
     assert set(changed.sparse["user"].values()[known].tolist()) <= {*range(1, 1 + buckets), *range(1 + buckets, 50)}
     assert set(range(1, 1 + buckets)) <= set(changed.sparse["user"].values()[known].tolist())

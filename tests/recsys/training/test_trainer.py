@@ -176,7 +176,7 @@ def test_two_ranks_train_and_their_checkpoint_goes_on_at_one(
 ) -> None:
     config = tmp_path / "config.yaml"
     tables = {table.name: {"sharding": sharding} for table in dataset.schema.tables}
-    tower = experiment["model"]["tower"] | {"spread": spread}
+    tower = experiment["model"]["tower"] | {"expert_parallel": spread}
     model = experiment["model"] | {"tables": tables, "tower": tower}
     every_step = experiment["train"] | {"checkpoint_every": 1}
     config.write_text(yaml.safe_dump(experiment | {"model": model, "train": every_step}))
@@ -206,7 +206,7 @@ def test_spread_experts_resume_to_the_same_weights(
     experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"
-    tower = experiment["model"]["tower"] | {"spread": True}
+    tower = experiment["model"]["tower"] | {"expert_parallel": True}
     config.write_text(yaml.safe_dump(experiment | {"model": experiment["model"] | {"tower": tower}}))
     run = tmp_path / "run"
     undisturbed = run_command("train", config, dataset.path, run, ranks=2)

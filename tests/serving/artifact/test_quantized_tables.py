@@ -8,9 +8,10 @@ from torchrec import KeyedJaggedTensor
 
 from data_pipelines.batch import Batch, DenseSpec, Schema, SparseSpec, TableSpec
 from models.codecs.quantization import dequantize_rows, quantize_rows
-from models.tables.layout import TableConfig, TablesConfig, table_layouts
+from models.tables.config import TableConfig, TablesConfig
 from models.tables.lookup import SparseTables
 from models.tables.plain import PlainTables
+from models.tables.plan import lookup_plan
 from serving.artifact.quantized_tables import MappedTable, QuantizedTables
 
 SCHEMA = Schema(
@@ -57,7 +58,7 @@ def random_batch(rows: int, generator: torch.Generator) -> Batch:
 
 
 def random_tables(config: TablesConfig, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return {t.name: torch.randn(t.rows, t.dim, generator=generator) for t in table_layouts(SCHEMA, config)}
+    return {t.name: torch.randn(t.rows, t.dim, generator=generator) for t in lookup_plan(SCHEMA, config).tables}
 
 
 def quantized(config: TablesConfig, tables: dict[str, torch.Tensor], bits: dict[str, int]) -> QuantizedTables:

@@ -9,8 +9,8 @@ from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from models.ranker import Ranker, RankerConfig
-from models.tables.lookup import table_layouts
 from models.tables.plain import PlainTables
+from models.tables.plan import lookup_plan
 from models.weights import Weights
 from serving.artifact.artifact import Artifact, ModelCard, write_artifact
 from serving.batch.batch_job import JobOptions, run_job
@@ -43,7 +43,7 @@ def scorer(request, tiny_data, tmp_path_factory) -> Scorer:
     generator = torch.Generator().manual_seed(0)
     config = RankerConfig(dim=4, pooling=request.param, wide=True, tower={"kind": "mlp", "hidden": [16]})
     schema = dataset.schema
-    tables = {t.name: torch.randn(t.rows, t.dim, generator=generator) for t in table_layouts(schema, config)}
+    tables = {t.name: torch.randn(t.rows, t.dim, generator=generator) for t in lookup_plan(schema, config).tables}
     ranker = Ranker(config, schema, PlainTables(schema, config, tables, {}, {}))
     card = ModelCard(name="pairs", metrics={}, sparsity={}, training={}, versions={})
     weights = Weights(config, schema, tables, ranker.dense_state(), bits=dict.fromkeys(tables, 8))

@@ -17,8 +17,8 @@ from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
 from models.int8 import observe
 from models.ranker import Ranker, RankerConfig
-from models.tables.layout import table_layouts
 from models.tables.plain import PlainTables
+from models.tables.plan import lookup_plan
 from models.weights import Weights
 from recsys.cli.serve import summary
 from recsys.config.experiment import ExperimentConfig
@@ -78,7 +78,7 @@ ENCODER = Encoder.fit(CONFIG, ROWS.lazy())
 def random_weights(config: RankerConfig, seed: int) -> Weights:
     """Weights of which tables and dense part depend on ``seed`` alone."""
     torch.manual_seed(seed)
-    tables = {t.name: torch.randn(t.rows, t.dim) for t in table_layouts(ENCODER.schema, config)}
+    tables = {t.name: torch.randn(t.rows, t.dim) for t in lookup_plan(ENCODER.schema, config).tables}
     ranker = Ranker(config, ENCODER.schema, PlainTables(ENCODER.schema, config, tables, {}, {}))
     return Weights(config, ENCODER.schema, tables, ranker.dense_state())
 
@@ -114,7 +114,7 @@ def test_a_pruned_artifact_scores_as_the_masked_checkpoint(density, pooling, wid
 def test_a_feature_that_left_the_schema_is_neither_stored_nor_asked_for(tmp_path):
     config = RankerConfig(dim=4, tower={"kind": "mlp", "hidden": [8]})
     encoder = ENCODER.select(["user", "price"])
-    tables = {t.name: torch.randn(t.rows, t.dim) for t in table_layouts(encoder.schema, config)}
+    tables = {t.name: torch.randn(t.rows, t.dim) for t in lookup_plan(encoder.schema, config).tables}
     ranker = Ranker(config, encoder.schema, PlainTables(encoder.schema, config, tables, {}, {}))
     weights = Weights(config, encoder.schema, tables, ranker.dense_state())
     write_artifact(weights, served_encoder(weights, ENCODER), None, CARD, tmp_path / "artifact")
