@@ -32,7 +32,9 @@ from benchmarks.peers import FRAPPE_PEERS, MOVIELENS_PEERS, Peer
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config.experiment import ExperimentConfig, override, parse_config, read_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, read_yaml
 from recsys.evaluation.baselines import BASELINES
 from recsys.evaluation.evaluate import evaluate, users_of
 from recsys.export.export import export_run

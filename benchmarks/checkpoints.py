@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks.common import in_turns, machine, spread, table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
 from recsys.runs.checkpoints import step_name
 from recsys.training.trainer import train
 

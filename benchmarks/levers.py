@@ -17,7 +17,9 @@ from typing import Any
 from benchmarks.common import machine, real_data, table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import movielens
-from recsys.config.experiment import ExperimentConfig, parse_config, read_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import read_yaml
 from recsys.export.measure import measure
 from recsys.export.size_report import total
 from recsys.studies.codes import code_table

@@ -8,7 +8,7 @@ from data_pipelines.disk.storage import new_directory
 from recsys.ablation.page import FORESTS, StudyPage
 from recsys.ablation.study import Study
 from recsys.ablation.tables import Findings
-from recsys.config.experiment import to_yaml
+from recsys.config.yaml_files import to_yaml
 from recsys.plots.style import png
 
 PAGE = "report.html"

@@ -12,7 +12,7 @@ from recsys.ablation.arms import BASE, LOOKS, Kind
 from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.study import Study
 from recsys.ablation.tables import Findings
-from recsys.config.experiment import to_yaml
+from recsys.config.yaml_files import to_yaml
 from recsys.metrics.metrics import METRICS
 from recsys.plots.studies import Point, Row, cost_benefit, forest, heat_map
 from recsys.plots.style import Draw, svg

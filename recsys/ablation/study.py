@@ -21,8 +21,9 @@ from recsys.ablation import selection
 from recsys.ablation.arms import BASE, CORE, Arm, Units, narrow, plan_arms
 from recsys.ablation.effects import Judge
 from recsys.ablation.slices import slice_masks
-from recsys.config.experiment import ExperimentConfig, chosen_features, override
+from recsys.config.experiment import ExperimentConfig, chosen_features
 from recsys.config.study import StudyConfig
+from recsys.config.yaml_files import override
 from recsys.metrics.metrics import METRICS, NEEDS_USERS
 from recsys.metrics.significance import Floats
 from recsys.trials.code import code_fingerprint

@@ -2,16 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from data_pipelines.configs import Config
 from recsys.metrics.metrics import METRICS
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SliceConfig(_Config):
+class SliceConfig(Config):
     """Test rows that are judged on their own as well.
 
     Either ``column`` (a key column) with how often its value occurs in the training split, or a condition in SQL over
@@ -31,7 +28,7 @@ class SliceConfig(_Config):
         return self
 
 
-class StudyConfig(_Config):
+class StudyConfig(Config):
     """A study. Lists of features take names of features and of groups; ``features`` stands for every feature and
     ``groups`` for every group.
 

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from scipy.special import expit
 
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, load_config, to_yaml
+from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.yaml_files import to_yaml
 from recsys.evaluation.baselines import BASELINES_FILE
 from recsys.evaluation.comparison import TestRows
 from recsys.evaluation.evaluate import EXPERTS_FILE

@@ -10,7 +10,8 @@ from data_pipelines.batch import Schema
 from data_pipelines.disk.object_store import RemoteFolder, cache_folder, fetched, is_address
 from data_pipelines.disk.storage import MANIFEST, Manifest, checksum, open_directory, seal, write_file
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, load_config, to_yaml
+from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.yaml_files import to_yaml
 from recsys.runs.checkpoints import (
     CHECKPOINTS,
     CONFIG_FILE,

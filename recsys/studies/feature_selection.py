@@ -24,7 +24,8 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.matrices import blocks, to_csr
 from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, to_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.yaml_files import to_yaml
 from recsys.metrics import metrics
 from recsys.runs.checkpoints import load_weights
 from recsys.trials.perturb import random_order, schema_features, shuffled
@@ -244,7 +245,8 @@ def gates(config: ExperimentConfig, data: Dataset, names: Sequence[str], out: Pa
     from tempfile import TemporaryDirectory
 
     from models.sparsity.feature_gates import gate_values
-    from recsys.config.experiment import override, parse_config
+    from recsys.config.validation import parse_config
+    from recsys.config.yaml_files import override
     from recsys.training.trainer import train
 
     content = config.model_dump(mode="json", exclude_none=True)

@@ -18,7 +18,9 @@ import yaml
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, override, parse_config, to_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, to_yaml
 from recsys.metrics import metrics
 from recsys.plots.studies import Point, cost_benefit
 from recsys.plots.studies import frontier as undominated

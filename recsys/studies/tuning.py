@@ -16,8 +16,10 @@ import yaml
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, override, parse_config, read_yaml
+from recsys.config.experiment import ExperimentConfig
 from recsys.config.tune import Range
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, read_yaml
 from recsys.training.faults import DivergedError
 from recsys.training.trainer import train
 from recsys.trials.engines import Engine

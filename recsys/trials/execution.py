@@ -21,7 +21,8 @@ from data_pipelines.errors import UserError
 from data_pipelines.logs.sources import scan
 from models.ranker import Ranker
 from models.weights import Weights
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
 from recsys.evaluation.evaluate import predict, task_metrics
 from recsys.export.export import export_run, shrunk_weights
 from recsys.export.measure import checkpoint_bytes

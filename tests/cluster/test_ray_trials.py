@@ -14,7 +14,8 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from recsys.ablation.study import Progress, Study
 from recsys.cluster.trials import ray_tasks
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
 from recsys.studies.tuning import tune
 from recsys.trials.engines import Engine, processes
 from recsys.trials.trials import TrialStore

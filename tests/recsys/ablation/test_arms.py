@@ -8,8 +8,9 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from recsys.ablation import selection
 from recsys.ablation.arms import BASE, CORE, narrow, plan_arms
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
 from recsys.config.study import StudyConfig
+from recsys.config.validation import parse_config
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.synthetic import NOISE, DemoConfig, demo_experiment, generate
 from recsys.cli import app
-from recsys.config.experiment import ExperimentConfig, to_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.yaml_files import to_yaml
 from recsys.export.measure import measure
 from recsys.export.size_report import total
 from recsys.studies.codes import code_table, recall_of
