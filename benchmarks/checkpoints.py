@@ -46,7 +46,7 @@ def _seconds(content: dict[str, Any], dataset: Dataset, **settings: Any) -> floa
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            train(config, dataset, Path(scratch) / "run", report=count)
+            train(config, dataset, Path(scratch) / "run", on_step=count)
         except _DoneError:
             return time.perf_counter() - began
     raise AssertionError(f"the log has fewer than {STEPS} batches")
@@ -67,7 +67,7 @@ def _bytes(content: dict[str, Any], dataset: Dataset) -> int:
 
         try:
             train(
-                parse_config(ExperimentConfig, content, source="benchmark"), dataset, first.parents[1], report=measure
+                parse_config(ExperimentConfig, content, source="benchmark"), dataset, first.parents[1], on_step=measure
             )
         except _DoneError:
             return seen

@@ -21,7 +21,6 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import read_yaml
 from recsys.export.measure import measure
-from recsys.export.size_report import total
 from recsys.studies.codes import code_table
 from recsys.training.trainer import train
 
@@ -88,11 +87,11 @@ def main() -> None:
         if not run.exists():
             train(experiment(log, levers), data, run)
         overrides = [f"sparsity={json.dumps(levers)}", f"export.packed={json.dumps('packed' in name)}"]
-        parts, whole = measure(run, overrides=overrides)
+        report = measure(run, overrides=overrides)
         figures[name] = {
-            "auc": whole.artifact_auc,
-            "bytes": whole.artifact_bytes,
-            "flops": total(parts).flops_after,
+            "auc": report.whole.artifact_auc,
+            "bytes": report.whole.artifact_bytes,
+            "flops": report.total.flops_after,
         }
         print(f"{name}: {figures[name]}", flush=True)
     base = figures["none"]

@@ -18,7 +18,7 @@ from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.evaluation.baselines import write_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.export.export import export_run
-from recsys.metrics import metrics
+from recsys.metrics.binary import auc
 from recsys.reports.pages import Tile, byte_size
 from recsys.reports.report import Extras, write_report
 from recsys.training.trainer import train
@@ -127,7 +127,7 @@ def _test_auc(log: Path, scores: Path, test_rows: int) -> float:
     """AUC of the scores of the log's last rows, which are the test split."""
     clicked = pl.scan_parquet(log).select("clicked").tail(test_rows).collect()["clicked"].to_numpy()
     score = pl.scan_parquet(scores / "part-*.parquet").select("click").tail(test_rows).collect()["click"].to_numpy()
-    return metrics.auc(clicked.astype(float), score)
+    return auc(clicked.astype(float), score)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -52,7 +52,7 @@ def summary(artifact: "Artifact") -> dict[str, object]:  # type: ignore[name-def
         "precision": artifact.model.precision,
         "activations": artifact.model.activations,
         "calibrated": sorted(artifact.model.calibration),
-        "metrics": artifact.card.metrics,
+        "metrics": {split: metrics.model_dump() for split, metrics in artifact.card.metrics.items()},
     }
 
 

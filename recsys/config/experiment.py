@@ -17,6 +17,7 @@ from recsys.config.study import StudyConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
+from recsys.metrics.registry import main_metric
 from serving.config import ExportConfig
 
 DenseOptimizer = Literal["adamw", "adam", "adagrad", "sgd"]
@@ -57,7 +58,7 @@ class TrainConfig(Config):
         "speak for values that training never saw.",
     )
     epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=4096, ge=1, description="Rows a step and rank.")
+    batch_size: int = Field(default=4096, ge=1, description="Rows per step per rank (the local batch size).")
     eval_batch_size: int = Field(default=16384, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     tables: TableOptimizerConfig = TableOptimizerConfig()
@@ -66,12 +67,15 @@ class TrainConfig(Config):
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="Decay of the averaged weights that are evaluated and kept."
     )
-    monitor: dict[str, float] = Field(
-        default={"auc": 1.0},
+    monitor: dict[str, float] | None = Field(
+        default=None,
         min_length=1,
-        description="Early stop by this weighted sum of valid metrics, larger is better.",
+        description="Early stopping and searches maximise this weighted sum of metrics of the valid split. A key is a "
+        "metric (its mean over the tasks that have it) or `<task>/<metric>`; metrics of which lower values are better "
+        "take a negative weight. Absent: the main metric of the first task, which is `auc: 1` for a binary task, "
+        "`rmse: -1` for a regression and `deviance: -1` for a count.",
     )
-    patience: int = Field(default=2, ge=1, description="Stop after so many evaluations without a better one.")
+    patience: int = Field(default=2, ge=1, description="Stop after this many evaluations in a row without improvement.")
     evaluate_every: int | None = Field(
         default=None, ge=1, description="Steps between evaluations; each epoch's end if absent."
     )
@@ -113,6 +117,15 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
             named), or a value out of range.
     """
     return parse_config(ExperimentConfig, override(read_yaml(Path(path)), overrides), source=str(path))
+
+
+def resolve_monitor(config: ExperimentConfig) -> ExperimentConfig:
+    """``config`` with ``train.monitor`` written out where it is absent."""
+    if config.train.monitor is not None:
+        return config
+    metric = main_metric(next(iter(config.data.tasks.values())).kind)
+    weight = -1.0 if metric.better == "lower" else 1.0
+    return config.model_copy(update={"train": config.train.model_copy(update={"monitor": {metric.name: weight}})})
 
 
 def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:

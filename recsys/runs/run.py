@@ -1,5 +1,6 @@
 """Where a run lies: in a folder that all ranks see, or at an object store that every rank sends its part to."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -188,12 +189,28 @@ class RemoteRun:
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
 
-def claim_run(run: Run, config: ExperimentConfig, schema: Schema, *, resume: bool) -> int | None:
+def claim_run(run: Run, config: ExperimentConfig, schema: Schema, processes: Processes, *, resume: bool) -> int | None:
     """The step of the last checkpoint of ``run``; ``None`` where there is none, and then its folder is made.
+
+    Every rank calls this. Rank 0 looks and tells the others, which may arrive when the folder is already there.
 
     Raises:
         UserError: ``run`` exists and is not to be resumed, is of another config, or cannot be written.
     """
+    found: dict[str, Any] = {}
+    if processes.is_main:
+        try:
+            found = {"step": _claim(run, config, schema, resume=resume)}
+        except UserError as error:
+            found = {"refused": str(error)}
+    found = json.loads(processes.broadcast(json.dumps(found)))
+    if "refused" in found:
+        raise UserError(found["refused"])
+    step: int | None = found["step"]
+    return step
+
+
+def _claim(run: Run, config: ExperimentConfig, schema: Schema, *, resume: bool) -> int | None:
     if run.exists() and not resume:
         raise UserError(f"{run} already exists: name another folder, or add --resume to go on with it.")
     if (run.folder / CONFIG_FILE).exists():

@@ -88,7 +88,7 @@ def code_table(
         "table_bytes": vectors_Rd.numel() * 4,
         "codes_in_use": float((matrix.getnnz(0) > 0).mean()),
         "recall": recall,
-        "auc": {"table": before.get("auc"), "codes": after.get("auc")},
+        "auc": {"table": before.first.get("auc"), "codes": after.first.get("auc")},
         "names": names["name"].to_list()[:10],
     }
 

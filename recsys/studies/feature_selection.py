@@ -26,7 +26,7 @@ from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.yaml_files import to_yaml
-from recsys.metrics import metrics
+from recsys.metrics.binary import auc
 from recsys.runs.checkpoints import load_weights
 from recsys.trials.perturb import random_order, schema_features, shuffled
 
@@ -270,16 +270,16 @@ def permutation(data: Dataset, names: Sequence[str], run: Path) -> list[Ranked]:
     ranker, labels_N = weights.to_ranker(), data.labels("valid")[:, 0]
 
     @torch.inference_mode()
-    def auc(changed: Any) -> float:
+    def auc_of(changed: Any) -> float:
         starts = range(0, len(changed), 1 << 14)
         batches = (make_batch(weights.schema, [(changed, at, min(at + (1 << 14), len(changed)))]) for at in starts)
-        return metrics.auc(labels_N, np.concatenate([ranker(batch)[:, 0].numpy() for batch in batches]))
+        return auc(labels_N, np.concatenate([ranker(batch)[:, 0].numpy() for batch in batches]))
 
-    whole = auc(block)
+    whole = auc_of(block)
     ranking = []
     for name in names:
         losses = [
-            whole - auc(shuffled(block, columns.schema, [name], random_order(len(block), seed)))
+            whole - auc_of(shuffled(block, columns.schema, [name], random_order(len(block), seed)))
             for seed in range(_SHUFFLES)
         ]
         ranking.append(Ranked(name, float(np.mean(losses)), min(losses) > 1e-4))

@@ -1,4 +1,4 @@
-"""The ledger, the frontier, feature selection, codes and factors, on one small run and on a demo log."""
+"""The size report, the frontier, feature selection, codes and factors, on one small run and on a demo log."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,6 @@ from recsys.cli import app
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.yaml_files import to_yaml
 from recsys.export.measure import measure
-from recsys.export.size_report import total
 from recsys.studies.codes import code_table, recall_of
 from recsys.studies.feature_selection import select_features
 from recsys.studies.frontier import grid
@@ -63,9 +62,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, Da
     return experiment, prepare(experiment.data, folder / "dataset")
 
 
-def test_the_ledger_tells_removal_from_mere_zeros(run: Path) -> None:
-    parts, whole = measure(run)
-    by_name = {part.part: part for part in parts}
+def test_the_size_report_tells_removal_from_mere_zeros(run: Path) -> None:
+    report = measure(run)
+    whole, by_name = report.whole, {part.part: part for part in report.parts}
     item, expert = by_name["item"], by_name["tower.mixtures.0.experts.0"]
     assert item.artifact_bytes < item.checkpoint_bytes / 3
     assert expert.flops_after == expert.flops_before / 2
@@ -74,12 +73,12 @@ def test_the_ledger_tells_removal_from_mere_zeros(run: Path) -> None:
     assert cross.density < 0.3
     assert cross.flops_after == cross.flops_before
     assert cross.artifact_bytes < cross.checkpoint_bytes / 2
-    assert total(parts).artifact_bytes < whole.artifact_bytes < whole.folder_bytes
+    assert report.total.artifact_bytes < whole.artifact_bytes < whole.folder_bytes
     assert whole.artifact_auc == pytest.approx(whole.auc, abs=0.02)
     assert whole.scored_rows_per_s > 0
 
 
-def test_the_card_of_an_artifact_holds_the_ledger(run: Path, tmp_path: Path) -> None:
+def test_the_card_of_an_artifact_holds_the_size_report(run: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["export", str(run), str(tmp_path / "artifact")]).exit_code == 0
     result = runner.invoke(app, ["sparsity", str(tmp_path / "artifact"), "--json"])
