@@ -108,7 +108,7 @@ def main() -> None:
     print(table(["lever", "test AUC", "change", "kB", "kFLOPs a row"], lines))
     for name, settings in CODES.items():
         coded = code_table(scratch / "run-0", scratch / "codes", "movie", **settings)
-        figures[name] = {key: coded[key] for key in ("bytes", "table_bytes", "recall", "auc")}
+        figures[name] = coded.model_dump(include={"bytes", "table_bytes", "recall", "auc"})
         print(f"{name}: {figures[name]}", flush=True)
     print(json.dumps(figures))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 import torch
+from pydantic import BaseModel, ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 from data_pipelines.dataset.blocks import make_batch
@@ -54,9 +55,28 @@ class Ranked:
     note: str = ""
 
 
+class Selection(BaseModel):
+    """A ranking of features, and which were kept.
+
+    Attributes:
+        study: The folder that was written.
+        by: The method.
+        ranking: Score by feature, in descending order.
+        kept: Features of the reduced config.
+        dropped: The others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    study: Path
+    by: str
+    ranking: dict[str, float]
+    kept: list[str]
+    dropped: list[str]
+
+
 def select_features(
     config: ExperimentConfig, data: Dataset, out: Path, *, by: str, keep: int | None = None, run: Path | None = None
-) -> dict[str, Any]:
+) -> Selection:
     """Rank the features of ``config`` and write ``ranking.csv`` and ``reduced.yaml`` into ``out``.
 
     Args:
@@ -94,13 +114,13 @@ def select_features(
     with new_directory(out, "study", meta={"by": by}, replace=out.exists()) as folder:
         pl.DataFrame([vars(ranked) for ranked in ranking]).write_csv(folder / "ranking.csv")
         (folder / "reduced.yaml").write_text(to_yaml(reduced))
-    return {
-        "study": out,
-        "by": by,
-        "ranking": {ranked.feature: ranked.score for ranked in ranking},
-        "kept": kept,
-        "dropped": [name for name in names if name not in kept],
-    }
+    return Selection(
+        study=out,
+        by=by,
+        ranking={ranked.feature: ranked.score for ranked in ranking},
+        kept=kept,
+        dropped=[name for name in names if name not in kept],
+    )
 
 
 Statistic = Callable[[Floats, Floats], float]

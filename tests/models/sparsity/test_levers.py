@@ -106,7 +106,7 @@ def test_shrinking_changes_nothing_in_place(name: str, run_of: RunOf, configure:
         before, after = getattr(untouched, block), getattr(weights, block)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
-    assert not (weights.factors or weights.bits or weights.steps or weights.grids)
+    assert (weights.factors, weights.bits, weights.steps, weights.grids) == ({}, {}, {}, {})
 
 
 def test_row_pruning_drops_the_asked_share(trained: Trained) -> None:

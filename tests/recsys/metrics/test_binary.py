@@ -25,7 +25,7 @@ def test_auc_agrees_with_sklearn(rows):
 
 @given(ROWS)
 def test_weights_count_rows(rows):
-    labels, scores, groups, weights = columns(rows)
+    labels, scores, _, weights = columns(rows)
     repeated = np.repeat(np.arange(len(labels)), weights.astype(int))
     for metric in (metrics.auc, metrics.log_loss, metrics.normalized_entropy, metrics.calibration_ratio):
         if len(repeated):

@@ -26,7 +26,7 @@ def test_a_better_model_is_better_by_every_metric(kind: str) -> None:
     worse = logits + 2 + np.random.default_rng(1).normal(0, 2, 200)
     for metric in registry.metrics_of(kind):
         good, bad = (metric.goodness(metric.measure(kind, labels, values, users)) for values in (logits, worse))
-        assert good > bad, metric.name
+        assert good > bad or good == bad == 1, metric.name  # hit rates of few rows are full
 
 
 @pytest.mark.parametrize("kind", ["binary", "regression", "count"])
@@ -42,11 +42,8 @@ def test_fast_draws_are_those_of_the_plain_bootstrap(kind: str) -> None:
 
 
 def test_the_main_metric_comes_first() -> None:
-    assert [registry.main_metric(kind).name for kind in ("binary", "regression", "count")] == [
-        "auc",
-        "rmse",
-        "deviance",
-    ]
+    main = {kind: registry.main_metric(kind).name for kind in ("binary", "regression", "count")}
+    assert main == {"binary": "auc", "regression": "rmse", "count": "deviance"}
 
 
 def test_two_metrics_of_one_name_are_refused() -> None:

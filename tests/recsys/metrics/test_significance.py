@@ -62,19 +62,14 @@ def test_every_bootstrap_draw_is_the_metric_of_the_drawn_rows(seed: int) -> None
     labels, logits, user, _ = _rows(seed)
     rows = TestRows(labels, user, draws=5, seed=seed)
     draws = bootstrap_weights(rows.users, 5, seed)
+    cluster_N = rows.resampling.cluster_N
     for metric in headline_metrics("binary"):
         measured = rows.measure(metric, logits)
         for counts, drawn in zip(draws.astype(int), measured.draws_R, strict=True):
             # a user drawn twice is two users: GAUC and NDCG rank within each
-            taken = np.concatenate(
-                [np.flatnonzero(rows.resampling.cluster_N == u) for u in np.repeat(np.arange(len(counts)), counts)]
-            )
-            copies = np.concatenate(
-                [
-                    np.full((rows.resampling.cluster_N == u).sum(), i)
-                    for i, u in enumerate(np.repeat(np.arange(len(counts)), counts))
-                ]
-            )
+            drawn_users = np.repeat(np.arange(len(counts)), counts)
+            taken = np.concatenate([np.flatnonzero(cluster_N == u) for u in drawn_users])
+            copies = np.concatenate([np.full((cluster_N == u).sum(), i) for i, u in enumerate(drawn_users)])
             alone = TestRows(labels[taken], copies, draws=1).measure(metric, logits[taken])
             assert drawn == pytest.approx(alone.value, rel=1e-5, nan_ok=True)
 

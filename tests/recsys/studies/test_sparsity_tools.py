@@ -122,10 +122,10 @@ def test_statistics_rank_the_planted_noise_last(
     by: str, demo: tuple[ExperimentConfig, Dataset], tmp_path: Path
 ) -> None:
     result = select_features(*demo, tmp_path / "out", by=by)
-    assert set(list(result["ranking"])[-len(NOISE) :]) == set(NOISE)
-    assert set(result["dropped"]) == set(NOISE)
+    assert set(list(result.ranking)[-len(NOISE) :]) == set(NOISE)
+    assert set(result.dropped) == set(NOISE)
     ranking = pl.read_csv(tmp_path / "out" / "ranking.csv")
-    assert ranking["feature"].to_list() == list(result["ranking"])
+    assert ranking["feature"].to_list() == list(result.ranking)
     assert "reduced.yaml" in {path.name for path in (tmp_path / "out").iterdir()}
 
 
@@ -140,8 +140,8 @@ def test_permutation_on_a_run_measures_each_feature(
     config: ExperimentConfig, dataset: Dataset, run: Path, tmp_path: Path
 ) -> None:
     result = select_features(config, dataset, tmp_path / "out", by="permutation", run=run, keep=2)
-    assert set(result["ranking"]) == {"user", "item", "device", "tags", "price"}
-    assert len(result["kept"]) == 2
+    assert set(result.ranking) == {"user", "item", "device", "tags", "price"}
+    assert len(result.kept) == 2
 
 
 @pytest.mark.parametrize("method", ["autoencoder", "dictionary"])
@@ -149,9 +149,9 @@ def test_a_table_becomes_a_few_named_codes(method: str, run: Path, tmp_path: Pat
     result = code_table(run, tmp_path / "codes", "item", method=method, codes=32, active=4)  # type: ignore[arg-type]
     names = pl.read_csv(tmp_path / "codes" / "names.csv")
     assert len(names) == 32
-    assert result["codes_in_use"] > 0.2
-    assert 0 <= result["recall"]["codes"] <= 1
-    assert result["auc"]["codes"] == pytest.approx(result["auc"]["table"], abs=0.2)
+    assert result.codes_in_use > 0.2
+    assert 0 <= result.recall["codes"] <= 1
+    assert result.auc["codes"] == pytest.approx(result.auc["table"], abs=0.2)
 
 
 def test_recall_of_the_same_space_is_one_and_of_noise_by_chance() -> None:
