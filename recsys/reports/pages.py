@@ -74,7 +74,11 @@ def write_page(
 ) -> None:
     """Write a report as one HTML file; sections without content are left out."""
     environment = Environment(
-        loader=PackageLoader("recsys"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("recsys.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template("report.html").render(
         title=title,

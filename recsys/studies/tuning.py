@@ -116,15 +116,26 @@ def tune(
         _write_trials(search, study)
         if report is not None:
             report(1, f"best {search.best_value:.5f}" if _best(search) else "none has ended well")
+    return _found(library, search, study, content, space, str(config))
+
+
+def _found(
+    library: Any, search: "optuna.Study", study: Path, content: dict[str, Any], space: dict[str, Range], source: str
+) -> Tuned:
+    """What the search found; the best config is written.
+
+    Raises:
+        UserError: No trial ended with a value.
+    """
     ended = _ended(library, search)
     if not _best(search):
         reasons = " and ".join({reason: None for trial in ended if (reason := trial.user_attrs.get("reason"))})
         raise UserError(
-            f"{study}: every trial diverged or was stopped early or failed ({reasons}); search other values in "
-            "tune.space, such as lower learning rates, in another folder."
+            f"{study}: every trial diverged or was stopped early; search other values in tune.space, such as lower "
+            f"learning rates, in another folder. What was said: {reasons or 'nothing'}."
         )
     assignments = {key: _value(span, search.best_params[key]) for key, span in space.items()}
-    best = _parse(content, assignments, str(config)).model_dump(mode="json")
+    best = _parse(content, assignments, source).model_dump(mode="json")
     write_file(study / BEST_FILE, yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
     failed = sum(trial.state is library.trial.TrialState.FAIL for trial in ended)
     return Tuned(best=study / BEST_FILE, value=search.best_value, trials=len(ended), failed=failed, chosen=assignments)
