@@ -68,7 +68,7 @@ class Figures(BaseModel):
         score_rows_per_s: From raw rows to scores; ``None`` where the log is out of reach.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a store may hold trials of another version
     failed: str = ""
     seconds: float = 0.0
     steps: int = 0

@@ -52,7 +52,7 @@ def test_a_search_runs_its_trials_there(here, there, experiment, dataset, tmp_pa
     config.write_text(yaml.safe_dump(content))
     tuned = tune(config, dataset, tmp_path / "here", here)
     elsewhere = tune(config, dataset, tmp_path / "there", replace(there, jobs=1))
-    assert (tuned.value, tuned.assignments) == (elsewhere.value, elsewhere.assignments)
+    assert (tuned.value, tuned.chosen) == (elsewhere.value, elsewhere.chosen)
 
 
 def test_a_fault_of_a_trial_is_one_sentence(there, experiment, dataset, tmp_path):
