@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from metric_rows import ROWS, columns, slow_auc
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
@@ -16,6 +16,7 @@ def test_auc_counts_concordant_pairs(rows):
     assert metrics.auc(labels, scores, weights) == pytest.approx(slow_auc(labels, scores, weights), nan_ok=True)
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_auc_agrees_with_sklearn(rows):
     labels, scores, _, _ = columns(rows)
@@ -34,6 +35,7 @@ def test_weights_count_rows(rows):
             )
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_log_loss_agrees_with_sklearn(rows):
     labels, logits, _, _ = columns(rows)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_rows import ROWS, columns, slow_auc
 from sklearn.metrics import ndcg_score
@@ -31,6 +31,7 @@ def test_weights_count_rows(rows):
         )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(-5, 5)), min_size=2, max_size=30, unique_by=lambda row: row[1]))
 def test_ndcg_agrees_with_sklearn_where_no_scores_tie(rows):
     labels, scores = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
