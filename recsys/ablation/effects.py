@@ -200,14 +200,14 @@ class Judge:
         """
         alone = {arm.units[0]: arm.name for arm in arms if arm.kind == "leave_one_out"}
         needed = {
-            arm: (arm.name, alone[arm.units[0]], alone[arm.units[1]], arm.reference)
+            arm.name: (arm.name, alone[arm.units[0]], alone[arm.units[1]], arm.reference)
             for arm in arms
             if arm.kind == "pair"
         }
-        pairs = [arm for arm, names in needed.items() if set(names) <= set(logits)]
+        pairs = [arm for arm in arms if arm.kind == "pair" and set(needed[arm.name]) <= set(logits)]
         contrasts = []
         for arm in pairs:
-            names = needed[arm]
+            names = needed[arm.name]
             seeds = zip(*(logits[name].items() for name in names), strict=False)
             parts = [[self.sample(trial, values, self.main, ALL_ROWS) for trial, values in seed] for seed in seeds]
             contrasts.append(
