@@ -15,8 +15,9 @@ from benchmarks.common import in_turns, machine, spread, table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.ablation.study import Study
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
 from recsys.config.study import StudyConfig
+from recsys.config.validation import parse_config
 from recsys.trials.engines import processes
 from recsys.trials.trials import TrialStore
 from recsys.trials.workers import Workers

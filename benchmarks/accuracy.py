@@ -32,12 +32,15 @@ from benchmarks.peers import FRAPPE_PEERS, MOVIELENS_PEERS, Peer
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config.experiment import ExperimentConfig, override, parse_config, read_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, read_yaml
 from recsys.evaluation.baselines import BASELINES
 from recsys.evaluation.evaluate import evaluate, users_of
 from recsys.export.export import export_run
-from recsys.export.size_report import ledger, total
-from recsys.metrics.metrics import Floats, auc, log_loss
+from recsys.export.size_report import size_report
+from recsys.metrics.arrays import Floats
+from recsys.metrics.binary import auc, log_loss
 from recsys.metrics.significance import Effect, combine, delong
 from recsys.runs.checkpoints import load_weights
 from recsys.training.trainer import train
@@ -152,7 +155,7 @@ def _measure(config: ExperimentConfig, dataset: Path, run: Path) -> Measured:
         metrics["logloss"],
         sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file()),
         partial(_scoring_rate, artifact.path, Path(config.data.log)),
-        total(ledger(weights, weights)).flops_before,
+        size_report(weights, weights).total.flops_before,
         evaluation.predictions[f"{task}:logit"].to_numpy(),
     )
 

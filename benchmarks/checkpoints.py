@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks.common import in_turns, machine, spread, table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
 from recsys.runs.checkpoints import step_name
 from recsys.training.trainer import train
 
@@ -45,7 +46,7 @@ def _seconds(content: dict[str, Any], dataset: Dataset, **settings: Any) -> floa
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            train(config, dataset, Path(scratch) / "run", report=count)
+            train(config, dataset, Path(scratch) / "run", on_step=count)
         except _DoneError:
             return time.perf_counter() - began
     raise AssertionError(f"the log has fewer than {STEPS} batches")
@@ -66,7 +67,7 @@ def _bytes(content: dict[str, Any], dataset: Dataset) -> int:
 
         try:
             train(
-                parse_config(ExperimentConfig, content, source="benchmark"), dataset, first.parents[1], report=measure
+                parse_config(ExperimentConfig, content, source="benchmark"), dataset, first.parents[1], on_step=measure
             )
         except _DoneError:
             return seen

@@ -157,7 +157,7 @@ def training(
     """Kill a training, resume it, and compare every weight."""
 
     def work(run: Path) -> Callable[[Tick], object]:
-        return lambda tick: train(config, Dataset.open(dataset), run, resume=run.exists(), report=lambda *_: tick())
+        return lambda tick: train(config, Dataset.open(dataset), run, resume=run.exists(), on_step=lambda *_: tick())
 
     steps, step_s = undisturbed(work(folder / "whole"))
     expected, found = load_weights(folder / "whole"), {"train_kills": 0, "train_identical": 0}

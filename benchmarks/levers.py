@@ -17,9 +17,10 @@ from typing import Any
 from benchmarks.common import machine, real_data, table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import movielens
-from recsys.config.experiment import ExperimentConfig, parse_config, read_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import read_yaml
 from recsys.export.measure import measure
-from recsys.export.size_report import total
 from recsys.studies.codes import code_table
 from recsys.training.trainer import train
 
@@ -86,11 +87,11 @@ def main() -> None:
         if not run.exists():
             train(experiment(log, levers), data, run)
         overrides = [f"sparsity={json.dumps(levers)}", f"export.packed={json.dumps('packed' in name)}"]
-        parts, whole = measure(run, overrides=overrides)
+        report = measure(run, overrides=overrides)
         figures[name] = {
-            "auc": whole.artifact_auc,
-            "bytes": whole.artifact_bytes,
-            "flops": total(parts).flops_after,
+            "auc": report.whole.artifact_auc,
+            "bytes": report.whole.artifact_bytes,
+            "flops": report.total.flops_after,
         }
         print(f"{name}: {figures[name]}", flush=True)
     base = figures["none"]
@@ -107,7 +108,7 @@ def main() -> None:
     print(table(["lever", "test AUC", "change", "kB", "kFLOPs a row"], lines))
     for name, settings in CODES.items():
         coded = code_table(scratch / "run-0", scratch / "codes", "movie", **settings)
-        figures[name] = {key: coded[key] for key in ("bytes", "table_bytes", "recall", "auc")}
+        figures[name] = coded.model_dump(include={"bytes", "table_bytes", "recall", "auc"})
         print(f"{name}: {figures[name]}", flush=True)
     print(json.dumps(figures))
 

@@ -85,7 +85,7 @@ def train_rates(config: ExperimentConfig, dataset: Dataset) -> tuple[list[float]
     """Rows a second, waiting for batches included, of the turns that waited for the loader and of those after them."""
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder, patch("recsys.training.trainer.Loader", _InTurns):
-        train(config, dataset, Path(folder, "run"), report=lambda rows, note: ends.append(time.perf_counter()))
+        train(config, dataset, Path(folder, "run"), on_step=lambda rows, note: ends.append(time.perf_counter()))
     epochs = np.array(ends).reshape(config.train.epochs, -1)
     counted = epochs[:, TURN:]
     pairs = counted.shape[1] // (2 * TURN)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.common import peer_says
-from recsys.metrics.metrics import Floats
+from recsys.metrics.arrays import Floats
 
 
 class Trained(NamedTuple):

@@ -45,7 +45,8 @@ from models.ranker import Ranker, RankerConfig
 from models.tables.plain import PlainTables
 from models.tables.plan import lookup_plan
 from models.weights import Weights
-from serving.artifact.artifact import Artifact, ModelCard, write_artifact
+from serving.artifact.artifact import Artifact, write_artifact
+from serving.artifact.card import ModelCard
 from serving.batch.batch_job import JobOptions, run_job
 from serving.batch.inputs import Input
 from serving.batch.scorer import Scorer
@@ -71,7 +72,7 @@ def write_artifact_of(
     ranker = Ranker(config, encoder.schema, PlainTables(encoder.schema, config, tables, {}, {}))
     bits: dict[str, Bits] = dict.fromkeys(tables, 8)
     weights = Weights(config, encoder.schema, tables, ranker.dense_state(), bits=bits, precision=precision)
-    card = ModelCard(name="bench", metrics={}, sparsity={}, training={}, versions={})
+    card = ModelCard(name="bench", versions={})
     write_artifact(weights, encoder, state, card, out)
     if precision == "int8":
         scorer = Scorer(Artifact.open(out))

@@ -38,7 +38,8 @@ from data_pipelines.features.vocabulary import Vocabulary
 from models.ranker import Ranker, RankerConfig
 from models.tables.plain import PlainTables
 from models.weights import Weights
-from serving.artifact.artifact import Artifact, ModelCard, write_artifact
+from serving.artifact.artifact import Artifact, write_artifact
+from serving.artifact.card import ModelCard
 from serving.batch.scorer import Scorer
 
 CONNECTIONS, ROWS, WARM = 8, 100, 1000
@@ -130,7 +131,7 @@ def large_artifact(out: Path) -> None:
     shape = RankerConfig.model_validate({"dim": _DIM, "tower": {"kind": "mlp"}})
     tables = {"item": torch.zeros(encoder.schema.table("item").rows, _DIM)}
     ranker = Ranker(shape, encoder.schema, PlainTables(encoder.schema, shape, {"item": tables["item"][:1]}, {}, {}))
-    card = ModelCard(name="large", metrics={}, sparsity={}, training={}, versions={})
+    card = ModelCard(name="large", versions={})
     write_artifact(Weights(shape, encoder.schema, tables, ranker.dense_state()), encoder, None, card, out)
 
 

@@ -26,7 +26,9 @@ from benchmarks.common import machine, real_data, table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.importers import frappe, movielens
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config.experiment import ExperimentConfig, parse_config, read_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import read_yaml
 from recsys.studies.frontier import Frontier, Overrides
 from recsys.trials.engines import processes
 from recsys.trials.trials import TrialStore

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.disk.storage import write_file
@@ -18,7 +18,7 @@ from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.evaluation.baselines import write_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.export.export import export_run
-from recsys.metrics import metrics
+from recsys.metrics.binary import auc
 from recsys.reports.pages import Tile, byte_size
 from recsys.reports.report import Extras, write_report
 from recsys.training.trainer import train
@@ -54,13 +54,35 @@ class _Clock:
         self.began = now
 
 
-def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> dict[str, Any]:
+class DemoResult(BaseModel):
+    """What a demo measured, as ``recsys demo --json`` prints it.
+
+    Attributes:
+        test_auc: Of the ranker.
+        auc_ceiling: The best reachable test AUC: that of the true probabilities.
+        popularity_auc: Of the popularity baseline; ``linear_auc`` of the linear model.
+        checkpoint_bytes: Of the final checkpoint; ``artifact_bytes`` of the artifact.
+        artifact_auc: Test AUC of the batch job's scores.
+        score_rows_per_s: Rows per second of the batch job.
+        report: The page.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    test_auc: float
+    auc_ceiling: float
+    popularity_auc: float
+    linear_auc: float
+    checkpoint_bytes: int
+    artifact_bytes: int
+    artifact_auc: float
+    score_rows_per_s: float | None
+    report: Path
+
+
+def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> DemoResult:
     """Generate, prepare, train, evaluate, compare, export, score, report; everything is left in ``out``.
 
     An ``out`` that an earlier demo wrote is replaced.
-
-    Returns:
-        Figures and paths, as ``recsys demo --json`` prints them.
 
     Raises:
         UserError: ``out`` holds something else, or the demo is too small.
@@ -93,17 +115,17 @@ def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> dict[str
     extras = Extras(ceiling=planted.auc_ceiling, tiles=tiles)
     report = write_report([out / "run"], out / "report.html", extras=extras)
     clock.done("wrote the report")
-    return {
-        "test_auc": test["auc"],
-        "auc_ceiling": planted.auc_ceiling,
-        "popularity_auc": baselines["popularity"]["auc"],
-        "linear_auc": baselines["linear"]["auc"],
-        "checkpoint_bytes": checkpoint_bytes,
-        "artifact_bytes": artifact.bytes,
-        "artifact_auc": artifact_auc,
-        "score_rows_per_s": job.rows_per_s,
-        "report": str(report),
-    }
+    return DemoResult(
+        test_auc=test["auc"],
+        auc_ceiling=planted.auc_ceiling,
+        popularity_auc=baselines["popularity"]["auc"],
+        linear_auc=baselines["linear"]["auc"],
+        checkpoint_bytes=checkpoint_bytes,
+        artifact_bytes=artifact.bytes,
+        artifact_auc=artifact_auc,
+        score_rows_per_s=job.rows_per_s,
+        report=report,
+    )
 
 
 def _clear(out: Path) -> None:
@@ -127,7 +149,7 @@ def _test_auc(log: Path, scores: Path, test_rows: int) -> float:
     """AUC of the scores of the log's last rows, which are the test split."""
     clicked = pl.scan_parquet(log).select("clicked").tail(test_rows).collect()["clicked"].to_numpy()
     score = pl.scan_parquet(scores / "part-*.parquet").select("click").tail(test_rows).collect()["click"].to_numpy()
-    return metrics.auc(clicked.astype(float), score)
+    return auc(clicked.astype(float), score)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -2,13 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from data_pipelines.config.base import Config
 
 
-class ExportConfig(BaseModel):
+class ExportConfig(Config):
     """What `recsys export` does beside writing the weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     packed: bool = Field(
         default=False,
         description="Entropy-code weights and vocabularies: the fewest bytes, read whole into memory, not mapped.",

@@ -99,7 +99,9 @@ def _command(
 
 
 def _check_part_of_config(text: str, folder: Path) -> None:
-    from recsys.config.experiment import ExperimentConfig, parse_config, read_yaml
+    from recsys.config.experiment import ExperimentConfig
+    from recsys.config.validation import parse_config
+    from recsys.config.yaml_files import read_yaml
 
     whole, part = read_yaml(folder / "experiment.yaml"), yaml.safe_load(text)
     for block, keys in part.items():

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 
 def stop_after(rows: int) -> Callable[[int, str], None]:
-    """A ``report`` for :func:`~recsys.training.trainer.train` that sends this process SIGTERM after ``rows`` rows."""
+    """An ``on_step`` for :func:`~recsys.training.trainer.train` that sends this process SIGTERM after ``rows`` rows."""
     seen = 0
 
-    def report(step_rows: int, note: str) -> None:
+    def on_step(step_rows: int, note: str) -> None:
         nonlocal seen
         seen += step_rows
         if seen > rows:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return report
+    return on_step

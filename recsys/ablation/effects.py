@@ -10,13 +10,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
+from models.layers.heads import TaskKind
 from recsys.ablation.arms import Arm
 from recsys.config.study import StudyConfig
 from recsys.evaluation.comparison import TestRows
-from recsys.metrics.metrics import LOWER_IS_BETTER
+from recsys.metrics.arrays import Floats
+from recsys.metrics.binary import LOG_LOSS
+from recsys.metrics.metric import Metric
 from recsys.metrics.significance import (
     Effect,
-    Floats,
     benjamini_hochberg,
     combine,
     holm,
@@ -25,7 +27,6 @@ from recsys.metrics.significance import (
 )
 
 ALL_ROWS = "all rows"
-SLICED_METRICS = ("auc", "logloss")
 _FEWEST_ROWS = 50
 
 EFFECT_COLUMNS = {
@@ -65,11 +66,11 @@ INTERACTION_COLUMNS = {
 }
 
 
-class Part(NamedTuple):
+class Sample(NamedTuple):
     """One trial's metric: its value, and what its variance over users is computed from.
 
-    ``parts`` are AUC influences (U,) (clustered DeLong), or bootstrap draws (R,). Both can be averaged over seeds and
-    subtracted between arms before taking the variance, which is what makes the comparison paired.
+    ``parts`` are influences (U,) (clustered DeLong, for AUC), or bootstrap draws (R,). Both can be averaged over seeds
+    and subtracted between arms before taking the variance, which is what makes the comparison paired.
     """
 
     value: float
@@ -80,61 +81,80 @@ class Judge:
     """Compares arms on the test rows and their slices.
 
     Args:
+        study: Level, correction and tolerance.
+        metrics: What arms are compared by; ``main`` is the one that they are ranked by.
+        labels_N: Labels of the test rows, NaN where a row has none.
+        users_N: Codes of their users, if there are any.
         slices: (N,) boolean by name, beside all rows.
+        kind: Of the task.
     """
 
     def __init__(
         self,
         study: StudyConfig,
+        metrics: Sequence[Metric],
+        main: Metric,
         labels_N: ArrayLike,
         users_N: ArrayLike | None,
         slices: Mapping[str, NDArray[np.bool_]],
+        *,
+        kind: TaskKind,
     ) -> None:
-        self.study = study
+        self.study, self.metrics, self.main, self._kind = study, metrics, main, kind
         masks: dict[str, NDArray[np.bool_] | None] = {ALL_ROWS: None, **slices}
-        self.rows = {name: TestRows(labels_N, users_N, rows_N=mask) for name, mask in masks.items()}
-        self._cache: dict[tuple[str, str, str], Part] = {}
+        self.rows = {name: TestRows(labels_N, users_N, kind=kind, rows_N=mask) for name, mask in masks.items()}
+        self._cache: dict[tuple[str, str, str], Sample] = {}
 
-    def part(self, trial: str, logits_N: Floats, metric: str, slice_name: str) -> Part:
+    def sample(self, trial: str, logits_N: Floats, metric: Metric, slice_name: str) -> Sample:
         """A trial's metric on a slice, computed once."""
-        key = (trial, metric, slice_name)
+        key = (trial, metric.name, slice_name)
         if key not in self._cache:
             rows = self.rows[slice_name]
-            if metric == "auc":
-                self._cache[key] = Part(*rows.auc_influence(logits_N))
+            if metric.influence is not None:
+                self._cache[key] = Sample(*rows.influence(metric, logits_N))
             else:
                 measured = rows.measure(metric, logits_N)
-                self._cache[key] = Part(measured.value, measured.draws_R)
+                self._cache[key] = Sample(measured.value, measured.draws_R)
         return self._cache[key]
 
-    def views(self) -> Iterator[tuple[str, str]]:
+    def views(self) -> Iterator[tuple[Metric, str]]:
         """Metric and slice of every table of effects."""
-        for metric in self.study.metrics:
+        sliced = {self.main.name, LOG_LOSS.name}
+        for metric in self.metrics:
             for name, rows in self.rows.items():
-                both = 0 < rows.labels_N.sum() < len(rows)
-                if both and (name == ALL_ROWS or (metric in SLICED_METRICS and len(rows) >= _FEWEST_ROWS)):
+                varied = len(rows) > 1 and (self._kind != "binary" or 0 < rows.labels_N.sum() < len(rows))
+                if varied and (name == ALL_ROWS or (metric.name in sliced and len(rows) >= _FEWEST_ROWS)):
                     yield metric, name
 
     def effects(self, arms: Sequence[Arm], logits: Mapping[str, Mapping[str, Floats]]) -> pl.DataFrame:
         """All effects, as :data:`EFFECT_COLUMNS` describes.
 
         Args:
+            arms: All arms; those without logits, or whose reference has none, are left out.
             logits: By arm, then by the name of the trial, one for each seed and seeds in the same order in every arm.
         """
-        compared = [arm for arm in arms if arm.name != arm.reference and arm.kind not in ("base", "core")]
+        compared = [
+            arm
+            for arm in arms
+            if arm.name != arm.reference
+            and arm.kind not in ("base", "core")
+            and {arm.name, arm.reference} <= set(logits)
+        ]
         rows: list[dict[str, object]] = []
         for metric, slice_name in self.views():
             rows.extend(self._view(compared, logits, metric, slice_name))
         return pl.DataFrame(rows, schema=EFFECT_COLUMNS)
 
     def _view(
-        self, arms: Sequence[Arm], logits: Mapping[str, Mapping[str, Floats]], metric: str, slice_name: str
+        self, arms: Sequence[Arm], logits: Mapping[str, Mapping[str, Floats]], metric: Metric, slice_name: str
     ) -> list[dict[str, object]]:
         parts = {
-            name: [self.part(trial, logits_N, metric, slice_name) for trial, logits_N in trials.items()]
+            name: [self.sample(trial, logits_N, metric, slice_name) for trial, logits_N in trials.items()]
             for name, trials in logits.items()
         }
-        paired = [list(zip(parts[arm.name], parts[arm.reference], strict=False)) for arm in arms]
+        pairs_of = {arm.name: list(zip(parts[arm.name], parts[arm.reference], strict=False)) for arm in arms}
+        arms = [arm for arm in arms if _defined(pairs_of[arm.name])]
+        paired = [pairs_of[arm.name] for arm in arms]
         differences = [[ours.value - theirs.value for ours, theirs in pairs] for pairs in paired]
         # looks at one trained model vary less between seeds than models trained anew
         priors = {
@@ -155,7 +175,7 @@ class Judge:
                 "arm": arm.name,
                 "kind": arm.kind,
                 "reference": arm.reference,
-                "metric": metric,
+                "metric": metric.name,
                 "slice": slice_name,
                 "rows": len(self.rows[slice_name]),
                 "seeds": len(pairs),
@@ -173,27 +193,33 @@ class Judge:
         ]
 
     def interactions(self, arms: Sequence[Arm], logits: Mapping[str, Mapping[str, Floats]]) -> pl.DataFrame:
-        """How the AUC lost without a pair of units differs from what both lose alone, as ``INTERACTION_COLUMNS``.
+        """How the loss without a pair of units differs from what both lose alone, as ``INTERACTION_COLUMNS`` describes.
 
-        Below zero the two stand in for each other: only without both is what they share lost.
+        It is measured in the main metric. Where more is lost than both lose alone, the two stand in for each other:
+        only without both is what they share lost.
         """
-        pairs = [arm for arm in arms if arm.kind == "pair"]
         alone = {arm.units[0]: arm.name for arm in arms if arm.kind == "leave_one_out"}
+        needed = {
+            arm.name: (arm.name, alone[arm.units[0]], alone[arm.units[1]], arm.reference)
+            for arm in arms
+            if arm.kind == "pair"
+        }
+        pairs = [arm for arm in arms if arm.kind == "pair" and set(needed[arm.name]) <= set(logits)]
         contrasts = []
         for arm in pairs:
-            names = (arm.name, alone[arm.units[0]], alone[arm.units[1]], arm.reference)
+            names = needed[arm.name]
             seeds = zip(*(logits[name].items() for name in names), strict=False)
-            parts = [[self.part(trial, values, "auc", ALL_ROWS) for trial, values in seed] for seed in seeds]
+            parts = [[self.sample(trial, values, self.main, ALL_ROWS) for trial, values in seed] for seed in seeds]
             contrasts.append(
                 [
-                    Part(b.value - a1.value - a2.value + base.value, b.parts - a1.parts - a2.parts + base.parts)
+                    Sample(b.value - a1.value - a2.value + base.value, b.parts - a1.parts - a2.parts + base.parts)
                     for b, a1, a2, base in parts
                 ]
             )
         values = [[contrast.value for contrast in seeds] for seeds in contrasts]
         prior = pooled_seed_variance(values)
         found = [
-            combine(difference, _variance("auc", [contrast.parts for contrast in seeds]), prior=prior)
+            combine(difference, _variance(self.main, [contrast.parts for contrast in seeds]), prior=prior)
             for difference, seeds in zip(values, contrasts, strict=True)
         ]
         found, corrected, _ = self._corrected(found)
@@ -221,21 +247,22 @@ class Judge:
         level = 1 - miss * share
         return [effect.at(level) for effect in effects], corrected, level
 
-    def _verdict(self, metric: str, effect: Effect, p: float, reference: float) -> str:
+    def _verdict(self, metric: Metric, effect: Effect, p: float, reference: float) -> str:
         if p < 1 - self.study.level:
-            gain = effect.value
-            if metric in LOWER_IS_BETTER:
-                gain = -gain
-            elif metric == "calibration":
-                gain = abs(reference - 1) - abs(reference + effect.value - 1)
+            gain = metric.goodness(reference + effect.value) - metric.goodness(reference)
             return "better" if gain > 0 else "worse"
         within = -self.study.tolerance <= effect.low and effect.high <= self.study.tolerance
         return "no effect" if within else "cannot tell"
 
 
-def _variance(metric: str, parts_of_seeds: Sequence[Floats]) -> float:
+def _defined(pairs: Sequence[tuple[Sample, Sample]]) -> bool:
+    """Whether an arm and its reference have the metric in every seed; an undefined difference is no effect."""
+    return bool(pairs) and all(np.isfinite(sample.value) for pair in pairs for sample in pair)
+
+
+def _variance(metric: Metric, parts_of_seeds: Sequence[Floats]) -> float:
     """Variance over users of a difference's mean over seeds."""
     mean = np.mean(parts_of_seeds, axis=0)
-    if metric == "auc":
+    if metric.influence is not None:
         return float((mean**2).sum() * len(mean) / max(len(mean) - 1, 1))
     return float(np.nanvar(mean))

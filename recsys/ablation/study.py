@@ -4,10 +4,10 @@ Letters: N test rows, S seeds.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -19,12 +19,12 @@ from models.ranker import Ranker
 from models.tables.lookup import SparseTables
 from recsys.ablation import selection
 from recsys.ablation.arms import BASE, CORE, Arm, Units, narrow, plan_arms
-from recsys.ablation.effects import Judge
 from recsys.ablation.slices import slice_masks
-from recsys.config.experiment import ExperimentConfig, chosen_features, override
+from recsys.ablation.target import Target
+from recsys.config.experiment import ExperimentConfig, chosen_features
 from recsys.config.study import StudyConfig
-from recsys.metrics.metrics import METRICS, NEEDS_USERS
-from recsys.metrics.significance import Floats
+from recsys.config.yaml_files import override
+from recsys.metrics.arrays import Floats
 from recsys.trials.code import code_fingerprint
 from recsys.trials.execution import experiment
 from recsys.trials.trials import Figures, Trial, TrialStore
@@ -88,12 +88,15 @@ class Study:
     workers: Workers
     arms: list[Arm] = field(init=False)
     units: Units = field(init=False)
+    target: Target = field(init=False)
     stopped: dict[str, int] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
     _fresh: int = 0
+    _values: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._check()
+        self.target = Target(self.study, self.dataset)
+        slice_masks(self.study, self.dataset)
         features = chosen_features(self.config, self.dataset)
         self.units = Units(self.config.data, features)
         self.arms = plan_arms(self.study, self.config.data, features)
@@ -113,18 +116,10 @@ class Study:
     def seeds(self) -> range:
         return range(self.config.seed, self.config.seed + self.study.seeds)
 
-    @cached_property
+    @property
     def task(self) -> str:
-        return self.study.task or next(iter(self.dataset.schema.tasks))
-
-    @cached_property
-    def judge(self) -> Judge:
-        data = self.dataset.config
-        labels_N = self.dataset.labels("test")[:, self.dataset.schema.tasks.index(self.task)]
-        users_N = self.dataset.keys("test")[data.user].to_numpy() if data.user else None
-        metrics = [metric for metric in self.study.metrics if data.user or metric not in NEEDS_USERS]
-        study = self.study.model_copy(update={"metrics": metrics})
-        return Judge(study, labels_N, users_N, slice_masks(self.study, self.dataset))
+        """Name of the task that arms are judged by."""
+        return self.target.task
 
     def trials(self, arm: Arm) -> list[Trial]:
         """One trial a seed."""
@@ -153,6 +148,8 @@ class Study:
         varied = [arm for arm in self.arms if arm.kind in ("vary", "grid")]
         halved = {arm.name for arm in varied} if self.study.halving else set()
         self._carry_out([arm for arm in self.arms if arm.trains and arm.name not in halved], observe)
+        if reason := self.failure(self.arms[0]):
+            raise UserError(f"the base model, which all arms are compared with, failed: {reason}.")
         if halved:
             self._halve(varied, observe)
         self._carry_out([arm for arm in self.arms if not arm.trains], observe)
@@ -160,31 +157,49 @@ class Study:
 
     def effects(self) -> pl.DataFrame:
         """Every arm's effects, see :data:`~recsys.ablation.effects.EFFECT_COLUMNS`."""
-        return self.judge.effects(self.arms, self.logits)
+        return self.target.judge.effects(self.arms, self.logits)
 
     def interactions(self) -> pl.DataFrame:
         """Interactions of the pairs, see :data:`~recsys.ablation.effects.INTERACTION_COLUMNS`."""
-        return self.judge.interactions(self.arms, self.logits)
+        return self.target.judge.interactions(self.arms, self.logits)
 
     @property
     def logits(self) -> dict[str, dict[str, Floats]]:
-        """Test logits by arm, then by trial."""
+        """Test logits by arm, then by trial; arms that failed are left out."""
         return {
             arm.name: {trial.name: self.store.logits(trial, "test", self.task) for trial in self.trials(arm)}
             for arm in self.arms
+            if not self.failure(arm)
         }
 
     def figures(self, arm: Arm) -> list[Figures]:
         return [self.store.figures(trial) for trial in self.trials(arm)]
 
-    def valid_auc(self, arm: Arm) -> float:
-        """Mean over seeds."""
-        return statistics.mean(figures.valid_auc[self.task] for figures in self.figures(arm))
+    def failure(self, arm: Arm) -> str:
+        """Why a trial of the arm failed; empty if none did."""
+        return next((figures.failed for figures in self.figures(arm) if figures.failed), "")
+
+    def valid_value(self, arm: Arm, seeds: int | None = None) -> float:
+        """The main metric on the valid split, mean over seeds (the first ``seeds`` of them); NaN if a trial failed."""
+        return statistics.mean(self._valid_value(trial) for trial in self.trials(arm)[:seeds])
+
+    def score(self, arm: Arm, seeds: int | None = None) -> float:
+        """:meth:`valid_value` on a scale on which larger is better; minus infinity if a trial failed."""
+        value = self.target.main.goodness(self.valid_value(arm, seeds))
+        return value if math.isfinite(value) else -math.inf
+
+    def _valid_value(self, trial: Trial) -> float:
+        if trial.name not in self._values:
+            self._values[trial.name] = math.nan
+            if not self.store.failure(trial.name):
+                value = self.target.valid_value(self.store.logits(trial, "valid", self.task))
+                self._values[trial.name] = value
+        return self._values[trial.name]
 
     def recommended(self) -> Arm:
-        """The arm of fewest features whose validation AUC is within the tolerance of the best."""
+        """The arm of fewest features whose value on the valid split is within the tolerance of the best."""
         arms = {arm.features: arm for arm in reversed(self.arms) if arm.trains and not arm.overrides}
-        scores = {features: self.valid_auc(arm) for features, arm in arms.items()}
+        scores = {features: self.score(arm) for features, arm in arms.items()}
         return arms[selection.smallest_within(scores, self.study.tolerance)]
 
     def experiment(self, arm: Arm) -> ExperimentConfig:
@@ -220,20 +235,6 @@ class Study:
         content = override(self.config.model_dump(mode="json"), assignments)
         return narrow(content, arm.features, [table.name for table in schema.tables])
 
-    def _check(self) -> None:
-        task = self.dataset.config.tasks.get(self.task)
-        if task is None or task.kind != "binary":
-            raise UserError(f"ablation.task: `{self.task}` is no binary task of {self.dataset.path}.")
-        if not self.dataset.splits.get("test") or not self.dataset.splits.get("valid"):
-            raise UserError(
-                f"{self.dataset.path} lacks a valid or a test split: a study selects on one, judges on the other."
-            )
-        asked = "metrics" in self.study.model_fields_set
-        for metric in self.study.metrics:
-            if asked and metric in NEEDS_USERS and not self.dataset.config.user:
-                raise UserError(f"ablation.metrics: {METRICS[metric]} needs `data.user`, the column of users: add it.")
-        slice_masks(self.study, self.dataset)
-
     def _check_arm(self, arm: Arm) -> None:
         """Refuse an arm whose config cannot be trained, before anything is."""
         config = experiment(self._trial(arm, self.config.seed), self.dataset)
@@ -267,14 +268,11 @@ class Study:
             self._carry_out(running, observe, seeds)
             if seeds == self.study.seeds:
                 return
-            score = {arm.name: self._mean_valid_auc(arm, seeds) for arm in running}
+            score = {arm.name: self.score(arm, seeds) for arm in running}
             running = sorted(running, key=lambda arm: -score[arm.name])
             for arm in running[max(1, -(-len(running) // 2)) :]:
                 self.stopped[arm.name] = seeds
             running = [arm for arm in running if arm.name not in self.stopped]
-
-    def _mean_valid_auc(self, arm: Arm, seeds: int) -> float:
-        return statistics.mean(self.store.figures(trial).valid_auc[self.task] for trial in self.trials(arm)[:seeds])
 
     def _search(self, observe: Callable[[Progress], None]) -> None:
         """Let the selection strategy ask for sets of features until it has no more to ask."""
@@ -294,7 +292,7 @@ class Study:
             arms = [self._arm_of(features) for features in wanted]
             self._carry_out(arms, observe)
             try:
-                wanted = search.send({arm.features: self.valid_auc(arm) for arm in arms})
+                wanted = search.send({arm.features: self.score(arm) for arm in arms})
             except StopIteration:
                 wanted = None
 

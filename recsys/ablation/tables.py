@@ -10,6 +10,8 @@ from scipy import stats
 from recsys.ablation.arms import WARM, Arm
 from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.study import Study
+from recsys.metrics.binary import AUC
+from recsys.metrics.metric import Metric
 
 COSTS = ("artifact_bytes", "train_seconds", "score_rows_per_s")
 
@@ -19,16 +21,18 @@ class Findings:
     """Everything that a study found.
 
     Attributes:
-        arms: One row an arm: what it is, its validation AUC and costs (means over seeds), and how costs differ from
-            its reference.
-        effects: One row an arm, metric and slice (:data:`~recsys.ablation.effects.EFFECT_COLUMNS`).
-        interactions: One row a pair (:data:`~recsys.ablation.effects.INTERACTION_COLUMNS`).
-        trials: One row a trial: arm, seed, name in the store, figures.
+        metric: The main one, which arms are ranked by.
+        arms: One row per arm: what it is, the main metric on the valid split and costs (means over seeds), how costs
+            differ from those of its reference, and why it failed, if it did.
+        effects: One row per arm, metric and slice (:data:`~recsys.ablation.effects.EFFECT_COLUMNS`).
+        interactions: One row per pair (:data:`~recsys.ablation.effects.INTERACTION_COLUMNS`).
+        trials: One row per trial: arm, seed, name in the store, figures.
         leaks: Units whose removal costs implausibly much, with the share of the AUC above 0.5 that they carry.
         recommended: The arm of fewest features within the tolerance.
         warm_rank_correlation: Spearman's, of warm-started effects against retrained ones; ``None`` without.
     """
 
+    metric: Metric
     arms: pl.DataFrame
     effects: pl.DataFrame
     interactions: pl.DataFrame
@@ -38,22 +42,26 @@ class Findings:
     warm_rank_correlation: float | None
 
     def main(self, kinds: Sequence[str]) -> pl.DataFrame:
-        """Effects on the AUC of all rows of some kinds of arms, the worst first."""
-        chosen = (pl.col("metric") == "auc") & (pl.col("slice") == ALL_ROWS) & pl.col("kind").is_in(list(kinds))
-        return self.effects.filter(chosen).sort("effect", "arm")
+        """Effects on the main metric of all rows of some kinds of arms, the worst first."""
+        chosen = (
+            (pl.col("metric") == self.metric.name) & (pl.col("slice") == ALL_ROWS) & pl.col("kind").is_in(list(kinds))
+        )
+        effects = self.effects.filter(chosen)
+        return effects.sort("effect", "arm", descending=[self.metric.better == "lower", False])
 
 
 def find(study: Study) -> Findings:
     """Judge a study whose trials are all there."""
     effects = study.effects()
     return Findings(
+        metric=study.target.main,
         arms=_arms(study),
         effects=effects,
         interactions=study.interactions(),
         trials=_trials(study),
         leaks=leaks(effects, study.arms[0].features, study.study.leak_share),
         recommended=study.recommended(),
-        warm_rank_correlation=_warm_rank_correlation(effects),
+        warm_rank_correlation=_warm_rank_correlation(effects, study.target.main),
     )
 
 
@@ -69,8 +77,9 @@ def _arms(study: Study) -> pl.DataFrame:
             "features": len(arm.features),
             "seeds": len(study.trials(arm)),
             "stopped_early": arm.name in study.stopped,
-            "valid_auc": study.valid_auc(arm) if arm.trains else None,
+            f"valid_{study.target.main.name}": study.valid_value(arm) if arm.trains else None,
             "note": next((f.note for f in study.figures(arm) if f.note), ""),
+            "failed": study.failure(arm),
         }
         for name in COSTS:
             ours, theirs = own[name], reference[name]
@@ -109,7 +118,7 @@ def leaks(effects: pl.DataFrame, features: Sequence[str], share: float) -> dict[
     """Features (not groups) that alone carry more than ``share`` of the AUC above 0.5, with the share they carry."""
     arms = {f"without {name}": name for name in features}
     losses = effects.filter(
-        (pl.col("metric") == "auc")
+        (pl.col("metric") == AUC.name)
         & (pl.col("slice") == ALL_ROWS)
         & (pl.col("kind") == "leave_one_out")
         & (pl.col("verdict") == "worse")
@@ -121,8 +130,8 @@ def leaks(effects: pl.DataFrame, features: Sequence[str], share: float) -> dict[
     return {name: part for name, part in carried.items() if part > share}
 
 
-def _warm_rank_correlation(effects: pl.DataFrame) -> float | None:
-    chosen = effects.filter((pl.col("metric") == "auc") & (pl.col("slice") == ALL_ROWS))
+def _warm_rank_correlation(effects: pl.DataFrame, metric: Metric) -> float | None:
+    chosen = effects.filter((pl.col("metric") == metric.name) & (pl.col("slice") == ALL_ROWS))
     warm = chosen.filter(kind="warm_start").select(pl.col("arm").str.strip_prefix(WARM), warm="effect")
     both = warm.join(chosen.filter(kind="leave_one_out").select("arm", retrained="effect"), on="arm")
     if len(both) < 3:

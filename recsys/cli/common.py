@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from recsys.trials.engines import Engine
 
 app = typer.Typer(
@@ -133,7 +135,7 @@ def command(*words: object) -> str:
     return shlex.join(["recsys", *map(str, words)])
 
 
-def finish(result: Mapping[str, Any], json_line: bool, next_step: str = "") -> None:
+def finish(result: "Mapping[str, Any] | BaseModel", json_line: bool, next_step: str = "") -> None:
     """End a verb: print ``result``, and what to run next; with ``--json`` the last line is one JSON object.
 
     Numbers that JSON does not know (NaN, infinities) become ``null``, paths become text, credentials in addresses
@@ -143,13 +145,14 @@ def finish(result: Mapping[str, Any], json_line: bool, next_step: str = "") -> N
 
     if not is_main_rank():
         return
+    content: Mapping[str, Any] = result if isinstance(result, Mapping) else result.model_dump()
     notes = sys.stderr if json_line else sys.stdout
-    for line in _lines(result):
+    for line in _lines(content):
         print(redact(line), file=notes)
     if next_step:
         print(f"\nNext: {redact(next_step)}", file=notes)
     if json_line:
-        print(json.dumps(redacted(_plain(result)), allow_nan=False), flush=True)
+        print(json.dumps(redacted(_plain(content)), allow_nan=False), flush=True)
 
 
 def say_side_tables(directory: object, tables: Sequence[str]) -> None:

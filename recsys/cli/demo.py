@@ -1,11 +1,16 @@
 """The demo: the whole road in one command."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recsys.cli.common import Json, app, command, finish
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from recsys.demo import DemoResult
 
 
 @app.command()
@@ -32,11 +37,11 @@ def demo(
         return
     console.print()
     console.print(_table(result))
-    console.print(f"\nOpen {result['report']} in a browser.")
+    console.print(f"\nOpen {result.report} in a browser.")
     console.print("Next: " + command("ablate", out / "config.yaml", out / "dataset", out / "study"))
 
 
-def _table(result: dict[str, Any]) -> Any:
+def _table(result: "DemoResult") -> "Table":
     from rich.table import Table
 
     from recsys.reports.pages import byte_size
@@ -44,12 +49,12 @@ def _table(result: dict[str, Any]) -> Any:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim")
     table.add_column(justify="right")
-    table.add_row("test AUC", f"[bold]{result['test_auc']:.4f}[/bold]")
-    table.add_row("best reachable AUC", f"{result['auc_ceiling']:.4f}")
-    table.add_row("linear model", f"{result['linear_auc']:.4f}")
-    table.add_row("popularity", f"{result['popularity_auc']:.4f}")
-    table.add_row("checkpoint", byte_size(result["checkpoint_bytes"]))
-    table.add_row("artifact", byte_size(result["artifact_bytes"]))
-    table.add_row("artifact's test AUC", f"{result['artifact_auc']:.4f}")
-    table.add_row("scoring rate", f"{result['score_rows_per_s']:,.0f} rows/s")
+    table.add_row("test AUC", f"[bold]{result.test_auc:.4f}[/bold]")
+    table.add_row("best reachable AUC", f"{result.auc_ceiling:.4f}")
+    table.add_row("linear model", f"{result.linear_auc:.4f}")
+    table.add_row("popularity", f"{result.popularity_auc:.4f}")
+    table.add_row("checkpoint", byte_size(result.checkpoint_bytes))
+    table.add_row("artifact", byte_size(result.artifact_bytes))
+    table.add_row("artifact's test AUC", f"{result.artifact_auc:.4f}")
+    table.add_row("scoring rate", f"{result.score_rows_per_s or 0:,.0f} rows/s")
     return table

@@ -128,9 +128,9 @@ def _summary(path: Path, kind: str) -> dict[str, Any]:
 
     match kind:
         case "dataset":
-            return dataset_summary(path)
+            return dataset_summary(path).model_dump()
         case "run":
-            return run_summary(path)
+            return run_summary(path).model_dump()
         case "artifact":
             from recsys.cli.serve import summary
             from serving.artifact.artifact import Artifact

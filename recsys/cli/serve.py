@@ -53,7 +53,7 @@ def summary(artifact: "Artifact") -> dict[str, object]:  # type: ignore[name-def
         "activations": artifact.model.activations,
         "calibrated": sorted(artifact.model.calibration),
         "side_tables": artifact.side_tables,
-        "metrics": artifact.card.metrics,
+        "metrics": {split: metrics.model_dump() for split, metrics in artifact.card.metrics.items()},
     }
 
 

@@ -1,11 +1,14 @@
-"""Verbs of sparsity: sparsity (the ledger), frontier (what size costs), select (which features matter)."""
+"""Verbs of sparsity: sparsity (the size report), frontier (what size costs), select (which features matter)."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recsys.cli.common import Jobs, Json, Overrides, app, command, finish, progress_bar
+
+if TYPE_CHECKING:
+    from serving.artifact.card import SizeReport
 
 
 @app.command()
@@ -15,28 +18,26 @@ def sparsity(
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Print the ledger: density, bytes and FLOPs of every part, before and after the levers.
+    """Print the size report: density, bytes and FLOPs of every part, before and after the levers.
 
     Of a run also what the whole does as trained and as served: AUC with interval, sizes, rates. KEY=VALUE overrides try
     other levers of export on it, such as sparsity.quantization.table_bits=4.
     """
     from recsys.export.measure import measure
-    from recsys.export.size_report import Part, summary
     from recsys.reports.summaries import kind_of
     from serving.artifact.artifact import Artifact
 
     if kind_of(source) == "artifact":
-        recorded = Artifact.open(source, verify="sizes").card.sparsity
-        parts = [Part.model_validate(row) for row in recorded["parts"][:-1]]
-        result = recorded
-    else:
-        parts, measured = measure(source, dataset=dataset, overrides=overrides or ())
-        result = summary(parts, measured)
-    _print_ledger(result["parts"], json)
-    finish(result.get("whole", {}) if not json else result, json)
+        report = Artifact.open(source, verify="sizes").card.sparsity
+        _print_report(report, json)
+        finish(report if json else {}, json)
+        return
+    measured = measure(source, dataset=dataset, overrides=overrides or ())
+    _print_report(measured, json)
+    finish(measured if json else measured.whole, json)
 
 
-def _print_ledger(rows: list[dict[str, Any]], json: bool) -> None:
+def _print_report(report: "SizeReport", json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -46,11 +47,11 @@ def _print_ledger(rows: list[dict[str, Any]], json: bool) -> None:
     table.columns[0].overflow = "fold"
     for column in table.columns[2:]:
         column.justify = "right"
-    for row in rows:
-        cells = [row["part"], row["kind"], f"{row['numbers']:,}", f"{row['density']:.3f}"]
-        cells += [byte_size(row["checkpoint_bytes"]), byte_size(row["artifact_bytes"])]
-        cells += [f"{row['flops_before']:,}", f"{row['flops_after']:,}" + (" int8" if row.get("activations") else "")]
-        table.add_row(*cells, style="bold" if row["part"] == "total" else "")
+    for part in report.parts:
+        cells = [part.part, part.kind, f"{part.numbers:,}", f"{part.density:.3f}"]
+        cells += [byte_size(part.checkpoint_bytes), byte_size(part.artifact_bytes)]
+        cells += [f"{part.flops_before:,}", f"{part.flops_after:,}" + (" int8" if part.activations else "")]
+        table.add_row(*cells, style="bold" if part.part == "total" else "")
     Console(stderr=json).print(table)
 
 
@@ -63,7 +64,9 @@ def frontier(
         list[str] | None,
         typer.Option(metavar="KEY=V1,V2,...", help="Values to try of a key, as YAML; all combinations are points."),
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Test AUC that the chosen point may lose.")] = 0.001,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Valid AUC (or RMSE, deviance) that the chosen point may lose.")
+    ] = 0.001,
     budget: Annotated[int | None, typer.Option(min=1, help="Bytes that the chosen point's artifact may take.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each point.")] = 1,
     points: Annotated[int | None, typer.Option(min=1, help="Try only so many combinations, drawn at random.")] = None,
@@ -73,9 +76,9 @@ def frontier(
     jobs: Jobs = None,
     json: Json = False,
 ) -> None:
-    """Draw AUC against bytes and rows/s over a grid of levers, and write the chosen point as a config.
+    """Draw quality against bytes and rows/s over a grid of levers, and write the chosen point as a config.
 
-    Killed and started again, it goes on where it was; points that only differ in what export does share a training.
+    It can be killed and run again to resume; points that only differ in what export does share a training.
     """
     from data_pipelines.dataset.dataset import Dataset
     from recsys.config.experiment import load_config

@@ -48,7 +48,7 @@ def ablate(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Find out which features, levers and model parts earn their keep, and how sure one can be of it."""
+    """Find out which features, levers and model parts matter, and how certain that is."""
     from data_pipelines.dataset.dataset import Dataset
     from recsys.ablation.outputs import PAGE, write_study
     from recsys.ablation.study import Study
@@ -132,10 +132,10 @@ def _leaderboard(study: "Study") -> Iterator[Callable[["Progress"], None]]:
         head.add_row(bar, f"{progress.done}/{progress.known} trials", f"{duration(left)} left", progress.latest)
         board = Table(box=None, pad_edge=False, header_style="dim")
         board.add_column("arm")
-        board.add_column("valid AUC", justify="right")
-        ranked = sorted(((study.valid_auc(arm), arm.name) for arm in progress.complete if arm.trains), reverse=True)
-        for value, name in ranked[:_LEADERS]:
-            board.add_row(name, f"{value:.4f}")
+        board.add_column(f"valid {study.target.main.label}", justify="right")
+        ranked = sorted((arm for arm in progress.complete if arm.trains), key=study.score, reverse=True)
+        for arm in ranked[:_LEADERS]:
+            board.add_row(arm.name, study.failure(arm) or f"{study.valid_value(arm):.4f}")
         return Group(head, board)
 
     with Live(console=console, refresh_per_second=4, transient=True) as live:

@@ -1,7 +1,7 @@
 """Verbs of training: train, evaluate, tune."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,27 +38,19 @@ def train_verb(
     """Train a ranker; under torchrun, on several ranks."""
     from data_pipelines.dataset.dataset import Dataset
     from recsys.config.experiment import load_config
-    from recsys.training.trainer import InterruptedTrainingError, train
+    from recsys.training.faults import InterruptedTrainingError
+    from recsys.training.trainer import train
 
     experiment = load_config(config, overrides or ())
     data = Dataset.open(dataset)
     rows = data.splits["train"] * experiment.train.epochs
     try:
         with progress_bar("training", rows) as advance:
-            result = train(experiment, data, run, resume=resume, report=advance)
+            result = train(experiment, data, run, resume=resume, on_step=advance)
     except InterruptedTrainingError as stop:
         typer.echo(f"recsys: {stop}", err=True)
         raise typer.Exit(1) from None
-    summary = {
-        "run": run,
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "stopped": result.stopped,
-        "valid": _first_task(result.valid),
-        "seconds": result.seconds,
-        "samples_per_s": result.samples_per_s,
-    }
-    finish(summary, json, command("evaluate", run))
+    finish(result.summary(), json, command("evaluate", run))
 
 
 @app.command("evaluate")
@@ -79,7 +71,7 @@ def evaluate_verb(
 
     data = Dataset.open(dataset or dataset_of(run))
     evaluation = evaluate(run, data, split, slice_by=slice_by)
-    result = {split: evaluation.summary()}
+    result: dict[str, Any] = {split: evaluation.summary().model_dump()}
     if evaluation.slices is not None:
         result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
     if baselines:
@@ -110,12 +102,4 @@ def tune_verb(
         progress_bar("tuning", trials, unit="trials") as advance,
     ):
         tuned = tune(config, data, study, carries_out, tuple(overrides or ()), report=advance)
-    result = {"best": tuned.best, "value": tuned.value, "trials": tuned.trials, "chosen": tuned.assignments}
-    finish(result, json, command("train", tuned.best, dataset, "RUN"))
-
-
-def _first_task(tasks: dict[str, dict[str, float]]) -> dict[str, object]:
-    if not tasks:
-        return {}
-    first = next(iter(tasks.values()))
-    return dict(first) if len(tasks) == 1 else {**first, "tasks": tasks}
+    finish(tuned, json, command("train", tuned.best, dataset, "RUN"))

@@ -1,14 +1,10 @@
-"""An experiment as one YAML: data, model, training, sparsity, export; refused as a whole when a key is wrong."""
+"""The blocks of an experiment: data, model, training, sparsity, export, studies."""
 
-import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from data_pipelines.config.base import Config
 from data_pipelines.dataset.dataset import Dataset
@@ -20,74 +16,19 @@ from models.sharding.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
 from recsys.config.study import StudyConfig
 from recsys.config.tune import TuneConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, read_yaml
+from recsys.metrics.registry import main_metric
 from serving.config import ExportConfig
 
 DenseOptimizer = Literal["adamw", "adam", "adagrad", "sgd"]
 ScheduleKind = Literal["constant", "cosine", "linear"]
-
-_Model = TypeVar("_Model", bound=BaseModel)
-_CONTAINERS = (dict, list, tuple)
 _LOCATIONS = ("data.log", "data.joins.table", "train.start", "train.mlflow")
 _ARMS = ("ablation", "tune")
 """Blocks whose values are those of other keys, and are looked at when they are set there."""
-_FILE_BYTES = 4 << 20
-_VALUES = 100_000
-"""Of one config, where each alias counts as all that it stands for."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which only ``true`` and ``false`` are booleans, as in YAML 1.2: ``on`` is a key of a join.
-
-    A key that stands twice is refused: PyYAML would silently keep the last. So are aliases that stand for too much: a
-    few lines of them hold billions of values.
-    """
-
-    def get_single_node(self) -> yaml.Node | None:
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None and _size(node, {}) > _VALUES:
-            raise _Refused(f"it holds more than {_VALUES:,} values once aliases (*name) are written out: use fewer")
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _Refused(f"the key {key.value!r} stands in lines {lines[key.value]} and {line}: keep one of them")
-            lines[key.value] = line
-        return node
-
-
-class _Refused(yaml.YAMLError):
-    """Valid YAML that is no config. One sentence."""
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below a node, those behind aliases as often as they are named; infinitely many in a circle."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = _VALUES + 1  # what a node inside itself counts
-        parts = [p for entry in node.value for p in (entry if isinstance(node, yaml.MappingNode) else (entry,))]
-        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DenseOptimizerConfig(_Config):
+class DenseOptimizerConfig(Config):
     """Optimizer of everything that is not an embedding table."""
 
     optimizer: DenseOptimizer = "adamw"
@@ -96,14 +37,14 @@ class DenseOptimizerConfig(_Config):
     clip_norm: float | None = Field(default=None, gt=0, description="Largest global norm of the dense gradient.")
 
 
-class ScheduleConfig(_Config):
+class ScheduleConfig(Config):
     """Factor on both learning rates: linear warm-up, then constant, or falling to zero at the last step."""
 
     kind: ScheduleKind = "constant"
     warmup_steps: int = Field(default=0, ge=0)
 
 
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """How a ranker is trained."""
 
     features: list[str] | None = Field(
@@ -121,7 +62,7 @@ class TrainConfig(_Config):
         "speak for values that training never saw.",
     )
     epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=4096, ge=1, description="Rows a step and rank.")
+    batch_size: int = Field(default=4096, ge=1, description="Rows per step per rank (the local batch size).")
     eval_batch_size: int = Field(default=16384, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     tables: TableOptimizerConfig = TableOptimizerConfig()
@@ -130,12 +71,15 @@ class TrainConfig(_Config):
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="Decay of the averaged weights that are evaluated and kept."
     )
-    monitor: dict[str, float] = Field(
-        default={"auc": 1.0},
+    monitor: dict[str, float] | None = Field(
+        default=None,
         min_length=1,
-        description="Early stop by this weighted sum of valid metrics, larger is better.",
+        description="Early stopping and searches maximise this weighted sum of metrics of the valid split. A key is a "
+        "metric (its mean over the tasks that have it) or `<task>/<metric>`; metrics of which lower values are better "
+        "take a negative weight. Absent: the main metric of the first task, which is `auc: 1` for a binary task, "
+        "`rmse: -1` for a regression and `deviance: -1` for a count.",
     )
-    patience: int = Field(default=2, ge=1, description="Stop after so many evaluations without a better one.")
+    patience: int = Field(default=2, ge=1, description="Stop after this many evaluations in a row without improvement.")
     evaluate_every: int | None = Field(
         default=None, ge=1, description="Steps between evaluations; each epoch's end if absent."
     )
@@ -149,7 +93,7 @@ class TrainConfig(_Config):
     mlflow: Location | None = Field(default=None, description="Tracking URI of MLflow, a folder or a server.")
 
 
-class ExperimentConfig(_Config):
+class ExperimentConfig(Config):
     """Everything that an experiment is, beside the log itself."""
 
     name: str = "experiment"
@@ -202,65 +146,13 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     return parse_config(ExperimentConfig, override(read_yaml(Path(path)), overrides), source=str(path))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(_FILE_BYTES + 1)
-        if len(text) > _FILE_BYTES:
-            raise UserError(f"{path} is larger than {_FILE_BYTES} bytes: give the path of a config.")
-        content = _load(text.decode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a config.") from None
-    except _Refused as error:
-        raise UserError(f"{path}: {error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {reason}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys such as data, model and train.")
-    return content
-
-
-def _load(text: str) -> Any:
-    """What a text in YAML holds.
-
-    Raises:
-        YAMLError: It is not valid YAML, or more than a config may be.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except RecursionError:
-        raise _Refused("it nests too deeply") from None
-    except (ValueError, OverflowError) as error:  # of a number or date that Python cannot hold
-        raise _Refused(f"a value cannot be read ({error})") from None
-
-
-def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of ``content`` with each ``a.b.c=VALUE`` set; values are read as YAML."""
-    result = dict(content)
-    for assignment in overrides:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise UserError(f"{assignment!r} is not KEY=VALUE: write for example train.batch_size=4096.")
-        try:
-            value = _load(text)
-        except yaml.YAMLError:
-            raise UserError(f"the value of {assignment!r} is not valid YAML: put it in quotes.") from None
-        _set(result, key.split("."), value)
-    return result
-
-
-def parse_config(model: type[_Model], content: Mapping[str, Any], *, source: str) -> _Model:
-    """Validate ``content``; every fault becomes one sentence that names the key.
-
-    Raises:
-        UserError: An unknown key, a missing one, or a value that does not fit.
-    """
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(model, error)}") from None
+def resolve_monitor(config: ExperimentConfig) -> ExperimentConfig:
+    """``config`` with ``train.monitor`` written out where it is absent."""
+    if config.train.monitor is not None:
+        return config
+    metric = main_metric(next(iter(config.data.tasks.values())).kind)
+    weight = -1.0 if metric.better == "lower" else 1.0
+    return config.model_copy(update={"train": config.train.model_copy(update={"monitor": {metric.name: weight}})})
 
 
 def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:
@@ -286,11 +178,6 @@ def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:
     return chosen
 
 
-def to_yaml(config: BaseModel) -> str:
-    """The resolved config: every key with its value, readable by :func:`load_config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def _references(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Keys and names of the environment variables that are named where none is read."""
     if isinstance(value, dict):
@@ -301,74 +188,3 @@ def _references(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, s
             yield from _references(entry, keys)
     elif isinstance(value, str) and ".".join(keys) not in _LOCATIONS and keys[0] not in _ARMS:
         yield from ((".".join(keys), name) for name in REFERENCE.findall(value))
-
-
-def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
-    for position, key in enumerate(keys[:-1]):
-        inner = content.get(key)
-        if inner is not None and not isinstance(inner, dict):
-            raise UserError(
-                f"{'.'.join(keys)} cannot be set: {'.'.join(keys[: position + 1])} holds {inner!r}, not keys."
-            )
-        content[key] = dict(inner or {})
-        content = content[key]
-    content[keys[-1]] = value
-
-
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    """One sentence on the first fault of ``error``."""
-    fault = error.errors()[0]
-    keys, known = _locate(model, fault["loc"])
-    where = ".".join(keys) or "the config"
-    if fault["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)
-        others = f" (known here: {', '.join(known)})" if known else ""
-        return (
-            f"unknown key {where}: did you mean {nearest[0]}?{others}"
-            if nearest
-            else f"unknown key {where}: remove it."
-        )
-    if fault["type"] == "missing":
-        return f"key {where} is missing: add it."
-    if fault["type"] == "union_tag_not_found":
-        return f"{where} needs the key kind: set {where}.kind too."
-    reason = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in {"value_error", "assertion_error"}:
-        return f"{where}: {reason}"
-    return f"{where} is {fault['input']!r}: {reason[0].lower()}{reason[1:]}."
-
-
-def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """The keys of pydantic's ``location`` without its union tags, and the known keys beside the last one."""
-    candidates: list[Any] = [model]
-    keys: list[str] = []
-    known: list[str] = []
-    for part in location:
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        values = [get_args(c)[1 if get_origin(c) is dict else 0] for c in candidates if get_origin(c) in _CONTAINERS]
-        tagged = [m for m in models if part in (m.__name__, *_tags(m))]
-        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        known = sorted({name for m in models for name in m.model_fields})
-        if tagged and not fields:
-            candidates = tagged
-            continue
-        keys.append(str(part))
-        candidates = [kind for annotation in fields for kind in _kinds(annotation)]
-        candidates += [kind for annotation in values for kind in _kinds(annotation)]
-    return keys, known
-
-
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    kind = model.model_fields.get("kind")
-    return get_args(kind.annotation) if kind is not None else ()
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation: unions and ``Annotated`` taken apart, and the kinds of a family."""
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return list(annotation.alternatives())
-    if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if get_origin(annotation) in {Union, UnionType}:
-        return [kind for argument in get_args(annotation) for kind in _kinds(argument)]
-    return [annotation]

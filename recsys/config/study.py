@@ -2,16 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from recsys.metrics.metrics import METRICS
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from data_pipelines.config.base import Config
+from recsys.metrics.registry import find_metric, metric_names
 
 
-class SliceConfig(_Config):
+class SliceConfig(Config):
     """Test rows that are judged on their own as well.
 
     Either ``column`` (a key column) with how often its value occurs in the training split, or a condition in SQL over
@@ -31,7 +28,7 @@ class SliceConfig(_Config):
         return self
 
 
-class StudyConfig(_Config):
+class StudyConfig(Config):
     """A study. Lists of features take names of features and of groups; ``features`` stands for every feature and
     ``groups`` for every group.
 
@@ -62,11 +59,20 @@ class StudyConfig(_Config):
         description="Search for a small set of features: greedily up, greedily down, or down in order of effect.",
     )
     slices: dict[str, SliceConfig] | None = Field(default=None, description="Parts of the test rows; a few by default.")
-    metrics: list[str] = Field(default=[metric for metric in METRICS if metric != "ne"], min_length=1)
+    metrics: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="What arms are compared by; the usual metrics of the task by default. Arms are ranked by the main "
+        "metric of the task (AUC, RMSE or Poisson deviance) if it is among them, and by the first one otherwise.",
+    )
     task: str | None = Field(default=None, description="The task to judge by; the first one by default.")
     level: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence level of intervals.")
     correction: Literal["holm", "benjamini_hochberg"] = Field(default="holm", description="For many arms.")
-    tolerance: float = Field(default=0.001, ge=0, description="AUC that is not worth a feature.")
+    tolerance: float = Field(
+        default=0.001,
+        ge=0,
+        description="Difference in the ranking metric that is not worth a feature.",
+    )
     leak_share: float = Field(
         default=0.5,
         gt=0,
@@ -84,11 +90,9 @@ class StudyConfig(_Config):
 
     @model_validator(mode="after")
     def _known(self) -> "StudyConfig":
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise ValueError(f"metric `{metric}` is not known: choose from {', '.join(METRICS)}")
-        if "auc" not in self.metrics:
-            raise ValueError("metrics must contain `auc`: arms are ranked by it")
+        for name in self.metrics or ():
+            if find_metric(name) is None:
+                raise ValueError(f"metric `{name}` is not known: choose from {', '.join(metric_names())}")
         for key, values in {**self.vary, **self.grid}.items():
             if not values:
                 raise ValueError(f"`{key}` has no values to vary")

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data_pipelines.config.base import Config
 
 
-class Range(BaseModel):
+class Range(Config):
     """What one key may be: ``choices``, or numbers from ``low`` to ``high`` (whole ones, if both are whole)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     low: int | float | None = None
     high: int | float | None = None
     log: bool = Field(default=False, description="Try orders of magnitude alike.")
@@ -26,16 +27,14 @@ class Range(BaseModel):
         return self
 
 
-class TuneConfig(BaseModel):
-    """A search by Optuna for the largest ``train.monitor`` on the valid split.
+class TuneConfig(Config):
+    """A search by Optuna for the largest ``train.monitor`` on the valid split."""
 
-    Attributes:
-        space: By key, such as ``train.dense.learning_rate``.
-        trials: Finished ones, in all processes that share the study together.
-        prune: Stop a trial early when it lies below the median of the others at the same evaluation.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    trials: int = Field(default=20, ge=1)
-    prune: bool = True
-    space: dict[str, Range] = {}
+    trials: int = Field(
+        default=20, ge=1, description="Finished trials, counted over all processes that share the study."
+    )
+    prune: bool = Field(
+        default=True,
+        description="Stop a trial early when its value is below the median of the other trials at the same evaluation.",
+    )
+    space: dict[str, Range] = Field(default={}, description="By key, such as `train.dense.learning_rate`.")

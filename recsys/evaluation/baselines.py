@@ -26,7 +26,8 @@ from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from models.layers.normalization import squash
 from recsys.evaluation.evaluate import task_metrics, users_of
-from recsys.metrics.metrics import Floats, auc, log_loss
+from recsys.metrics.arrays import Floats
+from recsys.metrics.binary import auc, log_loss
 
 BASELINES_FILE = "baselines.json"
 """Metrics of each baseline by split, in the run's folder."""
@@ -35,7 +36,7 @@ SMOOTHING = 20.0
 """Rows at the overall rate that every value's rate starts from."""
 
 _FLAGS = 64
-"""Boosted trees see bags over at most so many values as one flag a value; larger ones by their length."""
+"""Boosted trees see bags over at most this many values as one flag per value; larger ones by their length."""
 
 
 def popularity(dataset: Dataset, split: str = "test") -> dict[str, float]:
@@ -219,7 +220,8 @@ def _labels(dataset: Dataset, split: str) -> Floats:
 
 
 def _judge(dataset: Dataset) -> str:
-    return "valid" if dataset.splits.get("valid") else "train"
+    """The split that chooses: valid, unless it has no rows or only one class, which defines no AUC."""
+    return "valid" if dataset.splits.get("valid") and len(np.unique(_labels(dataset, "valid"))) > 1 else "train"
 
 
 def _measure(dataset: Dataset, split: str, logits_N: Floats) -> dict[str, float]:

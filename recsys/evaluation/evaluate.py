@@ -3,14 +3,13 @@
 Letters: N rows, T tasks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor, nn
@@ -25,18 +24,21 @@ from models.layers.heads import TaskKind
 from models.moe.router import routers
 from models.ranker import Ranker
 from models.weights import Weights
-from recsys.metrics import metrics
-from recsys.metrics.metrics import Floats, Interval
+from recsys.evaluation.comparison import TestRows
+from recsys.metrics.arrays import Floats, Groups, group_codes
+from recsys.metrics.binary import AUC, LOG_LOSS
+from recsys.metrics.bootstrap import Interval
+from recsys.metrics.registry import metrics_of
+from recsys.metrics.regression import POISSON_DEVIANCE, RMSE
 from recsys.runs.checkpoints import load_weights
+from serving.artifact.card import SplitMetrics
 
-TOP_K = (1, 5, 10)
-"""Cut-offs of NDCG, recall and hit rate."""
+_WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE)
 
 EXPERTS_FILE = "experts.parquet"
 EXPERT_BATCHES = 20
 """What experts have learned is told from this many batches of the split evaluated last."""
 
-Groups = npt.NDArray[np.generic]
 TaskMetrics = dict[str, dict[str, float]]
 """Metrics by task, then by name."""
 
@@ -47,8 +49,9 @@ class Evaluation:
 
     Attributes:
         tasks: Metrics by task, tasks in the schema's order.
-        intervals: 95% bootstrap intervals (whole users drawn) of AUC and log loss, by task.
-        slices: One row a value of the slice column: value, rows, positives, AUC and log loss; ``None`` without one.
+        intervals: 95% bootstrap intervals (whole users drawn) by task, then by metric: of AUC, log loss, RMSE and
+            Poisson deviance.
+        slices: One row per value of the slice column: value, rows, mean label and metrics; ``None`` without one.
         predictions: (N) ``row``, the data set's keys, and ``<task>:label`` and ``<task>:logit`` of every task.
     """
 
@@ -58,82 +61,41 @@ class Evaluation:
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     slices: pl.DataFrame | None = None
 
-    def summary(self) -> dict[str, Any]:
-        """Metrics of the first task and, if there are several, of each under ``tasks``; intervals beside them."""
-        first = next(iter(self.tasks))
-        result: dict[str, Any] = dict(self.tasks[first])
-        result |= {f"{name}_interval": list(bounds) for name, bounds in self.intervals.get(first, {}).items()}
-        return result if len(self.tasks) == 1 else result | {"tasks": self.tasks}
+    def summary(self) -> SplitMetrics:
+        """The metrics and intervals, for cards and JSON."""
+        return SplitMetrics(
+            tasks=self.tasks,
+            intervals={task: dict(bounds.items()) for task, bounds in self.intervals.items()},
+        )
 
 
 def task_metrics(
-    kind: TaskKind, labels_N: Floats, logits_N: Floats, users_N: Groups | None = None, *, thorough: bool = False
+    kind: TaskKind,
+    labels_N: Floats,
+    logits_N: Floats,
+    users_N: Groups | None = None,
+    *,
+    thorough: bool = False,
+    also: Collection[str] = (),
 ) -> dict[str, float]:
-    """Metrics of one task over the rows that have a label; ``thorough`` adds calibration error and ranking metrics."""
+    """Metrics of one task by name, over the rows that have a label.
+
+    Args:
+        kind: Of the task.
+        labels_N: Labels, NaN where a row has none.
+        logits_N: What the ranker gives.
+        users_N: Codes of the users (see :func:`users_of`); without them, metrics within users are left out.
+        thorough: Measure every metric, not only the routine ones.
+        also: Names of metrics to measure beside the routine ones.
+    """
     labelled_N = ~np.isnan(labels_N)
     labels_N, logits_N = labels_N[labelled_N], logits_N[labelled_N]
-    if kind == "regression":
-        return {"rmse": metrics.root_mean_squared_error(labels_N, logits_N)}
-    if kind == "count":
-        return {
-            "deviance": metrics.poisson_deviance(labels_N, logits_N),
-            "rmse": metrics.root_mean_squared_error(labels_N, np.exp(logits_N)),
-        }
-    result = {
-        "auc": metrics.auc(labels_N, logits_N),
-        "logloss": metrics.log_loss(labels_N, logits_N),
-        "ne": metrics.normalized_entropy(labels_N, logits_N),
-        "calibration": metrics.calibration_ratio(labels_N, logits_N),
+    users_N = None if users_N is None else users_N[labelled_N]
+    return {
+        metric.name: metric.measure(kind, labels_N, logits_N, users_N)
+        for metric in metrics_of(kind, groups=users_N is not None)
+        if thorough or metric.routine or metric.name in also
     }
-    if thorough:
-        result["ece"] = metrics.calibration_error(labels_N, logits_N)
-    if users_N is not None:
-        users_N = users_N[labelled_N]
-        result["gauc"] = metrics.gauc(labels_N, logits_N, users_N)
-        if thorough:
-            result |= _ranking_metrics(labels_N, logits_N, users_N)
-    return result
-
-
-def _ranking_metrics(labels_N: Floats, logits_N: Floats, users_N: Groups) -> dict[str, float]:
-    result = {"mrr": metrics.mean_reciprocal_rank(labels_N, logits_N, users_N)}
-    for k in TOP_K:
-        result[f"ndcg@{k}"] = metrics.ndcg_at_k(labels_N, logits_N, users_N, k=k)
-        result[f"recall@{k}"] = metrics.recall_at_k(labels_N, logits_N, users_N, k=k)
-        result[f"hit@{k}"] = metrics.hit_rate_at_k(labels_N, logits_N, users_N, k=k)
-    return result
-
-
-def monitored(monitor: Mapping[str, float], tasks: Mapping[str, Mapping[str, float]]) -> float:
-    """The weighted sum of metrics that early stop watches.
-
-    A key is a metric (its mean over the tasks that have it) or ``<task>/<metric>``; losses take a negative weight.
-
-    Raises:
-        UserError: No task has such a metric.
-    """
-    total = 0.0
-    for key, weight in monitor.items():
-        task, _, metric = key.rpartition("/")
-        values = [values[metric] for name, values in tasks.items() if task in ("", name) and metric in values]
-        if not values:
-            known = sorted({f"{name}/{metric}" for name, values in tasks.items() for metric in values})
-            raise UserError(f"train.monitor.{key}: there is no such metric; there are {', '.join(known)}.")
-        total += weight * float(np.mean(values))
-    return total
-
-
-def check_monitor(monitor: Mapping[str, float], dataset: Dataset) -> None:
-    """Refuse a monitor that no evaluation of ``dataset`` could compute.
-
-    Raises:
-        UserError: A key names no metric.
-    """
-    rows = np.array([0.0, 1.0])
-    users = None if dataset.config.user is None else rows
-    monitored(
-        monitor, {name: task_metrics(task.kind, rows, rows, users) for name, task in dataset.config.tasks.items()}
-    )
 
 
 @torch.no_grad()
@@ -150,9 +112,9 @@ def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) ->
 
 
 def users_of(dataset: Dataset, split: str) -> Groups | None:
-    """(N,) the user of each row of ``split``; ``None`` where the data has no user column."""
+    """(N,) the code of each row's user, -1 where it is null; ``None`` where the data has no user column."""
     user = dataset.config.user
-    return None if user is None else dataset.keys(split)[user].to_numpy()
+    return None if user is None else group_codes(dataset.keys(split)[user])
 
 
 def dataset_of(run: Path) -> Path:
@@ -237,8 +199,8 @@ def measure(
         labels_N, logits_N = labels_NT[:, index], logits_NT[:, index]
         tasks[name] = task_metrics(kind, labels_N, logits_N, users_N, thorough=True)
         columns |= {f"{name}:label": labels_N, f"{name}:logit": logits_N}
-        if kind == "binary" and draws:
-            intervals[name] = _intervals(labels_N, logits_N, users_N, draws)
+        if draws:
+            intervals[name] = _intervals(TestRows(labels_N, users_N, kind=kind, draws=draws), logits_N)
     predictions = pl.DataFrame({"row": np.arange(len(labels_NT))}).hstack(keys).hstack(pl.DataFrame(columns))
     slices = None
     if slice_by is not None:
@@ -246,19 +208,8 @@ def measure(
     return Evaluation(split, tasks, predictions, intervals, slices)
 
 
-def _intervals(labels_N: Floats, logits_N: Floats, users_N: Groups | None, draws: int) -> dict[str, Interval]:
-    labelled_N = ~np.isnan(labels_N)
-    order_N = np.flatnonzero(labelled_N)[np.argsort(logits_N[labelled_N], kind="stable")]
-    labels_N, logits_N = labels_N[order_N], logits_N[order_N]
-    clusters_N = order_N if users_N is None else users_N[order_N]
-    return {
-        "auc": metrics.interval(
-            metrics.bootstrap(lambda w: metrics.auc(labels_N, logits_N, w), clusters_N, draws=draws)
-        ),
-        "logloss": metrics.interval(
-            metrics.bootstrap(lambda w: metrics.log_loss(labels_N, logits_N, w), clusters_N, draws=draws)
-        ),
-    }
+def _intervals(rows: TestRows, logits_N: Floats) -> dict[str, Interval]:
+    return {m.name: rows.measure(m, logits_N).interval for m in _WITH_INTERVAL if rows.kind in m.kinds}
 
 
 def slice_metrics(predictions: pl.DataFrame, column: str, task: str, kind: TaskKind) -> pl.DataFrame:

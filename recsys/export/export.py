@@ -1,24 +1,27 @@
 """From a run directory to an artifact, and the proof that both score alike."""
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
-from models.sparsity.config import build_levers
+from models.sparsity.config import SparsityConfig, build_levers
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, task_metrics, users_of
-from recsys.export.size_report import ledger, summary
+from recsys.export.size_report import size_report
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
-from serving.artifact.artifact import Artifact, ModelCard
+from serving.artifact.artifact import Artifact
+from serving.artifact.card import ModelCard, TrainingFacts, Value
 from serving.artifact.export import export
 from serving.artifact.id_remap import Translation
 from serving.batch.scorer import Scorer
@@ -33,71 +36,161 @@ def export_run(
     """Export a finished run, of any rank count and sharding, without a process group.
 
     Args:
+        run: The run's folder.
+        out: Folder of the artifact.
         overrides: ``KEY=VALUE`` of the run's config, such as ``sparsity.quantization.table_bits=4``.
-        dataset: Where the run's data set lies by now, if it was moved.
+        dataset: Where the run's data set is, if it was moved.
+        replace: Whether an artifact at ``out`` may be replaced.
 
     Raises:
         UserError: ``run`` is not a finished run, a key is unknown, or ``out`` exists and ``replace`` is false.
     """
-    if out.exists() and not replace:
-        raise UserError(f"{out} already exists: name another path, or remove it first.")
-    weights = load_weights(run)
+    _refuse_existing(out, replace)
+    return export_shrunk(shrink_run(run, overrides, dataset=dataset), out, replace=replace)
+
+
+@dataclass(frozen=True)
+class ShrunkRun:
+    """A finished run, read once: its weights before the levers shrank them, and after.
+
+    Attributes:
+        run: The run's folder.
+        config: The run's config, with the levers that shrank it.
+        data: The data set that it was trained on.
+        before: The weights as trained.
+        after: The weights as exported.
+    """
+
+    run: Path
+    config: ExperimentConfig
+    data: Dataset
+    before: Weights
+    after: Weights
+
+
+def shrink_run(run: Path, overrides: Sequence[str] = (), *, dataset: Path | None = None) -> ShrunkRun:
+    """Read a finished run and shrink its weights.
+
+    Args:
+        run: Its folder.
+        overrides: ``KEY=VALUE`` of the run's config, such as ``sparsity.quantization.table_bits=4``.
+        dataset: Where the run's data set is, if it was moved.
+
+    Raises:
+        UserError: ``run`` is not a finished run, or a key is unknown.
+    """
+    before = load_weights(run)
     config = load_config(run / CONFIG_FILE, overrides)
     data = Dataset.open(dataset or dataset_of(run))
-    shrunk_weights(weights, config, data)
-    sparsity = summary(ledger(load_weights(run), weights))
-    export(weights, data, _card(run, config, data, weights, sparsity), config.export, out, replace=replace)
+    return ShrunkRun(run, config, data, before, shrink(before, config.sparsity, data))
+
+
+def export_shrunk(shrunk: ShrunkRun, out: Path, *, replace: bool = False) -> Artifact:
+    """Write the artifact of a run that was shrunk.
+
+    Raises:
+        UserError: ``out`` exists and ``replace`` is false.
+    """
+    _refuse_existing(out, replace)
+    export(shrunk.after, shrunk.data, _card(shrunk), shrunk.config.export, out, replace=replace)
     return Artifact.open(out)
 
 
-def shrunk_weights(weights: Weights, config: ExperimentConfig, data: Dataset) -> Weights:
-    """``weights``, changed in place: every lever has removed what it can."""
+def shrink(weights: Weights, sparsity: SparsityConfig, data: Dataset) -> Weights:
+    """The weights after every lever removed what it can; ``weights`` are left as they are.
+
+    Args:
+        weights: As trained.
+        sparsity: The levers.
+        data: Levers calibrate on rows of its valid split, or of the train split if there is none.
+    """
+    shrunk = dataclasses.replace(  # levers replace tensors and never write into them
+        weights,
+        tables=dict(weights.tables),
+        dense=dict(weights.dense),
+        keep=dict(weights.keep),
+        factors=dict(weights.factors),
+        bits=dict(weights.bits),
+        steps=dict(weights.steps),
+        grids=dict(weights.grids),
+    )
     split = "valid" if data.splits.get("valid") else "train"
     kinds = [task.kind for task in data.config.tasks.values()]
-    for lever in build_levers(config.sparsity):
-        features = weights.schema.feature_names
+    for lever in build_levers(sparsity):
+        features = shrunk.schema.feature_names
         rows = Loader(data, split, batch_size=4096, features=features, max_rows=_CALIBRATION_ROWS)
-        lever.calibrate(weights, rows, kinds)
-        lever.shrink(weights)
-    return weights
+        lever.calibrate(shrunk, rows, kinds)
+        lever.shrink(shrunk)
+    return shrunk
 
 
-def _card(run: Path, config: ExperimentConfig, data: Dataset, weights: Weights, sparsity: dict[str, Any]) -> ModelCard:
+def _refuse_existing(out: Path, replace: bool) -> None:
+    if out.exists() and not replace:
+        raise UserError(f"{out} already exists: name another path, or remove it first.")
+
+
+def _card(shrunk: ShrunkRun) -> ModelCard:
+    data, weights = shrunk.data, shrunk.after
     metrics = {
         split: evaluate(weights, data, split, draws=0).summary()
         for split in ("valid", "test")
         if data.splits.get(split)
     }
-    return ModelCard(
-        name=config.name,
-        metrics=metrics,
-        sparsity=sparsity,
-        training={
-            "fingerprints": {
-                "run": open_directory(run, "run", verify="sizes").fingerprint,
-                "dataset": data.manifest.fingerprint,
-            },
-            "rows": data.splits,
-            "features": list(weights.schema.feature_names),
-            "config": config.model_dump(mode="json"),
+    training = TrainingFacts(
+        fingerprints={
+            "run": open_directory(shrunk.run, "run", verify="sizes").fingerprint,
+            "dataset": data.manifest.fingerprint,
         },
+        rows=data.splits,
+        features=list(weights.schema.feature_names),
+        config=shrunk.config.model_dump(mode="json"),
+    )
+    return ModelCard(
+        name=shrunk.config.name,
+        metrics=metrics,
+        sparsity=size_report(shrunk.before, weights),
+        training=training,
         versions={name: version(name) for name in _VERSIONS},
     )
 
 
+class Verification(BaseModel):
+    """How far an artifact's logits are from those of its run, on the same rows.
+
+    Attributes:
+        rows: How many rows were scored.
+        split: Where they are from.
+        max_difference: Largest absolute difference of two logits.
+        mean_difference: Mean absolute difference.
+        run: Metrics of the run by task.
+        artifact: Metrics of the artifact by task, without the calibration of binary tasks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rows: int
+    split: str
+    max_difference: float
+    mean_difference: float
+    run: dict[str, dict[str, Value]]
+    artifact: dict[str, dict[str, Value]]
+
+
 def verify_artifact(
     artifact: Artifact, run: Path, *, dataset: Path | None = None, rows: int = 50_000, split: str = "test"
-) -> dict[str, Any]:
+) -> Verification:
     """Score the same rows with a run and with an artifact of it.
 
-    Returns:
-        ``max_difference`` and ``mean_difference`` of the logits; metrics of ``run`` and ``artifact`` (whose binary
-        tasks are as the ranker gave them: uncalibrated), by task.
+    Args:
+        artifact: The artifact.
+        run: The run that it was exported from.
+        dataset: Where the run's data set is, if it was moved.
+        rows: How many rows to score, from the beginning of the split.
+        split: The split; the train split if it has no rows.
 
     Raises:
         UserError: The artifact was not exported from this run.
     """
-    recorded = artifact.card.training["fingerprints"]["run"]
+    recorded = artifact.card.training.fingerprints.get("run")
     if open_directory(run, "run", verify="sizes").fingerprint != recorded:
         raise UserError(f"{artifact.path} was not exported from {run}: name the run it was exported from.")
     data = Dataset.open(dataset or dataset_of(run))
@@ -116,14 +209,14 @@ def verify_artifact(
             logits[1].append(scorer.logits(translation(theirs)))
     run_NT, artifact_NT = map(np.concatenate, logits)
     difference = np.abs(run_NT - artifact_NT)
-    return {
-        "rows": len(run_NT),
-        "split": split,
-        "max_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
-        "run": _metrics(data, split, run_NT),
-        "artifact": _metrics(data, split, artifact_NT),
-    }
+    return Verification(
+        rows=len(run_NT),
+        split=split,
+        max_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        run=_metrics(data, split, run_NT),
+        artifact=_metrics(data, split, artifact_NT),
+    )
 
 
 def _metrics(data: Dataset, split: str, logits_NT: np.ndarray) -> TaskMetrics:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
@@ -17,11 +18,10 @@ from data_pipelines.errors import UserError
 from models.codecs.quantization import row_bytes
 from models.sparsity.activations import measure_activity
 from models.weights import Weights
-from recsys.config.experiment import load_config
-from recsys.evaluation.evaluate import dataset_of, evaluate
-from recsys.export.export import export_run, shrunk_weights
-from recsys.export.size_report import Measured, Part, ledger
-from recsys.runs.checkpoints import CONFIG_FILE, load_weights
+from recsys.evaluation.evaluate import evaluate
+from recsys.export.export import export_shrunk, shrink_run
+from recsys.export.size_report import size_report
+from serving.artifact.card import SizeReport
 from serving.artifact.export import as_served
 from serving.artifact.id_remap import Translation
 from serving.batch.scorer import Scorer
@@ -30,19 +30,69 @@ _MEASURED_ROWS = 50_000
 _BATCH_ROWS = 8192
 
 
-def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] = ()) -> tuple[list[Part], Measured]:
-    """Export ``run`` into a scratch folder and measure it to the end: ledger, bytes on disk, quality, rates.
+class Measured(BaseModel):
+    """What all of a model together does: as trained, and as served.
+
+    Attributes:
+        auc: On the test split (valid if there is none), of the first task; ``artifact_auc`` as served. Likewise the log
+            loss and the calibration.
+        vocabulary_bytes: Of the artifact's encoder and vocabularies, a part of ``artifact_bytes``.
+        checkpoint_bytes: Weights in float32 with the encoder and the vocabularies of training.
+        artifact_bytes: Weights as the artifact keeps them, with its encoder and vocabularies.
+        ratio: Of these two.
+        folder_bytes: The artifact with everything else: model card, encoder, state, reference.
+        mapped_bytes: Tables in memory, shared by all processes unless packed; ``dense_bytes`` is each process's own.
+        active_units: Share of hidden units that are not zero after ReLU or k-winners.
+        samples_per_s: Rows per second in training.
+        scored_rows_per_s: Encoded rows per second of one process.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    auc: float
+    auc_interval: tuple[float, float]
+    artifact_auc: float
+    artifact_auc_interval: tuple[float, float]
+    logloss: float
+    artifact_logloss: float
+    calibration: float
+    artifact_calibration: float
+    checkpoint_bytes: int
+    artifact_bytes: int
+    vocabulary_bytes: int
+    ratio: float
+    folder_bytes: int
+    mapped_bytes: int
+    dense_bytes: int
+    active_units: float
+    samples_per_s: float | None
+    scored_rows_per_s: float
+
+
+class MeasuredReport(SizeReport):
+    """A size report, with what the whole model does as trained and as served."""
+
+    whole: Measured
+
+
+def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] = ()) -> MeasuredReport:
+    """Export ``run`` into a scratch folder and measure it to the end: sizes, bytes on disk, quality, rates.
+
+    Args:
+        run: A finished run.
+        dataset: Where the run's data set is, if it was moved.
+        overrides: ``KEY=VALUE`` of the run's config, to try other levers of export.
 
     Raises:
         UserError: ``run`` is not a finished run, or its first task is not binary.
     """
-    config = load_config(run / CONFIG_FILE, overrides)
-    data = Dataset.open(dataset or dataset_of(run))
+    shrunk = shrink_run(run, overrides, dataset=dataset)
+    data, before, after = shrunk.data, shrunk.before, shrunk.after
+    task, about = next(iter(data.config.tasks.items()))
+    if about.kind != "binary":
+        raise UserError(f"{run}: the size report compares AUC, and task {task!r} is not binary.")
     split = "test" if data.splits.get("test") else "valid"
-    before, after = load_weights(run), load_weights(run)
-    shrunk_weights(after, config, data)
     with TemporaryDirectory(dir=run.parent) as scratch:
-        artifact = export_run(run, Path(scratch) / "artifact", overrides, dataset=data.path)
+        artifact = export_shrunk(shrunk, Path(scratch) / "artifact")
         scorer, vocabulary = Scorer(artifact), artifact.bytes_of("encoder.", "vocabularies/")
         loader = Loader(
             data, split, batch_size=_BATCH_ROWS, features=after.schema.feature_names, max_rows=_MEASURED_ROWS
@@ -53,13 +103,9 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
         with torch.inference_mode(), measure_activity(floats) as activity:
             floats(next(iter(loader)))
         artifact_bytes, folder = artifact.model_bytes, artifact.bytes
-    parts = ledger(before, after)
     whole, served = evaluate(before, data, split), evaluate(as_served(after), data, split)
-    task = next(iter(whole.tasks))
-    if "auc" not in whole.tasks[task]:
-        raise UserError(f"{run}: the ledger compares AUC, and task {task!r} is not binary.")
     checkpoint = checkpoint_bytes(before, data)
-    return parts, Measured(
+    measured = Measured(
         auc=whole.tasks[task]["auc"],
         auc_interval=(whole.intervals[task]["auc"].low, whole.intervals[task]["auc"].high),
         artifact_auc=served.tasks[task]["auc"],
@@ -79,6 +125,7 @@ def measure(run: Path, *, dataset: Path | None = None, overrides: Sequence[str] 
         samples_per_s=_training_rate(run),
         scored_rows_per_s=rate,
     )
+    return MeasuredReport(parts=size_report(before, after).parts, whole=measured)
 
 
 def checkpoint_bytes(weights: Weights, data: Dataset) -> int:

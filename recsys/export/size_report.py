@@ -1,58 +1,32 @@
-"""The sparsity ledger: what each part of a ranker weighs and computes, before the levers and after.
+"""The size report: what each part of a ranker weighs and computes, before the levers and after.
 
 A lever that only writes zeros shows here: density falls, and bytes and FLOPs stay. Letters: R rows, d stored width of a
 table, D its width in the ranker.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
 
-import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from models.codecs.compact import stored_bytes
 from models.codecs.quantization import row_bytes
-from models.layers.part import Component, ComponentKind
+from models.layers.part import Component
 from models.tables.plan import lookup_plan
 from models.weights import Weights
+from serving.artifact.card import Part, SizeReport
 
-Kind = ComponentKind | Literal["table"]
 
+def size_report(before: Weights, after: Weights) -> SizeReport:
+    """Every table, layer, expert and router, ``before`` the levers shrank the weights and ``after``; the total last.
 
-class Part(BaseModel):
-    """One line of the ledger.
-
-    Attributes:
-        numbers: Of the part in the checkpoint.
-        density: Share of them that the artifact keeps and that are not zero.
-        checkpoint_bytes: float32, rows of pruned values included.
-        artifact_bytes: In the artifact, without vocabulary.
-        flops_before: Multiplications and additions a row in training's ranker; of experts, those of the chosen ones.
-        flops_after: The same in the artifact's ranker. Scattered zeros do not lower it: they are multiplied too.
-        activations: ``int8`` where the artifact's ranker computes the part in whole numbers.
+    A part that is gone has 0 artifact bytes and FLOPs. Neither argument is changed.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    part: str
-    kind: Kind
-    numbers: int
-    density: float
-    checkpoint_bytes: int
-    artifact_bytes: int
-    flops_before: int
-    flops_after: int
-    activations: Literal["int8"] | None = None
+    parts = [*_tables(before, after), *_dense(before, after)]
+    return SizeReport(parts=(*parts, _total(parts)))
 
 
-def ledger(before: Weights, after: Weights) -> list[Part]:
-    """Every table, layer, expert and router, ``before`` the levers shrank it and ``after``; what is gone has 0."""
-    return [*_tables(before, after), *_dense(before, after)]
-
-
-def total(parts: Sequence[Part]) -> Part:
-    """The line under the others."""
+def _total(parts: Sequence[Part]) -> Part:
     numbers = sum(part.numbers for part in parts)
     return Part(
         part="total",
@@ -64,11 +38,6 @@ def total(parts: Sequence[Part]) -> Part:
             for name in ("checkpoint_bytes", "artifact_bytes", "flops_before", "flops_after")
         },
     )
-
-
-def frame(parts: Sequence[Part]) -> pl.DataFrame:
-    """The ledger as a table, with the total as its last row."""
-    return pl.DataFrame([part.model_dump() for part in (*parts, total(parts))])
 
 
 def _tables(before: Weights, after: Weights) -> Iterator[Part]:
@@ -121,44 +90,3 @@ def _dense(before: Weights, after: Weights) -> Iterator[Part]:
 def _share(name: str, tensor: Tensor, weights: Weights, sizes: dict[str, int]) -> float:
     """Bytes of a tensor in the artifact; of one expert, its share of the stack."""
     return sizes[name] * tensor.numel() / max(weights.dense[name].numel(), 1)
-
-
-class Measured(BaseModel):
-    """What all of a model together does: as trained, and as served.
-
-    Attributes:
-        vocabulary_bytes: Of the artifact's encoder and vocabularies, a part of ``artifact_bytes``.
-        checkpoint_bytes: Weights in float32 with the encoder and the vocabularies of training.
-        artifact_bytes: Weights as the artifact keeps them, with its encoder and vocabularies.
-        ratio: Of these two.
-        folder_bytes: The artifact with everything else: model card, encoder, state, reference.
-        mapped_bytes: Tables in memory, shared by all processes unless packed; ``dense_bytes`` is each process's own.
-        active_units: Share of hidden units that are not zero after ReLU or k-winners.
-        samples_per_s: Trained on in a second; ``scored_rows_per_s`` of encoded rows, one process.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    auc: float
-    auc_interval: tuple[float, float]
-    artifact_auc: float
-    artifact_auc_interval: tuple[float, float]
-    logloss: float
-    artifact_logloss: float
-    calibration: float
-    artifact_calibration: float
-    checkpoint_bytes: int
-    artifact_bytes: int
-    vocabulary_bytes: int
-    ratio: float
-    folder_bytes: int
-    mapped_bytes: int
-    dense_bytes: int
-    active_units: float
-    samples_per_s: float | None
-    scored_rows_per_s: float
-
-
-def summary(parts: Sequence[Part], measured: Measured | None = None) -> dict[str, Any]:
-    """Parts and total as plain values, for model cards, reports and JSON."""
-    result: dict[str, Any] = {"parts": frame(parts).to_dicts()}
-    return result if measured is None else result | {"whole": measured.model_dump(mode="json")}

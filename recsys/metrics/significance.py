@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-Floats = NDArray[np.floating]
-_BLOCK = 1 << 18
+from recsys.metrics.arrays import Floats
 
 
 @dataclass(frozen=True)
@@ -88,47 +87,6 @@ def auc_influence(labels_N: ArrayLike, scores_N: ArrayLike) -> tuple[float, Floa
     placements_N[~positive] = 1 - (rank_N[~positive] - stats.rankdata(scores_N[~positive])) / positives
     auc = float(placements_N[positive].mean())
     return auc, (placements_N - auc) / np.where(positive, positives, negatives)
-
-
-def bootstrap_weights(clusters: int, replicates: int, seed: int = 0) -> NDArray[np.float32]:
-    """(R, U) how often each of U clusters was drawn, R times U draws with replacement."""
-    generator = np.random.default_rng(seed)
-    drawn = (generator.integers(0, clusters, clusters) for _ in range(replicates))
-    return np.stack([np.bincount(draw, minlength=clusters) for draw in drawn]).astype(np.float32)
-
-
-def bootstrap_auc(
-    labels_N: ArrayLike, scores_N: ArrayLike, index_N: NDArray[np.int64], draws_RU: NDArray[np.float32]
-) -> Floats:
-    """(R,) AUC of each replicate; ``index_N`` is each row's cluster. Rows are sorted once, for all replicates."""
-    scores_N = np.asarray(scores_N, dtype=np.float64)
-    order_N = np.argsort(scores_N, kind="stable")
-    positive_N = np.asarray(labels_N)[order_N] > 0.5
-    rows_N = index_N[order_N]
-    ties = np.flatnonzero(np.diff(scores_N[order_N], prepend=np.nan) != 0)
-    replicates, result_R = len(draws_RU), np.empty(len(draws_RU))
-    step = max(1, _BLOCK // max(len(rows_N), 1))
-    for start in range(0, replicates, step):
-        weights_RN = draws_RU[start : start + step, rows_N].astype(np.float64)
-        positive_RG = np.add.reduceat(weights_RN * positive_N, ties, axis=1)
-        negative_RG = np.add.reduceat(weights_RN * ~positive_N, ties, axis=1)
-        below_RG = np.cumsum(negative_RG, axis=1) - negative_RG / 2
-        pairs_R = positive_RG.sum(axis=1) * negative_RG.sum(axis=1)
-        wins_R = (positive_RG * below_RG).sum(axis=1)
-        result_R[start : start + step] = np.divide(wins_R, pairs_R, out=np.full_like(wins_R, np.nan), where=pairs_R > 0)
-    return result_R
-
-
-def bootstrap_ratio(
-    numerator_N: ArrayLike, denominator_N: ArrayLike, index_N: NDArray[np.int64], draws_RU: NDArray[np.float32]
-) -> Floats:
-    """(R,) ratio of two sums over rows of each replicate: a mean, a calibration ratio, a GAUC, an NDCG."""
-    clusters = draws_RU.shape[1]
-    top_U = np.bincount(index_N, weights=np.asarray(numerator_N, dtype=np.float64), minlength=clusters)
-    bottom_U = np.bincount(index_N, weights=np.asarray(denominator_N, dtype=np.float64), minlength=clusters)
-    top_R, bottom_R = draws_RU @ top_U, draws_RU @ bottom_U
-    ratio_R: Floats = np.divide(top_R, bottom_R, out=np.full(len(top_R), np.nan), where=bottom_R != 0)
-    return ratio_R
 
 
 def pooled_seed_variance(differences_AS: Sequence[Sequence[float]]) -> tuple[float, float]:

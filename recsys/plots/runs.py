@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from recsys.metrics.metrics import Reliability
+from recsys.metrics.binary import Reliability
 from recsys.plots.style import Draw, Palette, panel
 
 Floats = NDArray[np.floating]

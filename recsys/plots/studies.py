@@ -101,13 +101,18 @@ def cost_benefit(
     *,
     x_text: Callable[[float], str],
     less_is_better: bool = True,
+    low_benefit: bool = False,
 ) -> Draw:
-    """Benefit over cost, or over rate (``less_is_better=False``); the line joins the arms that none beats in both."""
+    """Benefit over cost, or over rate (``less_is_better=False``); the line joins the arms that none beats in both.
+
+    With ``low_benefit`` the smaller benefit is the better one: an error, a loss.
+    """
 
     def draw(palette: Palette) -> Figure:
         figure, axes = panel(4.7, 3.6)
         sign = 1 if less_is_better else -1
-        front = frontier([sign * point.cost for point in points], [point.benefit for point in points])
+        gain = -1 if low_benefit else 1
+        front = frontier([sign * point.cost for point in points], [gain * point.benefit for point in points])
         end = max(sign * point.cost for point in points)
         axes.plot(
             [*(points[i].cost for i in front), sign * end],

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from data_pipelines.disk.storage import write_file
 from recsys import __version__
-from recsys.metrics.metrics import Interval
+from recsys.metrics.bootstrap import Interval
 from recsys.plots import style
 
 NONE = "\N{EN DASH}"

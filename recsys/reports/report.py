@@ -3,10 +3,8 @@
 Letters: N rows, T epochs, E experts.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,13 @@ from markupsafe import Markup
 from scipy.special import expit
 
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, load_config, to_yaml
-from recsys.evaluation.baselines import BASELINES_FILE
+from recsys.config.yaml_files import to_yaml
 from recsys.evaluation.comparison import TestRows
-from recsys.evaluation.evaluate import EXPERTS_FILE
 from recsys.export.measure import measure
-from recsys.export.size_report import total
-from recsys.metrics.metrics import METRICS, NEEDS_USERS, Interval, interval, reliability
+from recsys.metrics.binary import AUC, CALIBRATION, LOG_LOSS, reliability
+from recsys.metrics.bootstrap import Interval, interval
+from recsys.metrics.metric import Metric
+from recsys.metrics.registry import headline_metrics
 from recsys.plots import runs as plots
 from recsys.plots.style import svg
 from recsys.reports.pages import (
@@ -37,8 +35,9 @@ from recsys.reports.pages import (
     with_interval,
     write_page,
 )
+from recsys.reports.run_files import RunFiles
+from recsys.reports.training_sections import expert_loads, experts, learning
 
-_SMOOTHING = 0.9
 _SPLITS = ("test", "valid")
 
 
@@ -53,63 +52,6 @@ class Extras:
 
     ceiling: float | None = None
     tiles: Sequence[Tile] = ()
-
-
-class RunFiles:
-    """What a finished run left on disk, read when asked for.
-
-    Raises:
-        UserError: ``path`` is not a run.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not (path / "config.yaml").is_file():
-            raise UserError(f"{path} is not a run: give the folder that `recsys train` wrote.")
-
-    @cached_property
-    def config(self) -> ExperimentConfig:
-        return load_config(self.path / "config.yaml")
-
-    @cached_property
-    def history(self) -> pl.DataFrame:
-        """What training measured: step, epoch, seconds, split, metric, value."""
-        return pl.read_parquet(self.path / "metrics.parquet")
-
-    @cached_property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(name for name, task in self.config.data.tasks.items() if task.kind == "binary")
-
-    def baselines(self, split: str) -> dict[str, dict[str, float]]:
-        """Metrics of other models on a split, by name, where ``recsys evaluate --baselines`` measured them."""
-        file = self.path / BASELINES_FILE
-        return json.loads(file.read_text()).get(split, {}) if file.is_file() else {}
-
-    @cached_property
-    def experts(self) -> pl.DataFrame | None:
-        """The values that each expert serves, where a mixture was evaluated."""
-        file = self.path / EXPERTS_FILE
-        return pl.read_parquet(file) if file.is_file() else None
-
-    def predictions(self, split: str) -> pl.DataFrame | None:
-        """Rows, keys, labels and logits of an evaluated split; ``None`` if it was not evaluated."""
-        file = self.path / "predictions" / f"{split}.parquet"
-        return pl.read_parquet(file) if file.is_file() else None
-
-    def rows(self, split: str, task: str) -> tuple[TestRows, np.ndarray] | None:
-        """The labelled rows of a split and this run's logits on them."""
-        frame = self.predictions(split)
-        if frame is None:
-            return None
-        user = self.config.data.user
-        users = frame[user].to_numpy() if user else None
-        return TestRows(frame[f"{task}:label"].to_numpy(), users), frame[f"{task}:logit"].to_numpy()
-
-    def curve(self, split: str, metric: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric while it was trained."""
-        part = self.history.filter((pl.col("split") == split) & (pl.col("metric") == metric))
-        part = part.unique("step", keep="first", maintain_order=True)
-        return part["step"].to_list(), part["value"].to_list()
 
 
 def write_report(runs: Sequence[Path], out: Path, *, extras: Extras | None = None) -> Path:
@@ -139,8 +81,8 @@ def write_report(runs: Sequence[Path], out: Path, *, extras: Extras | None = Non
 def _sections(runs: Sequence[RunFiles], extras: Extras) -> Iterator[Section]:
     for task in runs[0].tasks:
         yield from _task_sections(runs, task, extras)
-    yield _learning(runs)
-    yield from _experts(runs[0])
+    yield learning(runs)
+    yield from experts(runs[0])
     yield from _sparsity(runs[0])
     yield _how(runs)
 
@@ -156,10 +98,10 @@ def _tiles(run: RunFiles) -> Iterator[Tile]:
         found = run.rows(split, task)
         assert found is not None
         rows, logits_N = found
-        for metric in ("auc", "logloss", "calibration"):
+        for metric in (AUC, LOG_LOSS, CALIBRATION):
             measured = rows.measure(metric, logits_N)
             low, high = measured.interval
-            yield Tile(f"{split.capitalize()} {METRICS[metric]}", figure_of(measured.value), f"{low:.4f} to {high:.4f}")
+            yield Tile(f"{split.capitalize()} {metric.label}", figure_of(measured.value), f"{low:.4f} to {high:.4f}")
     _, rates = run.curve("train", "samples_per_s")
     if rates:
         yield Tile("Training rate", f"{np.median(rates) / 1000:,.0f}k rows/s", "median over the run")
@@ -167,7 +109,7 @@ def _tiles(run: RunFiles) -> Iterator[Tile]:
 
 def _alerts(runs: Sequence[RunFiles]) -> Iterator[str]:
     for run in runs:
-        for router, load_TE in _loads(run).items():
+        for router, load_TE in expert_loads(run).items():
             experts = load_TE.shape[1]
             idle = [str(expert) for expert in range(experts) if load_TE[-1, expert] < 0.1 / experts]
             if idle:
@@ -179,7 +121,7 @@ def _alerts(runs: Sequence[RunFiles]) -> Iterator[str]:
 
 def _task_sections(runs: Sequence[RunFiles], task: str, extras: Extras) -> Iterator[Section]:
     splits = [split for split in _SPLITS if runs[0].predictions(split) is not None]
-    metrics = [m for m in METRICS if runs[0].config.data.user or m not in NEEDS_USERS]
+    metrics = headline_metrics("binary", groups=runs[0].config.data.user is not None)
     columns, cells = [], []
     for run in runs:
         for split in splits:
@@ -189,7 +131,7 @@ def _task_sections(runs: Sequence[RunFiles], task: str, extras: Extras) -> Itera
                 measured = (rows.measure(metric, logits_N) for metric in metrics)
                 columns.append(f"{run.path.name}, {split}" if len(runs) > 1 else split)
                 cells.append([f"{len(rows):,}", *(with_interval(m.value, m.interval) for m in measured)])
-    names = ["rows", *(METRICS[metric] for metric in metrics)]
+    names = ["rows", *(metric.label for metric in metrics)]
     lines = [Line(line) for line in zip(names, *cells, strict=True)]
     yield Section(
         f"How good: {task}",
@@ -213,7 +155,7 @@ def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Ex
             continue
         rows, logits_N = found
         points[run.path.name] = reliability(rows.labels_N, logits_N[rows.kept])
-        measured = rows.measure("auc", logits_N)
+        measured = rows.measure(AUC, logits_N)
         marks.append(plots.Mark(run.path.name, measured.value, *measured.interval, strong=True))
     yield (
         svg(plots.reliability("Reliability", points), f"Reliability plot of {task}"),
@@ -244,12 +186,12 @@ def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Ex
 
 
 def _baseline_grid(baselines: Mapping[str, Mapping[str, float]]) -> Grid:
-    columns = [metric for metric in METRICS if any(metric in values for values in baselines.values())]
-    lines = [Line([name, *(figure_of(values.get(metric)) for metric in columns)]) for name, values in baselines.items()]
-    return Grid(["Model", *(METRICS[metric] for metric in columns)], lines)
+    metrics = [m for m in headline_metrics("binary") if any(m.name in values for values in baselines.values())]
+    lines = [Line([name, *(figure_of(values.get(m.name)) for m in metrics)]) for name, values in baselines.items()]
+    return Grid(["Model", *(metric.label for metric in metrics)], lines)
 
 
-def _differences(runs: Sequence[RunFiles], task: str, split: str, metrics: Sequence[str]) -> Section:
+def _differences(runs: Sequence[RunFiles], task: str, split: str, metrics: Sequence[Metric]) -> Section:
     """Each run less the first one, on the same rows."""
     base = runs[0].rows(split, task)
     assert base is not None
@@ -274,7 +216,7 @@ def _differences(runs: Sequence[RunFiles], task: str, split: str, metrics: Seque
         f"Difference to {runs[0].path.name}: {task}",
         f"On the same {split} rows; 95% intervals of a paired bootstrap over users. They say nothing about other "
         "seeds: for that there is `recsys ablate`.",
-        [Grid(["Run", *(f"Δ {METRICS[metric]}" for metric in metrics)], lines)],
+        [Grid(["Run", *(f"Δ {metric.label}" for metric in metrics)], lines)],
     )
 
 
@@ -282,89 +224,13 @@ def _same_rows(a: tuple[TestRows, np.ndarray], b: tuple[TestRows, np.ndarray]) -
     return len(a[0]) == len(b[0]) and bool((a[0].labels_N == b[0].labels_N).all())
 
 
-def _learning(runs: Sequence[RunFiles]) -> Section:
-    figures = []
-    several = len(runs) > 1
-    losses = []
-    for run in runs:
-        x, y = run.curve("train", "loss")
-        if len(x) > 30 and not several:
-            losses.append(plots.Curve("as measured", x, y, faint=True))
-        losses.append(plots.Curve(run.path.name if several else "smoothed", x, _smooth(y)))
-    if any(len(line.x) > 1 for line in losses):
-        figures.append((svg(plots.curves("Training loss", "step", losses), "Training loss by step"), ""))
-    for metric, title in (("auc", "Validation AUC"), ("logloss", "Validation log loss")):
-        lines = []
-        for run in runs:
-            for task in run.tasks:
-                x, y = run.curve("valid", f"{task}/{metric}")
-                name = run.path.name if several else task
-                lines.append(
-                    plots.Curve(name if len(run.tasks) == 1 or not several else f"{name}, {task}", x, y, marks=True)
-                )
-        if any(line.x for line in lines):
-            figures.append((svg(plots.curves(title, "step", lines), f"{title} by step"), ""))
-    return Section("How it learned", figures=figures)
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, free of the bias towards its start."""
-    kept, total, smooth = 0.0, 0.0, []
-    for value in values:
-        kept, total = _SMOOTHING * kept + value, _SMOOTHING * total + 1
-        smooth.append(kept / total)
-    return smooth
-
-
-def _loads(run: RunFiles) -> dict[str, np.ndarray]:
-    """(T, E) share of the routed rows by router, one row an epoch."""
-    frame = run.history.filter(pl.col("metric").str.contains(r"^experts/.+/\d+$")).with_columns(
-        router=pl.col("metric").str.extract(r"^experts/(.+)/\d+$"),
-        expert=pl.col("metric").str.extract(r"/(\d+)$").cast(pl.Int32),
-    )
-    loads = {}
-    for (router,), part in frame.group_by("router", maintain_order=True):
-        wide = part.pivot(on="expert", index="step", values="value", aggregate_function="last").sort("step")
-        experts = sorted((name for name in wide.columns if name != "step"), key=int)
-        load_TE = wide.select(experts).to_numpy()
-        loads[str(router)] = load_TE / load_TE.sum(axis=1, keepdims=True)
-    return loads
-
-
-def _experts(run: RunFiles) -> Iterator[Section]:
-    figures, lines = [], []
-    for router, load_TE in _loads(run).items():
-        title = f"Load of {router}" if router else "Load of the experts"
-        figures.append(
-            (
-                svg(plots.expert_load(title, load_TE), title),
-                f"Share of routed rows by epoch; a fair share is {100 / load_TE.shape[1]:.0f}%.",
-            )
-        )
-        last = load_TE[-1]
-        entropy = float(-(last * np.log(np.maximum(last, 1e-12))).sum() / np.log(max(len(last), 2)))
-        lines.append(Line([router, str(len(last)), f"{entropy:.3f}", f"{last.min():.1%}", f"{last.max():.1%}"]))
-    if figures:
-        grid = Grid(["Router", "Experts", "Entropy of load (1 is even)", "Least used", "Most used"], lines)
-        folded = [] if run.experts is None else [("What each expert serves", _expert_values(run.experts))]
-        yield Section("Experts", "How the router spreads rows.", [grid], figures, folded=folded)
-
-
-def _expert_values(served: pl.DataFrame) -> Grid:
-    """The values that each expert serves more often than chance, three an expert."""
-    lines = []
-    for row in served.group_by("router", "expert", maintain_order=True).head(3).iter_rows(named=True):
-        value = f"{row['feature']} = {row['value']}"
-        lines.append(Line([row["router"], str(row["expert"]), value, f"{row['share']:.1%}", f"{row['lift']:.2f}"]))
-    return Grid(["Router", "Expert", "Value", "Rows it serves", "Times chance"], lines, texts=(0, 2))
-
-
 def _sparsity(run: RunFiles) -> Iterator[Section]:
-    """The ledger, and the whole as trained beside as served; nothing where the run's data set is out of reach."""
+    """The size report, and the whole as trained beside as served; nothing where the run's data set cannot be read."""
     try:
-        parts, whole = measure(run.path)
+        report = measure(run.path)
     except UserError:
         return
+    whole = report.whole
     lines = [
         Line(
             [
@@ -379,7 +245,7 @@ def _sparsity(run: RunFiles) -> Iterator[Section]:
             ],
             "total" if part.part == "total" else "",
         )
-        for part in (*parts, total(parts))
+        for part in report.parts
     ]
     columns = ["Part", "Kind", "Numbers", "Density", "Checkpoint", "Artifact", "FLOPs a row before", "after"]
     rate = NONE if whole.samples_per_s is None else f"{whole.samples_per_s:,.0f} trained"
@@ -396,7 +262,7 @@ def _sparsity(run: RunFiles) -> Iterator[Section]:
         f"What every part weighs and computes before the levers and after. The artifact is {whole.ratio:.1f} times "
         "smaller. A lever that only writes zeros lowers density, and neither bytes nor FLOPs.",
         [Grid(["", "As trained", "As served"], both)],
-        folded=[("The ledger, part by part", Grid(columns, lines, texts=(0, 1)))],
+        folded=[("The size report, part by part", Grid(columns, lines, texts=(0, 1)))],
     )
 
 

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import MANIFEST, Manifest, open_directory
+from recsys.training.results import Result
+from serving.artifact.card import Value
 
 
 def kind_of(path: Path) -> str | None:
@@ -21,7 +24,59 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
-def dataset_summary(path: Path) -> dict[str, Any]:
+class DatasetSummary(BaseModel):
+    """A data set in a few figures.
+
+    Attributes:
+        log: Where its rows are from.
+        splits: Rows of each split.
+        refused: Rows refused, by reason.
+        features: Kind of each encoded feature.
+        tables: Rows of each table.
+        label_mean_in_train: By task.
+        bytes: On disk.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    log: Any
+    splits: dict[str, int]
+    refused: Any
+    features: dict[str, str]
+    tables: dict[str, int]
+    label_mean_in_train: dict[str, Value]
+    bytes: int
+
+
+class RunSummary(BaseModel):
+    """How the training of a complete run ended, and on what.
+
+    Attributes:
+        name: Of the experiment.
+        seed: Of the training.
+        dataset: Where the data set was.
+        evaluated: Splits whose predictions are kept.
+        bytes: On disk.
+
+    The other fields are those of :class:`~recsys.training.results.Result`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    seed: int
+    dataset: str
+    steps: int
+    best_step: int
+    stopped: str
+    valid: dict[str, dict[str, Value]]
+    value: float | None
+    seconds: float
+    samples_per_s: Value
+    notes: tuple[str, ...]
+    evaluated: list[str]
+    bytes: int
+
+
+def dataset_summary(path: Path) -> DatasetSummary:
     """Splits, features, tables and label means of a data set.
 
     Raises:
@@ -29,31 +84,30 @@ def dataset_summary(path: Path) -> dict[str, Any]:
     """
     dataset = Dataset.open(path)
     labels = dataset.labels("train")
-    return {
-        "log": dataset.manifest.meta["log"],
-        "splits": dataset.splits,
-        "refused": dataset.profile["refused"],
-        "features": {
-            **{feature.name: feature.kind for feature in dataset.schema.sparse},
-            **{feature.name: f"{feature.width} number{'s' * (feature.width > 1)}" for feature in dataset.schema.dense},
-        },
-        "tables": {table.name: table.rows for table in dataset.schema.tables},
-        "label_mean_in_train": dict(zip(dataset.schema.tasks, np.nanmean(labels, axis=0).tolist(), strict=True)),
-        "bytes": sum(entry.bytes for entry in dataset.manifest.files.values()),
-    }
+    sparse = {feature.name: str(feature.kind) for feature in dataset.schema.sparse}
+    dense = {feature.name: f"{feature.width} number{'s' * (feature.width > 1)}" for feature in dataset.schema.dense}
+    return DatasetSummary(
+        log=dataset.manifest.meta["log"],
+        splits=dataset.splits,
+        refused=dataset.profile["refused"],
+        features=sparse | dense,
+        tables={table.name: table.rows for table in dataset.schema.tables},
+        label_mean_in_train=dict(zip(dataset.schema.tasks, np.nanmean(labels, axis=0).tolist(), strict=True)),
+        bytes=sum(entry.bytes for entry in dataset.manifest.files.values()),
+    )
 
 
-def run_summary(path: Path) -> dict[str, Any]:
+def run_summary(path: Path) -> RunSummary:
     """How the training of a complete run ended, and on what.
 
     Raises:
         UserError: It is damaged.
     """
     manifest = open_directory(path, "run")
-    result = manifest.meta["result"]
-    return {
+    result = Result.model_validate(manifest.meta["result"] | {"run": path})
+    return RunSummary(
         **{key: manifest.meta[key] for key in ("name", "seed", "dataset")},
-        **{key: value for key, value in result.items() if key != "run"},
-        "evaluated": sorted(file.stem for file in (path / "predictions").glob("*.parquet")),
-        "bytes": sum(entry.bytes for entry in manifest.files.values()),
-    }
+        **result.model_dump(exclude={"run"}),
+        evaluated=sorted(file.stem for file in (path / "predictions").glob("*.parquet")),
+        bytes=sum(entry.bytes for entry in manifest.files.values()),
+    )

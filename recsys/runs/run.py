@@ -1,5 +1,6 @@
 """Where a run lies: in a folder that all ranks see, or at an object store that every rank sends its part to."""
 
+import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from data_pipelines.batch import Schema
 from data_pipelines.disk.object_store import RemoteFolder, cache_folder, fetched, is_address
 from data_pipelines.disk.storage import MANIFEST, Manifest, checksum, open_directory, seal, write_file
 from data_pipelines.errors import Notice, UserError
-from recsys.config.experiment import ExperimentConfig, load_config, to_yaml
+from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.yaml_files import to_yaml
 from recsys.runs.checkpoints import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -188,15 +190,30 @@ class RemoteRun:
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
 
-def claim_run(run: Run, config: ExperimentConfig, schema: Schema, *, resume: bool) -> int | None:
+def claim_run(run: Run, config: ExperimentConfig, schema: Schema, processes: Processes, *, resume: bool) -> int | None:
     """The step of the newest intact checkpoint of ``run``; ``None`` where there is none, and then its folder is made.
 
-    Warns of each newer checkpoint that is damaged.
+    Warns of each newer checkpoint that is damaged. Every rank calls this: rank 0 looks and tells the others, which may
+    arrive when the folder is already there.
 
     Raises:
         UserError: ``run`` exists and is not to be resumed, is of another config, has only damaged checkpoints, or
             cannot be written.
     """
+    found: dict[str, Any] = {}
+    if processes.is_main:
+        try:
+            found = {"step": _claim(run, config, schema, resume=resume)}
+        except UserError as error:
+            found = {"refused": str(error)}
+    found = json.loads(processes.broadcast(json.dumps(found)))
+    if "refused" in found:
+        raise UserError(found["refused"])
+    step: int | None = found["step"]
+    return step
+
+
+def _claim(run: Run, config: ExperimentConfig, schema: Schema, *, resume: bool) -> int | None:
     if run.exists() and not resume:
         raise UserError(f"{run} already exists: name another folder, or add --resume to go on with it.")
     if (run.folder / CONFIG_FILE).exists():

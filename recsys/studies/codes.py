@@ -4,13 +4,14 @@ Letters: R rows of a table (ids), d its width, C codes, T tags, n neighbours.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.matrices import blocks, save, to_csr
@@ -29,6 +30,31 @@ _NAMED_ITEMS = 3
 _NAMED_TAGS = 2
 
 
+class CodedTable(BaseModel):
+    """What the codes of a table are good for.
+
+    Attributes:
+        study: The folder that was written.
+        table: Name of the table.
+        bytes: Of the codes; ``table_bytes`` of the float32 table.
+        codes_in_use: Share of the codes that some row has.
+        recall: Of the 20 nearest neighbours: by the codes (``codes``), and by vectors of the same bytes (PCA, float16;
+            ``equal_bytes``).
+        auc: Of the ranker with the table as it is (``table``), and rebuilt from its codes (``codes``).
+        names: Of the first codes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    study: Path
+    table: str
+    bytes: int
+    table_bytes: int
+    codes_in_use: float
+    recall: dict[str, float]
+    auc: dict[str, float | None]
+    names: list[str]
+
+
 def code_table(
     run: Path,
     out: Path,
@@ -38,14 +64,10 @@ def code_table(
     codes: int = 256,
     active: int = 8,
     dataset: Path | None = None,
-) -> dict[str, Any]:
+) -> CodedTable:
     """Code the rows of ``table`` of a finished run, name the codes, and measure what they are good for.
 
     Writes ``codes.npz`` (CSR, one row an id) and ``names.csv`` into ``out``.
-
-    Returns:
-        Bytes of codes and of the float32 table; recall of the 20 nearest neighbours by the codes, and by vectors of the
-        same bytes (PCA, float16); metrics of the ranker with the table rebuilt from its codes; share of codes in use.
 
     Raises:
         UserError: There is no such table, or more active codes than codes.
@@ -81,16 +103,16 @@ def code_table(
     with new_directory(out, "study", meta={"table": table, "method": method}, replace=out.exists()) as folder:
         save(folder / "codes.npz", matrix, names["name"].to_list())
         names.write_csv(folder / "names.csv")
-    return {
-        "study": out,
-        "table": table,
-        "bytes": size,
-        "table_bytes": vectors_Rd.numel() * 4,
-        "codes_in_use": float((matrix.getnnz(0) > 0).mean()),
-        "recall": recall,
-        "auc": {"table": before.get("auc"), "codes": after.get("auc")},
-        "names": names["name"].to_list()[:10],
-    }
+    return CodedTable(
+        study=out,
+        table=table,
+        bytes=size,
+        table_bytes=vectors_Rd.numel() * 4,
+        codes_in_use=float((matrix.getnnz(0) > 0).mean()),
+        recall=recall,
+        auc={"table": before.first.get("auc"), "codes": after.first.get("auc")},
+        names=names["name"].to_list()[:10],
+    )
 
 
 def recall_of(vectors_Rd: Floats, other_RC: Floats, *, neighbours: int = _NEIGHBOURS, seed: int = 0) -> float:

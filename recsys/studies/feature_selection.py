@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 import torch
+from pydantic import BaseModel, ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 from data_pipelines.dataset.blocks import make_batch
@@ -24,8 +25,9 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.matrices import blocks, to_csr
 from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, to_yaml
-from recsys.metrics import metrics
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.yaml_files import to_yaml
+from recsys.metrics.binary import auc
 from recsys.runs.checkpoints import load_weights
 from recsys.trials.perturb import random_order, schema_features, shuffled
 
@@ -53,9 +55,28 @@ class Ranked:
     note: str = ""
 
 
+class Selection(BaseModel):
+    """A ranking of features, and which were kept.
+
+    Attributes:
+        study: The folder that was written.
+        by: The method.
+        ranking: Score by feature, in descending order.
+        kept: Features of the reduced config.
+        dropped: The others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    study: Path
+    by: str
+    ranking: dict[str, float]
+    kept: list[str]
+    dropped: list[str]
+
+
 def select_features(
     config: ExperimentConfig, data: Dataset, out: Path, *, by: str, keep: int | None = None, run: Path | None = None
-) -> dict[str, Any]:
+) -> Selection:
     """Rank the features of ``config`` and write ``ranking.csv`` and ``reduced.yaml`` into ``out``.
 
     Args:
@@ -93,13 +114,13 @@ def select_features(
     with new_directory(out, "study", meta={"by": by}, replace=out.exists()) as folder:
         pl.DataFrame([vars(ranked) for ranked in ranking]).write_csv(folder / "ranking.csv")
         (folder / "reduced.yaml").write_text(to_yaml(reduced))
-    return {
-        "study": out,
-        "by": by,
-        "ranking": {ranked.feature: ranked.score for ranked in ranking},
-        "kept": kept,
-        "dropped": [name for name in names if name not in kept],
-    }
+    return Selection(
+        study=out,
+        by=by,
+        ranking={ranked.feature: ranked.score for ranked in ranking},
+        kept=kept,
+        dropped=[name for name in names if name not in kept],
+    )
 
 
 Statistic = Callable[[Floats, Floats], float]
@@ -244,7 +265,8 @@ def gates(config: ExperimentConfig, data: Dataset, names: Sequence[str], out: Pa
     from tempfile import TemporaryDirectory
 
     from models.sparsity.feature_gates import gate_values
-    from recsys.config.experiment import override, parse_config
+    from recsys.config.validation import parse_config
+    from recsys.config.yaml_files import override
     from recsys.training.trainer import train
 
     content = config.model_dump(mode="json", exclude_none=True)
@@ -268,16 +290,16 @@ def permutation(data: Dataset, names: Sequence[str], run: Path) -> list[Ranked]:
     ranker, labels_N = weights.to_ranker(), data.labels("valid")[:, 0]
 
     @torch.inference_mode()
-    def auc(changed: Any) -> float:
+    def auc_of(changed: Any) -> float:
         starts = range(0, len(changed), 1 << 14)
         batches = (make_batch(weights.schema, [(changed, at, min(at + (1 << 14), len(changed)))]) for at in starts)
-        return metrics.auc(labels_N, np.concatenate([ranker(batch)[:, 0].numpy() for batch in batches]))
+        return auc(labels_N, np.concatenate([ranker(batch)[:, 0].numpy() for batch in batches]))
 
-    whole = auc(block)
+    whole = auc_of(block)
     ranking = []
     for name in names:
         losses = [
-            whole - auc(shuffled(block, columns.schema, [name], random_order(len(block), seed)))
+            whole - auc_of(shuffled(block, columns.schema, [name], random_order(len(block), seed)))
             for seed in range(_SHUFFLES)
         ]
         ranking.append(Ranked(name, float(np.mean(losses)), min(losses) > 1e-4))

@@ -14,19 +14,24 @@ from typing import Any
 import numpy as np
 import polars as pl
 import yaml
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, override, parse_config, to_yaml
-from recsys.metrics import metrics
-from recsys.plots.studies import Point, cost_benefit
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, to_yaml
+from recsys.evaluation.monitor import why_undefined
+from recsys.metrics.binary import log_loss
+from recsys.metrics.registry import main_metric
 from recsys.plots.studies import frontier as undominated
-from recsys.plots.style import Draw, png, svg
-from recsys.reports.pages import Grid, Line, Section, Tile, byte_size, figure_of, write_page
+from recsys.plots.style import png
+from recsys.studies.frontier_page import frontier_drawings, write_frontier_page
 from recsys.trials.code import code_fingerprint
 from recsys.trials.trials import Trial
 from recsys.trials.workers import Workers
+from serving.artifact.card import Value
 
 EXPORT_ONLY = ("low_rank", "post_pruning", "quantization")
 """Levers that change nothing while training (``quantization`` unless it is ``aware``)."""
@@ -60,6 +65,46 @@ def grid(vary: Iterable[str], *, at_most: int | None = None, seed: int = 0) -> l
     return [{}, *(point for point in points if point)]
 
 
+class FrontierResult(BaseModel):
+    """The chosen point of a frontier, as ``--json`` prints it: ``value`` and ``change`` under the metric's name.
+
+    Attributes:
+        study: The folder that was written.
+        report: The page in it.
+        points: How many points there are.
+        failed: Why points failed, by point.
+        chosen: The chosen point.
+        metric: Name of the main metric of the first task.
+        value: The metric of the chosen point on the test split.
+        change: Its difference from the config as it is.
+        model_bytes: Weights and vocabularies of the chosen point.
+        ratio: Bytes of the float32 checkpoint over these.
+        rows_per_s: Rows scored per second.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    study: Path
+    report: Path
+    points: int
+    failed: dict[str, str]
+    chosen: str
+    metric: str
+    value: Value
+    change: Value
+    model_bytes: Value
+    ratio: Value
+    rows_per_s: Value
+
+    @model_serializer(mode="wrap")
+    def _by_name(self, handler: Any) -> dict[str, Any]:
+        content = handler(self)
+        name, failed = content.pop("metric"), content.pop("failed")
+        renamed = {
+            name if key == "value" else f"{name}_change" if key == "change" else key: v for key, v in content.items()
+        }
+        return renamed | ({"failed": failed} if failed else {})
+
+
 class Frontier:
     """All points of a search, what they cost and what they are worth.
 
@@ -68,7 +113,7 @@ class Frontier:
         points: Overrides of each point; see :func:`grid`.
 
     Raises:
-        UserError: A point's overrides are refused by the config, or the first task is not binary.
+        UserError: A point's overrides are refused by the config, or the main metric of the first task is undefined.
     """
 
     def __init__(
@@ -76,8 +121,13 @@ class Frontier:
     ) -> None:
         self.config, self._data, self._workers, self._points = config, data, workers, points
         self._task, task = next(iter(data.config.tasks.items()))
-        if task.kind != "binary":
-            raise UserError(f"a frontier compares AUC, and the first task {self._task!r} is {task.kind}.")
+        self._kind, self.metric = task.kind, main_metric(task.kind)
+        for split in self._splits():
+            if reason := why_undefined(self.metric, self._kind, self._labels(split), None):
+                raise UserError(
+                    f"a frontier compares {self.metric.label}, which is undefined for task {self._task!r} on the "
+                    f"{split} split: {reason}."
+                )
         self._configs = [_apply(config, point) for point in points]
         self._seeds = [config.seed + offset for offset in range(seeds)]
         self._runs = {(i, seed): self._training(c, seed) for i, c in enumerate(self._configs) for seed in self._seeds}
@@ -113,41 +163,56 @@ class Frontier:
         )
 
     def table(self) -> pl.DataFrame:
-        """One row a point: its overrides, means over seeds of AUC and log loss, bytes, ratio and rows/s.
+        """One row per point: its overrides, means over seeds of the main metric and log loss, bytes, ratio and rows/s.
 
-        ``auc_change`` is against the first point, ``frontier`` whether no point has both fewer bytes and more AUC.
+        ``<metric>_change`` is against the first point, ``frontier`` whether no point has both fewer bytes and a better
+        metric, ``failed`` why a point has no figures.
+
+        Raises:
+            UserError: The first point, which the others are compared with, failed.
         """
         rows = [self._row(index) for index in range(len(self._points))]
-        best = set(undominated([row["model_bytes"] for row in rows], [row["valid_auc"] for row in rows]))
+        if rows[0]["failed"]:
+            raise UserError(f"the config as it is, which all points are compared with, failed: {rows[0]['failed']}.")
+        name = self.metric.name
+        sound = [index for index, row in enumerate(rows) if not row["failed"]]
+        gains = [self.metric.goodness(rows[index][f"valid_{name}"]) for index in sound]
+        best = {sound[i] for i in undominated([rows[index]["model_bytes"] for index in sound], gains)}
         for index, row in enumerate(rows):
-            row["auc_change"] = row["auc"] - rows[0]["auc"]
+            row[f"{name}_change"] = row[name] - rows[0][name]
             row["frontier"] = index in best
-        return pl.DataFrame(rows)
+        return pl.DataFrame(rows, infer_schema_length=None)
 
     def _row(self, index: int) -> dict[str, Any]:
-        labels = {split: self._labels(split) for split in ("valid", "test") if self._data.splits.get(split)}
-        figures, scores = [], []
-        for seed in self._seeds:
-            look, store = self._looks[index, seed], self._workers.store
-            figures.append(store.figures(look))
-            scores.append({split: store.logits(look, split, self._task) for split in labels})
+        name, store = self.metric.name, self._workers.store
+        looks = [self._looks[index, seed] for seed in self._seeds]
+        figures = [store.figures(look) for look in looks]
+        failed = next((figure.failed for figure in figures if figure.failed), "")
+        values: dict[str, list[float]] = {}
+        for split in self._splits():
+            scores = [] if failed else [store.logits(look, split, self._task) for look in looks]
+            values[split] = [self.metric.measure(self._kind, self._labels(split), score_N) for score_N in scores]
+            values[f"{split} loss"] = [log_loss(self._labels(split), score_N) for score_N in scores]
+        first, last = self._splits()[0], self._splits()[-1]
         sizes = [figure.model_bytes or 0 for figure in figures]
-        last = "test" if "test" in labels else "valid"
-        first = "valid" if "valid" in labels else "test"
-        aucs = [metrics.auc(labels[last], score[last]) for score in scores]
-        return {
+        ratios = [whole / size for whole, size in zip(self._checkpoint_bytes(), sizes, strict=True) if size]
+        row = {
             "point": describe(self._points[index]),
-            "auc": float(np.mean(aucs)),
-            "auc_low": min(aucs),
-            "auc_high": max(aucs),
-            "valid_auc": float(np.mean([metrics.auc(labels[first], score[first]) for score in scores])),
-            "logloss": float(np.mean([metrics.log_loss(labels[last], score[last]) for score in scores])),
-            "model_bytes": float(np.mean(sizes)),
-            "ratio": float(
-                np.mean([whole / size for whole, size in zip(self._checkpoint_bytes(), sizes, strict=True)])
-            ),
-            "rows_per_s": float(np.mean([figure.score_rows_per_s or float("nan") for figure in figures])),
+            name: _mean(values[last]),
+            f"{name}_low": min(values[last], default=float("nan")),
+            f"{name}_high": max(values[last], default=float("nan")),
+            f"valid_{name}": _mean(values[first]),
+            "logloss": _mean(values[f"{last} loss"]),
+            "model_bytes": _mean([] if failed else sizes),
+            "ratio": _mean(ratios),
+            "rows_per_s": _mean([figure.score_rows_per_s or float("nan") for figure in figures]),
+            "failed": failed,
         }
+        return row if self._kind == "binary" else {key: value for key, value in row.items() if key != "logloss"}
+
+    def _splits(self) -> list[str]:
+        """The splits that points are measured on: the first chooses, the last judges."""
+        return [split for split in ("valid", "test") if self._data.splits.get(split)]
 
     def _checkpoint_bytes(self) -> list[int]:
         """Of the config as it is, by seed: what every point is a shrinking of."""
@@ -157,34 +222,57 @@ class Frontier:
         return self._data.labels(split)[:, list(self._data.config.tasks).index(self._task)]
 
     def choose(self, table: pl.DataFrame, *, tolerance: float, budget: int | None) -> int:
-        """The smallest point within ``tolerance`` of the best valid AUC; with ``budget``, the best that fits it.
+        """The smallest point within ``tolerance`` of the first one; with ``budget``, the best that fits it.
 
-        Chosen on the valid split: test figures stay an honest estimate.
+        Chosen on the valid split, so that figures of the test split stay an honest estimate. Points that failed are
+        never chosen.
+
+        Raises:
+            UserError: No point fits into ``budget``.
         """
-        sizes, aucs = table["model_bytes"].to_numpy(), table["valid_auc"].to_numpy()
+        sizes = table["model_bytes"].to_numpy()
+        gains = np.array([self.metric.goodness(value) for value in table[f"valid_{self.metric.name}"]])
         if budget is not None:
             fits = np.flatnonzero(sizes <= budget)
             if len(fits) == 0:
-                raise UserError(f"no point fits into {budget} bytes: the smallest takes {sizes.min():.0f}; vary more.")
-            return int(fits[aucs[fits].argmax()])
-        close = np.flatnonzero(aucs >= aucs[0] - tolerance)
-        return int(close[sizes[close].argmin()]) if len(close) else int(aucs.argmax())
+                raise UserError(
+                    f"no point fits into {budget} bytes: the smallest takes {np.nanmin(sizes):.0f}; vary more."
+                )
+            return int(fits[gains[fits].argmax()])
+        close = np.flatnonzero(gains >= gains[0] - tolerance)
+        return int(close[sizes[close].argmin()])
 
-    def write(self, out: Path, *, tolerance: float, budget: int | None) -> dict[str, Any]:
-        """Write table, plots, page and the chosen point's config into ``out``; return what to print."""
+    def write(self, out: Path, *, tolerance: float, budget: int | None) -> FrontierResult:
+        """Write table, plots, page and the chosen point's config into ``out``."""
         table = self.table()
         chosen = self.choose(table, tolerance=tolerance, budget=budget)
         row = table.row(chosen, named=True)
-        drawings = _drawings(table, chosen)
+        drawings = frontier_drawings(table, chosen, self.metric)
         with new_directory(out, "study", meta={"points": len(table)}, replace=out.exists()) as folder:
             table.write_parquet(folder / "points.parquet")
             table.write_csv(folder / "points.csv")
             (folder / "chosen.yaml").write_text(to_yaml(self._configs[chosen]))
             for name, draw in drawings.items():
                 png(draw, folder / f"{name}.png")
-            _write_page(folder / "frontier.html", self.config.name, table, row, drawings)
-        result = {"study": out, "report": out / "frontier.html", "points": len(table), "chosen": row["point"]}
-        return result | {key: row[key] for key in ("auc", "auc_change", "model_bytes", "ratio", "rows_per_s")}
+            write_frontier_page(folder / "frontier.html", self.config.name, table, row, drawings, self.metric)
+        name = self.metric.name
+        return FrontierResult(
+            study=out,
+            report=out / "frontier.html",
+            points=len(table),
+            failed=dict(table.filter(pl.col("failed") != "").select("point", "failed").iter_rows()),
+            chosen=row["point"],
+            metric=name,
+            value=row[name],
+            change=row[f"{name}_change"],
+            model_bytes=row["model_bytes"],
+            ratio=row["ratio"],
+            rows_per_s=row["rows_per_s"],
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def describe(point: Mapping[str, Any]) -> str:
@@ -208,73 +296,3 @@ def _training_levers(config: ExperimentConfig) -> Any:
     if quantization is not None and quantization.aware:
         del idle["quantization"]
     return config.sparsity.model_copy(update=idle)
-
-
-def _drawings(table: pl.DataFrame, chosen: int) -> dict[str, Draw]:
-    def points(cost: str) -> list[Point]:
-        return [
-            Point(
-                row["point"] if row["frontier"] else "",
-                row[cost],
-                row["auc"],
-                row["auc_low"],
-                row["auc_high"],
-                i == chosen,
-            )
-            for i, row in enumerate(table.iter_rows(named=True))
-        ]
-
-    drawings = {
-        "auc-bytes": cost_benefit(
-            "Quality against size", "weights and vocabulary", "test AUC", points("model_bytes"), x_text=byte_size
-        )
-    }
-    if table["rows_per_s"].is_finite().all():
-        drawings["auc-rate"] = cost_benefit(
-            "Quality against speed",
-            "rows scored a second",
-            "test AUC",
-            points("rows_per_s"),
-            x_text="{:,.0f}".format,
-            less_is_better=False,
-        )
-    return drawings
-
-
-def _write_page(
-    path: Path, name: str, table: pl.DataFrame, chosen: dict[str, Any], drawings: Mapping[str, Draw]
-) -> None:
-    rows = [
-        Line(
-            [
-                row["point"],
-                figure_of(row["auc"]),
-                f"{row['auc_change']:+.4f}",
-                figure_of(row["logloss"]),
-                byte_size(row["model_bytes"]),
-                f"{row['ratio']:.1f}",
-                f"{row['rows_per_s']:,.0f}",
-                "yes" if row["frontier"] else "",
-            ],
-            "strong" if row["point"] == chosen["point"] else "",
-        )
-        for row in table.sort("model_bytes").iter_rows(named=True)
-    ]
-    columns = ["Point", "Test AUC", "change", "Log loss", "Bytes", "times smaller", "Rows/s", "On the frontier"]
-    figures = [
-        (svg(draw, title), "Points that another beats in both are grey; the chosen one is orange.")
-        for title, draw in drawings.items()
-    ]
-    write_page(
-        path,
-        title=name,
-        kind="Frontier",
-        lead=f"What size costs: {len(table)} points; bytes are those of weights and vocabularies, as served.",
-        alerts=[],
-        tiles=[
-            Tile("Chosen", byte_size(chosen["model_bytes"]), chosen["point"]),
-            Tile("Times smaller", f"{chosen['ratio']:.1f}", "than the float32 checkpoint"),
-            Tile("Test AUC", figure_of(chosen["auc"]), f"{chosen['auc_change']:+.4f} against the config as it is"),
-        ],
-        sections=[Section("Frontier", figures=figures), Section("Points", grids=[Grid(columns, rows, texts=(0, 7))])],
-    )

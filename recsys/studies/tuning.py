@@ -2,22 +2,26 @@
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, override, parse_config, read_yaml
+from recsys.config.experiment import ExperimentConfig
 from recsys.config.tune import Range
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, read_yaml
 from recsys.training.faults import DivergedError
 from recsys.training.trainer import train
 from recsys.trials.engines import Engine
@@ -28,21 +32,32 @@ if TYPE_CHECKING:
 JOURNAL_FILE, BEST_FILE, TRIALS_FILE = "journal.log", "best.yaml", "trials.parquet"
 
 
-@dataclass(frozen=True)
-class Tuned:
+class Tuned(BaseModel):
     """What a search found.
 
     Attributes:
-        best: The config that did best, ready for ``recsys train``.
+        best: The best config, ready for ``recsys train``.
         value: Its monitored value on the valid split.
-        assignments: What the search chose, by key.
-        trials: Finished trials, pruned ones included.
+        trials: Finished trials, with those that were pruned or failed.
+        failed: How many of them failed.
+        chosen: What the search chose, by key.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
     best: Path
     value: float
-    assignments: dict[str, Any]
     trials: int
+    failed: int
+    chosen: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a trial came to: a value, or the reason why there is none."""
+
+    value: float | None = None
+    state: Literal["complete", "pruned", "fail"] = "complete"
+    reason: str = ""
 
 
 def tune(
@@ -54,17 +69,21 @@ def tune(
     *,
     report: Callable[[int, str], None] | None = None,
 ) -> Tuned:
-    """Search the ``tune.space`` of ``config``; go on with ``study`` if it is there.
+    """Search the ``tune.space`` of ``config``; continue ``study`` if it is there.
 
     With one job an undisturbed search always tries the same values.
 
     Args:
-        engine: Carries out the trials.
+        config: The experiment's YAML.
+        dataset: The data set of all trials.
+        study: Folder of the search.
+        engine: Runs the trials.
+        overrides: ``KEY=VALUE`` of the config.
         report: Called after every trial with 1 and a note.
 
     Raises:
         UserError: Optuna is not installed, the space is empty or names an unknown key, ``study`` searches another
-            space, or no trial ended with a value.
+            space, there is no valid split, or no trial ended with a value.
     """
     library = _optuna()
     content = override(read_yaml(config), overrides)
@@ -74,11 +93,13 @@ def tune(
         raise UserError(f"{config}: tune.space is empty: name at least one key to search, and its low and high.")
     for key, span in space.items():
         _parse(content, {key: span.choices[0] if span.choices else span.low}, str(config))
+    if not dataset.splits.get("valid"):
+        raise UserError(f"{dataset.path} has no valid split, on which trials are compared: set data.split.")
     _open(study, content)
     search = _search(library, study, experiment.name)
     running: dict[int, optuna.Trial] = {}
 
-    def calls() -> Iterator[Callable[[], float | None]]:
+    def calls() -> Iterator[Callable[[], _Outcome]]:
         """Trials, as long as more are wanted than have ended or are being worked on."""
         for number in itertools.count():
             if len(_ended(library, search)) + len(running) >= experiment.tune.trials:
@@ -88,21 +109,36 @@ def tune(
             chosen = _parse(content, {key: _suggest(trial, key, span) for key, span in space.items()}, str(config))
             yield partial(_carry_out, chosen, dataset.path.resolve(), study.resolve(), trial.number)
 
-    for number, value in engine.run(calls()):
-        state = library.trial.TrialState.PRUNED if value is None else library.trial.TrialState.COMPLETE
-        search.tell(running.pop(number), value, state)
+    for number, outcome in engine.run(calls()):
+        trial = running.pop(number)
+        trial.set_user_attr("reason", outcome.reason)
+        search.tell(trial, outcome.value, library.trial.TrialState[outcome.state.upper()])
         _write_trials(search, study)
         if report is not None:
             report(1, f"best {search.best_value:.5f}" if _best(search) else "none has ended well")
+    return _found(library, search, study, content, space, str(config))
+
+
+def _found(
+    library: Any, search: "optuna.Study", study: Path, content: dict[str, Any], space: dict[str, Range], source: str
+) -> Tuned:
+    """What the search found; the best config is written.
+
+    Raises:
+        UserError: No trial ended with a value.
+    """
+    ended = _ended(library, search)
     if not _best(search):
+        reasons = " and ".join({reason: None for trial in ended if (reason := trial.user_attrs.get("reason"))})
         raise UserError(
             f"{study}: every trial diverged or was stopped early; search other values in tune.space, such as lower "
-            "learning rates, in another folder."
+            f"learning rates, in another folder. What was said: {reasons or 'nothing'}."
         )
     assignments = {key: _value(span, search.best_params[key]) for key, span in space.items()}
-    best = _parse(content, assignments, str(config)).model_dump(mode="json")
+    best = _parse(content, assignments, source).model_dump(mode="json")
     write_file(study / BEST_FILE, yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
-    return Tuned(study / BEST_FILE, search.best_value, assignments, len(_ended(library, search)))
+    failed = sum(trial.state is library.trial.TrialState.FAIL for trial in ended)
+    return Tuned(best=study / BEST_FILE, value=search.best_value, trials=len(ended), failed=failed, chosen=assignments)
 
 
 def _optuna() -> Any:
@@ -132,13 +168,13 @@ def _search(library: Any, study: Path, name: str) -> "optuna.Study":
     return found
 
 
-def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int) -> float | None:
-    """The monitored value of a trial; ``None`` if it diverged or was stopped early. Runs where the engine likes."""
+def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int) -> _Outcome:
+    """Train one trial. Runs where the engine likes."""
     library = _optuna()
     search = _search(library, study, config.name)
     trial = library.trial.Trial(search, search.get_trials(deepcopy=False)[number]._trial_id)
 
-    def watch(step: int, value: float) -> None:
+    def on_eval(step: int, value: float) -> None:
         trial.report(value, step)
         if config.tune.prune and trial.should_prune():
             raise library.TrialPruned
@@ -146,9 +182,14 @@ def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int
     run = study / "trials" / f"{number:04d}"
     shutil.rmtree(run, ignore_errors=True)
     try:
-        return train(config, Dataset.open(dataset, verify="sizes"), run, watch=watch).value
-    except (library.TrialPruned, DivergedError):
-        return None
+        value = train(config, Dataset.open(dataset, verify="sizes"), run, on_eval=on_eval).value
+    except library.TrialPruned:
+        return _Outcome(state="pruned", reason="it was stopped early")
+    except DivergedError as error:
+        return _Outcome(state="pruned", reason=str(error).split(": ")[0])
+    if value is None or not math.isfinite(value):
+        return _Outcome(state="fail", reason="no evaluation gave train.monitor a finite value")
+    return _Outcome(value)
 
 
 def _open(study: Path, content: dict[str, Any]) -> None:
@@ -190,20 +231,21 @@ def _value(span: Range, suggested: Any) -> Any:
 
 
 def _best(search: "optuna.Study") -> bool:
-    """Whether any trial has ended with a value."""
-    return any(trial.value is not None for trial in search.get_trials(deepcopy=False))
+    """Whether any trial has ended with a finite value."""
+    return any(trial.value is not None and math.isfinite(trial.value) for trial in search.get_trials(deepcopy=False))
 
 
 def _ended(library: Any, search: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    """Trials that ended, by themselves or early."""
-    states = (library.trial.TrialState.COMPLETE, library.trial.TrialState.PRUNED)
+    """Trials that ended: completed, pruned or failed."""
+    states = (library.trial.TrialState.COMPLETE, library.trial.TrialState.PRUNED, library.trial.TrialState.FAIL)
     return search.get_trials(deepcopy=False, states=states)
 
 
 def _write_trials(search: "optuna.Study", study: Path) -> None:
-    """One row a trial: number, state, value, and the values of the keys."""
+    """One row per trial: number, state, value, why there is no value, and the values of the keys."""
     rows = [
         {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value}
+        | {"reason": trial.user_attrs.get("reason", "")}
         | {key: str(value) for key, value in trial.params.items()}
         for trial in search.get_trials(deepcopy=False)
     ]

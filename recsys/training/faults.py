@@ -1,4 +1,4 @@
-"""Ends of a training that the user can do something about: diverged losses, memory that ran out."""
+"""Failures of a training that the user can fix: diverged losses, exhausted memory."""
 
 import math
 import re
@@ -14,18 +14,31 @@ from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
 
 EXPLODED = 1000.0
-"""A loss so many times its running mean (or 1, if that is more) has exploded."""
+"""A loss this many times its running mean (or 1, if that is more) has diverged."""
 
 _ALLOCATION = re.compile(r"tried to allocate (?:([\d.]+) ([KMGT]?i?B)|(\d+) bytes)")
 
 
 class DivergedError(UserError):
-    """Training cannot go on: the loss is no number, or has exploded."""
+    """Training cannot continue: the loss is NaN or infinite, or has diverged."""
+
+
+class InterruptedTrainingError(Exception):
+    """SIGTERM or SIGINT: the run is saved and can be resumed."""
 
 
 def diverged(loss: float, running_mean: float) -> bool:
-    """Whether training cannot go on from this loss."""
+    """Whether training cannot continue from this loss."""
     return not math.isfinite(loss) or loss > EXPLODED * max(1.0, running_mean)
+
+
+def diverged_error(batch: Batch, path: Path, *, loss: float, step: int) -> DivergedError:
+    """Save ``batch`` to ``path``; the error that says so."""
+    save_batch(batch, path)
+    return DivergedError(
+        f"the loss became {loss:.4g} at step {step}: the batch is saved in {path}; lower train.dense.learning_rate or "
+        "train.tables.learning_rate, or set train.dense.clip_norm."
+    )
 
 
 def save_batch(batch: Batch, path: Path) -> None:

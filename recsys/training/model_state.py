@@ -11,13 +11,18 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from data_pipelines.batch import Schema
+from data_pipelines.errors import UserError
 from models.moe.expert_parallel import clip_gradients, place_like
 from models.ranker import Ranker
-from models.sharding.sharding import data_parallel_tables, dense_parameters, table_optimizers
+from models.sharding.sharding import data_parallel_tables, dense_parameters, shard, table_optimizers
+from models.sparsity.config import build_levers
 from models.sparsity.lever import Lever
+from models.tables.lookup import SparseTables
 from models.tables.rows import local_rows
-from recsys.config.experiment import TrainConfig
+from recsys.config.experiment import ExperimentConfig, TrainConfig
 from recsys.runs.checkpoints import EMA, LEVER, MODEL, OPTIMIZER, Tensors, load_checkpoint, stored_tensors
+from recsys.runs.processes import Processes
 from recsys.training.optimizers import AveragedWeights, make_optimizer
 
 
@@ -27,11 +32,12 @@ class ModelState:
     Attributes:
         model: The ranker in ``DistributedModelParallel``: what to call.
         ranker: The same ranker bare: what levers see.
+        levers: Those that the config switches on.
     """
 
     def __init__(self, model: DistributedModelParallel, levers: Sequence[Lever], config: TrainConfig) -> None:
         self.model, self.ranker = model, cast(Ranker, model.module)
-        self._levers = levers
+        self.levers = levers
         self._dense = dense_parameters(model)
         tables = data_parallel_tables(model)
         self._unfused = self._dense | tables
@@ -62,14 +68,14 @@ class ModelState:
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        for lever in self._levers:
+        for lever in self.levers:
             lever.after_backward(self.ranker, step)
         if self._clip_norm is not None:
             clip_gradients(self._dense.values(), self._clip_norm)
         for optimizer in self._optimizers:
             optimizer.step()
         self.ranker.update_routing()
-        for lever in self._levers:
+        for lever in self.levers:
             lever.after_step(self.ranker, step)
         if self._decay is not None:
             self._average = self._average or AveragedWeights(self._live(), self._decay)
@@ -80,6 +86,15 @@ class ModelState:
         if self._average is not None:
             self._average.swap(self._live())
 
+    def expert_shares(self, processes: Processes) -> dict[str, float]:
+        """Share of the rows that each expert got since the last call, over all ranks."""
+        shares: dict[str, float] = {}
+        for name, tokens_E in self.ranker.tokens_per_expert(reset=True).items():
+            share_E = processes.mean(tokens_E.double().cpu())
+            total = float(share_E.sum())
+            shares |= {f"experts/{name}/{index}": float(rows) / total for index, rows in enumerate(share_E) if total}
+        return shares
+
     def tensors(self) -> Tensors:
         """All tensors of a checkpoint, by name."""
         tensors = self.model_tensors() | self._fused_state()
@@ -87,7 +102,7 @@ class ModelState:
             for optimizer in self._optimizers:
                 for key, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"{OPTIMIZER}{name}.{key}"] = value.reshape(1) if value.dim() == 0 else value
-        for name, value in _leaves(self._levers):
+        for name, value in _leaves(self.levers):
             if isinstance(value, Tensor):
                 tensors[name] = value
         if self._average is not None:
@@ -102,7 +117,7 @@ class ModelState:
 
     def numbers(self) -> dict[str, Any]:
         """What a checkpoint must hold of the levers beside tensors, as JSON."""
-        numbers = {name: value for name, value in _leaves(self._levers) if not isinstance(value, Tensor)}
+        numbers = {name: value for name, value in _leaves(self.levers) if not isinstance(value, Tensor)}
         if self._average is not None:
             numbers["ema_updates"] = self._average.updates
         return numbers
@@ -166,7 +181,7 @@ class ModelState:
                 owners[parameter].state[parameter][key] = placed
 
     def _load_levers(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        states: dict[str, dict[str, Any]] = {lever.name: {} for lever in self._levers}
+        states: dict[str, dict[str, Any]] = {lever.name: {} for lever in self.levers}
         for name, value in (dict(numbers) | dict(tensors)).items():
             if name.startswith(LEVER):
                 owner, *path = [unquote(part) for part in name.removeprefix(LEVER).split("/")]
@@ -174,8 +189,26 @@ class ModelState:
                 for key in path[:-1]:
                     target = target.setdefault(key, {})
                 target[path[-1]] = value
-        for lever in self._levers:
+        for lever in self.levers:
             lever.load_state_dict(states[lever.name])
+
+
+def build_state(config: ExperimentConfig, schema: Schema, device: torch.device) -> ModelState:
+    """The model that ``config`` asks for, with random weights, sharded over the ranks.
+
+    Raises:
+        UserError: The config asks for levers and for experts that no rank holds whole.
+    """
+    torch.manual_seed(config.seed)
+    levers = build_levers(config.sparsity)
+    if levers and config.model.tower.shards_experts():
+        raise UserError(
+            "model.tower.expert_parallel leaves no rank with whole experts, which levers need: set it to false."
+        )
+    ranker = Ranker(config.model, schema, SparseTables(schema, config.model, device=torch.device("meta")))
+    for lever in levers:
+        lever.build(ranker)
+    return ModelState(shard(ranker, config.train.tables, device, seed=config.seed), levers, config.train)
 
 
 def _leaves(levers: Sequence[Lever]) -> Iterator[tuple[str, Any]]:

@@ -3,93 +3,39 @@
 Everything random is a function of (seed, step, rank), so a checkpoint needs no random state. Letters: T tasks.
 """
 
-import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Self
 
 import torch
-import xxhash
-from torch import Tensor
 
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
-from data_pipelines.disk.object_store import fetched
 from data_pipelines.disk.storage import intact
 from data_pipelines.errors import UserError
-from data_pipelines.locations import expand
-from models.layers.heads import task_losses
-from models.ranker import Ranker
-from models.sharding.sharding import shard
-from models.sparsity.config import build_levers
-from models.tables.id_changes import IdChanges
-from models.tables.lookup import SparseTables
-from models.tables.unknown_ids import UnknownIds
-from recsys.config.experiment import ExperimentConfig, chosen_features
-from recsys.evaluation.evaluate import TaskMetrics, check_monitor, monitored, predict, task_metrics, users_of
+from recsys.config.experiment import ExperimentConfig, chosen_features, resolve_monitor
+from recsys.evaluation.evaluate import TaskMetrics
 from recsys.runs.checkpoints import FINAL, step_name
-from recsys.runs.processes import Processes, process_group
-from recsys.runs.run import Run, claim_run, finished_meta, run_at
+from recsys.runs.processes import process_group
+from recsys.runs.run import claim_run, finished_meta, run_at
 from recsys.training.checkpoint_writer import CheckpointWriter
-from recsys.training.faults import DivergedError, diverged, memory_guard, save_batch
-from recsys.training.model_state import ModelState
+from recsys.training.faults import InterruptedTrainingError, diverged, diverged_error, memory_guard
+from recsys.training.first_weights import set_first_weights
+from recsys.training.model_state import build_state
+from recsys.training.objective import Objective, step_seed
 from recsys.training.optimizers import schedule_factor
-from recsys.training.svd_init import start_tables
-from recsys.training.tracking import Tracker
-from recsys.training.warm_start import start_from_run
+from recsys.training.results import Result, Stopped, TrainState
+from recsys.training.run_log import RunLog
+from recsys.training.validation import SPLIT, Validation, check_train_labels
 
-LOG_EVERY = 50
-"""Steps between entries of the training loss."""
-
-Report = Callable[[int, str], None]
-Watch = Callable[[int, float], None]
-Stopped = Literal["patience", "epochs"]
-
-
-class InterruptedTrainingError(Exception):
-    """SIGTERM or SIGINT: the run is saved and can be resumed."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a training ended.
-
-    Attributes:
-        steps: Done in all; ``best_step`` is the one whose weights were kept.
-        stopped: By early stop (``patience``), or after all ``epochs``.
-        valid: Metrics of the final weights by task; empty without a valid split.
-        value: The best monitored value; minus infinity if none was measured.
-        samples_per_s: Rows trained on a second by all ranks, evaluation and checkpoints left out.
-    """
-
-    run: Path | str
-    steps: int
-    best_step: int
-    stopped: Stopped
-    valid: TaskMetrics
-    value: float
-    seconds: float
-    samples_per_s: float
-
-
-@dataclass
-class _Position:
-    """How far a training is: what a checkpoint holds beside tensors and the loader's position.
-
-    ``losses`` are those of the steps that no entry of the log has yet.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    best_step: int = 0
-    best_value: float = float("-inf")
-    worse: int = 0
-    loss_mean: float = 0.0
-    losses: list[float] = field(default_factory=list)
+OnStep = Callable[[int, str], None]
+OnEval = Callable[[int, float], None]
 
 
 def train(
@@ -98,308 +44,307 @@ def train(
     run: Path | str,
     *,
     resume: bool = False,
-    report: Report | None = None,
-    watch: Watch | None = None,
+    on_step: OnStep | None = None,
+    on_eval: OnEval | None = None,
 ) -> Result:
-    """Train a ranker on ``dataset`` and leave a run directory; under ``torchrun`` every rank calls this.
+    """Train a ranker on ``dataset`` and write a run directory; under ``torchrun`` every rank calls this.
 
     Args:
+        config: The experiment.
+        dataset: What ``prepare`` made of the config's ``data``.
         run: A folder that all ranks see, or an address at an object store.
-        resume: Go on from the last checkpoint of ``run`` to the same weights as without the interruption; start
+        resume: Continue from the last checkpoint of ``run`` to the same weights as without the interruption; start
             from the beginning if there is none. A finished run is left as it is.
-        report: Called after every step with the rows it took (of all ranks) and a note.
-        watch: Called after every evaluation with the step and the monitored value; what it raises ends the training.
+        on_step: Called after every step with the number of rows in it (of all ranks) and a note.
+        on_eval: Called after every evaluation with the step and the monitored value, unless that is NaN; an exception
+            that it raises ends the training.
+
+    Returns:
+        How the training ended.
 
     Raises:
         UserError: The config does not fit the data, ``run`` exists, or memory ran out.
-        DivergedError: The loss is no number, or has exploded; the batch is saved.
-        InterruptedTrainingError: SIGTERM or SIGINT came; a checkpoint was written.
+        DivergedError: The loss is NaN or infinite, or has diverged; the batch is saved.
+        InterruptedTrainingError: SIGTERM or SIGINT was received; a checkpoint was written.
+
+    Example:
+        >>> config = load_config("experiment.yaml")  # doctest: +SKIP
+        >>> result = train(config, Dataset.open("dataset"), "run")  # doctest: +SKIP
+        >>> result.valid["click"]["auc"]  # doctest: +SKIP
     """
-    place = run_at(run)
-    if resume and (finished := finished_meta(place, config)):
-        return Result(**(finished["result"] | {"run": run}))
-    with process_group() as processes, memory_guard(config.train.batch_size):
-        return Result(run=run, **_Training(config, dataset, place, processes, report, watch).complete(resume=resume))
+    if resume and (finished := finished_meta(run_at(run), resolve_monitor(config))):
+        return Result.model_validate(finished["result"] | {"run": run})
+    with memory_guard(config.train.batch_size), Trainer(config, dataset, run, on_step=on_step, on_eval=on_eval) as it:
+        return it.fit(resume=resume)
 
 
-class _Training:
+class Trainer:
+    """A training that can be stepped; :func:`train` is one call of :meth:`fit`.
+
+    A trainer joins the process group that ``torchrun`` describes, or forms one of a single process, and leaves it when
+    it is closed: use it in a ``with`` block. Until then SIGTERM and SIGINT ask for a checkpoint instead of killing.
+
+    Args:
+        config, dataset, run, on_step, on_eval: As :func:`train` takes them. The first step makes the run's folder.
+
+    Attributes:
+        loader: The batches of the current epoch, of this rank.
+        state: Ranker, optimizers and levers.
+        train_state: Step, epoch, and the best evaluation so far.
+
+    Raises:
+        UserError: The config does not fit the data, a task has one class in the train split, or the valid split defines
+            no monitored metric.
+
+    Example:
+        >>> with Trainer(config, dataset, "run") as trainer:  # doctest: +SKIP
+        ...     for batch in trainer.loader:
+        ...         loss = trainer.train_step(batch)
+        ...     print(loss, trainer.evaluate()["click"]["auc"])
+        ...     result = trainer.finish()
+    """
+
     def __init__(
         self,
         config: ExperimentConfig,
         dataset: Dataset,
-        run: Run,
-        processes: Processes,
-        report: Report | None,
-        watch: Watch | None,
+        run: Path | str,
+        *,
+        on_step: OnStep | None = None,
+        on_eval: OnEval | None = None,
     ) -> None:
-        self.config, self.dataset, self.run, self.processes = config, dataset, run, processes
-        self.report = report or (lambda rows, note: None)
-        self.watch = watch or (lambda step, value: None)
-        self.features = chosen_features(config, dataset)
-        self.loader = self._loader("train", config.train.batch_size, shuffle=True)
-        self.unknown = UnknownIds(config.train.unknown, self.loader.schema)
-        tasks = dataset.config.tasks.values()
-        self.kinds = [task.kind for task in tasks]
-        check_monitor(config.train.monitor, dataset)
-        self.task_weights_T = torch.tensor([task.weight for task in tasks], device=processes.device)
-        torch.manual_seed(config.seed)
-        self.levers = build_levers(config.sparsity)
-        if self.levers and config.model.tower.shards_experts():
-            raise UserError(
-                "model.tower.expert_parallel leaves no rank with whole experts, which levers need: set it to false."
-            )
-        ranker = Ranker(
-            config.model,
-            self.loader.schema,
-            SparseTables(self.loader.schema, config.model, device=torch.device("meta")),
-        )
-        for lever in self.levers:
-            lever.build(ranker)
-        sharded = shard(ranker, config.train.tables, processes.device, seed=config.seed)
-        self.state = ModelState(sharded, self.levers, config.train)
-        self.total_steps = config.train.epochs * len(self.loader)
-        self.position = _Position()
-        self.valid: TaskMetrics = {}
-        self.tracker: Tracker | None = None
-        settings = config.train
-        self.writer = CheckpointWriter(run, processes, keep=settings.keep_checkpoints, aside=settings.checkpoint_aside)
-        self.rows, self.seconds = 0, 0.0
-
-    def _loader(self, split: str, batch_size: int, *, shuffle: bool = False) -> Loader:
-        return Loader(
-            self.dataset,
-            split,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=self.config.seed,
-            rank=self.processes.rank,
-            world_size=self.processes.world_size,
-            features=self.features,
-            threads=self.config.train.loader_threads,
-        )
-
-    def complete(self, *, resume: bool) -> dict[str, Any]:
-        """Train to the end; the fields of the result, but where the run lies."""
-        began = time.perf_counter()
-        resume_step = self._open_run(resume)
-        if resume_step is None:
-            self._start()
-        for lever in self.levers:
-            lever.start(self.state.ranker, self.total_steps)
+        self.config, self.dataset, self.location = resolve_monitor(config), dataset, run
+        self.run = run_at(run)
+        self.on_step = on_step or (lambda rows, note: None)
+        self.on_eval = on_eval or (lambda step, value: None)
+        self.train_state = TrainState()
+        self._started, self._began = False, 0.0
+        self._open = ExitStack()
         with ExitStack() as stack:
-            stack.enter_context(self.writer)
-            if self.processes.is_main:
-                parameters = self.config.model_dump(mode="json", exclude={"data"})
-                mlflow = self.config.train.mlflow
-                self.tracker = stack.enter_context(
-                    Tracker(self.run.folder, resume_step=resume_step, mlflow=mlflow, parameters=parameters)
-                )
-            stopped = self._fit()
-            self._finish()
-        result = {
-            "steps": self.position.step,
-            "best_step": self.position.best_step,
-            "stopped": stopped,
-            "valid": self.valid,
-            "value": self.position.best_value,
-            "seconds": time.perf_counter() - began,
-            "samples_per_s": self.rows / self.seconds if self.seconds else float("nan"),
-        }
+            self.processes = stack.enter_context(process_group())
+            self._build()
+            self._joined = stack.pop_all()
+
+    def _build(self) -> None:
+        config, settings, processes = self.config, self.config.train, self.processes
+        self._loader = partial(
+            Loader,
+            self.dataset,
+            seed=config.seed,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            features=chosen_features(config, self.dataset),
+            threads=settings.loader_threads,
+        )
+        self._log = RunLog(is_main=processes.is_main)
+        self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True)
+        self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
+        check_train_labels(self.dataset)
+        assert settings.monitor is not None
+        self._validation = Validation(self.dataset, settings.monitor, processes)
+        self.state = build_state(config, self.loader.schema, processes.device)
+        self.total_steps = settings.epochs * len(self.loader)
+        keep, aside = settings.keep_checkpoints, settings.checkpoint_aside
+        self._writer = CheckpointWriter(self.run, processes, keep=keep, aside=aside)
+
+    def fit(self, *, resume: bool = False) -> Result:
+        """Train to the end: until all epochs are done, or early stopping.
+
+        Args:
+            resume: Continue from the last checkpoint of the run, if there is one.
+
+        Raises:
+            UserError, DivergedError, InterruptedTrainingError: As :func:`train` does.
+        """
+        self.start(resume=resume)
+        return self.finish(self._run_epochs())
+
+    def start(self, *, resume: bool = False) -> None:
+        """Make the run's folder and set the first weights, or restore a checkpoint; only the first call does anything.
+
+        Raises:
+            UserError: The run exists and is not resumed, or is of another config.
+        """
+        if self._started:
+            return
+        self._began = time.perf_counter()
+        resume_step = claim_run(self.run, self.config, self.loader.schema, self.processes, resume=resume)
+        if resume_step is None:
+            set_first_weights(self.state, self.config.train.start, self.dataset, self.loader.schema)
+        else:
+            self._restore(self.run.checkpoint(step_name(resume_step)))
+        for lever in self.state.levers:
+            lever.start(self.state.ranker, self.total_steps)
+        self._open.enter_context(self._writer)
+        self._log.open(self._open, self.run.folder, self.config, resume_step=resume_step)
+        self._started = True
+        for note in self._validation.notes:
+            self._log.note(note)
+
+    def train_step(self, batch: Batch) -> float:
+        """One step of all optimizers and levers on ``batch``; the mean loss over the ranks.
+
+        Args:
+            batch: Of :attr:`loader`, so that a checkpoint knows which rows are left.
+
+        Raises:
+            DivergedError: The loss is NaN or infinite, or has diverged; the batch is saved.
+        """
+        self.start()
+        began = time.perf_counter()
+        state = self.train_state
+        torch.manual_seed(step_seed(self.config.seed, state.step, self.processes.rank))
+        schedule = self.config.train.schedule
+        self.state.scale_rates(schedule_factor(schedule.kind, state.step, schedule.warmup_steps, self.total_steps))
+        loss = self._objective.loss(self.state, batch)
+        values = torch.tensor([float(loss.detach()), float(self.processes.stop_requested)], dtype=torch.float64)
+        mean_loss, stops = self.processes.mean(values).tolist()
+        self.processes.stop_requested = stops > 0
+        if diverged(mean_loss, state.loss_mean):
+            path = self.run.folder / f"failed-batch-rank{self.processes.rank}.safetensors"
+            raise diverged_error(batch, path, loss=mean_loss, step=state.step)
+        self.state.update(loss, state.step)
+        state.step += 1
+        state.loss_mean += (mean_loss - state.loss_mean) / min(state.step, 100)
+        rows = len(batch) * self.processes.world_size
+        self._log.step(state, loss=mean_loss, rows=rows, seconds=time.perf_counter() - began)
+        self.on_step(rows, f"epoch {state.epoch + 1} loss {state.loss_mean:.4f}")
+        return float(mean_loss)
+
+    def evaluate(self) -> TaskMetrics:
+        """Metrics of the valid split by task, with the averaged weights where ``train.ema`` asks for them.
+
+        They are logged, and the same on every rank; empty without valid rows.
+        """
+        self.start()
+        self.state.swap_average()
+        tasks = self._measure_valid()
+        self.state.swap_average()
+        return tasks
+
+    def finish(self, stopped: Stopped = "epochs") -> Result:
+        """Make the best weights (the last ones, if nothing was measured) the run's final checkpoint, and seal the run.
+
+        Args:
+            stopped: Why the training ended, for the result.
+        """
+        self.start()
+        valid = self._write_final()
+        self._open.close()
+        result = Result(
+            run=self.location,
+            steps=self.train_state.step,
+            best_step=self.train_state.best_step,
+            stopped=stopped,
+            valid=valid,
+            value=self.train_state.best_value,
+            seconds=time.perf_counter() - self._began,
+            samples_per_s=self._log.samples_per_s,
+            notes=tuple(self._log.notes),
+        )
         if self.processes.is_main:
-            self.run.seal(self._about() | {"result": result})
+            about = {
+                "name": self.config.name,
+                "seed": self.config.seed,
+                "dataset": str(self.dataset.path.resolve()),
+                "dataset_fingerprint": self.dataset.manifest.fingerprint,
+            }
+            self.run.seal(about | {"result": result.model_dump(mode="json", exclude={"run"})})
         self.processes.barrier()
         return result
 
-    def _start(self) -> None:
-        """Weights before the first step, where they are not to be random."""
-        start, schema = self.config.train.start, self.loader.schema
-        if start not in ("random", "svd"):
-            start_from_run(self.state, fetched(expand(start)), self.dataset)
-            return
-        if start == "svd":
-            start_tables(self.state.model, self.dataset, schema.feature_names)
-        if schema.dense:
-            numbers = [feature.name for feature in schema.dense]
-            parts = Loader(self.dataset, "train", batch_size=1 << 16, features=numbers)
-            self.state.ranker.standardize.fit(part.dense for part in parts)
+    def __enter__(self) -> Self:
+        return self
 
-    def _open_run(self, resume: bool) -> int | None:
-        """Make the run's folder, or go on in it; the step that it was resumed at.
-
-        Rank 0 looks and tells the others, who may come when its folder is already there.
-        """
-        found: dict[str, Any] = {}
-        if self.processes.is_main:
-            try:
-                found = {"step": claim_run(self.run, self.config, self.loader.schema, resume=resume)}
-            except UserError as error:
-                found = {"refused": str(error)}
-        found = json.loads(self.processes.broadcast(json.dumps(found)))
-        if "refused" in found:
-            raise UserError(found["refused"])
-        if found["step"] is None:
-            return None
-        self._restore(self.run.checkpoint(step_name(found["step"])))
-        return self.position.step
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._joined:
+            self._open.__exit__(kind, error, traceback)
 
     def _restore(self, path: Path) -> None:
         state = self.state.load(path)
         if state["dataset"] != self.dataset.manifest.fingerprint:
             raise UserError(f"{self.dataset.path} is not the data set that {self.run} was started with: give that one.")
         with intact(path):
-            self.position = _Position(**state["position"])
+            self.train_state = TrainState.from_checkpoint(state)
             self.loader.load_state_dict(state["loader"])
 
-    def _about(self) -> dict[str, object]:
-        return {
-            "name": self.config.name,
-            "seed": self.config.seed,
-            "dataset": str(self.dataset.path.resolve()),
-            "dataset_fingerprint": self.dataset.manifest.fingerprint,
-        }
-
-    def _fit(self) -> Stopped:
-        position, settings = self.position, self.config.train
-        while position.epoch < settings.epochs:
+    def _run_epochs(self) -> Stopped:
+        state, settings = self.train_state, self.config.train
+        while state.epoch < settings.epochs:
             for batch in self.loader:
-                self._step(batch)
-                if settings.evaluate_every and position.step % settings.evaluate_every == 0:
-                    self._evaluate()
+                self.train_step(batch)
+                if settings.evaluate_every and state.step % settings.evaluate_every == 0:
+                    self._judge()
                 if self.processes.stop_requested:
                     self._save()
-                    raise InterruptedTrainingError(f"stopped at step {position.step}; go on with --resume")
-                if position.step % settings.checkpoint_every == 0:
+                    raise InterruptedTrainingError(f"stopped at step {state.step}; resume it with --resume")
+                if state.step % settings.checkpoint_every == 0:
                     self._save()
-                if position.worse >= settings.patience:
+                if state.evaluations_without_improvement >= settings.patience:
                     return "patience"
-            position.epoch += 1
+            state.epoch += 1
             if not settings.evaluate_every:
-                self._evaluate()
-            if position.worse >= settings.patience:
+                self._judge()
+            if state.evaluations_without_improvement >= settings.patience:
                 return "patience"
         return "epochs"
 
-    def _step(self, batch: Batch) -> None:
-        began = time.perf_counter()
-        position = self.position
-        torch.manual_seed(_seed(self.config.seed, position.step, self.processes.rank))
-        schedule = self.config.train.schedule
-        self.state.scale_rates(schedule_factor(schedule.kind, position.step, schedule.warmup_steps, self.total_steps))
-        loss = self._loss(batch)
-        values = torch.tensor([float(loss.detach()), float(self.processes.stop_requested)], dtype=torch.float64)
-        mean_loss, stops = self.processes.mean(values).tolist()
-        self.processes.stop_requested = stops > 0
-        if diverged(mean_loss, position.loss_mean):
-            path = self.run.folder / f"failed-batch-rank{self.processes.rank}.safetensors"
-            save_batch(batch, path)
-            raise DivergedError(
-                f"the loss became {mean_loss:.4g} at step {position.step}: the batch is saved in {path}; lower "
-                "train.dense.learning_rate or train.tables.learning_rate, or set train.dense.clip_norm."
-            )
-        self.state.update(loss, position.step)
-        position.step += 1
-        position.loss_mean += (mean_loss - position.loss_mean) / min(position.step, 100)
-        rows = len(batch) * self.processes.world_size
-        self.rows, self.seconds = self.rows + rows, self.seconds + time.perf_counter() - began
-        position.losses.append(mean_loss)
-        if position.step % LOG_EVERY == 0:
-            recent = sum(position.losses) / len(position.losses)
-            self._log("train", {"loss": recent, "samples_per_s": self.rows / self.seconds})
-            position.losses.clear()
-        self.report(rows, f"epoch {position.epoch + 1} loss {position.loss_mean:.4f}")
-
-    def _loss(self, batch: Batch) -> Tensor:
-        device = self.processes.device
-        batch = batch.to(device)
-        assert batch.labels is not None
-        ids = IdChanges(batch)
-        self.unknown(ids)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            logits_BT = self.state.model(ids)
-        loss = task_losses(logits_BT, batch.labels, self.kinds) @ self.task_weights_T
-        ranker = self.state.ranker
-        for extra in (ranker.auxiliary_loss(), *(lever.loss(ranker) for lever in self.levers)):
-            if extra is not None:
-                loss = loss + extra
-        return loss
-
-    def _evaluate(self) -> None:
-        """Measure the valid split, and save the weights if they are the best so far."""
-        self.state.swap_average()
-        tasks = self._measure_valid()
-        self.state.swap_average()
-        position = self.position
-        self._log("train", self._expert_shares())
-        if not tasks or not all(lever.settled(position.step) for lever in self.levers):
+    def _judge(self) -> None:
+        """Evaluate, and save the weights if they are the best so far."""
+        tasks, state = self.evaluate(), self.train_state
+        self._log.values(state, "train", self.state.expert_shares(self.processes))
+        if not tasks or not all(lever.settled(state.step) for lever in self.state.levers):
             return
-        value = monitored(self.config.train.monitor, tasks)
-        if value > position.best_value:
-            position.best_value, position.best_step, position.worse = value, position.step, 0
+        value = self._validation.monitor.value(tasks)
+        if math.isnan(value):
+            self._log.note(
+                f"the monitored value is NaN at step {state.step}: this evaluation neither counts for early stopping "
+                "nor for the best weights."
+            )
+            return
+        if state.best_value is None or value > state.best_value:
+            state.best_value, state.best_step, state.evaluations_without_improvement = value, state.step, 0
             self._save()
         else:
-            position.worse += 1
-        self.watch(position.step, value)
+            state.evaluations_without_improvement += 1
+        self.on_eval(state.step, value)
 
     def _measure_valid(self) -> TaskMetrics:
-        """Metrics of the valid split by task, the same on every rank; empty without valid rows."""
-        if not self.dataset.splits.get("valid"):
+        if not self._validation.has_rows:
             return {}
-        loader = self._loader("valid", self.config.train.eval_batch_size)
-        rows, logits_NT = predict(self.state.model, loader, self.processes.device)
-        rows, logits_NT = self.processes.gather(rows), self.processes.gather(logits_NT)
-        logits, labels = logits_NT[rows.argsort()].numpy(), self.dataset.labels("valid")
-        users = users_of(self.dataset, "valid")
-        names = self.loader.schema.tasks
-        tasks = {
-            name: task_metrics(kind, labels[:, index], logits[:, index], users)
-            for index, (name, kind) in enumerate(zip(names, self.kinds, strict=True))
-        }
+        loader = self._loader(SPLIT, batch_size=self.config.train.eval_batch_size)
+        tasks = self._validation.measure(self.state.model, loader)
         for name, values in tasks.items():
-            self._log("valid", {f"{name}/{metric}": value for metric, value in values.items()})
-        if self.tracker is not None:
-            self.tracker.flush()
+            self._log.values(self.train_state, SPLIT, {f"{name}/{metric}": value for metric, value in values.items()})
+        self._log.flush()
         return tasks
-
-    def _expert_shares(self) -> dict[str, float]:
-        """Share of the rows that each expert was given since the last evaluation, over all ranks."""
-        shares: dict[str, float] = {}
-        for name, tokens_E in self.state.ranker.tokens_per_expert(reset=True).items():
-            share_E = self.processes.mean(tokens_E.double().cpu())
-            total = float(share_E.sum())
-            shares |= {f"experts/{name}/{index}": float(rows) / total for index, rows in enumerate(share_E) if total}
-        return shares
-
-    def _log(self, split: str, values: dict[str, float]) -> None:
-        if self.tracker is not None:
-            self.tracker.log(self.position.step, self.position.epoch, split, values)
 
     def _save(self) -> None:
         """Write a checkpoint of this step."""
-        if self.tracker is not None:
-            self.tracker.flush()
-        state = {
-            "step": self.position.step,
-            "position": asdict(self.position),
+        self._log.flush()
+        state = self.train_state
+        content = {
+            "step": state.step,
+            "train_state": state.state_dict(),
             "loader": self.loader.state_dict(),
             "dataset": self.dataset.manifest.fingerprint,
             "numbers": self.state.numbers(),
         }
-        name = step_name(self.position.step)
-        self.writer.save(name, self.state.tensors(), state, best=self.position.best_step)
+        self._writer.save(step_name(state.step), self.state.tensors(), content, best=state.best_step)
 
-    def _finish(self) -> None:
-        """Keep the best weights (the last ones, if nothing was measured) as the run's final checkpoint."""
-        if self.position.best_value == float("-inf"):
-            self.position.best_step = self.position.step
+    def _write_final(self) -> TaskMetrics:
+        """Write the weights that are kept as the final checkpoint; their metrics."""
+        state = self.train_state
+        if state.best_value is None:
+            state.best_step = state.step
             self._save()
-        self.writer.wait()
-        self.state.load_final(self.run.checkpoint(step_name(self.position.best_step)))
-        for lever in self.levers:
+        self._writer.wait()
+        self.state.load_final(self.run.checkpoint(step_name(state.best_step)))
+        for lever in self.state.levers:
             lever.finish(self.state.ranker)
-        self.valid = self._measure_valid()
-        state = {"step": self.position.best_step, "dataset": self.dataset.manifest.fingerprint}
-        self.writer.save(FINAL, self.state.model_tensors(), state)
-
-
-def _seed(*parts: int) -> int:
-    return xxhash.xxh3_64_intdigest("/".join(map(str, parts)).encode()) >> 1
+        valid = self._measure_valid()
+        final = {"step": state.best_step, "dataset": self.dataset.manifest.fingerprint}
+        self._writer.save(FINAL, self.state.model_tensors(), final)
+        return valid

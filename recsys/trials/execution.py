@@ -20,12 +20,13 @@ from data_pipelines.dataset.loader import Loader
 from data_pipelines.errors import UserError
 from data_pipelines.logs.sources import scan
 from models.ranker import Ranker
-from models.weights import Weights
-from recsys.config.experiment import ExperimentConfig, parse_config
-from recsys.evaluation.evaluate import predict, task_metrics
-from recsys.export.export import export_run, shrunk_weights
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.evaluation.evaluate import predict
+from recsys.export.export import export_shrunk, shrink, shrink_run
 from recsys.export.measure import checkpoint_bytes
 from recsys.runs.checkpoints import load_weights
+from recsys.training.faults import DivergedError
 from recsys.training.trainer import train
 from recsys.trials.perturb import masked, random_order, shuffled, strata
 from recsys.trials.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
@@ -63,22 +64,34 @@ def execute(trial: Trial, dataset_path: Path, store_path: Path) -> None:
             return
         began = time.perf_counter()
         dataset = Dataset.open(dataset_path, verify="sizes")
-        if trial.change is None:
-            logits, figures = _train(trial, dataset, folder)
-        elif trial.change == "export":
-            assert trial.parent is not None
-            logits, figures = _serve(store.path(trial.parent) / RUN, experiment(trial, dataset), dataset, folder)
-        else:
-            logits, figures = _look(trial, dataset, store)
+        logits, figures = _carry_out(trial, dataset, store, folder)
+        broken = [split for split, logits_NT in logits.items() if not np.isfinite(logits_NT).all()]
+        if broken:
+            logits, figures = {}, Figures(failed=f"its {' and '.join(broken)} logits are NaN or infinite")
         figures = figures.model_copy(update={"seconds": time.perf_counter() - began})
-        _write_logits(logits, dataset.schema.tasks, folder / LOGITS)
+        if logits:
+            _write_logits(logits, dataset.schema.tasks, folder / LOGITS)
         (folder / FIGURES).write_text(figures.model_dump_json(indent=1))
+
+
+def _carry_out(trial: Trial, dataset: Dataset, store: TrialStore, folder: Path) -> tuple[Logits, Figures]:
+    if trial.change is None:
+        return _train(trial, dataset, folder)
+    assert trial.parent is not None
+    if store.failure(trial.parent):
+        return {}, Figures(failed="the training that it starts from failed")
+    if trial.change == "export":
+        return _serve(store.path(trial.parent) / RUN, experiment(trial, dataset), dataset, folder)
+    return _look(trial, dataset, store)
 
 
 def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figures]:
     """Train, export, and score valid and test with the weights as they will be served."""
     config, run = experiment(trial, dataset), folder / RUN
-    result = train(config, dataset, run)
+    try:
+        result = train(config, dataset, run)
+    except DivergedError as error:
+        return {}, Figures(failed=str(error).split(": ")[0])
     logits, figures = _serve(run, config, dataset, folder)
     if not trial.keep_run:
         shutil.rmtree(run)
@@ -87,37 +100,23 @@ def _train(trial: Trial, dataset: Dataset, folder: Path) -> tuple[Logits, Figure
 
 def _serve(run: Path, config: ExperimentConfig, dataset: Dataset, folder: Path) -> tuple[Logits, Figures]:
     """Export ``run`` with the levers of ``config``, and score valid and test with the weights as they are served."""
-    weights = _served_weights(run, config, dataset)
-    ranker, logits = weights.to_ranker(), Logits()
+    shrunk = shrink_run(run, [f"sparsity={config.sparsity.model_dump_json()}"], dataset=dataset.path)
+    weights, logits = as_served(shrunk.after), Logits()
+    ranker = weights.to_ranker()
     for split in ("valid", "test"):
         if dataset.splits.get(split):
             loader = Loader(dataset, split, batch_size=_BATCH_ROWS, features=weights.schema.feature_names)
             rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
             logits[split] = logits_NT.numpy()[rows_N.argsort().numpy()]
-    levers = f"sparsity={config.sparsity.model_dump_json()}"
     with TemporaryDirectory(dir=folder) as scratch:
-        artifact = export_run(run, Path(scratch) / "artifact", [levers], dataset=dataset.path)
+        artifact = export_shrunk(shrunk, Path(scratch) / "artifact")
         sizes, rate = (artifact.bytes, artifact.model_bytes), _scoring_rate(Scorer(artifact), dataset)
-    kinds = [task.kind for task in dataset.config.tasks.values()]
-    labels_NT = dataset.labels("valid") if "valid" in logits else np.empty((0, len(kinds)))
-    valid_auc = {
-        name: task_metrics(kind, labels_NT[:, t], logits["valid"][:, t])["auc"]
-        for t, (name, kind) in enumerate(zip(dataset.schema.tasks, kinds, strict=True))
-        if kind == "binary" and "valid" in logits
-    }
     return logits, Figures(
-        valid_auc=valid_auc,
-        seconds=0,
         artifact_bytes=sizes[0],
         model_bytes=sizes[1],
-        checkpoint_bytes=checkpoint_bytes(load_weights(run), dataset),
+        checkpoint_bytes=checkpoint_bytes(shrunk.before, dataset),
         score_rows_per_s=rate,
     )
-
-
-def _served_weights(run: Path, config: ExperimentConfig, dataset: Dataset) -> Weights:
-    """A run's weights as its artifact serves them: after every lever removed what it can, rows quantized."""
-    return as_served(shrunk_weights(load_weights(run), config, dataset))
 
 
 def _scoring_rate(scorer: Scorer, dataset: Dataset) -> float | None:
@@ -139,7 +138,7 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
     assert trial.parent is not None
     config = experiment(trial, dataset)
     run = store.path(trial.parent) / RUN
-    weights = _served_weights(run, config, dataset)
+    weights = as_served(shrink(load_weights(run), config.sparsity, dataset))
     columns = dataset.columns("test", weights.schema.feature_names)
     block, schema, note = columns.block([(0, len(columns))]), columns.schema, ""
     ranker = weights.to_ranker()
@@ -157,7 +156,7 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
             block = masked(block, schema, trial.changed)
         case None:
             raise AssertionError
-    return {"test": _score(ranker, block)}, Figures(seconds=0, note=note)
+    return {"test": _score(ranker, block)}, Figures(note=note)
 
 
 @torch.inference_mode()

@@ -73,15 +73,15 @@ class Figures(BaseModel):
     """What a trial measured beside its logits.
 
     Attributes:
-        valid_auc: By task; empty for looks at a trained model.
+        failed: Why the trial has no logits; empty if it has.
         artifact_bytes: Of the exported artifact; ``None`` for looks at a trained model.
         model_bytes: Of its weights and vocabularies; ``checkpoint_bytes`` of the same in training, float32.
         score_rows_per_s: From raw rows to scores; ``None`` where the log is out of reach.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    valid_auc: dict[str, float] = {}
-    seconds: float
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a store may hold trials of another version
+    failed: str = ""
+    seconds: float = 0.0
     steps: int = 0
     train_seconds: float | None = None
     artifact_bytes: int | None = None
@@ -115,6 +115,10 @@ class TrialStore:
 
     def figures(self, trial: Trial) -> Figures:
         return read_json(self.path(trial.name) / FIGURES, Figures)
+
+    def failure(self, name: str) -> str:
+        """Why the finished trial of this name failed; empty if it did not."""
+        return Figures.model_validate_json((self.path(name) / FIGURES).read_bytes()).failed
 
     def figures_of(self, dataset: str) -> list[Figures]:
         """Figures of all finished trials on the data set of this fingerprint."""

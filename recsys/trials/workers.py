@@ -65,7 +65,7 @@ def probe(trial: Trial, dataset_path: Path) -> float:
             raise _ProbedError
 
     with TemporaryDirectory() as scratch, suppress(_ProbedError):
-        train(config, dataset, Path(scratch) / "run", report=watch_steps)
+        train(config, dataset, Path(scratch) / "run", on_step=watch_steps)
     first = min(_WARM_STEPS, len(times) - 2)
     seconds_per_row = (times[-1] - times[first]) / (trained[-1] - trained[first])
     valid, test = dataset.splits.get("valid", 0), dataset.splits.get("test", 0)

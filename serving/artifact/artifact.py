@@ -17,10 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from models.ranker import Ranker
 from models.tables.plan import lookup_plan
 from models.weights import Weights, load_dense
 from serving.artifact.calibration import Calibration
+from serving.artifact.card import ModelCard
 from serving.artifact.drift import Reference
 from serving.artifact.quantized_tables import MappedTable, QuantizedTables
 from serving.artifact.stamps import Stamp, check_not_written, stamps_of
@@ -58,25 +58,6 @@ from serving.artifact.weight_files import (
 CARD = "model_card.json"
 REFERENCE = "reference.json"
 STATE = "state"
-
-
-class ModelCard(BaseModel):
-    """What a reader of the artifact wants to know: how good it is, how small, and what it was made from.
-
-    Attributes:
-        name: Name of the experiment.
-        metrics: ``{split: {metric: value}}`` as evaluated before export.
-        sparsity: The ledger: bytes and density of every part, before and after the levers.
-        training: Fingerprints of run and data set, rows, features, and the resolved config.
-        versions: Of the packages that trained it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    metrics: dict[str, Any]
-    sparsity: dict[str, Any]
-    training: dict[str, Any]
-    versions: dict[str, str]
 
 
 def served_encoder(weights: Weights, encoder: Encoder) -> Encoder:
@@ -159,7 +140,7 @@ def write_artifact(
         activations="int8" if weights.grids else None,
         calibration=calibration or {},
     )
-    meta = {"name": card.name, "tasks": list(encoder.schema.tasks), "training": card.training.get("fingerprints", {})}
+    meta = {"name": card.name, "tasks": list(encoder.schema.tasks), "training": card.training.fingerprints}
     rows = {name: weights.packed_rows(name) for name in weights.tables}
     dense = compressed_dense(weights)
     with new_directory(out, "artifact", meta=meta, replace=replace) as folder:

@@ -15,13 +15,13 @@ from data_pipelines.features.encoder import Encoder
 from models.codecs.quantization import dequantize_rows
 from models.weights import Weights
 from serving.artifact.artifact import (
-    ModelCard,
     compressed_dense,
     in_packing_order,
     served_encoder,
     write_artifact,
 )
 from serving.artifact.calibration import Calibration, fit_isotonic, fit_platt, predictions
+from serving.artifact.card import ModelCard
 from serving.artifact.drift import fit_reference
 from serving.artifact.id_remap import Translation
 from serving.artifact.weight_files import split_dense

@@ -207,10 +207,10 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
 
     @router.get("/{name}/card", responses=_problems(401, 409, 422))
     def card(name: Name) -> dict[str, Any]:
-        """Model card, sparsity ledger, and bytes of every file."""
+        """Model card, size report, and bytes of every file."""
         artifact = artifacts.get(name).scorer.artifact
         files = {file: entry.bytes for file, entry in artifact.manifest.files.items()}
-        return {**artifact.card.model_dump(), "bytes": artifact.bytes, "files": files}
+        return {**artifact.card.model_dump(mode="json"), "bytes": artifact.bytes, "files": files}
 
     @router.get("/{name}/drift", responses=_problems(401, 409, 422))
     def drift(name: Name) -> dict[str, dict[str, float]]:

@@ -14,7 +14,8 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from recsys.ablation.study import Progress, Study
 from recsys.cluster.trials import ray_tasks
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
 from recsys.studies.tuning import tune
 from recsys.trials.engines import Engine, processes
 from recsys.trials.trials import TrialStore
@@ -51,7 +52,7 @@ def test_a_search_runs_its_trials_there(here, there, experiment, dataset, tmp_pa
     config.write_text(yaml.safe_dump(content))
     tuned = tune(config, dataset, tmp_path / "here", here)
     elsewhere = tune(config, dataset, tmp_path / "there", replace(there, jobs=1))
-    assert (tuned.value, tuned.assignments) == (elsewhere.value, elsewhere.assignments)
+    assert (tuned.value, tuned.chosen) == (elsewhere.value, elsewhere.chosen)
 
 
 def test_a_fault_of_a_trial_is_one_sentence(there, experiment, dataset, tmp_path):

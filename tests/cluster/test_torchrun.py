@@ -19,7 +19,8 @@ from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
-from recsys.config.experiment import ExperimentConfig, load_config, to_yaml
+from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.yaml_files import to_yaml
 from recsys.evaluation.evaluate import evaluate
 from recsys.training.trainer import train
 

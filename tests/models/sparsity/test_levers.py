@@ -18,9 +18,10 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig
-from recsys.export.export import export_run, shrunk_weights, verify_artifact
+from recsys.export.export import export_run, shrink, verify_artifact
 from recsys.runs.checkpoints import load_weights, read_tensors
-from recsys.training.trainer import InterruptedTrainingError, train
+from recsys.training.faults import InterruptedTrainingError
+from recsys.training.trainer import train
 
 Configure = Callable[..., ExperimentConfig]
 MLP = {"interaction": {"kind": "cross", "layers": 2}, "tower": {"kind": "mlp", "hidden": [32, 16]}}
@@ -81,9 +82,8 @@ def trained(configure: Configure, dataset: Dataset, run_of: RunOf) -> Callable[[
     """``trained(name)``: the weights of a run as they are, and as they are exported."""
 
     def weights(name: str) -> tuple[Weights, Weights]:
-        return load_weights(run_of(name)), shrunk_weights(
-            load_weights(run_of(name)), configure(**LEVERS[name]), dataset
-        )
+        before = load_weights(run_of(name))
+        return before, shrink(before, configure(**LEVERS[name]).sparsity, dataset)
 
     return weights
 
@@ -94,7 +94,19 @@ Trained = Callable[[str], tuple[Weights, Weights]]
 @pytest.mark.parametrize("name", LEVERS)
 def test_the_artifact_scores_as_the_run_does(name: str, run_of: RunOf, tmp_path: Path) -> None:
     artifact = export_run(run_of(name), tmp_path / "artifact")
-    assert verify_artifact(artifact, run_of(name))["max_difference"] < 1e-5
+    assert verify_artifact(artifact, run_of(name)).max_difference < 1e-5
+
+
+@pytest.mark.parametrize("name", LEVERS)
+def test_shrinking_changes_nothing_in_place(name: str, run_of: RunOf, configure: Configure, dataset: Dataset) -> None:
+    weights, untouched = load_weights(run_of(name)), load_weights(run_of(name))
+    shrink(weights, configure(**LEVERS[name]).sparsity, dataset)
+    assert (weights.config, weights.schema) == (untouched.config, untouched.schema)
+    for block in ("tables", "dense", "keep"):
+        before, after = getattr(untouched, block), getattr(weights, block)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert (weights.factors, weights.bits, weights.steps, weights.grids) == ({}, {}, {}, {})
 
 
 def test_row_pruning_drops_the_asked_share(trained: Trained) -> None:
@@ -166,7 +178,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
 ) -> None:
     config = configure(**LEVERS[name])
     with pytest.raises(InterruptedTrainingError):
-        train(config, dataset, tmp_path / "stopped", report=stop_after(2800))
+        train(config, dataset, tmp_path / "stopped", on_step=stop_after(2800))
     train(config, dataset, tmp_path / "stopped", resume=True)
     left, right = (read_tensors(run / "checkpoints" / "final", "") for run in (run_of(name), tmp_path / "stopped"))
     assert left.keys() == right.keys()
@@ -199,7 +211,7 @@ def test_at_two_ranks_the_same_is_pruned_as_at_one(configure: Configure, dataset
     for name, mask in weights[0].keep.items():
         assert int(mask.sum()) == int(weights[1].keep[name].sum())
     artifact = export_run(tmp_path / "two", tmp_path / "artifact")
-    assert verify_artifact(artifact, tmp_path / "two")["max_difference"] < 1e-5
+    assert verify_artifact(artifact, tmp_path / "two").max_difference < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_a_plan_counts_what_is_missing_and_runs_nothing(place: Path, undisturbed
         ("ablation.vary={model.interaction.kid: [cross]}", "model.interaction.kid"),
         ("ablation.slices={new: {column: colour, seen_at_most: 1}}", "no key column `colour`"),
         ("ablation.slices={odd: {where: 'colour > 1'}}", "ablation.slices.odd.where"),
-        ("ablation.task=buy", "no binary task"),
+        ("ablation.task=buy", "has no task `buy`"),
     ],
 )
 def test_faults_are_told_before_the_first_trial(place: Path, override: str, said: str | None) -> None:

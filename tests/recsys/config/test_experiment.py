@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from data_pipelines.errors import UserError
-from recsys.config.experiment import load_config, read_yaml, to_yaml
+from recsys.config.experiment import load_config
+from recsys.config.yaml_files import read_yaml, to_yaml
 
 CONTENT: dict[str, Any] = {
     "data": {"log": "log.parquet", "tasks": {"click": {"column": "click"}}, "features": {"user": {"kind": "id"}}},

@@ -8,7 +8,9 @@ from sklearn.metrics import roc_auc_score
 
 from recsys.evaluation.comparison import TestRows
 from recsys.metrics import significance
-from recsys.metrics.metrics import METRICS, auc
+from recsys.metrics.binary import AUC, auc
+from recsys.metrics.bootstrap import bootstrap_weights
+from recsys.metrics.registry import headline_metrics
 
 
 def _rows(seed: int, rows: int = 300, users: int = 40):
@@ -59,24 +61,22 @@ def test_delong_needs_both_labels() -> None:
 def test_every_bootstrap_draw_is_the_metric_of_the_drawn_rows(seed: int) -> None:
     labels, logits, user, _ = _rows(seed)
     rows = TestRows(labels, user, draws=5, seed=seed)
-    draws = significance.bootstrap_weights(rows.users, 5, seed)
-    for metric in METRICS:
+    draws = bootstrap_weights(rows.users, 5, seed)
+    cluster_N = rows.resampling.cluster_N
+    for metric in headline_metrics("binary"):
         measured = rows.measure(metric, logits)
         for counts, drawn in zip(draws.astype(int), measured.draws_R, strict=True):
             # a user drawn twice is two users: GAUC and NDCG rank within each
-            taken = np.concatenate(
-                [np.flatnonzero(rows.user_N == u) for u in np.repeat(np.arange(len(counts)), counts)]
-            )
-            copies = np.concatenate(
-                [np.full((rows.user_N == u).sum(), i) for i, u in enumerate(np.repeat(np.arange(len(counts)), counts))]
-            )
+            drawn_users = np.repeat(np.arange(len(counts)), counts)
+            taken = np.concatenate([np.flatnonzero(cluster_N == u) for u in drawn_users])
+            copies = np.concatenate([np.full((cluster_N == u).sum(), i) for i, u in enumerate(drawn_users)])
             alone = TestRows(labels[taken], copies, draws=1).measure(metric, logits[taken])
             assert drawn == pytest.approx(alone.value, rel=1e-5, nan_ok=True)
 
 
 def test_auc_of_comparison_is_that_of_scikit_learn() -> None:
     labels, logits, user, _ = _rows(1)
-    assert TestRows(labels, user).measure("auc", logits).value == pytest.approx(roc_auc_score(labels, logits))
+    assert TestRows(labels, user).measure(AUC, logits).value == pytest.approx(roc_auc_score(labels, logits))
 
 
 def test_rows_without_label_and_outside_a_slice_are_left_out() -> None:
@@ -85,14 +85,14 @@ def test_rows_without_label_and_outside_a_slice_are_left_out() -> None:
     within = np.arange(300) < 200
     rows = TestRows(labels, user, rows_N=within)
     assert len(rows) == 150
-    assert rows.measure("auc", logits).value == pytest.approx(auc(labels[50:200], logits[50:200]))
+    assert rows.measure(AUC, logits).value == pytest.approx(auc(labels[50:200], logits[50:200]))
 
 
 def test_bootstrap_over_users_and_clustered_delong_agree() -> None:
     labels, logits, user, rng = _rows(3, rows=4000, users=400)
     other = logits + 0.7 * rng.normal(size=4000)
     rows = TestRows(labels, user, draws=2000)
-    drawn = (rows.measure("auc", other).draws_R - rows.measure("auc", logits).draws_R).std()
+    drawn = (rows.measure(AUC, other).draws_R - rows.measure(AUC, logits).draws_R).std()
     _, covariance = significance.delong(labels, np.stack([logits, other]), user)
     exact = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     assert drawn == pytest.approx(exact, rel=0.1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.metrics.metrics import reliability
+from recsys.metrics.binary import reliability
 from recsys.plots import runs, studies
 from recsys.plots.style import PALETTES, Draw, png, svg
 

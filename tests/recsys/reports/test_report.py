@@ -9,7 +9,8 @@ import pytest
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig, parse_config
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
 from recsys.evaluation.baselines import write_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.reports.report import Extras, write_report

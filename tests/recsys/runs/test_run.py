@@ -15,7 +15,8 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.runs.checkpoints import read_tensors
 from recsys.runs.run import run_at
-from recsys.training.trainer import InterruptedTrainingError, train
+from recsys.training.faults import InterruptedTrainingError
+from recsys.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_another_machine_goes_on_with_a_run(
 ) -> None:
     config, address = configured(experiment, checkpoint_aside=aside), f"{bucket}/run"
     with pytest.raises(InterruptedTrainingError):
-        train(config, dataset, address, report=stop_after(2000))
+        train(config, dataset, address, on_step=stop_after(2000))
     with pytest.raises(UserError, match="nothing complete is there"):
         fetched(address)
     with pytest.raises(UserError, match="already exists"):

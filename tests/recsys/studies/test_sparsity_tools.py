@@ -1,4 +1,4 @@
-"""The ledger, the frontier, feature selection, codes and factors, on one small run and on a demo log."""
+"""The size report, the frontier, feature selection, codes and factors, on one small run and on a demo log."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.synthetic import NOISE, DemoConfig, demo_experiment, generate
 from recsys.cli import app
-from recsys.config.experiment import ExperimentConfig, to_yaml
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.yaml_files import to_yaml
 from recsys.export.measure import measure
-from recsys.export.size_report import total
 from recsys.studies.codes import code_table, recall_of
 from recsys.studies.feature_selection import select_features
 from recsys.studies.frontier import grid
@@ -62,9 +62,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, Da
     return experiment, prepare(experiment.data, folder / "dataset")
 
 
-def test_the_ledger_tells_removal_from_mere_zeros(run: Path) -> None:
-    parts, whole = measure(run)
-    by_name = {part.part: part for part in parts}
+def test_the_size_report_tells_removal_from_mere_zeros(run: Path) -> None:
+    report = measure(run)
+    whole, by_name = report.whole, {part.part: part for part in report.parts}
     item, expert = by_name["item"], by_name["tower.mixtures.0.experts.0"]
     assert item.artifact_bytes < item.checkpoint_bytes / 3
     assert expert.flops_after == expert.flops_before / 2
@@ -73,12 +73,12 @@ def test_the_ledger_tells_removal_from_mere_zeros(run: Path) -> None:
     assert cross.density < 0.3
     assert cross.flops_after == cross.flops_before
     assert cross.artifact_bytes < cross.checkpoint_bytes / 2
-    assert total(parts).artifact_bytes < whole.artifact_bytes < whole.folder_bytes
+    assert report.total.artifact_bytes < whole.artifact_bytes < whole.folder_bytes
     assert whole.artifact_auc == pytest.approx(whole.auc, abs=0.02)
     assert whole.scored_rows_per_s > 0
 
 
-def test_the_card_of_an_artifact_holds_the_ledger(run: Path, tmp_path: Path) -> None:
+def test_the_card_of_an_artifact_holds_the_size_report(run: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["export", str(run), str(tmp_path / "artifact")]).exit_code == 0
     result = runner.invoke(app, ["sparsity", str(tmp_path / "artifact"), "--json"])
@@ -122,10 +122,10 @@ def test_statistics_rank_the_planted_noise_last(
     by: str, demo: tuple[ExperimentConfig, Dataset], tmp_path: Path
 ) -> None:
     result = select_features(*demo, tmp_path / "out", by=by)
-    assert set(list(result["ranking"])[-len(NOISE) :]) == set(NOISE)
-    assert set(result["dropped"]) == set(NOISE)
+    assert set(list(result.ranking)[-len(NOISE) :]) == set(NOISE)
+    assert set(result.dropped) == set(NOISE)
     ranking = pl.read_csv(tmp_path / "out" / "ranking.csv")
-    assert ranking["feature"].to_list() == list(result["ranking"])
+    assert ranking["feature"].to_list() == list(result.ranking)
     assert "reduced.yaml" in {path.name for path in (tmp_path / "out").iterdir()}
 
 
@@ -140,8 +140,8 @@ def test_permutation_on_a_run_measures_each_feature(
     config: ExperimentConfig, dataset: Dataset, run: Path, tmp_path: Path
 ) -> None:
     result = select_features(config, dataset, tmp_path / "out", by="permutation", run=run, keep=2)
-    assert set(result["ranking"]) == {"user", "item", "device", "tags", "price"}
-    assert len(result["kept"]) == 2
+    assert set(result.ranking) == {"user", "item", "device", "tags", "price"}
+    assert len(result.kept) == 2
 
 
 @pytest.mark.parametrize("method", ["autoencoder", "dictionary"])
@@ -149,9 +149,9 @@ def test_a_table_becomes_a_few_named_codes(method: str, run: Path, tmp_path: Pat
     result = code_table(run, tmp_path / "codes", "item", method=method, codes=32, active=4)  # type: ignore[arg-type]
     names = pl.read_csv(tmp_path / "codes" / "names.csv")
     assert len(names) == 32
-    assert result["codes_in_use"] > 0.2
-    assert 0 <= result["recall"]["codes"] <= 1
-    assert result["auc"]["codes"] == pytest.approx(result["auc"]["table"], abs=0.2)
+    assert result.codes_in_use > 0.2
+    assert 0 <= result.recall["codes"] <= 1
+    assert result.auc["codes"] == pytest.approx(result.auc["table"], abs=0.2)
 
 
 def test_recall_of_the_same_space_is_one_and_of_noise_by_chance() -> None:

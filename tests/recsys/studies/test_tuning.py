@@ -1,7 +1,9 @@
 """A search finds the better value, goes on after it was stopped, and refuses what it cannot search."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -11,6 +13,7 @@ import yaml
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.studies import tuning
 from recsys.studies.tuning import tune
 from recsys.trials.engines import Engine, processes
 
@@ -66,8 +69,8 @@ def test_a_search_goes_on_where_it_stopped(
     assert tuned.value == trials["value"].max()
     assert trials["train.tables.learning_rate"].n_unique() == 3
     best = load_config(tuned.best)
-    assert best.train.tables.learning_rate == tuned.assignments["train.tables.learning_rate"]
-    assert list(best.model.tower.hidden) == tuned.assignments["model.tower.hidden"]
+    assert best.train.tables.learning_rate == tuned.chosen["train.tables.learning_rate"]
+    assert list(best.model.tower.hidden) == tuned.chosen["model.tower.hidden"]
 
 
 def test_trials_that_diverge_do_not_end_a_search(
@@ -77,7 +80,7 @@ def test_trials_that_diverge_do_not_end_a_search(
     content["tune"] = {"trials": 4, "space": {"train.dense.learning_rate": {"choices": [0.01, 1e30]}}}
     found = tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
     trials = pl.read_parquet(tmp_path / "study" / "trials.parquet")
-    assert found.assignments == {"train.dense.learning_rate": 0.01}
+    assert found.chosen == {"train.dense.learning_rate": 0.01}
     assert set(trials["state"]) == {"complete", "pruned"}
 
     content["tune"]["space"] = {"train.dense.learning_rate": {"choices": [1e30]}}
@@ -122,3 +125,19 @@ def test_a_damaged_search_is_told(
     file.write_bytes(b"?" + file.read_bytes())
     with pytest.raises(UserError, match=rf"{name} is damaged"):
         tune(written(content, tmp_path), dataset, tmp_path / "study", engine)
+
+
+def test_a_trial_without_a_value_has_failed_and_is_never_the_best(
+    content: dict[str, Any], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(call: Callable[[], Any]) -> "Future[Any]":
+        done: Future[Any] = Future()
+        done.set_result(call())
+        return done
+
+    monkeypatch.setattr(tuning, "train", lambda *arguments, **options: SimpleNamespace(value=None))
+    with pytest.raises(UserError, match=r"no evaluation gave train\.monitor a finite value"):
+        tune(written(content, tmp_path), dataset, tmp_path / "study", Engine(1, 1, submit))
+    trials = pl.read_parquet(tmp_path / "study" / "trials.parquet")
+    assert trials["state"].to_list() == ["fail"] * 3
+    assert not (tmp_path / "study" / "best.yaml").exists()

@@ -24,7 +24,8 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.export.export import export_run
 from recsys.runs.checkpoints import load_weights, read_tensors, step_name, steps
-from recsys.training.trainer import InterruptedTrainingError, train
+from recsys.training.faults import InterruptedTrainingError
+from recsys.training.trainer import train
 from serving.batch.scorer import Scorer
 
 
@@ -155,7 +156,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     config = configure(experiment, **changes)
     train(config, dataset, tmp_path / "undisturbed")
     with pytest.raises(InterruptedTrainingError, match="--resume"):
-        train(config, dataset, tmp_path / "stopped", report=stop_after(2000))
+        train(config, dataset, tmp_path / "stopped", on_step=stop_after(2000))
     train(config, dataset, tmp_path / "stopped", resume=True)
     assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "stopped"))
 

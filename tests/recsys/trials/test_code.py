@@ -6,7 +6,8 @@ from recsys.trials.code import code_fingerprint, source_files
 def test_everything_that_computes_a_trial_is_covered():
     found = source_files()
     assert {
-        "recsys.metrics.metrics",
+        "recsys.metrics.registry",
+        "recsys.metrics.binary",
         "recsys.export.export",
         "recsys.export.measure",
         "recsys.export.size_report",
@@ -27,9 +28,9 @@ def test_pages_and_verbs_are_not_covered():
 
 def test_an_edit_changes_the_fingerprint(tmp_path, monkeypatch):
     copy = tmp_path / "metrics.py"
-    copy.write_text(source_files()["recsys.metrics.metrics"].read_text() + "# edited\n")
+    copy.write_text(source_files()["recsys.metrics.binary"].read_text() + "# edited\n")
     before = code_fingerprint()
-    monkeypatch.setitem(source_files(), "recsys.metrics.metrics", copy)
+    monkeypatch.setitem(source_files(), "recsys.metrics.binary", copy)
     code_fingerprint.cache_clear()
     try:
         assert code_fingerprint() != before

@@ -12,7 +12,8 @@ from models.ranker import Ranker, RankerConfig
 from models.tables.plain import PlainTables
 from models.tables.plan import lookup_plan
 from models.weights import Weights
-from serving.artifact.artifact import Artifact, ModelCard, write_artifact
+from serving.artifact.artifact import Artifact, write_artifact
+from serving.artifact.card import ModelCard
 from serving.batch.batch_job import JobOptions, run_job
 from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
@@ -45,7 +46,7 @@ def scorer(request, tiny_data, tmp_path_factory) -> Scorer:
     schema = dataset.schema
     tables = {t.name: torch.randn(t.rows, t.dim, generator=generator) for t in lookup_plan(schema, config).tables}
     ranker = Ranker(config, schema, PlainTables(schema, config, tables, {}, {}))
-    card = ModelCard(name="pairs", metrics={}, sparsity={}, training={}, versions={})
+    card = ModelCard(name="pairs", versions={})
     weights = Weights(config, schema, tables, ranker.dense_state(), bits=dict.fromkeys(tables, 8))
     write_artifact(weights, dataset.encoder, dataset.path / "state", card, folder / "artifact")
     return Scorer(Artifact.open(folder / "artifact"))

@@ -25,7 +25,8 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.export.export import export_run, verify_artifact
 from recsys.training.trainer import train
-from serving.artifact.artifact import Artifact, ModelCard, in_packing_order, served_encoder, write_artifact
+from serving.artifact.artifact import Artifact, in_packing_order, served_encoder, write_artifact
+from serving.artifact.card import ModelCard
 from serving.artifact.export import as_served
 from serving.batch.scorer import Scorer
 
@@ -44,11 +45,11 @@ def test_raw_rows_through_the_artifact_score_as_in_evaluation(trained, exported,
 
 def test_verify_reports_no_difference_at_fp32(trained, exported):
     result = verify_artifact(Artifact.open(exported), trained[1])
-    assert result["max_difference"] < 2e-6
+    assert result.max_difference < 2e-6
     assert result["run"]["click"] == pytest.approx(result["artifact"]["click"], abs=1e-6)
 
 
-CARD = ModelCard(name="test", metrics={}, sparsity={}, training={}, versions={})
+CARD = ModelCard(name="test", versions={})
 ROWS = pl.DataFrame(
     {
         "user": [f"u{i % 9}" for i in range(60)],
@@ -162,14 +163,14 @@ def test_an_artifact_in_int8_scores_as_its_weights_do(tmp_path, packed):
     assert 0 < np.sqrt(np.mean((logits.to_numpy() - floats) ** 2)) < 0.1 * floats.std()
 
 
-def test_export_verify_and_ledger_tell_of_int8(trained, tmp_path):
+def test_export_verify_and_size_report_tell_of_int8(trained, tmp_path):
     keys = ["sparsity.quantization.dense=int8", "sparsity.quantization.activations=int8"]
     artifact = export_run(trained[1], tmp_path / "artifact", keys)
     result = verify_artifact(artifact, trained[1])
-    assert 1e-5 < result["mean_difference"] < 0.05
-    assert result["artifact"]["click"]["auc"] == pytest.approx(result["run"]["click"]["auc"], abs=0.01)
+    assert 1e-5 < result.mean_difference < 0.05
+    assert result.artifact["click"]["auc"] == pytest.approx(result.run["click"]["auc"], abs=0.01)
     assert summary(artifact)["activations"] == "int8"
-    whole = {part["part"]: part["activations"] for part in artifact.card.sparsity["parts"]}
+    whole = {part.part: part.activations for part in artifact.card.sparsity.parts}
     assert {name for name, activations in whole.items() if activations} == {f"interaction.layers.{i}" for i in range(3)}
 
 
@@ -213,4 +214,4 @@ def test_rows_after_the_log_score_from_the_state_as_if_they_were_part_of_it(with
 
 def test_verify_agrees_where_histories_are_attended(with_past):
     _, run, artifact = with_past
-    assert verify_artifact(Artifact.open(artifact), run)["max_difference"] < 1e-5
+    assert verify_artifact(Artifact.open(artifact), run).max_difference < 1e-5

@@ -1,0 +1,136 @@
+"""What early stopping and searches watch: a weighted sum of metrics of the valid split."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data_pipelines.errors import UserError
+from models.layers.heads import TaskKind
+from recsys.metrics.arrays import Floats, Groups
+from recsys.metrics.metric import Metric
+from recsys.metrics.registry import find_metric, metrics_of
+
+Term = tuple[str, Metric]
+"""A task and a metric of it."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A weighted sum of metrics; larger is better.
+
+    Attributes:
+        weights: ``train.monitor``: weights by key.
+        terms: By key, the metrics whose mean the key stands for.
+    """
+
+    weights: Mapping[str, float]
+    terms: Mapping[str, tuple[Term, ...]]
+
+    @staticmethod
+    def of(weights: Mapping[str, float], kinds: Mapping[str, TaskKind], *, users: bool) -> "Monitor":
+        """The monitor that a config asks for.
+
+        Args:
+            weights: By key, which is a metric (its mean over the tasks that have it) or ``<task>/<metric>``.
+            kinds: Kinds of the tasks by name.
+            users: Whether the data has a user column.
+
+        Raises:
+            UserError: A key names no metric of these tasks, or its weight rewards what is worse.
+        """
+        terms = {}
+        for key, weight in weights.items():
+            task, _, name = key.rpartition("/")
+            metric = find_metric(name)
+            wanted = {t: kind for t, kind in kinds.items() if task in ("", t)}
+            tasks = [t for t, kind in wanted.items() if metric is not None and kind in metric.kinds]
+            if metric is None or not tasks:
+                known = [f"{t}/{m.name}" for t, kind in kinds.items() for m in metrics_of(kind, groups=users)]
+                raise UserError(f"train.monitor.{key}: there is no such metric; there are {', '.join(known)}.")
+            if metric.needs_groups and not users:
+                raise UserError(f"train.monitor.{key}: {metric.label} needs data.user, the column of users: add it.")
+            if (weight < 0) != (metric.better == "lower"):
+                sign = "negative" if metric.better == "lower" else "positive"
+                raise UserError(
+                    f"train.monitor.{key} is {weight:g}: {metric.better} values of {metric.label} are better, and the "
+                    f"largest monitored value wins: give it a {sign} weight."
+                )
+            terms[key] = tuple((t, metric) for t in tasks)
+        return Monitor(weights, terms)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the metrics that have to be measured."""
+        return frozenset(metric.name for terms in self.terms.values() for _, metric in terms)
+
+    def defined_on(
+        self, split: str, kinds: Mapping[str, TaskKind], labels_NT: Floats, users_N: Groups | None
+    ) -> tuple["Monitor", list[str]]:
+        """The monitor without the metrics that no model could have on these rows, and one sentence about each.
+
+        Args:
+            split: The name of the rows, for the sentences.
+            kinds: Kinds of the tasks by name, in the order of the columns of ``labels_NT``.
+            labels_NT: Labels, NaN where a row has none.
+            users_N: Codes of the users, if there are any.
+
+        Raises:
+            UserError: Nothing would be left.
+        """
+        notes: list[str] = []
+        kept: dict[str, tuple[Term, ...]] = {}
+        for key, terms in self.terms.items():
+            defined = []
+            for task, metric in terms:
+                labels_N = labels_NT[:, list(kinds).index(task)]
+                reason = why_undefined(metric, kinds[task], labels_N, users_N)
+                if reason is None:
+                    defined.append((task, metric))
+                else:
+                    notes.append(
+                        f"train.monitor.{key} leaves out {metric.label} of task {task}, which is undefined on the "
+                        f"{split} split: {reason}."
+                    )
+            if defined:
+                kept[key] = tuple(defined)
+        if not kept:
+            raise UserError(
+                f"{' '.join(notes)} Nothing is left to monitor: choose a metric that these rows define, such as "
+                "logloss: -1, or a split with rows of both classes."
+            )
+        return replace(self, weights={key: self.weights[key] for key in kept}, terms=kept), notes
+
+    def value(self, tasks: Mapping[str, Mapping[str, float]]) -> float:
+        """The monitored value of these metrics (by task, then by name); NaN if one of them is undefined."""
+        total = 0.0
+        for key, terms in self.terms.items():
+            values = [
+                tasks[task][m.name] if m.better != "closest to 1" else m.goodness(tasks[task][m.name])
+                for task, m in terms
+            ]
+            total += self.weights[key] * float(np.mean(values))
+        return total
+
+
+def why_undefined(metric: Metric, kind: TaskKind, labels_N: Floats, users_N: Groups | None) -> str | None:
+    """Why no model could have ``metric`` on these rows; ``None`` if it is defined.
+
+    Args:
+        metric: Of a task of ``kind``.
+        kind: Of the task.
+        labels_N: Labels, NaN where a row has none.
+        users_N: Codes of the users, if there are any.
+    """
+    labelled_N = ~np.isnan(labels_N)
+    labels_N = labels_N[labelled_N]
+    if not len(labels_N):
+        return "no row has a label"
+    users_N = None if users_N is None else users_N[labelled_N]
+    scores_N = np.random.default_rng(0).normal(size=len(labels_N))
+    if not math.isnan(metric.measure(kind, labels_N, scores_N, users_N)):
+        return None
+    if kind == "binary" and labels_N.min() == labels_N.max():
+        return f"all {len(labels_N):,} labels are {labels_N[0]:g}"
+    return "no user has rows of both classes" if metric.needs_groups else "these labels do not define it"

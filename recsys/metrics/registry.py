@@ -1,0 +1,80 @@
+"""All metrics by name. Evaluation, monitors, studies, baselines and reports read them from here."""
+
+from models.layers.heads import TaskKind
+from recsys.metrics.binary import AUC, CALIBRATION, CALIBRATION_ERROR, LOG_LOSS, NORMALIZED_ENTROPY
+from recsys.metrics.grouped import GAUC, MRR, RANKING
+from recsys.metrics.metric import Metric
+from recsys.metrics.regression import POISSON_DEVIANCE, RMSE
+
+_METRICS: dict[str, Metric] = {}
+
+
+def register(metric: Metric) -> Metric:
+    """Make ``metric`` known under its name: it is measured, can be monitored, and can be named by studies from then on.
+
+    Call it before a config that names the metric is read.
+
+    Raises:
+        ValueError: Another metric has this name.
+
+    Example:
+        >>> import numpy as np
+        >>> def hinge(labels_N, logits_N, weights_N=None):
+        ...     return float(np.average(np.maximum(0, 1 - (2 * labels_N - 1) * logits_N), weights=weights_N))
+        >>> register(Metric("hinge", "hinge loss", {"binary"}, hinge, better="lower"))  # doctest: +SKIP
+    """
+    if _METRICS.setdefault(metric.name, metric) is not metric:
+        raise ValueError(f"there is a metric {metric.name!r} already: give the new one another name")
+    return metric
+
+
+def find_metric(name: str) -> Metric | None:
+    """The metric of this name; ``None`` if there is none."""
+    return _METRICS.get(name)
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of this name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    return _METRICS[name]
+
+
+def metric_names() -> list[str]:
+    """The names of all metrics, in the order of registration."""
+    return list(_METRICS)
+
+
+def metrics_of(kind: TaskKind, *, groups: bool = True) -> list[Metric]:
+    """The metrics of tasks of ``kind``, the main one first; without ``groups`` only those that need none."""
+    return [m for m in _METRICS.values() if kind in m.kinds and (groups or not m.needs_groups)]
+
+
+def headline_metrics(kind: TaskKind, *, groups: bool = True) -> list[Metric]:
+    """Those of :func:`metrics_of` that tables show."""
+    return [metric for metric in metrics_of(kind, groups=groups) if metric.headline]
+
+
+def main_metric(kind: TaskKind) -> Metric:
+    """The metric by which models of a task of ``kind`` are chosen and ranked unless a config says otherwise.
+
+    AUC of binary tasks, RMSE of regressions, Poisson deviance of counts.
+    """
+    return metrics_of(kind)[0]
+
+
+for _metric in (
+    AUC,
+    GAUC,
+    LOG_LOSS,
+    NORMALIZED_ENTROPY,
+    CALIBRATION,
+    CALIBRATION_ERROR,
+    MRR,
+    *RANKING,
+    POISSON_DEVIANCE,
+    RMSE,
+):
+    register(_metric)

@@ -1,0 +1,93 @@
+"""How far a training is, and how it ended."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from serving.artifact.card import SplitMetrics, Value
+
+Stopped = Literal["patience", "epochs"]
+
+
+class Result(BaseModel):
+    """How a training ended.
+
+    Attributes:
+        run: Where the run is.
+        steps: Steps in all.
+        best_step: The step whose weights were kept.
+        stopped: By early stopping (``patience``), or after all ``epochs``.
+        valid: Metrics of the final weights by task; empty without a valid split.
+        value: The best monitored value; ``None`` if none was measured.
+        seconds: Of this process, from start to end.
+        samples_per_s: Rows trained on per second by all ranks, without evaluation and checkpoints.
+        notes: What was left out of the monitor, and why.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run: Path | str
+    steps: int
+    best_step: int
+    stopped: Stopped
+    valid: dict[str, dict[str, Value]]
+    value: float | None
+    seconds: float
+    samples_per_s: Value
+    notes: tuple[str, ...] = ()
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _measured(cls, value: Any) -> Any:
+        """Earlier versions wrote minus infinity where nothing was measured."""
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    def summary(self) -> dict[str, Any]:
+        """What ``recsys train`` prints; ``valid`` as in :class:`~serving.artifact.card.SplitMetrics`."""
+        printed = {
+            "run": self.run,
+            "steps": self.steps,
+            "best_step": self.best_step,
+            "stopped": self.stopped,
+            "valid": SplitMetrics(tasks=self.valid).model_dump(),
+            "seconds": self.seconds,
+            "samples_per_s": self.samples_per_s,
+        }
+        return printed | ({"notes": list(self.notes)} if self.notes else {})
+
+
+@dataclass
+class TrainState:
+    """How far a training is: what a checkpoint holds beside tensors and the loader's position.
+
+    Attributes:
+        best_value: The best monitored value so far; ``None`` before there is one.
+        evaluations_without_improvement: Since ``best_step``; evaluations whose value is NaN do not count.
+        losses: Those of the steps that no entry of the log covers yet.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    best_step: int = 0
+    best_value: float | None = None
+    evaluations_without_improvement: int = 0
+    loss_mean: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fields, as JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_checkpoint(state: Mapping[str, Any]) -> "TrainState":
+        """The state in a checkpoint's JSON, also in one that an earlier version wrote."""
+        if "train_state" in state:
+            return TrainState(**state["train_state"])
+        earlier = dict(state["position"])
+        earlier["evaluations_without_improvement"] = earlier.pop("worse")
+        if not math.isfinite(earlier["best_value"]):
+            earlier["best_value"] = None
+        return TrainState(**earlier)

@@ -1,0 +1,88 @@
+"""The valid split during training: what is measured on it, and the value that early stopping watches.
+
+Letters: N rows, T tasks.
+"""
+
+from collections.abc import Mapping
+
+import polars as pl
+from torch import nn
+
+from data_pipelines.dataset.columns import LABEL
+from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.dataset.loader import Loader
+from data_pipelines.errors import UserError
+from models.layers.heads import TaskKind
+from recsys.evaluation.evaluate import TaskMetrics, predict, task_metrics, users_of
+from recsys.evaluation.monitor import Monitor
+from recsys.runs.processes import Processes
+
+SPLIT = "valid"
+
+
+class Validation:
+    """Measures a ranker on the valid split, the same on every rank.
+
+    Args:
+        dataset: The data set that the ranker is trained on.
+        monitor: ``train.monitor``, written out.
+        processes: The ranks that train together.
+
+    Attributes:
+        monitor: The monitored value, without metrics that the valid split leaves undefined.
+        notes: One sentence about each metric that was left out.
+
+    Raises:
+        UserError: The monitor names no metric, or has none that the valid split defines.
+    """
+
+    def __init__(self, dataset: Dataset, monitor: Mapping[str, float], processes: Processes) -> None:
+        self.dataset, self._processes = dataset, processes
+        self._kinds: dict[str, TaskKind] = {name: task.kind for name, task in dataset.config.tasks.items()}
+        self.monitor = Monitor.of(monitor, self._kinds, users=dataset.config.user is not None)
+        self.notes: list[str] = []
+        if self.has_rows:
+            self._labels_NT, self._users_N = dataset.labels(SPLIT), users_of(dataset, SPLIT)
+            self.monitor, self.notes = self.monitor.defined_on(SPLIT, self._kinds, self._labels_NT, self._users_N)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is a valid split with rows."""
+        return bool(self.dataset.splits.get(SPLIT))
+
+    def measure(self, model: nn.Module, loader: Loader) -> TaskMetrics:
+        """Metrics by task: the routine ones and those that are monitored.
+
+        Args:
+            model: Gives the logits of a batch.
+            loader: This rank's rows of the valid split.
+        """
+        rows, logits_NT = predict(model, loader, self._processes.device)
+        rows, logits_NT = self._processes.gather(rows), self._processes.gather(logits_NT)
+        logits = logits_NT[rows.argsort()].numpy()
+        return {
+            name: task_metrics(kind, self._labels_NT[:, t], logits[:, t], self._users_N, also=self.monitor.names)
+            for t, (name, kind) in enumerate(self._kinds.items())
+        }
+
+
+def check_train_labels(dataset: Dataset) -> None:
+    """Refuse a training that could learn nothing: a task without labels, or a binary task of one class.
+
+    Raises:
+        UserError: A task has no label in the train split, or all its labels there are equal.
+    """
+    for name, task in dataset.config.tasks.items():
+        label = pl.col(f"{LABEL}{name}").drop_nulls().drop_nans()
+        found = dataset.frame("train").select(low=label.min(), high=label.max(), rows=label.len()).collect()
+        low, high, rows = found.row(0)
+        if not rows:
+            raise UserError(
+                f"task {name}: no row of the train split has a label, so nothing can be learned: check "
+                f"data.tasks.{name} and data.split, and prepare the data again."
+            )
+        if task.kind == "binary" and low == high:
+            raise UserError(
+                f"task {name}: all {rows:,} labels of the train split are {low:g}, so nothing can be learned: check "
+                f"data.tasks.{name} (which values count as positive) and data.split, and prepare the data again."
+            )
