@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -14,6 +13,7 @@ from data_pipelines.arrays import to_arrow
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.dataset.blocks import Bags, Block, EventSlices
 from data_pipelines.disk.storage import sync
+from data_pipelines.features.events import Events
 from data_pipelines.names import LENGTH, START
 
 LABEL = "label:"
@@ -68,20 +68,6 @@ class PartWriter:
         if self._flushed.done():
             self._flushed.result()
             self._flushed = self._aside.submit(sync, self._path)
-
-
-@dataclass(frozen=True)
-class Events:
-    """The events of one history, by entity and time: encoded ids of each feature, microseconds, rows of the log."""
-
-    ids: Mapping[str, npt.NDArray[np.int32]]
-    times: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.uint32]
-
-    @staticmethod
-    def open(folder: Path) -> "Events":
-        ids = {path.stem: _mapped(path, np.int32) for path in sorted(folder.glob("*.i32"))}
-        return Events(ids, _mapped(folder / "times.i64", np.int64), _mapped(folder / "rows.u32", np.uint32))
 
 
 @dataclass
@@ -201,11 +187,6 @@ class Columns:
             past.age = (age, NULL_ID + self.schema.table(table).reserved)
             past.times, past.now = events.times, self._flat("__time", pieces)
         return past
-
-
-def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:
-    # An empty file cannot be mapped.
-    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

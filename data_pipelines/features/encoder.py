@@ -16,10 +16,11 @@ from torch import Tensor
 from data_pipelines.batch import Schema
 from data_pipelines.disk.byte_planes import pack, pack_values, packing_order, unpack, unpack_values
 from data_pipelines.errors import UserError
-from data_pipelines.features import compiling
-from data_pipelines.features.compiling import Compiled, Fitted
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.fitting import fit
+from data_pipelines.features.kinds.base import Fitted
+from data_pipelines.features.plan import Plan
+from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Slots, Table, Vocabulary, spec
 
 _PACKED = "encoder.xz"
@@ -28,31 +29,41 @@ _PACKED = "encoder.xz"
 class Encoder:
     """Maps raw columns to encoded ones: a function of (value, vocabulary), row by row.
 
+    Args:
+        plan: What the columns mean.
+        selected: Names of the encoded features to give; all if ``None``.
+
     Attributes:
-        config: What the columns mean.
-        schema: What it makes of them.
+        plan: What the columns mean, those of features that are not encoded included.
+        served: The plan of the features that are encoded.
+        schema: The encoded features.
     """
 
-    def __init__(self, config: DataConfig, fitted: Fitted, selected: Iterable[str] | None = None) -> None:
-        self.config = config
+    def __init__(self, plan: Plan, fitted: Fitted, selected: Iterable[str] | None = None) -> None:
+        self.plan = plan
         self._fitted = fitted
-        specs = compiling.specs(config)
         chosen = None if selected is None else frozenset(selected)
-        self._sparse = tuple(s for s in specs.sparse if chosen is None or s.name in chosen)
-        self._dense = tuple(d for d in specs.dense if chosen is None or d.name in chosen)
+        self._sparse = tuple(s for s in plan.specs.sparse if chosen is None or s.name in chosen)
+        self._dense = tuple(d for d in plan.specs.dense if chosen is None or d.name in chosen)
         used = dict.fromkeys(s.table for s in self._sparse)
         self._tables: dict[str, Table] = {name: fitted.tables[name] for name in used}
         self.schema = Schema(
             tables=tuple(spec(name, table) for name, table in self._tables.items()),
             sparse=self._sparse,
             dense=self._dense,
-            tasks=tuple(config.tasks),
+            tasks=tuple(plan.tasks),
         )
+        self.served = plan.select(self.schema.feature_names)
         self._cache: dict[tuple[tuple[str, str], ...], list[pl.Expr]] = {}
+
+    @property
+    def config(self) -> DataConfig:
+        """The ``data:`` block that the plan was made from."""
+        return self.plan.config
 
     @staticmethod
     def fit(
-        config: DataConfig,
+        plan: Plan,
         train: pl.LazyFrame,
         earlier: "Encoder | None" = None,
         counted: Sequence[pl.DataFrame] | None = None,
@@ -68,10 +79,10 @@ class Encoder:
             UserError: A column is missing or of a type its feature cannot read; or ``earlier`` has other features.
         """
         if earlier is None:
-            return Encoder(config, fit(config, train, counted=counted))
-        if config.features != earlier.config.features:
+            return Encoder(plan, fit(plan, train, counted=counted))
+        if plan.config.features != earlier.config.features:
             raise UserError("the features of the config are not those of the data set to extend: use its config.")
-        return Encoder(config, fit(config, train, earlier._fitted, counted))
+        return Encoder(plan, fit(plan, train, earlier._fitted, counted))
 
     def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = ()) -> pl.LazyFrame:
         """The encoded columns of ``rows``, and the expressions of ``carry`` beside them.
@@ -89,10 +100,11 @@ class Encoder:
         return rows.select(*self._cache[key], *carry)
 
     def _compile(self, schema: pl.Schema) -> list[pl.Expr]:
-        compiled = Compiled(self.config, self._fitted, schema)
+        raw, specs = RawColumns(schema), [*self._sparse, *self._dense]
         return [
-            *(expression for feature in self._sparse for expression in compiled.sparse(feature)),
-            *(compiled.dense(feature) for feature in self._dense),
+            expression
+            for spec in specs
+            for expression in self.plan.feature(spec.name).encode(spec, raw, self._fitted)
         ]
 
     def warm(self) -> None:
@@ -122,7 +134,7 @@ class Encoder:
             if not found:
                 raise UserError(f"no feature is named {name!r}; there are {', '.join(self.schema.feature_names)}.")
             chosen |= found
-        return Encoder(self.config, self._fitted, chosen)
+        return Encoder(self.plan, self._fitted, chosen)
 
     def prune(self, keep: Mapping[str, np.ndarray]) -> "Encoder":
         """The encoder whose tables have only the rows that ``keep[table]`` (bool, one a row) spares.
@@ -134,7 +146,7 @@ class Encoder:
             if mask.shape != (tables[name].rows,):
                 raise UserError(f"table {name!r} has {tables[name].rows} rows, and the mask {mask.shape}.")
             tables[name] = tables[name].prune(mask)
-        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
+        return Encoder(self.plan, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
 
     def in_packing_order(self) -> tuple["Encoder", dict[str, np.ndarray]]:
         """The encoder whose values stand in the order that packs best, and for each of its ids the id it had before.
@@ -147,7 +159,7 @@ class Encoder:
                 order = packing_order(table.values)
                 tables[name] = Vocabulary(table.values[order], table.counts[order], table.oov_buckets)
                 before[name] = np.concatenate([np.arange(table.reserved), order + table.reserved])
-        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names), before
+        return Encoder(self.plan, Fitted(tables, self._fitted.numbers), self.schema.feature_names), before
 
     def save(self, folder: Path, *, slim: bool = False, packed: bool = False) -> None:
         """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``.
@@ -207,8 +219,8 @@ class Encoder:
                 frame = values[name]
                 counts = frame["count"] if "count" in frame.columns else pl.zeros(len(frame), pl.Int64, eager=True)
                 tables[name] = Vocabulary(frame["value"], counts, entry["oov_buckets"])
-        config = DataConfig.model_validate(content["config"])
-        return Encoder(config, Fitted(tables, content["numbers"]), content["features"])
+        plan = Plan.of(DataConfig.model_validate(content["config"]))
+        return Encoder(plan, Fitted(tables, content["numbers"]), content["features"])
 
 
 def _below(tensors: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig
+from data_pipelines.features.plan import Plan
 from data_pipelines.names import REASON, ROW, TIME
-
-MINUTE = 60_000_000
-"""Microseconds."""
+from data_pipelines.timelines import MINUTE
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,13 @@ class Survey:
         return self.rows + sum(self.refused.values())
 
 
-def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey:
+def take_survey(plan: Plan, rows: pl.LazyFrame, location: str) -> Survey:
     """Look over checked rows once.
 
     Raises:
         UserError: No rows, or more refused than ``max_quarantined`` allows.
     """
-    time = pl.col(TIME) if config.time is not None else pl.lit(0, dtype=pl.Int64)
+    time = pl.col(TIME) if plan.time is not None else pl.lit(0, dtype=pl.Int64)
     good = pl.col(REASON).is_null()
     found = (
         rows.select(ROW, time=pl.when(good).then(time))
@@ -56,25 +54,26 @@ def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey
         raise UserError(f"{location} holds no rows.")
     refused: dict[str, int] = {}
     if len(accepted) < len(found):
-        refused = _refused(config, rows.filter(~good), total, location)
+        refused = _refused(plan, rows.filter(~good), total, location)
     if accepted.is_empty():
         raise UserError(f"{location}: every row is refused.")
-    last = None if config.time is None else int(accepted["last"].to_numpy().max())
+    last = None if plan.time is None else int(accepted["last"].to_numpy().max())
     last_row = int(found["last_row"].to_numpy().max())
     return Survey(int(accepted["n"].sum()), refused, last_row, last, accepted.select("minute", "n", "last_row"))
 
 
-def _refused(config: DataConfig, rows: pl.LazyFrame, total: int, location: str) -> dict[str, int]:
+def _refused(plan: Plan, rows: pl.LazyFrame, total: int, location: str) -> dict[str, int]:
     """Refused rows by reason, the most frequent first."""
     counted = rows.group_by(REASON).agg(n=pl.len(), row=pl.col(ROW).min()).collect(engine="streaming")
     bad = counted.sort("n", REASON, descending=[True, False])
     refused: dict[str, int] = dict(bad.select(REASON, "n").iter_rows())
-    if sum(refused.values()) > config.max_quarantined * total:
+    allowed = plan.config.max_quarantined
+    if sum(refused.values()) > allowed * total:
         reasons = "; ".join(
             f"{reason} ({n:,} rows, first row {row + 1:,})" for reason, n, row in bad.head(3).iter_rows()
         )
         raise UserError(
             f"{location}: {sum(refused.values()):,} of {total:,} rows are refused, more than the share "
-            f"{config.max_quarantined} that `max_quarantined` allows: {reasons}."
+            f"{allowed} that `max_quarantined` allows: {reasons}."
         )
     return refused

@@ -10,21 +10,18 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from data_pipelines.errors import UserError
-from data_pipelines.features.config import (
+from data_pipelines.config.base import expand
+from data_pipelines.config.log import (
     CsvFormat,
-    DataConfig,
     DeltaFormat,
     Format,
-    HistoryFeature,
     IpcFormat,
     LibsvmFormat,
     NdjsonFormat,
     ParquetFormat,
-    StatisticFeature,
-    expand,
 )
-from data_pipelines.features.values import condition
+from data_pipelines.errors import UserError
+from data_pipelines.features.plan import Plan
 from data_pipelines.logs.joins import join
 from data_pipelines.names import POSITIVE, ROW
 
@@ -61,56 +58,30 @@ _HIVE = re.compile(r"/[^/=]+=[^/]*/")
 _UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError)
 
 
-def scan(config: DataConfig, path: str | None = None) -> pl.LazyFrame:
-    """The log of ``config`` (or the one at ``path``) with its side tables joined, and the row number ``__row``.
+def scan(plan: Plan, path: str | None = None) -> pl.LazyFrame:
+    """The log of ``plan`` (or the one at ``path``) with its side tables joined, and the row number ``__row``.
 
     Raises:
         UserError: Nothing there, an unknown format, a file that cannot be read, or a column of a join that is missing.
     """
-    frame = scan_files(path or config.log, config.format, text=text_columns(config))
+    config = plan.config
+    frame = scan_files(path or config.log, config.format, text=plan.text_columns)
     if config.sampling is not None and POSITIVE not in frame.collect_schema():
         frame = frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
-    return join_sides(config, frame.with_row_index(ROW))
+    return join_sides(plan, frame.with_row_index(ROW))
 
 
-def join_sides(config: DataConfig, frame: pl.LazyFrame) -> pl.LazyFrame:
-    """``frame`` with the side tables of ``config`` joined, rows in their order.
+def join_sides(plan: Plan, frame: pl.LazyFrame) -> pl.LazyFrame:
+    """``frame`` with the side tables of ``plan`` joined, rows in their order.
 
     Raises:
         UserError: A side table cannot be read, or a column to join on is missing.
     """
-    for side in config.joins:
-        table = scan_files(side.table, side.format, text=text_columns(config))
+    for side in plan.config.joins:
+        table = scan_files(side.table, side.format, text=plan.text_columns)
         with reading(side.table):
-            frame = join(frame, table, side, config.time)
+            frame = join(frame, table, side, plan.time)
     return frame
-
-
-def text_columns(config: DataConfig) -> frozenset[str]:
-    """Columns that are read as they stand (``007``) from text files: all but those of conditions, which need types."""
-    return used_columns(config) - _columns_of_conditions(config)
-
-
-def used_columns(config: DataConfig) -> frozenset[str]:
-    """Every column that ``config`` reads, and those the product adds itself."""
-    names = {ROW, POSITIVE, "__split", config.time, config.user, config.split.column, *config.keys}
-    names.update(key for join in config.joins for key in (*join.keys, join.time))
-    names.update(task.column for task in config.tasks.values())
-    for feature in config.features.values():
-        names.update((getattr(feature, "column", None), getattr(feature, "weights", None)))
-        match feature:
-            case StatisticFeature():
-                names.update((feature.of, *feature.by))
-            case HistoryFeature():
-                names.add(feature.entity)
-    return _columns_of_conditions(config) | frozenset(name for name in names if name is not None)
-
-
-def _columns_of_conditions(config: DataConfig) -> frozenset[str]:
-    conditions = [task.where for task in config.tasks.values()]
-    conditions += [feature.where for feature in config.features.values() if isinstance(feature, HistoryFeature)]
-    read = [condition("`where`", where) for where in conditions if where is not None]
-    return frozenset(name for expression in read for name in expression.meta.root_names())
 
 
 def scan_files(location: str, format: Format | None, *, text: frozenset[str] = frozenset()) -> pl.LazyFrame:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import polars as pl
 
-from data_pipelines.features.config import CsvFormat, Format
+from data_pipelines.config.log import CsvFormat, Format
 from data_pipelines.features.values import MISSING, epoch, number
 from data_pipelines.logs.sources import find_files
 

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
+from data_pipelines.config.base import Config
+from data_pipelines.config.log import Format
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import Format
 from data_pipelines.features.values import MICROSECONDS, epoch, label_value, number, text, texts
 from data_pipelines.logs.sources import find_files, format_of, reading, scan_files
 from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles
@@ -29,18 +29,14 @@ _FITTED_RANKS = 1000
 _DAY = 86_400 * MICROSECONDS
 
 
-class _Profile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Histogram(_Profile):
+class Histogram(Config):
     """Counts between edges (one more edge than counts)."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-class Column(_Profile):
+class Column(Config):
     """What is known about one column.
 
     Attributes:
@@ -73,7 +69,7 @@ class Column(_Profile):
     suspicions: tuple[str, ...] = ()
 
 
-class LogProfile(_Profile):
+class LogProfile(Config):
     """What is known about a log.
 
     Attributes:

@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from data_pipelines.config.base import Family
 from recsys.cli import app
 from recsys.config.experiment import ExperimentConfig
 
@@ -130,7 +131,8 @@ def _models(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
 def _inner(annotation: Any, suffix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Models inside an annotation, each with what its container adds to the path (``.<name>``, ``[]``)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield suffix, annotation
+        kinds = annotation.alternatives() if issubclass(annotation, Family) else (annotation,)
+        yield from ((suffix, kind) for kind in kinds)
         return
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -181,6 +183,8 @@ def _yaml(value: Any) -> str:
 
 def _type(annotation: Any) -> str:
     """An annotation in a reader's words, with links to the models it names."""
+    if isinstance(annotation, type) and issubclass(annotation, Family) and annotation.kind_name() is None:
+        return " or ".join(_type(kind) for kind in annotation.alternatives())
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{_kind_of(annotation) or 'keys'}](#{_anchor(annotation)})"
     if annotation in (None, NoneType):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_pipelines.config.base import Family
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
@@ -303,9 +304,11 @@ def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation: unions and ``Annotated`` taken apart."""
+    """The alternatives of an annotation: unions, ``Annotated`` and families of kinds taken apart."""
     if get_origin(annotation) is Annotated:
         return _kinds(get_args(annotation)[0])
     if get_origin(annotation) in {Union, UnionType}:
         return [kind for argument in get_args(annotation) for kind in _kinds(argument)]
+    if isinstance(annotation, type) and issubclass(annotation, Family):
+        return list(annotation.alternatives())
     return [annotation]

@@ -20,8 +20,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig
-from data_pipelines.logs.sources import reading, scan_files, text_columns
+from data_pipelines.features.plan import Plan
+from data_pipelines.logs.sources import reading, scan_files
 from data_pipelines.names import ROW
 from data_pipelines.past.state import State
 from serving.artifact.artifact import Artifact
@@ -124,21 +124,21 @@ def run_job(
             another process works on it; the output is that of another job.
         ParkedError: ``stop`` was set.
     """
-    config = artifact.encoder.config
-    rows = Input.find(source, config)
+    plan = artifact.encoder.plan
+    rows = Input.find(source, plan)
     terms: dict[str, Any] = {
         "artifact": artifact.fingerprint,
         "input": rows.fingerprint(),
-        "events": None if events is None else Input.find(events, config).fingerprint(),
+        "events": None if events is None else Input.find(events, plan).fingerprint(),
         "options": options.model_dump(),
-        "candidates": None if options.candidates is None else Input.find(options.candidates, config).fingerprint(),
+        "candidates": None if options.candidates is None else Input.find(options.candidates, plan).fingerprint(),
     }
     ledger = Ledger(output, terms)
     try:
         began, scored = perf_counter(), 0
         if not ledger.finished:
-            fan_out = max(1, _rows_of(options.candidates, config)) if options.candidates else 1
-            parts = rows.parts(ledger.folder / ".stage.parquet", config, fan_out=fan_out)
+            fan_out = max(1, _rows_of(options.candidates, plan)) if options.candidates else 1
+            parts = rows.parts(ledger.folder / ".stage.parquet", plan, fan_out=fan_out)
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())
             state = _state(artifact, events, ledger.folder / ".state")
@@ -239,19 +239,19 @@ def _naming(source: str) -> Iterator[None]:
         raise UserError(f"{source}: {error}") from None
 
 
-def _candidates(location: str, config: DataConfig) -> pl.LazyFrame:
-    return scan_files(location, Input.find(location, config).format, text=text_columns(config))
+def _candidates(location: str, plan: Plan) -> pl.LazyFrame:
+    return scan_files(location, Input.find(location, plan).format, text=plan.text_columns)
 
 
-def _rows_of(candidates: str, config: DataConfig) -> int:
+def _rows_of(candidates: str, plan: Plan) -> int:
     with reading(candidates):
-        return int(_candidates(candidates, config).select(pl.len()).collect().item())
+        return int(_candidates(candidates, plan).select(pl.len()).collect().item())
 
 
 @lru_cache(maxsize=2)
 def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
     with reading(candidates):
-        rows = _candidates(candidates, scorer.artifact.encoder.config).collect()
+        rows = _candidates(candidates, scorer.artifact.encoder.plan).collect()
     with _naming(candidates):
         return PairScorer(scorer, rows)
 

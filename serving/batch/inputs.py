@@ -10,10 +10,11 @@ import polars as pl
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from data_pipelines.config.log import Format, ParquetFormat
 from data_pipelines.disk.storage import fingerprint, sync
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig, Format, ParquetFormat
-from data_pipelines.logs.sources import find_files, format_of, reading, scan_files, text_columns
+from data_pipelines.features.plan import Plan
+from data_pipelines.logs.sources import find_files, format_of, reading, scan_files
 
 PART_ROWS = 1 << 17
 _LARGEST_ROW_GROUP = 1 << 20
@@ -50,14 +51,14 @@ class Input:
     format: Format
 
     @classmethod
-    def find(cls, location: str, config: DataConfig) -> "Input":
+    def find(cls, location: str, plan: Plan) -> "Input":
         """The files at ``location``, of the format that their suffix tells; text is cut as the training log was.
 
         Raises:
             UserError: Nothing is there, or of no known format.
         """
         files = _remote(location) if "://" in location else find_files(location)
-        trained = config.format
+        trained = plan.config.format
         try:
             format = format_of(location, files)
         except UserError:
@@ -72,7 +73,7 @@ class Input:
         """Changes when a file is added, removed, or written anew."""
         return fingerprint([(file, *_stamp(file)) for file in self.files])
 
-    def parts(self, stage: Path, config: DataConfig, *, fan_out: int = 1) -> list[Part]:
+    def parts(self, stage: Path, plan: Plan, *, fan_out: int = 1) -> list[Part]:
         """Cut the input along its row groups, so that each part makes about as many scores.
 
         What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet at ``stage`` (kept there
@@ -87,7 +88,7 @@ class Input:
         groups = list(self._row_groups()) if isinstance(self.format, ParquetFormat) else None
         if groups is None or any(rows > _LARGEST_ROW_GROUP for _, _, rows in groups):
             if not stage.exists():
-                self._stage(stage, config)
+                self._stage(stage, plan)
             groups = list(_row_groups(str(stage)))
         parts = _merge(groups, max(1, PART_ROWS // fan_out))
         return [part if part.file in self.files else replace(part, source=self.location) for part in parts]
@@ -96,10 +97,10 @@ class Input:
         for file in self.files:
             yield from _row_groups(file)
 
-    def _stage(self, stage: Path, config: DataConfig) -> None:
+    def _stage(self, stage: Path, plan: Plan) -> None:
         beside = stage.with_name(f"{stage.name}.writing")
         with reading(self.location):
-            rows = scan_files(self.location, self.format, text=text_columns(config))
+            rows = scan_files(self.location, self.format, text=plan.text_columns)
             rows.sink_parquet(beside, row_group_size=PART_ROWS, compression="lz4")
         sync(beside)
         os.replace(beside, stage)

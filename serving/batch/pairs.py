@@ -19,7 +19,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from models.tables.lookup import Embedded
-from serving.batch.scorer import MICROBATCH, Scorer, feature_columns
+from serving.batch.scorer import MICROBATCH, Scorer
 
 _PAIRS = 1 << 16
 
@@ -47,7 +47,7 @@ class PairScorer:
         self._scorer, self._candidates = scorer, candidates
         encoder = scorer.artifact.encoder
         named = set(candidates.columns)
-        columns = {name: feature_columns(encoder.config, name.split(".")[0]) for name in encoder.schema.feature_names}
+        columns = {name: encoder.plan.feature(name).columns() for name in encoder.schema.feature_names}
         mine = [name for name, wanted in columns.items() if wanted <= named]
         if not mine:
             raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")

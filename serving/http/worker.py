@@ -65,7 +65,7 @@ class Worker:
                 options = JobOptions.model_validate(claim.options)
                 artifact = self._artifact(Path(claim.artifact_path))
                 for location in (source, *([options.candidates] if options.candidates else [])):
-                    self._roots.check(Input.find(self._roots.source(location), artifact.encoder.config).files)
+                    self._roots.check(Input.find(self._roots.source(location), artifact.encoder.plan).files)
                 drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
                 result = run_job(
                     artifact,

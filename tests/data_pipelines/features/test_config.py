@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from data_pipelines.features.config import DataConfig, expand
+from data_pipelines.config.base import expand
+from data_pipelines.features.config import DataConfig
 
 
 def make(**keys: Any) -> DataConfig:
@@ -44,13 +45,13 @@ def test_defaults_are_written_out() -> None:
         ({"features": {"a.b": {"kind": "id"}}}, "no `.`"),
         ({"features": {"x": {"kind": "id", "min_count": 0}}}, "greater than or equal to 1"),
         ({"features": {"x": {"kind": "number", "clip": [2, 1]}}}, "low below high"),
-        ({"features": {"x": {"kind": "history", "of": ["u"], "entity": "u"}}}, "no id or bag feature"),
+        ({"features": {"x": {"kind": "history", "of": ["u"], "entity": "u"}}}, "not an id or bag feature"),
         ({"features": {"u": {"kind": "id"}, "c": {"kind": "cross", "table": "c", "of": ["u", "v"]}}}, "`v`"),
         ({"features": {"u": {"kind": "id"}, "h": {"kind": "history", "of": ["u"], "entity": "u"}}}, "key `time`"),
         ({"features": {"r": {"kind": "statistic", "measure": "rate", "by": ["u"]}}}, "needs the key `of`"),
         (
             {"time": "t", "features": {"r": {"kind": "statistic", "measure": "rate", "of": "z", "by": ["u"]}}},
-            "`z` is none",
+            "`z` is not one",
         ),
         (
             {"features": {"a": {"kind": "id", "table": "t"}, "b": {"kind": "id", "table": "t", "min_count": 2}}},

@@ -1,0 +1,109 @@
+"""The base classes of every block of a configuration, and how environment variables are filled in."""
+
+import os
+import re
+from collections.abc import Mapping
+from functools import cache, reduce
+from operator import or_
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class Config(BaseModel):
+    """Base of every block of a configuration: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def alternatives(cls) -> tuple[type["Config"], ...]:
+        """The classes that a value of this type may have."""
+        return (cls,)
+
+
+F = TypeVar("F", bound="Family")
+
+
+class Family(Config):
+    """Base of configs that are told apart by their key ``kind``, and to which new kinds can be added.
+
+    A direct subclass is the root of a family. Each kind is a subclass of the root with the field
+    ``kind: Literal["..."]``, decorated with :func:`register`. A field takes any registered kind if its type is
+    ``Annotated[SerializeAsAny[Root], PlainValidator(Root.parse)]``: kinds are looked up when a value is validated, so
+    that those registered later are accepted as well.
+    """
+
+    _registered: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
+        super().__pydantic_init_subclass__(**keywords)
+        if Family in cls.__bases__:
+            cls._registered = {}
+
+    @classmethod
+    def kinds(cls) -> Mapping[str, type[Self]]:
+        """The registered classes of this family by their ``kind``."""
+        return MappingProxyType(cls._registered)
+
+    @classmethod
+    def kind_name(cls) -> str | None:
+        """The ``kind`` of the configs of this class; ``None`` for a class that is not a kind."""
+        field = cls.model_fields.get("kind")
+        names = () if field is None else get_args(field.annotation)
+        return str(names[0]) if len(names) == 1 else None
+
+    @classmethod
+    def alternatives(cls) -> tuple[type[Config], ...]:
+        """All registered classes for the root of a family; the class itself for a kind."""
+        return tuple(cls._registered.values()) if Family in cls.__bases__ else (cls,)
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """A config of the class that ``value["kind"]`` names; ``value`` itself if it is one.
+
+        Raises:
+            ValidationError: The kind is missing or unknown, or a key does not fit it.
+        """
+        parsed: Self = _union(tuple(cls._registered.values())).validate_python(value)
+        return parsed
+
+
+def register(config: type[F]) -> type[F]:
+    """Class decorator that adds a kind to its family.
+
+    Raises:
+        ValueError: The class has no field ``kind: Literal["..."]``, or another class has that kind already.
+    """
+    kind = config.kind_name()
+    if kind is None:
+        raise ValueError(f'{config.__qualname__} needs the field `kind: Literal["..."]` with exactly one name')
+    known = config._registered.setdefault(kind, config)
+    if (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
+        raise ValueError(f"the kind {kind!r} is taken: it is that of {known.__module__}.{known.__qualname__}")
+    config._registered[kind] = config
+    return config
+
+
+@cache
+def _union(classes: tuple[type[Config], ...]) -> TypeAdapter[Any]:
+    if len(classes) == 1:
+        return TypeAdapter(classes[0])
+    return TypeAdapter(Annotated[reduce(or_, classes), Field(discriminator="kind")])  # type: ignore[arg-type]
+
+
+def expand(path: str) -> str:
+    """``path`` with ``${NAME}`` replaced from the environment.
+
+    Raises:
+        ValueError: The variable is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise ValueError(f"{path} names the environment variable {name}, which is not set")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", value, path)
