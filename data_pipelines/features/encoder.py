@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from data_pipelines.batch import Schema
+from data_pipelines.batch import DenseSpec, Schema, SparseSpec
 from data_pipelines.disk.byte_planes import pack, pack_values, packing_order, unpack, unpack_values
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
@@ -100,12 +100,10 @@ class Encoder:
         return rows.select(*self._cache[key], *carry)
 
     def _compile(self, schema: pl.Schema) -> list[pl.Expr]:
-        raw, specs = RawColumns(schema), [*self._sparse, *self._dense]
-        return [
-            expression
-            for spec in specs
-            for expression in self.plan.feature(spec.name).encode(spec, raw, self._fitted)
-        ]
+        raw = RawColumns(schema)
+        specs: list[SparseSpec | DenseSpec] = [*self._sparse, *self._dense]
+        encoded = (self.plan.feature(spec.name).encode(spec, raw, self._fitted) for spec in specs)
+        return [expression for expressions in encoded for expression in expressions]
 
     def warm(self) -> None:
         """Build what the first :meth:`encode` would: the index of every vocabulary, a second for millions of values."""
