@@ -37,6 +37,7 @@ from benchmarks.prepare import data_config, write_for_peer, write_log
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.plan import Plan
 from data_pipelines.synthetic import DemoConfig, generate
 from models.codecs.compact import Precision
 from models.codecs.quantization import Bits
@@ -83,7 +84,7 @@ def write_artifact_of(
 def write_artifacts(log: Path, folder: Path) -> dict[str, Path]:
     """Artifacts over the log, by precision of the dense part."""
     config = data_config(log, history=False).model_copy(update={"keys": ["user_id", "item_id"]})
-    encoder = Encoder.fit(config, pl.scan_parquet(log))
+    encoder = Encoder.fit(Plan.of(config), pl.scan_parquet(log))
     paths = {precision: folder / f"artifact-{precision}" for precision in PRECISIONS}
     for precision, path in paths.items():
         write_artifact_of(encoder, None, pl.scan_parquet(log).head(_SAMPLE), path, precision)
@@ -108,8 +109,8 @@ def run_peer(folder: Path) -> float:
 def stages(artifact: Path, rows: Path, folder: Path) -> dict[str, Callable[[], float]]:
     """Each stage of a job alone: what it costs over all parts, with all threads."""
     scorer = Scorer(Artifact.open(artifact))
-    config = scorer.artifact.encoder.config
-    parts = Input.find(str(rows), config).parts(folder / "none", config)
+    plan = scorer.artifact.encoder.plan
+    parts = Input.find(str(rows), plan).parts(folder / "none", plan)
     frames = [scorer.read(part.scan()).collect() for part in parts]
     batches = [list(scorer.encode(frame)) for frame in frames]
     scores = [scorer.score(frame) for frame in frames]

@@ -31,9 +31,10 @@ import torch
 from benchmarks.common import machine, table
 from benchmarks.prepare import write_log
 from benchmarks.score import write_artifacts
-from data_pipelines.features.compiling import Fitted
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.kinds.base import Fitted
+from data_pipelines.features.plan import Plan
 from data_pipelines.features.vocabulary import Vocabulary
 from models.ranker import Ranker, RankerConfig
 from models.tables.plain import PlainTables
@@ -127,7 +128,7 @@ def large_artifact(out: Path) -> None:
     config = DataConfig.model_validate({"log": "none", "tasks": {"click": {"column": "click"}}, "features": features})
     values = pl.select(pl.format("item-{}", pl.int_range(_VALUES))).to_series()
     counts = pl.ones(_VALUES, pl.Int64, eager=True)
-    encoder = Encoder(config, Fitted({"item": Vocabulary(values, counts)}, {}))
+    encoder = Encoder(Plan.of(config), Fitted({"item": Vocabulary(values, counts)}, {}))
     shape = RankerConfig.model_validate({"dim": _DIM, "tower": {"kind": "mlp"}})
     tables = {"item": torch.zeros(encoder.schema.table("item").rows, _DIM)}
     ranker = Ranker(shape, encoder.schema, PlainTables(encoder.schema, shape, {"item": tables["item"][:1]}, {}, {}))

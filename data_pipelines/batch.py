@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from data_pipelines.config.base import Config
 
 NULL_ID = 0
 """Row 0 of every table stands for null; the OOV buckets follow, then the vocabulary by falling count."""
@@ -17,11 +19,7 @@ MOST_ROWS = (1 << 31) - 1
 """Of a table: ids are Int32."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TableSpec(_Frozen):
+class TableSpec(Config):
     """An embedding table's id space: ``1 + oov_buckets`` reserved rows, then one row a value of the vocabulary."""
 
     name: str
@@ -34,7 +32,7 @@ class TableSpec(_Frozen):
         return 1 + self.oov_buckets
 
 
-class SparseSpec(_Frozen):
+class SparseSpec(Config):
     """One sparse feature: what its bags hold and which table its ids index.
 
     ``sequence`` names the history the feature belongs to: all features of one history have equal lengths row by row,
@@ -49,14 +47,14 @@ class SparseSpec(_Frozen):
     sequence: str | None = None
 
 
-class DenseSpec(_Frozen):
+class DenseSpec(Config):
     """One dense feature of ``width`` float32 numbers (a number, an indicator, a statistic, a vector)."""
 
     name: str
     width: int = Field(ge=1)
 
 
-class Schema(_Frozen):
+class Schema(Config):
     """Everything the models need to know about encoded data, and nothing about columns."""
 
     tables: tuple[TableSpec, ...]

@@ -2,9 +2,16 @@
 
 import os
 import re
+from typing import Annotated
+
+from pydantic import PlainSerializer
 
 from data_pipelines.errors import UserError
-from data_pipelines.redaction import REFERENCE, remember
+from data_pipelines.redaction import REFERENCE, redact, remember
+
+Location = Annotated[str, PlainSerializer(redact, when_used="json")]
+"""A path or address. It may hold ``${NAME}``, which :func:`expand` replaces where the place is read and nowhere
+earlier, so that what is saved keeps the name; a credential written out is saved as ``***``."""
 
 
 def expand(location: str) -> str:

@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+MINUTE = 60_000_000
+"""Microseconds."""
+
 Int64s = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 

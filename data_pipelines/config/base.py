@@ -1,7 +1,5 @@
-"""The base classes of every block of a configuration, and how environment variables are filled in."""
+"""The base classes of every block of a configuration."""
 
-import os
-import re
 from collections.abc import Mapping
 from functools import cache, reduce
 from operator import or_
@@ -22,7 +20,7 @@ class Config(BaseModel):
         return (cls,)
 
 
-K = TypeVar("K", bound="Family")
+F = TypeVar("F", bound="Family")
 
 
 class Family(Config):
@@ -34,7 +32,7 @@ class Family(Config):
     that those registered later are accepted as well.
     """
 
-    _registered: ClassVar[dict[str, type["Family"]]] = {}
+    _registered: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
@@ -43,9 +41,16 @@ class Family(Config):
             cls._registered = {}
 
     @classmethod
-    def kinds(cls) -> Mapping[str, type["Family"]]:
+    def kinds(cls) -> Mapping[str, type[Self]]:
         """The registered classes of this family by their ``kind``."""
         return MappingProxyType(cls._registered)
+
+    @classmethod
+    def kind_name(cls) -> str | None:
+        """The ``kind`` of the configs of this class; ``None`` for a class that is not a kind."""
+        field = cls.model_fields.get("kind")
+        names = () if field is None else get_args(field.annotation)
+        return str(names[0]) if len(names) == 1 else None
 
     @classmethod
     def alternatives(cls) -> tuple[type[Config], ...]:
@@ -63,20 +68,19 @@ class Family(Config):
         return parsed
 
 
-def register(config: type[K]) -> type[K]:
+def register(config: type[F]) -> type[F]:
     """Class decorator that adds a kind to its family.
 
     Raises:
         ValueError: The class has no field ``kind: Literal["..."]``, or another class has that kind already.
     """
-    field = config.model_fields.get("kind")
-    names = () if field is None else get_args(field.annotation)
-    if len(names) != 1:
+    kind = config.kind_name()
+    if kind is None:
         raise ValueError(f'{config.__qualname__} needs the field `kind: Literal["..."]` with exactly one name')
-    known = config._registered.setdefault(names[0], config)
+    known = config._registered.setdefault(kind, config)
     if (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
-        raise ValueError(f"the kind {names[0]!r} is taken: it is that of {known.__module__}.{known.__qualname__}")
-    config._registered[names[0]] = config
+        raise ValueError(f"the kind {kind!r} is taken: it is that of {known.__module__}.{known.__qualname__}")
+    config._registered[kind] = config
     return config
 
 
@@ -85,19 +89,3 @@ def _union(classes: tuple[type[Config], ...]) -> TypeAdapter[Any]:
     if len(classes) == 1:
         return TypeAdapter(classes[0])
     return TypeAdapter(Annotated[reduce(or_, classes), Field(discriminator="kind")])  # type: ignore[arg-type]
-
-
-def expand(path: str) -> str:
-    """``path`` with ``${NAME}`` replaced from the environment.
-
-    Raises:
-        ValueError: The variable is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise ValueError(f"{path} names the environment variable {name}, which is not set")
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", value, path)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -16,6 +15,7 @@ from data_pipelines.dataset.blocks import Bags, Block, EventSlices
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import intact, sync
 from data_pipelines.errors import UserError
+from data_pipelines.features.events import Events
 from data_pipelines.names import LENGTH, START
 
 LABEL = "label:"
@@ -70,30 +70,6 @@ class PartWriter:
         if self._flushed.done():
             self._flushed.result()
             self._flushed = self._aside.submit(sync, self._path)
-
-
-@dataclass(frozen=True)
-class Events:
-    """The events of one history, by entity and time: encoded ids of each feature, microseconds, rows of the log."""
-
-    ids: Mapping[str, npt.NDArray[np.int32]]
-    times: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.uint32]
-
-    @staticmethod
-    def open(folder: Path) -> "Events":
-        """Map the events of one history.
-
-        Raises:
-            UserError: A file is missing or has another length than the others.
-        """
-        with intact(folder):
-            ids = {path.stem: _mapped(below(folder, path.name), np.int32) for path in sorted(folder.glob("*.i32"))}
-            times = _mapped(below(folder, "times.i64"), np.int64)
-            rows = _mapped(below(folder, "rows.u32"), np.uint32)
-            if {len(array) for array in (*ids.values(), times)} != {len(rows)}:
-                raise ValueError("its files have different lengths")
-        return Events(ids, times, rows)
 
 
 @dataclass

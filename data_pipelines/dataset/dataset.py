@@ -11,20 +11,20 @@ import polars as pl
 from pydantic import Field, TypeAdapter
 
 from data_pipelines.batch import Schema
-from data_pipelines.dataset.columns import KEY, LABEL, Columns, Events
+from data_pipelines.dataset.columns import KEY, LABEL, Columns
 from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
-from data_pipelines.dataset.raw_rows import originals
+from data_pipelines.dataset.raw_rows import raw_rows
 from data_pipelines.disk import storage
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import Manifest
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.events import Events
+from data_pipelines.features.plan import Plan
 from data_pipelines.locations import expand
 from data_pipelines.logs.splits import SPLITS
-from data_pipelines.names import LENGTH, START
-from data_pipelines.past.point_in_time import past_features
 from data_pipelines.past.state import State
 
 _SPLITS = TypeAdapter(dict[Annotated[str, Field(pattern="^(train|valid|test)$")], Annotated[int, Field(ge=0)]])
@@ -57,7 +57,9 @@ def prepare(
     meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location}
     with storage.new_directory(out, "dataset", meta=meta) as folder:
         earlier = None if old is None else Earlier(old.encoder, old.state)
-        meta["splits"] = write(config, folder, expand(location), progress or (lambda rows: None), earlier, engine)
+        meta["splits"] = write(
+            Plan.of(config), folder, expand(location), progress or (lambda rows: None), earlier, engine
+        )
         if old is not None:
             meta["extends"] = old.manifest.fingerprint
             _add_drift(folder, old)
@@ -176,13 +178,12 @@ class Dataset:
         """
         if self.config.sampling is not None or "extends" in self.manifest.meta:
             raise UserError(f"{self.path} has rows or events that its log does not hold: they cannot be read again.")
-        frame, past = self.frame(split), past_features(self.config)
-        names = [
-            n for n in frame.collect_schema().names() if n in past or n.startswith("__") or n.endswith((START, LENGTH))
-        ]
+        frame, plan = self.frame(split), self.encoder.plan
+        stored = {name for feature in plan.past.values() for name in feature.stored}
+        names = [name for name in frame.collect_schema().names() if name in stored or name.startswith("__")]
         encoded = frame.select(names).collect()
         encoded = encoded if rows is None else encoded[np.asarray(rows)]
-        return originals(self.config, expand(self.manifest.meta["log"]), encoded, self.path / "events")
+        return raw_rows(plan, expand(self.manifest.meta["log"]), encoded, self.path / "events")
 
     def _split(self, split: str) -> Path:
         if split not in self.splits:

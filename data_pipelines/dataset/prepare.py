@@ -15,16 +15,20 @@ from data_pipelines.dataset.columns import KEY, LABEL, PartWriter
 from data_pipelines.disk import storage
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.features.fitting import count
+from data_pipelines.features.plan import Plan
+from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.files.base import reading
+from data_pipelines.files.find import find_files
+from data_pipelines.files.formats import format_of, scan_files
 from data_pipelines.logs import sources
 from data_pipelines.logs.negatives import write_with_negatives
 from data_pipelines.logs.row_counts import Survey, take_survey
 from data_pipelines.logs.splits import SPLITS, assign
-from data_pipelines.logs.validation import checked, label
+from data_pipelines.logs.validation import checked
 from data_pipelines.names import REASON, ROW, SPLIT, TIME
-from data_pipelines.past.point_in_time import Past, compute, past_features
+from data_pipelines.past.point_in_time import Past, compute
 from data_pipelines.past.snapshots import Snapshots
 from data_pipelines.past.state import State, save
 
@@ -42,7 +46,7 @@ class Earlier:
 
 
 def write(
-    config: DataConfig,
+    plan: Plan,
     folder: Path,
     location: str,
     progress: Callable[[int], None],
@@ -53,23 +57,26 @@ def write(
 
     With an ``engine`` values are counted and rows encoded part by part, wherever the engine has that done.
     """
-    with ThreadPoolExecutor(1) as aside, sources.reading(location), TemporaryDirectory(dir=folder) as scratch_name:
+    with ThreadPoolExecutor(1) as aside, reading(location), TemporaryDirectory(dir=folder) as scratch_name:
         scratch = Path(scratch_name)
-        source = staged(config, sources.scan(config, location), location, scratch)
-        rows = checked(config, source)
-        survey = take_survey(config, rows, location)
+        log = sources.scan(plan, location)
+        source = staged(plan, log.frame, location, scratch)
+        rows = checked(plan, source)
+        survey = take_survey(plan, rows, location, log.refused)
         _quarantine(rows, survey, folder)
+        if len(log.refused):
+            log.refused.write_parquet(folder / "quarantine_lines.parquet")
         rows = rows.filter(pl.col(REASON).is_null()) if survey.refused else rows
-        rows = assign(config, rows.drop(REASON), survey, scratch)
-        if config.sampling is not None:
-            rows, survey = _sampled(config, rows, survey, location, folder, scratch)
-        counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, config)))
+        rows = assign(plan, rows.drop(REASON), survey, scratch)
+        if plan.config.sampling is not None:
+            rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
+        counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, plan)))
         train = rows.filter(pl.col(SPLIT) == 0)
-        encoder = Encoder.fit(config, train, None if earlier is None else earlier.encoder, counted)
+        encoder = Encoder.fit(plan, train, None if earlier is None else earlier.encoder, counted)
         # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
         saved = aside.submit(encoder.save, folder)
-        past = _past(config, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
-        splits = _encode(config, encoder, rows, survey.rows, past, folder, progress, engine)
+        past = _past(plan, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
+        splits = _encode(plan, encoder, rows, survey.rows, past, folder, progress, engine)
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
     saved.result()
@@ -78,16 +85,17 @@ def write(
     return splits
 
 
-def staged(config: DataConfig, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:
+def staged(plan: Plan, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:
     """``source`` as it is where reading it again is cheap; otherwise its columns in use, written out once.
 
     Several passes go over a log: parsing text or joining again in each would cost more than a copy.
     """
-    format = config.format or sources.format_of(location, sources.find_files(location))
-    if format.kind in ("parquet", "ipc", "delta") and not config.joins:
+    config = plan.config
+    format = config.format or format_of(location, find_files(location))
+    if format.columnar and not config.joins:
         return source
     there = source.collect_schema().names()
-    source.select(name for name in there if name in sources.used_columns(config)).sink_ipc(scratch / "log.arrow")
+    source.select(name for name in there if name in plan.log_columns).sink_ipc(scratch / "log.arrow")
     return pl.scan_ipc(scratch / "log.arrow")
 
 
@@ -99,21 +107,21 @@ def _quarantine(rows: pl.LazyFrame, survey: Survey, folder: Path) -> None:
 
 
 def _sampled(
-    config: DataConfig, rows: pl.LazyFrame, survey: Survey, location: str, folder: Path, scratch: Path
+    plan: Plan, rows: pl.LazyFrame, survey: Survey, location: str, folder: Path, scratch: Path
 ) -> tuple[pl.LazyFrame, Survey]:
     """The rows with their negatives, as if the log had held both. ``candidates.parquet`` says how they were drawn."""
     there = rows.collect_schema()
-    raw = [name for name in sources.scan_files(location, config.format).collect_schema() if name in there]
+    raw = [name for name in scan_files(location, plan.config.format).frame.collect_schema() if name in there]
     drawn = scratch / "log.parquet"
-    write_with_negatives(config, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
-    config = config.model_copy(update={"format": None})
-    source = staged(config, sources.scan(config, str(drawn)), str(drawn), scratch)
-    rows = checked(config, source).filter(pl.col(REASON).is_null()).drop(REASON)
+    write_with_negatives(plan, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
+    drawn_plan = Plan.of(plan.config.model_copy(update={"format": None}))
+    source = staged(drawn_plan, sources.scan(drawn_plan, str(drawn)).frame, str(drawn), scratch)
+    rows = checked(plan, source).filter(pl.col(REASON).is_null()).drop(REASON)
     return rows, replace(survey, rows=rows.select(pl.len()).collect(engine="streaming").item())
 
 
 def _past(
-    config: DataConfig,
+    plan: Plan,
     encoder: Encoder,
     rows: pl.LazyFrame,
     survey: Survey,
@@ -121,20 +129,20 @@ def _past(
     scratch: Path,
     base: State | None,
 ) -> Past:
-    if not past_features(config):
+    if not plan.past:
         return Past()
     assert survey.last is not None
     with storage.new_directory(folder / "state", "state") as state:
         latest = survey.last if base is None else max(survey.last, base.latest)
-        snapshots = Snapshots(config, state, latest, base)
-        past = compute(config, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
+        snapshots = Snapshots(plan, state, latest, base)
+        past = compute(plan, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
         snapshots.close()
         save(state, snapshots)
     return past
 
 
-def _count(config: DataConfig, rows: pl.LazyFrame) -> list[pl.DataFrame]:
-    return count(config, rows.filter(pl.col(SPLIT) == 0))
+def _count(plan: Plan, rows: pl.LazyFrame) -> list[pl.DataFrame]:
+    return count(plan, rows.filter(pl.col(SPLIT) == 0))
 
 
 def _counted(parts: Iterator[list[pl.DataFrame]]) -> list[pl.DataFrame]:
@@ -144,7 +152,7 @@ def _counted(parts: Iterator[list[pl.DataFrame]]) -> list[pl.DataFrame]:
 
 
 def _encode(
-    config: DataConfig,
+    plan: Plan,
     encoder: Encoder,
     rows: pl.LazyFrame,
     size: int,
@@ -153,12 +161,11 @@ def _encode(
     progress: Callable[[int], None],
     engine: Engine | None,
 ) -> dict[str, int]:
-    now = {name for name in config.inputs if name not in past_features(config)}
-    schema = rows.collect_schema()
-    carried = [label(config, task, schema).alias(LABEL + task) for task in config.tasks]
-    carried += [pl.col(name).alias(KEY + name) for name in _keys(config)]
-    carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in schema]
-    encoder = encoder.select(now)
+    raw = RawColumns(rows.collect_schema())
+    carried = [plan.label(task, raw).alias(LABEL + task) for task in plan.tasks]
+    carried += [pl.col(name).alias(KEY + name) for name in plan.keys]
+    carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in raw.schema]
+    encoder = encoder.select(name for name in plan.config.inputs if name not in plan.past)
     if engine is None:
         chunks = _streamed(encoder, carried, rows)
     else:
@@ -185,10 +192,6 @@ def _streamed(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) 
 
 def _encoded(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> list[pl.DataFrame]:
     return [encoder.encode(rows, carry=carried).collect(engine="streaming")]
-
-
-def _keys(config: DataConfig) -> list[str]:
-    return list(dict.fromkeys(name for name in (*config.keys, config.user, config.time) if name is not None))
 
 
 def _sizes(encoder: Encoder) -> dict[str, int]:

@@ -48,6 +48,14 @@ def checked_name(name: str) -> str:
     return name
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is a :func:`checked_name` of a single part: a file directly in a folder."""
+    try:
+        return "/" not in checked_name(name)
+    except ValueError:
+        return False
+
+
 FileName = Annotated[str, AfterValidator(checked_name)]
 """The type of file names in pydantic models of files."""
 

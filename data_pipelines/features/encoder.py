@@ -14,15 +14,17 @@ import polars as pl
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
-from data_pipelines.batch import MOST_ROWS, Schema
+from data_pipelines.batch import MOST_ROWS, DenseSpec, Schema, SparseSpec
+from data_pipelines.config.base import Config
 from data_pipelines.disk.byte_planes import pack, pack_values, packing_order, unpack, unpack_values
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
-from data_pipelines.features import compiling
-from data_pipelines.features.compiling import Compiled, Fitted
-from data_pipelines.features.config import Config, DataConfig, Feature, NumberFeature
+from data_pipelines.features.config import DataConfig
 from data_pipelines.features.fitting import fit
+from data_pipelines.features.kinds.base import Fitted
+from data_pipelines.features.plan import Plan
+from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Slots, Table, Vocabulary, spec
 
 _PACKED = "encoder.xz"
@@ -31,31 +33,41 @@ _PACKED = "encoder.xz"
 class Encoder:
     """Maps raw columns to encoded ones: a function of (value, vocabulary), row by row.
 
+    Args:
+        plan: What the columns mean.
+        selected: Names of the encoded features to give; all if ``None``.
+
     Attributes:
-        config: What the columns mean.
-        schema: What it makes of them.
+        plan: What the columns mean, those of features that are not encoded included.
+        served: The plan of the features that are encoded.
+        schema: The encoded features.
     """
 
-    def __init__(self, config: DataConfig, fitted: Fitted, selected: Iterable[str] | None = None) -> None:
-        self.config = config
+    def __init__(self, plan: Plan, fitted: Fitted, selected: Iterable[str] | None = None) -> None:
+        self.plan = plan
         self._fitted = fitted
-        specs = compiling.specs(config)
         chosen = None if selected is None else frozenset(selected)
-        self._sparse = tuple(s for s in specs.sparse if chosen is None or s.name in chosen)
-        self._dense = tuple(d for d in specs.dense if chosen is None or d.name in chosen)
+        self._sparse = tuple(s for s in plan.specs.sparse if chosen is None or s.name in chosen)
+        self._dense = tuple(d for d in plan.specs.dense if chosen is None or d.name in chosen)
         used = dict.fromkeys(s.table for s in self._sparse)
         self._tables: dict[str, Table] = {name: fitted.tables[name] for name in used}
         self.schema = Schema(
             tables=tuple(spec(name, table) for name, table in self._tables.items()),
             sparse=self._sparse,
             dense=self._dense,
-            tasks=tuple(config.tasks),
+            tasks=tuple(plan.tasks),
         )
+        self.served = plan.select(self.schema.feature_names)
         self._cache: dict[tuple[tuple[str, str], ...], list[pl.Expr]] = {}
+
+    @property
+    def config(self) -> DataConfig:
+        """The ``data:`` block that the plan was made from."""
+        return self.plan.config
 
     @staticmethod
     def fit(
-        config: DataConfig,
+        plan: Plan,
         train: pl.LazyFrame,
         earlier: "Encoder | None" = None,
         counted: Sequence[pl.DataFrame] | None = None,
@@ -71,10 +83,10 @@ class Encoder:
             UserError: A column is missing or of a type its feature cannot read; or ``earlier`` has other features.
         """
         if earlier is None:
-            return Encoder(config, fit(config, train, counted=counted))
-        if config.features != earlier.config.features:
+            return Encoder(plan, fit(plan, train, counted=counted))
+        if plan.config.features != earlier.config.features:
             raise UserError("the features of the config are not those of the data set to extend: use its config.")
-        return Encoder(config, fit(config, train, earlier._fitted, counted))
+        return Encoder(plan, fit(plan, train, earlier._fitted, counted))
 
     def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = ()) -> pl.LazyFrame:
         """The encoded columns of ``rows``, and the expressions of ``carry`` beside them.
@@ -92,11 +104,10 @@ class Encoder:
         return rows.select(*self._cache[key], *carry)
 
     def _compile(self, schema: pl.Schema) -> list[pl.Expr]:
-        compiled = Compiled(self.config, self._fitted, schema)
-        return [
-            *(expression for feature in self._sparse for expression in compiled.sparse(feature)),
-            *(compiled.dense(feature) for feature in self._dense),
-        ]
+        raw = RawColumns(schema)
+        specs: list[SparseSpec | DenseSpec] = [*self._sparse, *self._dense]
+        encoded = (self.plan.feature(spec.name).encode(spec, raw, self._fitted) for spec in specs)
+        return [expression for expressions in encoded for expression in expressions]
 
     def warm(self) -> None:
         """Build what the first :meth:`encode` would: the index of every vocabulary, a second for millions of values."""
@@ -125,7 +136,7 @@ class Encoder:
             if not found:
                 raise UserError(f"no feature is named {name!r}; there are {', '.join(self.schema.feature_names)}.")
             chosen |= found
-        return Encoder(self.config, self._fitted, chosen)
+        return Encoder(self.plan, self._fitted, chosen)
 
     def prune(self, keep: Mapping[str, np.ndarray]) -> "Encoder":
         """The encoder whose tables have only the rows that ``keep[table]`` (bool, one a row) spares.
@@ -137,7 +148,7 @@ class Encoder:
             if mask.shape != (tables[name].rows,):
                 raise UserError(f"table {name!r} has {tables[name].rows} rows, and the mask {mask.shape}.")
             tables[name] = tables[name].prune(mask)
-        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
+        return Encoder(self.plan, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
 
     def in_packing_order(self) -> tuple["Encoder", dict[str, np.ndarray]]:
         """The encoder whose values stand in the order that packs best, and for each of its ids the id it had before.
@@ -150,7 +161,7 @@ class Encoder:
                 order = packing_order(table.values)
                 tables[name] = Vocabulary(table.values[order], table.counts[order], table.oov_buckets)
                 before[name] = np.concatenate([np.arange(table.reserved), order + table.reserved])
-        return Encoder(self.config, Fitted(tables, self._fitted.numbers), self.schema.feature_names), before
+        return Encoder(self.plan, Fitted(tables, self._fitted.numbers), self.schema.feature_names), before
 
     def save(self, folder: Path, *, slim: bool = False, packed: bool = False) -> None:
         """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``.
@@ -243,7 +254,8 @@ class _Content(Config):
                 tables[name] = _vocabulary(name, values[name], entry)
             else:
                 tables[name] = Slots(entry.size, entry.oov_buckets)
-        specs = compiling.specs(self.config)
+        plan = Plan.of(self.config)
+        specs = plan.specs
         missing = {spec.table for spec in specs.sparse if spec.name in self.features} - tables.keys()
         if missing or not {*self.features} <= {s.name for s in specs.sparse} | {d.name for d in specs.dense}:
             raise ValueError(f"it has features of other tables than its own ({', '.join(sorted(missing)) or 'none'})")
@@ -251,9 +263,9 @@ class _Content(Config):
             size = table.size if isinstance(table, Slots) else specs.slots.get(name)
             if size != specs.slots.get(name):
                 raise ValueError(f"table {name!r} has {size} slots, and its feature makes {specs.slots.get(name)}")
-        for name, feature in self.config.features.items():
-            _check_numbers(name, feature, self.numbers.get(name))
-        return Encoder(self.config, Fitted(tables, self.numbers), self.features)
+        for name, feature in plan.features.items():
+            feature.check_fitted(self.numbers.get(name))
+        return Encoder(plan, Fitted(tables, self.numbers), self.features)
 
 
 def _vocabulary(name: str, frame: pl.DataFrame, entry: _TableEntry) -> Vocabulary:
@@ -262,16 +274,6 @@ def _vocabulary(name: str, frame: pl.DataFrame, entry: _TableEntry) -> Vocabular
     if values.dtype != pl.String or values.null_count() or len(values) + entry.oov_buckets >= MOST_ROWS:
         raise ValueError(f"the values of table {name!r} are not texts, or too many")
     return Vocabulary(values, counts, entry.oov_buckets)
-
-
-def _check_numbers(name: str, feature: Feature, numbers: Sequence[float] | None) -> None:
-    """Buckets beyond the last edge have rows, and what is divided by is not zero."""
-    if not isinstance(feature, NumberFeature):
-        return
-    if feature.transform == "buckets" and (numbers is None or len(numbers) >= feature.buckets):
-        raise ValueError(f"feature {name!r} has no edges of buckets, or too many")
-    if feature.transform == "standardize" and (numbers is None or len(numbers) != 2 or numbers[1] == 0):
-        raise ValueError(f"feature {name!r} has no mean and deviation")
 
 
 def _read_vocabulary(path: Path) -> pl.DataFrame:

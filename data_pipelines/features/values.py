@@ -4,7 +4,9 @@ The text of a value is its one canonical form: the integer ``7``, the text ``"7"
 same value, so that a log, a request in JSON and a file of another format agree.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
 
 import polars as pl
 
@@ -137,16 +139,70 @@ def epoch(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     raise TypeError(f"{dtype} is no time")
 
 
-def condition(reader: str, sql: str) -> pl.Expr:
-    """A SQL condition over columns as an expression.
+def condition_columns(reader: str, sql: str) -> list[str]:
+    """The columns that a SQL condition reads.
 
     Raises:
         UserError: It cannot be parsed.
     """
+    return list(dict.fromkeys(_parsed(reader, sql).meta.root_names()))
+
+
+def condition(reader: str, sql: str, schema: pl.Schema) -> pl.Expr:
+    """A SQL condition over columns of the given types as an expression.
+
+    Columns take the type of what they are compared with, so that text of a CSV and numbers of a Parquet file agree:
+    ``stars >= 4`` reads text as numbers, ``vip = true`` as truth values; ``code = '5'`` reads whole numbers as text.
+
+    Raises:
+        UserError: It cannot be parsed, a column is missing, or no types make it valid.
+    """
+    columns = condition_columns(reader, sql)
+    for column in columns:
+        if column not in schema:
+            there = ", ".join(name for name in schema.names() if not name.startswith("__"))
+            raise UserError(f"{reader}: `where` reads {column!r}, which is not a column; there are {there}.")
+    empty = pl.DataFrame(schema={column: schema[column] for column in columns})
+    readings = product(*(_readings(schema[column]) for column in columns))
+    refused = ""
+    for chosen in sorted(readings, key=lambda choice: sum(reading != "{}" for reading in choice)):
+        typed = _parsed(reader, _replaced(sql, dict(zip(columns, chosen, strict=True))))
+        try:
+            if empty.select(typed.alias("holds")).schema["holds"] in (pl.Boolean, pl.Null):
+                return typed
+            refused = refused or "it is neither true nor false"
+        except pl.exceptions.PolarsError as error:
+            refused = refused or str(error).splitlines()[0]
+    raise UserError(f"{reader}: `where: {sql}` does not fit the types of its columns: {refused}.")
+
+
+_NUMBER = "TRY_CAST(TRIM({}) AS DOUBLE)"
+_TRUTH = "CASE WHEN LOWER(TRIM({0})) IN ('true', '1') THEN TRUE WHEN LOWER(TRIM({0})) IN ('false', '0') THEN FALSE END"
+_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|[^\W\d]\w*")
+
+
+def _readings(dtype: pl.DataType) -> tuple[str, ...]:
+    """How a column of a condition can be read: as it is, or converted."""
+    if dtype == pl.String:
+        return "{}", _NUMBER, f"({_TRUTH})"
+    return ("{}", "CAST({} AS VARCHAR)") if dtype.is_integer() else ("{}",)
+
+
+def _replaced(sql: str, readings: Mapping[str, str]) -> str:
+    """``sql`` with each column, quoted or not, as it is to be read; text in single quotes stays."""
+
+    def token(match: re.Match[str]) -> str:
+        name = match[0][1:-1].replace('""', '"') if match[0].startswith('"') else match[0]
+        return readings.get(name, "{}").format(match[0]) if not match[0].startswith("'") else match[0]
+
+    return _TOKEN.sub(token, sql)
+
+
+def _parsed(reader: str, sql: str) -> pl.Expr:
     try:
         return pl.sql_expr(sql)
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{reader}: `where` is no SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{reader}: `where` is not a SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
 
 
 def _read_time(value: pl.Expr) -> pl.Expr:

@@ -11,11 +11,27 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 import polars_hash  # noqa: F401  (registers the expression namespace `nchash`)
+from pydantic import Field
 
 from data_pipelines.batch import NULL_ID, TableSpec
+from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import VocabularyConfig
 from data_pipelines.hashing import stable_hash
+
+
+class VocabularyConfig(Config):
+    """Which values get an id of their own; the others share out-of-vocabulary ids by hash."""
+
+    min_count: int = Field(
+        default=1, ge=1, description="Values seen less often in the training split get no id of their own."
+    )
+    max_size: int | None = Field(
+        default=None, ge=1, description="Only so many values get an id of their own, the most frequent ones."
+    )
+    oov_buckets: int = Field(default=1, ge=1, description="Ids that all other values share, by hash.")
+    table: str = Field(
+        description="The table of its ids; by default one of its own. Features that name the same table share it."
+    )
 
 
 @dataclass(frozen=True)

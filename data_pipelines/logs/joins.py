@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.compiling import Raw
-from data_pipelines.features.config import Join
+from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.files.side_tables import Join
 from data_pipelines.hashing import key_of
 from data_pipelines.timelines import bisect
 
@@ -64,6 +64,6 @@ def _as_of(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str) -> pl
 
 
 def _keyed(rows: pl.LazyFrame, keys: list[str], time: str, name: str) -> pl.LazyFrame:
-    raw = Raw(rows.collect_schema())
+    raw = RawColumns(rows.collect_schema())
     key = key_of([raw.text(f"the join with {name}", column) for column in keys])
     return rows.with_columns(key.alias(_KEY), raw.epoch(f"the join with {name}", time).alias(_TIME))

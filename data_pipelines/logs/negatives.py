@@ -14,9 +14,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from data_pipelines.arrays import to_arrow
+from data_pipelines.config.learning import Sampling
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig, Sampling
+from data_pipelines.features.plan import Plan
 from data_pipelines.names import POSITIVE, ROW, SPLIT
 
 _ATTEMPTS = 32
@@ -98,7 +99,7 @@ class NegativeSampler:
         return found
 
 
-def write_with_negatives(config: DataConfig, rows: pl.LazyFrame, columns: Sequence[str], out: Path) -> pl.DataFrame:
+def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str], out: Path) -> pl.DataFrame:
     """Write ``rows`` (accepted, with ``__row`` and ``__split``) and their negatives as a Parquet file.
 
     The file has the raw ``columns`` of the log, ``positive`` and ``__split``. Memory grows only by the distinct pairs
@@ -110,7 +111,7 @@ def write_with_negatives(config: DataConfig, rows: pl.LazyFrame, columns: Sequen
     Raises:
         UserError: The item's column is missing, or there is nothing to draw from.
     """
-    sampling, user = config.sampling, config.user
+    sampling, user = plan.config.sampling, plan.config.user
     assert sampling is not None
     assert user is not None
     for name in (user, sampling.item):

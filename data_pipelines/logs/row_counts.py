@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig
+from data_pipelines.features.plan import Plan
 from data_pipelines.names import REASON, ROW, TIME
-
-MINUTE = 60_000_000
-"""Microseconds."""
+from data_pipelines.timelines import MINUTE
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,16 @@ class Survey:
         return self.rows + sum(self.refused.values())
 
 
-def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey:
+def take_survey(plan: Plan, rows: pl.LazyFrame, location: str, lines: pl.DataFrame | None = None) -> Survey:
     """Look over checked rows once.
+
+    Args:
+        lines: Lines of text that were refused before they became rows (see :data:`data_pipelines.files.base.REFUSED`).
 
     Raises:
         UserError: No rows, or more refused than ``max_quarantined`` allows.
     """
-    time = pl.col(TIME) if config.time is not None else pl.lit(0, dtype=pl.Int64)
+    time = pl.col(TIME) if plan.time is not None else pl.lit(0, dtype=pl.Int64)
     good = pl.col(REASON).is_null()
     found = (
         rows.select(ROW, time=pl.when(good).then(time))
@@ -51,30 +52,38 @@ def take_survey(config: DataConfig, rows: pl.LazyFrame, location: str) -> Survey
         .collect(engine="streaming")
         .sort("minute")
     )
-    total, accepted = int(found["n"].sum()), found.drop_nulls("minute")
+    lines = pl.DataFrame({"reason": []}) if lines is None else lines
+    total, accepted = int(found["n"].sum()) + len(lines), found.drop_nulls("minute")
     if total == 0:
         raise UserError(f"{location} holds no rows.")
     refused: dict[str, int] = {}
-    if len(accepted) < len(found):
-        refused = _refused(config, rows.filter(~good), total, location)
+    if len(accepted) < len(found) or len(lines):
+        refused = _refused(plan, rows.filter(~good), lines, total, location)
     if accepted.is_empty():
         raise UserError(f"{location}: every row is refused.")
-    last = None if config.time is None else int(accepted["last"].to_numpy().max())
+    last = None if plan.time is None else int(accepted["last"].to_numpy().max())
     last_row = int(found["last_row"].to_numpy().max())
     return Survey(int(accepted["n"].sum()), refused, last_row, last, accepted.select("minute", "n", "last_row"))
 
 
-def _refused(config: DataConfig, rows: pl.LazyFrame, total: int, location: str) -> dict[str, int]:
-    """Refused rows by reason, the most frequent first."""
-    counted = rows.group_by(REASON).agg(n=pl.len(), row=pl.col(ROW).min()).collect(engine="streaming")
+def _refused(plan: Plan, rows: pl.LazyFrame, lines: pl.DataFrame, total: int, location: str) -> dict[str, int]:
+    """Refused rows and lines by reason, in descending frequency order."""
+    by_reason = rows.group_by(REASON).agg(n=pl.len(), where=pl.format("row {}", pl.col(ROW).min() + 1))
+    counted = by_reason.collect(engine="streaming")
+    if len(lines):
+        line = pl.coalesce(pl.format("line {} of ", pl.col("line").first()), pl.lit("a line of "))
+        where = pl.concat_str(line, pl.col("file").first())
+        counted = pl.concat([counted, lines.group_by(pl.col("reason").alias(REASON)).agg(n=pl.len(), where=where)])
     bad = counted.sort("n", REASON, descending=[True, False])
     refused: dict[str, int] = dict(bad.select(REASON, "n").iter_rows())
-    if sum(refused.values()) > config.max_quarantined * total:
+    allowed = plan.config.max_quarantined
+    if sum(refused.values()) > allowed * total:
         reasons = "; ".join(
-            f"{reason} ({n:,} rows, first row {row + 1:,})" for reason, n, row in bad.head(3).iter_rows()
+            f"{reason} ({n:,} {'row' if n == 1 else 'rows'}, first {where})"
+            for reason, n, where in bad.head(3).iter_rows()
         )
         raise UserError(
             f"{location}: {sum(refused.values()):,} of {total:,} rows are refused, more than the share "
-            f"{config.max_quarantined} that `max_quarantined` allows: {reasons}."
+            f"{allowed} that `max_quarantined` allows: {reasons}."
         )
     return refused

@@ -8,26 +8,27 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from data_pipelines.config.learning import Split
 from data_pipelines.disk.spill import KEY, partitions
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig, Split
+from data_pipelines.features.plan import Plan
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.hashing import stable_hash
 from data_pipelines.logs.keys import keyed
-from data_pipelines.logs.row_counts import MINUTE, Survey
+from data_pipelines.logs.row_counts import Survey
 from data_pipelines.names import ROW, SPLIT, TIME
-from data_pipelines.timelines import Timeline
+from data_pipelines.timelines import MINUTE, Timeline
 
 SPLITS = ("train", "valid", "test")
 
 
-def assign(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.LazyFrame:
+def assign(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.LazyFrame:
     """Accepted ``rows`` with the column ``__split``.
 
     Raises:
         UserError: A date of the split cannot be read, or its column is missing.
     """
-    split = config.split
+    split = plan.config.split
     match split.by:
         case "time":
             code = _by_time(split, rows, survey)
@@ -36,15 +37,16 @@ def assign(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Path
         case "column":
             code = _by_column(split, rows)
         case "leave_last":
-            code = _by_user(config, rows, survey, scratch)
+            code = _by_user(plan, rows, survey, scratch)
     return rows.with_columns(code.cast(pl.Int8).alias(SPLIT))
 
 
-def _by_user(config: DataConfig, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.Expr:
-    assert config.user is not None
-    test, valid = int(config.split.test), int(config.split.valid)
+def _by_user(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.Expr:
+    user, split = plan.config.user, plan.config.split
+    assert user is not None
+    test, valid = int(split.test), int(split.valid)
     code = np.zeros(survey.last_row + 1, np.int8)
-    frame = keyed(config, [config.user], rows, [pl.col(TIME).alias("time"), pl.col(ROW).alias("row")])
+    frame = keyed(plan, [user], rows, [pl.col(TIME).alias("time"), pl.col(ROW).alias("row")])
     for part in partitions(frame, survey.rows, scratch):
         line = Timeline.of(part.rows[KEY].to_numpy(), part.rows["time"].to_numpy())
         ends = line.last_places()

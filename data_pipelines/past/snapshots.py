@@ -1,94 +1,18 @@
-"""What must be remembered of the past so that rows yet to come get their histories and statistics.
+"""What must be kept of the past so that rows yet to come get the features that depend on it.
 
-One Arrow file a feature, its rows by key: the last events of a history with their texts; the events inside the window
-of a windowed statistic; or, for each key of a running one, rows and sums before its latest time (``before``,
-``before_sum``) and at it (``at``, ``at_sum``), since a row may come at that very time and must not see the latter.
+One Arrow file per feature, its rows by key, in the form that its kind condenses them to.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from data_pipelines.arrays import to_arrow
 from data_pipelines.disk.spill import MEMORY_ROWS
-from data_pipelines.features.config import DataConfig, HistoryFeature, StatisticFeature
-from data_pipelines.past.histories import remembered
-from data_pipelines.timelines import Int64s, Keys, Timeline, running
-
-
-def condense(config: DataConfig, name: str, past: pl.DataFrame, latest: int) -> pl.DataFrame:
-    """What a snapshot keeps of ``past``: rows of one feature with ``key`` and ``time``, in the order of the log.
-
-    Args:
-        latest: Time of the last row of the log, in microseconds.
-    """
-    feature = config.features[name]
-    if isinstance(feature, HistoryFeature):
-        return remembered(past, feature.last)
-    assert isinstance(feature, StatisticFeature)
-    past = past.drop_nulls("value")
-    if feature.window is not None:
-        return past.filter(pl.col("time") >= latest - round(feature.window * 1_000_000)).sort("key", "time")
-    line = Timeline.of(past["key"].to_numpy(), past["time"].to_numpy())
-    places = line.last_places()
-    counts, sums = np.arange(len(past) + 1), running(past["value"].to_numpy()[line.order])
-    first, tie = line.first[places], line.tie[places]
-    return pl.DataFrame(
-        {
-            "key": past["key"].to_numpy()[line.order][places],
-            "time": line.times[places],
-            "before": counts[tie] - counts[first],
-            "before_sum": sums[tie] - sums[first],
-            "at": counts[places + 1] - counts[tie],
-            "at_sum": sums[places + 1] - sums[tie],
-        }
-    )
-
-
-def merge(config: DataConfig, name: str, old: pl.DataFrame, new: pl.DataFrame, latest: int) -> pl.DataFrame:
-    """The snapshot of a feature after both: ``old`` and ``new`` are each condensed."""
-    feature = config.features[name]
-    both = pl.concat([old, new])
-    if isinstance(feature, HistoryFeature):
-        return remembered(both, feature.last)
-    assert isinstance(feature, StatisticFeature)
-    if feature.window is not None:
-        return condense(config, name, both, latest)
-    current = pl.col("time") == pl.col("time").max()
-    return (
-        both.group_by("key")
-        .agg(
-            pl.col("time").max(),
-            before=pl.col("before").sum() + pl.col("at").filter(~current).sum(),
-            before_sum=pl.col("before_sum").sum() + pl.col("at_sum").filter(~current).sum(),
-            at=pl.col("at").filter(current).sum(),
-            at_sum=pl.col("at_sum").filter(current).sum(),
-        )
-        .sort("key")
-    )
-
-
-def check_columns(config: DataConfig, name: str, found: pl.Schema) -> None:
-    """Compare the columns of a feature's snapshot with those that :func:`condense` gives it.
-
-    Raises:
-        ValueError: One is missing, or of another type.
-    """
-    feature = config.features[name]
-    wanted: dict[str, pl.DataType]
-    if isinstance(feature, HistoryFeature):
-        wanted = {f"{name}.{part}": pl.String() for part in feature.of}
-    else:
-        assert isinstance(feature, StatisticFeature)
-        numbers = ("value",) if feature.window is not None else ("before", "before_sum", "at", "at_sum")
-        wanted = dict.fromkeys(numbers, pl.Int64())
-    for column, dtype in {"key": pl.UInt64(), "time": pl.Int64(), **wanted}.items():
-        if found.get(column) != dtype:
-            raise ValueError(f"column {column!r} is {found.get(column)}, not {dtype}")
+from data_pipelines.features.plan import Plan
 
 
 class Base(Protocol):
@@ -98,9 +22,7 @@ class Base(Protocol):
 
     def span(self, name: str, low: int, high: int) -> pl.DataFrame: ...
 
-    def sums(self, name: str, keys: Keys, now: Int64s) -> tuple[Int64s, Int64s]: ...
-
-    def minutes(self, name: str) -> pl.DataFrame: ...
+    def minutes(self, name: str) -> pl.DataFrame | None: ...
 
 
 @dataclass
@@ -109,11 +31,12 @@ class Snapshots:
 
     Attributes:
         latest: Time of the last row of the log, in microseconds.
-        base: An earlier state that the log goes on from.
-        priors: By statistic, ``[minute, rows, sum]`` of all minutes before the last one together, and of the last.
+        base: An earlier state that the log continues.
+        priors: By feature that needs totals over all keys, ``[minute, rows, sum]`` of all minutes before the last one
+            together, and of the last.
     """
 
-    config: DataConfig
+    plan: Plan
     folder: Path
     latest: int
     base: "Base | None" = None
@@ -126,11 +49,12 @@ class Snapshots:
 
         Args:
             past: One feature's ``key``, ``time`` and what it needs.
-            earlier: What ``base`` remembers of those keys.
+            earlier: What ``base`` keeps of those keys.
         """
-        condensed = condense(self.config, name, past, self.latest)
+        feature = self.plan.past[name]
+        condensed = feature.condense(past, self.latest)
         if earlier is not None:
-            condensed = merge(self.config, name, earlier, condensed, self.latest)
+            condensed = feature.merge(earlier, condensed, self.latest)
         waiting = self._waiting.setdefault(name, [])
         waiting.append(condensed)
         if sum(map(len, waiting)) >= MEMORY_ROWS:
@@ -142,10 +66,14 @@ class Snapshots:
             self._writers[name] = pa.ipc.new_file(str(self.folder / f"{name}.arrow"), table.schema)
         self._writers[name].write_table(table)
 
-    def add_prior(self, name: str, minutes: pl.DataFrame) -> pl.DataFrame:
-        """Add the rows and sums of each minute, rising, of a statistic's value; returns them with those of ``base``."""
-        if self.base is not None:
-            minutes = pl.concat([self.base.minutes(name), minutes.cast({"sum": pl.Int128})])
+    def add_minutes(self, name: str, rows: pl.LazyFrame) -> pl.DataFrame | None:
+        """Add a feature's totals of each minute of the log; returns them with those of ``base``, minutes ascending."""
+        minutes = self.plan.past[name].minutes(rows)
+        if minutes is None:
+            return None
+        before = None if self.base is None else self.base.minutes(name)
+        if before is not None:
+            minutes = pl.concat([before, minutes.cast({"sum": pl.Int128})])
             minutes = minutes.group_by("minute").sum().sort("minute")
         self.priors[name] = _squeeze(minutes)
         return minutes

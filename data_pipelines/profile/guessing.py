@@ -9,9 +9,10 @@ from typing import Literal
 
 import polars as pl
 
-from data_pipelines.features.config import CsvFormat, Format
 from data_pipelines.features.values import MISSING, epoch, number
-from data_pipelines.logs.sources import find_files
+from data_pipelines.files.csv import CsvFormat
+from data_pipelines.files.find import find_files
+from data_pipelines.files.formats import Format
 
 Role = Literal["label", "time", "user", "item", "id", "bag", "number", "vector", "text", "index", "constant", "unknown"]
 

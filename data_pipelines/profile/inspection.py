@@ -10,14 +10,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
+from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import Format
 from data_pipelines.features.values import MICROSECONDS, epoch, label_value, number, text, texts
-from data_pipelines.logs.sources import find_files, format_of, reading, scan_files
+from data_pipelines.files.base import reading
+from data_pipelines.files.find import find_files
+from data_pipelines.files.formats import Format, format_of, scan_files
 from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles
 from data_pipelines.profile.leaks import alone_auc
+from data_pipelines.profile.types import with_numbers
 from data_pipelines.redaction import redact
 
 SAMPLE_ROWS = 100_000
@@ -30,18 +32,14 @@ _FITTED_RANKS = 1000
 _DAY = 86_400 * MICROSECONDS
 
 
-class _Profile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Histogram(_Profile):
+class Histogram(Config):
     """Counts between edges (one more edge than counts)."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-class Column(_Profile):
+class Column(Config):
     """What is known about one column.
 
     Attributes:
@@ -74,7 +72,7 @@ class Column(_Profile):
     suspicions: tuple[str, ...] = ()
 
 
-class LogProfile(_Profile):
+class LogProfile(Config):
     """What is known about a log.
 
     Attributes:
@@ -157,12 +155,13 @@ def inspect_log(
 
 def _columnar(location: str, format: Format | None, scratch: Path) -> pl.LazyFrame:
     """The log; text as a columnar copy in ``scratch``, because it is read once a column."""
-    frame = scan_files(location, format)
-    kind = (format or format_of(location, find_files(location))).kind
-    if kind in ("parquet", "ipc", "delta"):
+    frame = scan_files(location, format).frame
+    format = format or format_of(location, find_files(location))
+    if format.columnar:
         return frame
     frame.sink_parquet(scratch / "log.parquet")
-    return pl.scan_parquet(scratch / "log.parquet")
+    copy = pl.scan_parquet(scratch / "log.parquet")
+    return with_numbers(copy) if format.textual else copy
 
 
 def _sample(frame: pl.LazyFrame, rows: int) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import CsvFormat
+from data_pipelines.files.csv import CsvFormat
 from data_pipelines.profile.inspection import Column, LogProfile
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")

@@ -70,7 +70,7 @@ def update(
     from data_pipelines.past.state import State
 
     opened = State.open(folder)
-    say_side_tables(folder, [join.table for join in opened.config.joins])
+    say_side_tables(folder, [join.table for join in opened.plan.config.joins])
     updated = opened.update(log, out)
     latest = datetime.fromtimestamp(updated.latest / 1e6, UTC)
     finish({"state": updated.path, "latest_event": latest.isoformat()}, json, "recsys score ARTIFACT INPUT OUTPUT")

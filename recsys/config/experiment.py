@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from data_pipelines.config.base import Config
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig, Location
+from data_pipelines.features.config import DataConfig
+from data_pipelines.locations import Location
 from data_pipelines.redaction import REFERENCE, redact
 from models.ranker import RankerConfig
 from models.sharding.sharding import TableOptimizerConfig

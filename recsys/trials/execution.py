@@ -122,7 +122,7 @@ def _serve(run: Path, config: ExperimentConfig, dataset: Dataset, folder: Path) 
 def _scoring_rate(scorer: Scorer, dataset: Dataset) -> float | None:
     """Rows scored a second, from raw rows; the best of a few repeats. ``None`` where the log is out of reach."""
     try:
-        rows = scan(dataset.config).head(_SCORED_ROWS).collect()
+        rows = scan(dataset.encoder.plan).frame.head(_SCORED_ROWS).collect()
     except (UserError, OSError, pl.exceptions.PolarsError):
         return None
     seconds = []

@@ -29,7 +29,8 @@ from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import Manifest, intact, new_directory, open_directory, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
-from data_pipelines.logs.sources import Find, find_files
+from data_pipelines.files.find import find_files
+from data_pipelines.files.formats import Find
 from data_pipelines.past.state import State
 from models.codecs.compact import compress
 from models.codecs.quantization import Bits
@@ -246,7 +247,7 @@ class Artifact:
     @property
     def side_tables(self) -> list[str]:
         """Places outside the artifact that scoring may read, as its configs name them: paths and addresses."""
-        configs = [self.encoder.config] + ([] if self.state is None else [State(self.state).config])
+        configs = [self.encoder.config] + ([] if self.state is None else [State(self.state).plan.config])
         return list(dict.fromkeys(join.table for config in configs for join in config.joins))
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from data_pipelines.features.config import Task
+from data_pipelines.config.learning import Task
 
 _KNOTS = 1024
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
-from data_pipelines.features.config import HistoryFeature, StatisticFeature
-from data_pipelines.features.encoder import Encoder
 from models.codecs.quantization import dequantize_rows
 from models.weights import Weights
 from serving.artifact.artifact import (
@@ -60,7 +58,7 @@ def export(
     write_artifact(
         weights,
         encoder,
-        dataset.path / "state" if _needs_past(encoder) else None,
+        dataset.path / "state" if encoder.served.past else None,
         card,
         out,
         calibration=calibration,
@@ -68,11 +66,6 @@ def export(
         packed=config.packed,
         replace=replace,
     )
-
-
-def _needs_past(encoder: Encoder) -> bool:
-    left = {name.split(".")[0] for name in encoder.schema.feature_names}
-    return any(isinstance(encoder.config.features[name], HistoryFeature | StatisticFeature) for name in left)
 
 
 def as_served(weights: Weights) -> Weights:

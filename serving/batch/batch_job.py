@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_pipelines.errors import UserError
-from data_pipelines.logs.sources import reading
+from data_pipelines.files.base import reading
 from data_pipelines.names import ROW
 from data_pipelines.past.state import State
 from data_pipelines.redaction import redacted
@@ -134,12 +134,12 @@ def run_job(
         UnavailableError: The disk of the output is full or read-only.
         ParkedError: ``stop`` was set.
     """
-    config = artifact.encoder.config
-    rows = Input.find(source, config, artifact.find)
+    plan = artifact.encoder.served
+    rows = Input.find(source, plan, artifact.find)
     terms: dict[str, Any] = {
         "artifact": artifact.fingerprint,
         "input": rows.fingerprint(),
-        "events": None if events is None else Input.find(events, config).fingerprint(),
+        "events": None if events is None else Input.find(events, plan).fingerprint(),
         "options": redacted(options.model_dump()),
         "candidates": None if options.candidates is None else _candidates(artifact, options.candidates).fingerprint(),
     }
@@ -148,7 +148,7 @@ def run_job(
         began, scored = perf_counter(), 0
         if not ledger.finished:
             fan_out = max(1, _rows_of(artifact, options.candidates)) if options.candidates else 1
-            parts = rows.parts(ledger.folder / ".stage", config, fan_out=fan_out)
+            parts = rows.parts(ledger.folder / ".stage", plan, fan_out=fan_out)
             ledger.expect([part.rows for part in parts])
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())
@@ -253,19 +253,19 @@ def _naming(source: str) -> Iterator[None]:
 
 
 def _candidates(artifact: Artifact, location: str) -> Input:
-    return Input.find(location, artifact.encoder.config, artifact.find)
+    return Input.find(location, artifact.encoder.served, artifact.find)
 
 
 def _rows_of(artifact: Artifact, candidates: str) -> int:
     with reading(candidates):
-        rows = _candidates(artifact, candidates).scan(artifact.encoder.config)
+        rows = _candidates(artifact, candidates).scan(artifact.encoder.served)
         return int(rows.select(pl.len()).collect().item())
 
 
 @lru_cache(maxsize=2)
 def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
     with reading(candidates):
-        rows = _candidates(scorer.artifact, candidates).scan(scorer.artifact.encoder.config).collect()
+        rows = _candidates(scorer.artifact, candidates).scan(scorer.artifact.encoder.served).collect()
     with _naming(candidates):
         return PairScorer(scorer, rows)
 

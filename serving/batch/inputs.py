@@ -11,8 +11,11 @@ from fsspec.core import url_to_fs
 
 from data_pipelines.disk.storage import fingerprint, new_directory, open_directory
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig, Format, ParquetFormat
-from data_pipelines.logs.sources import Find, find_files, format_of, reading, scan_files, text_columns
+from data_pipelines.features.plan import Plan
+from data_pipelines.files.base import FileFormat, reading
+from data_pipelines.files.find import find_files
+from data_pipelines.files.formats import Find, format_of, scan_files
+from data_pipelines.files.parquet import ParquetFormat
 
 PART_ROWS = 1 << 17
 _LARGEST_ROW_GROUP = 1 << 20
@@ -46,10 +49,10 @@ class Input:
 
     location: str
     files: tuple[str, ...]
-    format: Format
+    format: FileFormat
 
     @classmethod
-    def find(cls, location: str, config: DataConfig, find: Find = find_files) -> "Input":
+    def find(cls, location: str, plan: Plan, find: Find = find_files) -> "Input":
         """The files at ``location``, of the format that their suffix tells; text is cut as the training log was.
 
         Args:
@@ -61,26 +64,26 @@ class Input:
         files = find(location)
         if "://" in location:
             files = _remote(location)
-        trained = config.format
+        trained = plan.config.format
         try:
             format = format_of(location, files)
         except UserError:
             if trained is None:
                 raise
             format = trained
-        if trained is not None and trained.kind == format.kind:
+        if trained is not None and trained.kind_name() == format.kind_name():
             format = trained
         return cls(location, tuple(files), format)
 
-    def scan(self, config: DataConfig) -> pl.LazyFrame:
+    def scan(self, plan: Plan) -> pl.LazyFrame:
         """All rows, columns of text files read as training reads them."""
-        return scan_files(self.location, self.format, text=text_columns(config), files=self.files)
+        return scan_files(self.location, self.format, needed=plan.log_columns, files=self.files).frame
 
     def fingerprint(self) -> str:
         """Changes when a file is added, removed, or written anew."""
         return fingerprint([(file, *_stamp(file)) for file in self.files])
 
-    def parts(self, stage: Path, config: DataConfig, *, fan_out: int = 1) -> list[Part]:
+    def parts(self, stage: Path, plan: Plan, *, fan_out: int = 1) -> list[Part]:
         """Cut the input along its row groups, so that each part makes about as many scores.
 
         What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet in the folder ``stage``,
@@ -94,7 +97,7 @@ class Input:
         """
         groups = list(self._row_groups()) if isinstance(self.format, ParquetFormat) else None
         if groups is None or any(rows > _LARGEST_ROW_GROUP for _, _, rows in groups):
-            groups = list(_row_groups(str(self._staged(stage, config))))
+            groups = list(_row_groups(str(self._staged(stage, plan))))
         parts = list(_merge(groups, max(1, PART_ROWS // fan_out))) or [Part(self.files[0], 0, 0, 0, self.location)]
         return [part if part.file in self.files else replace(part, source=self.location) for part in parts]
 
@@ -102,14 +105,14 @@ class Input:
         for file in self.files:
             yield from _row_groups(file)
 
-    def _staged(self, stage: Path, config: DataConfig) -> Path:
+    def _staged(self, stage: Path, plan: Plan) -> Path:
         """The rows as one Parquet file in ``stage``; written unless it is there, as it was written."""
         rows = stage / "rows.parquet"
         try:
             open_directory(stage, "stage")
         except UserError:
             with new_directory(stage, "stage", replace=True) as folder, reading(self.location):
-                self.scan(config).sink_parquet(folder / rows.name, row_group_size=PART_ROWS, compression="lz4")
+                self.scan(plan).sink_parquet(folder / rows.name, row_group_size=PART_ROWS, compression="lz4")
         return rows
 
 

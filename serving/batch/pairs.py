@@ -20,7 +20,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.names import ROW
 from models.tables.lookup import Embedded
-from serving.batch.scorer import MICROBATCH, Scorer, feature_columns, raw_columns
+from serving.batch.scorer import MICROBATCH, Scorer
 
 _PAIRS = 1 << 16
 
@@ -48,7 +48,7 @@ class PairScorer:
         self._scorer, self._candidates = scorer, candidates
         encoder = scorer.artifact.encoder
         named = set(candidates.columns)
-        columns = {name: feature_columns(encoder.config, name.split(".")[0]) for name in encoder.schema.feature_names}
+        columns = {name: encoder.plan.feature(name).columns() for name in encoder.schema.feature_names}
         mine = [name for name, wanted in columns.items() if wanted <= named]
         if not mine:
             raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")
@@ -64,7 +64,7 @@ class PairScorer:
             UserError: Users and candidates have a column in common, so that it is not known whose is meant.
             UnavailableError: Scores are NaN or infinite, or a file of the artifact was written in place.
         """
-        read = raw_columns(self._scorer.artifact.encoder)
+        read = self._scorer.artifact.encoder.served.row_columns
         common = sorted(read & set(users.columns) & set(self._candidates.columns))
         if common:
             raise UserError(

@@ -3,7 +3,6 @@
 Letters: B rows of a batch, T tasks.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.loader import collate
 from data_pipelines.errors import UnavailableError
-from data_pipelines.features.config import CrossFeature, DataConfig, HistoryFeature, StatisticFeature
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.logs.sources import join_sides
 from data_pipelines.logs.validation import checked
@@ -47,7 +45,7 @@ class Scorer:
         self.ranker = artifact.ranker()
         self._encoder = artifact.encoder
         self._schema = artifact.encoder.schema
-        self._config = _served_config(artifact.encoder)
+        self._plan = artifact.encoder.served
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -58,15 +56,15 @@ class Scorer:
 
         Histories and statistics that the rows carry themselves (columns such as ``likes.item``) stay.
         """
-        wanted = raw_columns(self._encoder)
-        if not wanted <= set(rows.collect_schema().names()) and self._config.joins:
-            rows = join_sides(self._config, rows, self.artifact.find)
+        wanted = self._plan.row_columns
+        if not wanted <= set(rows.collect_schema().names()) and self._plan.config.joins:
+            rows = join_sides(self._plan, rows, self.artifact.find)
         wanted |= {ROW, *self._schema.feature_names}
         return rows.select(name for name in rows.collect_schema().names() if name in wanted)
 
     def split(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows of ``frame`` that can be scored, and those with a value that cannot be read, with ``__reason``."""
-        reasons = checked(self._config, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
+        reasons = checked(self._plan, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
         good = reasons.is_null()
         return frame.filter(good), frame.with_columns(reasons).filter(~good)
 
@@ -92,7 +90,7 @@ class Scorer:
                 drift.observe(batch, self.predict(parts[-1]))
         logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
         self.check_finite(logits_NT, frame[ROW].to_numpy() if ROW in frame.columns else np.arange(len(frame)))
-        columns = [frame[key] for key in self._config.keys if key in frame.columns]
+        columns = [frame[key] for key in self._plan.config.keys if key in frame.columns]
         columns += [pl.Series(task, values) for task, values in self.predict(logits_NT).items()]
         if logits:
             columns += [pl.Series(f"{task}:logit", logits_NT[:, t]) for t, task in enumerate(self.tasks)]
@@ -114,9 +112,7 @@ class Scorer:
     def _encoded(self, frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
         rows = frame.lazy()
         if self._state is not None:
-            state = copy.copy(self._state)
-            state.config = _past_config(encoder)
-            rows = state.attach(rows.drop(ROW, strict=False))
+            rows = self._state.attach(rows.drop(ROW, strict=False), encoder.served)
         return encoder.encode(rows).collect()
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
@@ -157,46 +153,3 @@ class Scorer:
                 f"{self.artifact.path} gives NaN or infinite scores for {len(bad):,} of {len(finite_N):,} rows, first "
                 f"for row {rows_N[bad[0]]}: restore the artifact, or export it again from a run with finite weights."
             )
-
-
-def _served_config(encoder: Encoder) -> DataConfig:
-    """The encoder's config with the features that it still encodes."""
-    left = {name.split(".")[0] for name in encoder.schema.feature_names}
-    features = {name: feature for name, feature in encoder.config.features.items() if name in left}
-    return encoder.config.model_copy(update={"features": features})
-
-
-def _past_config(encoder: Encoder) -> DataConfig:
-    """The encoder's config without the histories and statistics that it no longer encodes."""
-    left = {name.split(".")[0] for name in encoder.schema.feature_names}
-    features = {
-        name: feature
-        for name, feature in encoder.config.features.items()
-        if name in left or not isinstance(feature, HistoryFeature | StatisticFeature)
-    }
-    return encoder.config.model_copy(update={"features": features})
-
-
-def raw_columns(encoder: Encoder) -> frozenset[str]:
-    """Every raw column that encoding, or carrying keys along, reads."""
-    config = encoder.config
-    carried = {*config.keys, *([config.time] if config.time else [])}
-    return frozenset(carried).union(*(feature_columns(config, name) for name in _served_config(encoder).features))
-
-
-def feature_columns(config: DataConfig, name: str) -> frozenset[str]:
-    """Every raw column that a feature reads, named as in the config."""
-    names: set[str | None] = set()
-    waiting = [config.features[name]]
-    while waiting:
-        feature = waiting.pop()
-        match feature:
-            case CrossFeature(of=parts):
-                waiting += [config.features[part] for part in parts]
-            case HistoryFeature(entity=entity):
-                names.add(entity)
-            case StatisticFeature(by=by):
-                names |= set(by)
-            case _:
-                names |= {feature.column, getattr(feature, "weights", None)}
-    return frozenset(name for name in names if name is not None)

@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data_pipelines.errors import UserError
+from data_pipelines.files.find import of_folder
 from data_pipelines.locations import expand
-from data_pipelines.logs.sources import of_folder
 from data_pipelines.redaction import redact
 from serving.artifact.artifact import Artifact
 from serving.http.walking import Walk
@@ -95,7 +95,7 @@ class Roots:
             raise _refused(location)
         if (path / "_delta_log").is_dir() and not all(map(self._is_file, _delta_files(path))):
             raise _refused(location)
-        found = of_folder(found) if path.is_dir() else found
+        found = of_folder(found, path) if path.is_dir() else found
         if not found:
             raise _refused(location)
         return found

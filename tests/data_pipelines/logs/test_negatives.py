@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from data_pipelines.config.learning import Sampling
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import UserError
-from data_pipelines.features.config import DataConfig, Sampling
+from data_pipelines.features.config import DataConfig
 from data_pipelines.logs.negatives import NegativeSampler, with_negatives
 
 

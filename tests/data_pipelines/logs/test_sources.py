@@ -11,6 +11,7 @@ from polars.testing import assert_frame_equal
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
+from data_pipelines.features.plan import Plan
 from data_pipelines.logs.sources import scan, scan_files
 
 LOG = pl.DataFrame(
@@ -113,7 +114,7 @@ def joined(folder: Path, side: pl.DataFrame, **keys: Any) -> pl.DataFrame:
     join = {"table": str(folder / "users.csv"), "on": "user", **keys}
     features = {"user": {"kind": "id"}, "group": {"kind": "id"}}
     config = {**DATA, "features": features, "log": str(folder / "log.parquet"), "joins": [join]}
-    return scan(DataConfig.model_validate(config)).collect()
+    return scan(Plan.of(DataConfig.model_validate(config))).collect()
 
 
 def test_a_side_table_is_joined_by_key(tmp_path: Path) -> None:

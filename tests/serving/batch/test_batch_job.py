@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
+from data_pipelines.features.plan import Plan
 from serving.artifact.artifact import Artifact
 from serving.batch import batch_job, inputs
 from serving.batch.batch_job import JobOptions, ParkedError, run_job
@@ -94,8 +95,8 @@ def test_text_is_cut_as_the_training_log_was(tmp_path):
     rows = tmp_path / "rows.csv"
     rows.write_text("user;item\n1;a\n")
     log = {"log": "log.csv", "tasks": {"click": {"column": "click"}}, "features": {"user": {"kind": "id"}}}
-    config = DataConfig.model_validate({**log, "format": {"kind": "csv", "delimiter": ";"}})
-    (part,) = inputs.Input.find(str(rows), config).parts(tmp_path / "staged.parquet", config)
+    plan = Plan.of(DataConfig.model_validate({**log, "format": {"kind": "csv", "delimiter": ";"}}))
+    (part,) = inputs.Input.find(str(rows), plan).parts(tmp_path / "staged.parquet", plan)
     assert part.scan().collect().to_dict(as_series=False) == {"user": ["1"], "item": ["a"]}
 
 

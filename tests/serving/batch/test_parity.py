@@ -15,6 +15,7 @@ from data_pipelines.dataset.dataset import prepare
 from data_pipelines.dataset.loader import collate
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.plan import Plan
 from models.int8 import observe
 from models.ranker import Ranker, RankerConfig
 from models.tables.plain import PlainTables
@@ -73,7 +74,7 @@ CONFIG = DataConfig.model_validate(
         },
     }
 )
-ENCODER = Encoder.fit(CONFIG, ROWS.lazy())
+ENCODER = Encoder.fit(Plan.of(CONFIG), ROWS.lazy())
 
 
 def random_weights(config: RankerConfig, seed: int) -> Weights:

@@ -1,0 +1,170 @@
+"""Base of the kinds that depend on rows strictly earlier than the row itself.
+
+Such a feature is worked out twice, with equal results: for the rows of a log from the log itself (:class:`Worker`), and
+for new rows from what a state keeps (:meth:`PastFeature.attach`).
+
+Letters: N rows, K rows that have a key (several per row where a column of ``by`` is a bag).
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.disk.file_names import is_plain_name
+from data_pipelines.features.kinds.base import Feature, FeatureConfig
+from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.vocabulary import Table
+from data_pipelines.timelines import Int64s, Keys, Timeline
+
+if TYPE_CHECKING:
+    from data_pipelines.features.config import DataConfig
+
+
+class PastConfig(FeatureConfig):
+    """Keys of a feature that depends on earlier rows."""
+
+    def problems(self, name: str, data: "DataConfig") -> Iterator[str]:
+        if data.time is None:
+            yield f"feature `{name}`: a {self.kind_name()} needs the key `time`: the column that says what came before"
+        # What is kept of the past lies in files of these names.
+        for file in (f"{name}.arrow", *(f"{name}.{part}.i32" for part in self.past_parts)):
+            if not is_plain_name(file):
+                yield f"feature `{name}`: files are named after it and its parts: use short names without `/` or `\\`"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a state keeps of one feature.
+
+    Attributes:
+        rows: What :meth:`PastFeature.condense` gave, in the order of ``key``.
+        minutes: What :meth:`PastFeature.minutes` gave, earlier minutes added up; ``None`` if it gave none.
+    """
+
+    rows: pl.DataFrame
+    minutes: pl.DataFrame | None
+
+
+class Worker(Protocol):
+    """Works out one feature for every row of a log: takes in the log part by part, then gives columns row by row."""
+
+    def add(self, rows: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
+        """Take in the part of the log that holds a span of keys.
+
+        Args:
+            rows: In the order of the log: ``key``, ``time``, ``row`` and the feature's own columns.
+            line: Their timeline.
+            earlier: What the state that the log continues keeps of those keys; ``None`` without such a state.
+
+        Returns:
+            What :meth:`PastFeature.condense` needs of the part, in the order of the log or of the timeline.
+        """
+
+    def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
+        """The stored columns of ``rows``: all rows that were not taken before, up to the last of ``rows``."""
+
+
+P = TypeVar("P", bound=PastConfig)
+
+
+class PastFeature(Feature[P]):
+    """A feature that depends on the rows that are strictly earlier and share the values of its ``by`` columns."""
+
+    @property
+    @abstractmethod
+    def by(self) -> tuple[str, ...]:
+        """The raw columns that say whose past it is."""
+
+    @property
+    @abstractmethod
+    def carried(self) -> Sequence[str]:
+        """Columns of :meth:`attach` that a row may bring itself; where all are there, nothing is attached."""
+
+    @property
+    @abstractmethod
+    def stored(self) -> Sequence[str]:
+        """Columns that a data set holds for it, which :meth:`Worker.take` gives."""
+
+    def columns(self) -> frozenset[str]:
+        return frozenset(self.by)
+
+    @abstractmethod
+    def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
+        """What it needs of each row of a log."""
+
+    def minutes(self, rows: pl.LazyFrame) -> pl.DataFrame | None:
+        """``minute`` (since 1970, ascending), ``count`` and ``sum``: totals over all keys, if it needs any."""
+        return None
+
+    @abstractmethod
+    def begin(self, tables: Mapping[str, Table], events: Path, scratch: Path, minutes: pl.DataFrame | None) -> Worker:
+        """Start to work out the feature for a log.
+
+        Args:
+            tables: The id space of each table.
+            events: A folder of the data set to keep files in.
+            scratch: A file for what is needed only until the data set is written.
+            minutes: What :meth:`minutes` gave, with those of the state that the log continues.
+        """
+
+    @abstractmethod
+    def events(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """What :meth:`condense` needs of rows with ``key``, ``time`` and :meth:`past_columns`."""
+
+    @abstractmethod
+    def condense(self, past: pl.DataFrame, latest: int) -> pl.DataFrame:
+        """What a state keeps of ``past``.
+
+        Args:
+            past: Rows with ``key`` and ``time``, those of a key in the order of the log.
+            latest: Time of the last row of the log, in microseconds since 1970.
+        """
+
+    @property
+    @abstractmethod
+    def kept_columns(self) -> Mapping[str, pl.DataType]:
+        """Columns and types of what :meth:`condense` gives, beside ``key`` and ``time``."""
+
+    def check_kept(self, found: pl.Schema) -> None:
+        """Compare the columns of what a state keeps with those that :meth:`condense` gives.
+
+        Raises:
+            ValueError: One is missing, or of another type.
+        """
+        for column, dtype in {"key": pl.UInt64(), "time": pl.Int64(), **self.kept_columns}.items():
+            if found.get(column) != dtype:
+                raise ValueError(f"column {column!r} is {found.get(column)}, not {dtype}")
+
+    @property
+    def needs_minutes(self) -> bool:
+        """Whether :meth:`minutes` gives totals, which a state must keep."""
+        return False
+
+    @abstractmethod
+    def merge(self, old: pl.DataFrame, new: pl.DataFrame, latest: int) -> pl.DataFrame:
+        """What a state keeps of two logs, ``new`` after ``old``, each condensed."""
+
+    @abstractmethod
+    def attach(self, kept: Kept, keys: Keys, places: Int64s, times: Int64s) -> list[pl.Series]:
+        """The columns that :meth:`encode` reads, for N new rows.
+
+        Args:
+            keys: (K,) whose past to look up.
+            places: (K,) the row that each key belongs to.
+            times: (N,) microseconds since 1970.
+        """
+
+    @abstractmethod
+    def restore(self, stored: pl.DataFrame, events: Path, log: pl.LazyFrame) -> list[pl.Series]:
+        """The columns of :meth:`attach` for rows of a data set.
+
+        Args:
+            stored: The rows as they are in the data set: :attr:`stored` and the columns that the product adds.
+            events: The folder that :meth:`begin` was given.
+            log: The log that the data set was made from, with row numbers.
+        """

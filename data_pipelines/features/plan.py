@@ -1,0 +1,145 @@
+"""The plan of a data set: the config of its features, resolved once into objects that everything else asks."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from data_pipelines.config.learning import Task
+from data_pipelines.features.config import DataConfig
+from data_pipelines.features.kinds.base import Check, Feature, Specs
+from data_pipelines.features.kinds.categorical import CategoricalFeature
+from data_pipelines.features.kinds.past import PastFeature
+from data_pipelines.features.labels import label, label_checks
+from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.values import condition_columns
+from data_pipelines.names import POSITIVE, ROW, SPLIT
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a ``data:`` block comes to.
+
+    Attributes:
+        config: The block itself.
+        features: The features by name, in the order of the config.
+        bags: By column, the feature that reads it as a bag.
+    """
+
+    config: DataConfig
+    features: Mapping[str, Feature[Any]]
+    bags: Mapping[str, CategoricalFeature[Any]]
+
+    @staticmethod
+    def of(config: DataConfig) -> "Plan":
+        """The plan of all features of ``config``."""
+        features = {name: feature.build(name, config) for name, feature in config.features.items()}
+        bags: dict[str, CategoricalFeature[Any]] = {}
+        for name, feature in features.items():
+            column = config.features[name].bag_column
+            if isinstance(feature, CategoricalFeature) and column is not None:
+                bags.setdefault(column, feature)
+        return Plan(config, features, bags)
+
+    def select(self, names: Iterable[str]) -> "Plan":
+        """The plan of fewer features, named as in the config, or in the schema (``likes.age``)."""
+        chosen = {name.partition(".")[0] for name in names}
+        return replace(self, features={name: f for name, f in self.features.items() if name in chosen})
+
+    def feature(self, encoded: str) -> Feature[Any]:
+        """The feature that gives an encoded feature, such as ``likes`` for ``likes.age``."""
+        return self.features[encoded.partition(".")[0]]
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What to predict, by name."""
+        return self.config.tasks
+
+    @property
+    def time(self) -> str | None:
+        """The column that holds the time of a row."""
+        return self.config.time
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that a data set holds as they are: the keys, the user and the time."""
+        config = self.config
+        return list(dict.fromkeys(name for name in (*config.keys, config.user, config.time) if name is not None))
+
+    @cached_property
+    def categorical(self) -> dict[str, CategoricalFeature[Any]]:
+        """The features with a vocabulary."""
+        return {name: f for name, f in self.features.items() if isinstance(f, CategoricalFeature)}
+
+    @cached_property
+    def past(self) -> dict[str, PastFeature[Any]]:
+        """The features that depend on earlier rows."""
+        return {name: f for name, f in self.features.items() if isinstance(f, PastFeature)}
+
+    @cached_property
+    def past_by_key(self) -> dict[tuple[str, ...], dict[str, PastFeature[Any]]]:
+        """The features that depend on earlier rows, by the columns that say whose past it is."""
+        found: dict[tuple[str, ...], dict[str, PastFeature[Any]]] = {}
+        for name, feature in self.past.items():
+            found.setdefault(feature.by, {})[name] = feature
+        return found
+
+    @cached_property
+    def specs(self) -> Specs:
+        """The encoded features of all inputs, in the order of the config."""
+        found = Specs()
+        for name in self.config.inputs:
+            if name in self.features:
+                own = self.features[name].specs()
+                found.sparse += own.sparse
+                found.dense += own.dense
+                found.slots |= own.slots
+        return found
+
+    @cached_property
+    def log_columns(self) -> frozenset[str]:
+        """Every column that is read of a log, and those the product adds itself."""
+        config = self.config
+        names = {ROW, POSITIVE, SPLIT, config.time, config.user, config.split.column, *config.keys}
+        names.update(key for join in config.joins for key in (*join.keys, join.time))
+        names.update(task.column for task in config.tasks.values())
+        conditions = [task.where for task in self.tasks.values() if task.where is not None]
+        conditions += [where for feature in self.features.values() for where in feature.conditions()]
+        for where in conditions:
+            names.update(condition_columns("`where`", where))
+        named = frozenset(name for name in names if name is not None)
+        return named.union(*(feature.log_columns() for feature in self.features.values()))
+
+    @cached_property
+    def row_columns(self) -> frozenset[str]:
+        """Every column that a new row needs to be encoded, and those carried along with its scores."""
+        carried = {*self.config.keys, *([self.time] if self.time else [])}
+        return frozenset(carried).union(*(feature.columns() for feature in self.features.values()))
+
+    def label(self, task: str, raw: RawColumns) -> pl.Expr:
+        """Float32 labels of a task; null where a row has none.
+
+        Raises:
+            UserError: The task's column is missing or holds no numbers, or its ``where`` is not a SQL condition.
+        """
+        return label(task, self.tasks[task], raw)
+
+    def checks(self, raw: RawColumns, *, labelled: bool) -> Iterator[Check]:
+        """Reasons to refuse a row, and where each holds (null counts as false).
+
+        Args:
+            labelled: Whether a row must have a label and a time.
+
+        Raises:
+            UserError: A column is missing or of a type that cannot be read.
+        """
+        if self.time is not None and (labelled or self.time in raw.schema):
+            yield f"{self.time}: no time that can be read", raw.epoch("`time`", self.time).is_null()
+        if labelled:
+            for name, task in self.tasks.items():
+                yield from label_checks(name, task, raw)
+            yield "no label", pl.all_horizontal(self.label(name, raw).is_null() for name in self.tasks)
+        for feature in self.features.values():
+            yield from feature.checks(raw)

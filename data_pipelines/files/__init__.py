@@ -1,0 +1,1 @@
+"""Which files a location means, and how files of each format are read as one lazy frame."""

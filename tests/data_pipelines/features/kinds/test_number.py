@@ -1,0 +1,65 @@
+"""The kind ``number``: transforms, buckets and what is refused."""
+
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig
+from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.plan import Plan
+
+FLOATS = st.one_of(st.none(), st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf]))
+
+
+def make(features: dict[str, Any]) -> DataConfig:
+    return DataConfig.model_validate({"log": "unused", "tasks": {"y": {"column": "y"}}, "features": features})
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema={"f": pl.Float64})
+
+
+def test_numbers_beyond_32_bits_stay_finite() -> None:
+    features = {
+        "x": {"kind": "number", "column": "f"},
+        "z": {"kind": "number", "column": "f", "transform": "standardize"},
+    }
+    encoder = Encoder.fit(Plan.of(make(features)), frame([{"f": 0.0}, {"f": 1e-300}]).lazy())
+    encoded = encoder.encode(frame([{"f": 1e300}, {"f": -1e300}]).lazy()).collect()
+    largest = float(np.finfo(np.float32).max)
+    assert encoded["x"].to_list() == encoded["z"].to_list() == [largest, -largest]
+
+
+def test_numbers_too_large_to_standardise_are_refused() -> None:
+    config = make({"z": {"kind": "number", "column": "f", "transform": "standardize"}})
+    with pytest.raises(UserError, match=r"'z'.*'f'.*clip"):
+        Encoder.fit(Plan.of(config), frame([{"f": 1e308}, {"f": 1.5e308}]).lazy())
+
+
+@settings(max_examples=40, deadline=None)
+@given(train=st.lists(FLOATS, min_size=1, max_size=30), rows=st.lists(FLOATS, min_size=1, max_size=10))
+def test_transforms_do_what_a_plain_loop_does(train: list[float | None], rows: list[float | None]) -> None:
+    transforms = ("none", "log1p", "standardize", "buckets")
+    features = {name: {"kind": "number", "column": "f", "transform": name, "buckets": 4} for name in transforms}
+    plan = Plan.of(make(features))
+    encoder = Encoder.fit(plan, pl.LazyFrame({"f": train}, schema={"f": pl.Float64}))
+    encoded = encoder.encode(pl.LazyFrame({"f": rows}, schema={"f": pl.Float64})).collect()
+    known = [value for value in train if value is not None and math.isfinite(value)]
+    mean = float(np.mean(known)) if known else 0.0
+    deviation = float(np.std(known)) if known else 1.0
+    edges = sorted({float(pl.Series(known).quantile(i / 4) or 0.0) for i in (1, 2, 3)}) if known else []
+    for row, value in zip(encoded.iter_rows(named=True), rows, strict=True):
+        if value is None or not math.isfinite(value):
+            assert (row["none"], row["log1p"], row["standardize"], row["buckets"]) == (0, 0, 0, 0)
+            continue
+        assert row["none"] == np.float32(value)
+        assert math.isclose(row["log1p"], math.copysign(math.log1p(abs(value)), value), rel_tol=1e-6, abs_tol=1e-12)
+        if deviation > 1e-3 * (1 + abs(mean)):
+            assert math.isclose(row["standardize"], (value - mean) / deviation, rel_tol=1e-4, abs_tol=1e-4)
+        assert row["buckets"] == 2 + sum(value >= edge for edge in edges)
