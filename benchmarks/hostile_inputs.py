@@ -88,20 +88,21 @@ def _header(content: bytes, number: int) -> bytes:
     """A safetensors file with a header that tells lies."""
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + size])
-    name = next(key for key in header if key != "__metadata__")
-    entry = header[name]
-    begin, end = entry["data_offsets"]
-    entry |= [
-        {"data_offsets": [begin + 10**9, end + 10**9]},
-        {"data_offsets": [end, begin]},
-        {"data_offsets": [-8, end]},
-        {"shape": [10**12, 8]},
-        {"shape": [-1, 8]},
-        {"dtype": "F64"},
-        {"dtype": "X9"},
-        {"shape": [2**62, 4]},
-        {"data_offsets": [begin, 2**63]},
-    ][number]
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        entry |= [
+            {"data_offsets": [begin + 10**9, end + 10**9]},
+            {"data_offsets": [end, begin]},
+            {"data_offsets": [-8, end]},
+            {"shape": [10**12, 8]},
+            {"shape": [-1, 8]},
+            {"dtype": "F64"},
+            {"dtype": "X9"},
+            {"shape": [2**62, 4]},
+            {"data_offsets": [begin, 2**63]},
+        ][number]
     told = json.dumps(header).encode()
     return struct.pack("<Q", len(told)) + told + content[8 + size :]
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from data_pipelines.config.base import expand
+from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
+from data_pipelines.locations import expand
 
 
 def make(**keys: Any) -> DataConfig:
@@ -67,7 +68,10 @@ def test_faults_are_named(keys: dict[str, Any], message: str) -> None:
         make(**keys)
 
 
-def test_environment_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_read_where_a_place_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGS", "s3://bucket")
     assert expand("${LOGS}/day=1") == "s3://bucket/day=1"
-    assert make(log="${LOGS}/a.parquet").log == "s3://bucket/a.parquet"
+    assert make(log="${LOGS}/a.parquet").log == "${LOGS}/a.parquet"
+    monkeypatch.delenv("LOGS")
+    with pytest.raises(UserError, match=r"\$\{LOGS\}/a needs the environment variable LOGS, which is not set"):
+        expand("${LOGS}/a")
