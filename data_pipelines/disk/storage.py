@@ -94,8 +94,11 @@ class Manifest(BaseModel):
             raise UserError(f"a {kind} cannot be written: {_reason(error)}: choose shorter or plainer names.") from None
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
+    def read(cls, path: Path, remedy: str = "make the directory again or restore it") -> "Manifest":
         """The manifest in the file at ``path``.
+
+        Args:
+            remedy: What the user can do about damage, to end the sentence with.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -108,7 +111,7 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise UserError(f"{path} is damaged ({_reason(error)}): make the directory again or restore it.") from None
+            raise UserError(f"{path} is damaged ({_reason(error)}): {remedy}.") from None
 
     @property
     def fingerprint(self) -> str:
@@ -280,7 +283,7 @@ def open_directory(
     remedy = remedy or f"make the {kind} again or restore it"
     if not path.is_dir():
         raise UserError(f"{path} is not a directory: give the path of {_a(kind)}.")
-    manifest = _read_manifest(path, kind)
+    manifest = _read_manifest(path, kind, remedy)
     if manifest.kind != kind:
         raise UserError(f"{path} is {_a(manifest.kind)}, not {_a(kind)}.")
     if manifest.format != FORMAT:
@@ -345,12 +348,12 @@ def complete(path: Path) -> Manifest:
     Raises:
         UserError: No complete directory, or a file missing or changed.
     """
-    return open_directory(path, _read_manifest(path, "complete directory").kind)
+    return open_directory(path, _read_manifest(path, "complete directory", "make it again").kind)
 
 
-def _read_manifest(path: Path, kind: str) -> Manifest:
+def _read_manifest(path: Path, kind: str, remedy: str) -> Manifest:
     try:
-        return Manifest.read(below(path, MANIFEST))
+        return Manifest.read(below(path, MANIFEST), remedy)
     except FileNotFoundError:
         raise UserError(f"{path} has no {MANIFEST}: it is not {_a(kind)}.") from None
 

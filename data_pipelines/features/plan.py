@@ -105,10 +105,10 @@ class Plan:
         names = {ROW, POSITIVE, SPLIT, config.time, config.user, config.split.column, *config.keys}
         names.update(key for join in config.joins for key in (*join.keys, join.time))
         names.update(task.column for task in config.tasks.values())
-        conditions = [task.where for task in self.tasks.values() if task.where is not None]
-        conditions += [where for feature in self.features.values() for where in feature.conditions()]
-        for where in conditions:
-            names.update(condition_columns("`where`", where))
+        conditions = [(f"task {name!r}", task.where) for name, task in self.tasks.items() if task.where is not None]
+        conditions += [(feature.reader, where) for feature in self.features.values() for where in feature.conditions()]
+        for reader, where in conditions:
+            names.update(condition_columns(reader, where))
         named = frozenset(name for name in names if name is not None)
         return named.union(*(feature.log_columns() for feature in self.features.values()))
 

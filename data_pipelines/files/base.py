@@ -13,7 +13,13 @@ from data_pipelines.config.base import Family
 from data_pipelines.errors import UserError, disk_fault
 
 # A damaged file can make the engine panic, which is no ordinary exception.
-_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException, OSError)
+_UNREADABLE = (
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    pa.ArrowException,
+    OSError,
+    UnicodeDecodeError,
+)
 REFUSED = {"file": pl.String, "line": pl.Int64, "text": pl.String, "reason": pl.String}
 """Columns of refused lines: the file, the number of the line from 1, what it holds, and why it was refused."""
 

@@ -127,7 +127,7 @@ def _plain_names(fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def _given_names(format: CsvFormat, path: str, fields: int) -> tuple[str, ...]:
-    names = format.columns or [f"column_{i + 1}" for i in range(fields)]
+    names = format.columns or [f"column_{i}" for i in range(fields)]
     if len(names) != fields:
         raise UserError(
             f"{path} has {fields} fields in a line, and format.columns names {len(names)}: name each field."

@@ -204,7 +204,7 @@ def read_state(path: Path) -> dict[str, Any]:
     file = below(path, STATE_FILE)
     with intact(file):
         state: dict[str, Any] = json.loads(file.read_bytes())
-        if not isinstance(state, dict) or not isinstance(state.get("numbers"), dict) or "dataset" not in state:
+        if not isinstance(state, dict) or not isinstance(state.get("numbers", {}), dict) or "dataset" not in state:
             raise ValueError("it does not say what was trained, and how far")
     return state
 

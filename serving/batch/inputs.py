@@ -121,9 +121,9 @@ def _row_groups(file: str) -> Iterator[tuple[str, int, int]]:
     filesystem, path = url_to_fs(file)
     with reading(file), filesystem.open(path) as handle:
         metadata = pq.read_metadata(handle)
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     offset = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
+    for rows in sizes:
         yield file, offset, rows
         offset += rows
 

@@ -123,6 +123,9 @@ class Guard:
         except SQLAlchemyError:
             _log.exception("the jobs database does not answer")
             raise HTTPException(503, _NO_DATABASE) from None
+        except UnavailableError as error:
+            _log.error("%s", error)
+            raise HTTPException(503, str(error)) from None
         if not known:
             raise HTTPException(401, "a valid token is needed", headers={"www-authenticate": "Bearer"})
 

@@ -95,9 +95,12 @@ class JobStore:
         with self._usable(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session, float(session.scalar(seconds_now(self.engine)) or 0.0)
 
-    def _reading(self) -> Session:
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
         """A transaction that changes nothing and waits for no lock."""
-        return Session(self.engine.execution_options(reading=True), expire_on_commit=False)
+        engine = self.engine.execution_options(reading=True)
+        with self._usable(), Session(engine, expire_on_commit=False) as session:
+            yield session
 
     # ------------------------------------------------------------------------------------------------- clients' side
 

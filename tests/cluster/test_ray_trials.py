@@ -57,7 +57,7 @@ def test_a_search_runs_its_trials_there(here, there, experiment, dataset, tmp_pa
 
 def test_a_fault_of_a_trial_is_one_sentence(there, experiment, dataset, tmp_path):
     diverging = experiment | {"train": experiment["train"] | {"dense": {"learning_rate": 1e30}}}
-    with pytest.raises(UserError, match=r"^the loss became"):
+    with pytest.raises(UserError, match="the loss became"):
         _study(diverging, dataset, tmp_path / "trials", there).run()
 
 

@@ -126,9 +126,9 @@ class PastFeature(Feature[P]):
         """
 
     @property
-    @abstractmethod
     def kept_columns(self) -> Mapping[str, pl.DataType]:
-        """Columns and types of what :meth:`condense` gives, beside ``key`` and ``time``."""
+        """Columns and types of what :meth:`condense` gives, beside ``key`` and ``time``, to check a state by."""
+        return {}
 
     def check_kept(self, found: pl.Schema) -> None:
         """Compare the columns of what a state keeps with those that :meth:`condense` gives.

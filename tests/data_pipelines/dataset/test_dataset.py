@@ -173,7 +173,7 @@ def test_bags_and_vectors_that_make_no_sense_are_refused(tiny_data: dict[str, An
         ({"tasks": {"click": {"column": "clicks"}}}, "'clicks', which is not there"),
         ({"time": "device"}, "no time that can be read"),
         ({"keys": ["shop"]}, "shop"),
-        ({"tasks": {"click": {"column": "click", "where": "price >"}}}, "no SQL condition"),
+        ({"tasks": {"click": {"column": "click", "where": "price >"}}}, "not a SQL condition"),
         ({"split": {"by": "column", "column": "part"}}, "'part' is not there"),
         ({"split": {"by": "column", "column": "device"}}, "no row falls into the training split"),
         ({"split": {"by": "time", "valid": "soon", "test": "later"}}, "'soon' is no date"),

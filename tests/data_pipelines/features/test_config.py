@@ -60,7 +60,6 @@ def test_defaults_are_written_out() -> None:
         ),
         ({"groups": {"all": ["u", "v"]}}, "`v`, which is not there"),
         ({"featuers": {}}, "Extra inputs"),
-        ({"log": "${NO_SUCH_VARIABLE}/log"}, "NO_SUCH_VARIABLE, which is not set"),
     ],
 )
 def test_faults_are_named(keys: dict[str, Any], message: str) -> None:

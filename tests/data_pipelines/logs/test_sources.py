@@ -12,7 +12,8 @@ from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.plan import Plan
-from data_pipelines.logs.sources import scan, scan_files
+from data_pipelines.files.formats import scan_files
+from data_pipelines.logs.sources import scan
 
 LOG = pl.DataFrame(
     {
@@ -78,15 +79,15 @@ def test_every_format_gives_the_same_data_set(tmp_path: Path, expected: pl.DataF
     assert_frame_equal(dataset.frame("train").collect().drop("key:time"), expected.drop("key:time"))
     assert dataset.encoder.vocabulary("user")["value"].to_list() == ["007", "8", "9"]
     if kind == "hive":
-        assert "part" in scan_files(location, None).collect_schema()
+        assert "part" in scan_files(location).frame.collect_schema()
 
 
 def test_libsvm_and_libffm(tmp_path: Path) -> None:
     (tmp_path / "log.svm").write_text("1 1:0.5 7:2 # note\n\n0 3:1\n1\n0 1:1\n")
     (tmp_path / "log.ffm").write_text("1 0:1:0.5 1:7:2\n0 0:3:1\n")
-    svm = scan_files(str(tmp_path / "log.svm"), None).collect()
+    svm = scan_files(str(tmp_path / "log.svm")).frame.collect()
     assert svm.rows()[:3] == [("1", ["1", "7"], [0.5, 2.0]), ("0", ["3"], [1.0]), ("1", [], [])]
-    assert scan_files(str(tmp_path / "log.ffm"), None).collect()["features"].to_list() == [["0:1", "1:7"], ["0:3"]]
+    assert scan_files(str(tmp_path / "log.ffm")).frame.collect()["features"].to_list() == [["0:1", "1:7"], ["0:3"]]
     config = DataConfig.model_validate(
         {
             "log": str(tmp_path / "log.svm"),
@@ -114,7 +115,7 @@ def joined(folder: Path, side: pl.DataFrame, **keys: Any) -> pl.DataFrame:
     join = {"table": str(folder / "users.csv"), "on": "user", **keys}
     features = {"user": {"kind": "id"}, "group": {"kind": "id"}}
     config = {**DATA, "features": features, "log": str(folder / "log.parquet"), "joins": [join]}
-    return scan(Plan.of(DataConfig.model_validate(config))).collect()
+    return scan(Plan.of(DataConfig.model_validate(config))).frame.collect()
 
 
 def test_a_side_table_is_joined_by_key(tmp_path: Path) -> None:
@@ -148,4 +149,4 @@ def test_faults_of_side_tables(tmp_path: Path) -> None:
 def test_a_format_that_no_suffix_tells(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1\n")
     with pytest.raises(UserError, match="set the key `format`"):
-        scan_files(str(tmp_path / "log"), None)
+        scan_files(str(tmp_path / "log"))

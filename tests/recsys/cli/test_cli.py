@@ -74,14 +74,16 @@ def test_ranks_other_than_the_first_are_silent(monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().out == ""
 
 
-def test_a_fault_of_ours_is_not_taken_for_the_users(arguments, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_not_taken_for_the_users(arguments, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyError("ours")
 
     monkeypatch.setattr("recsys.config.experiment.load_config", fail)
     arguments("train", "config.yaml", "dataset", "run")
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as end:
         main()
+    assert end.value.code == 1
+    assert "KeyError: 'ours'" in capsys.readouterr().err
 
 
 def test_a_users_fault_in_the_frame_itself(monkeypatch: pytest.MonkeyPatch, arguments, capsys) -> None:

@@ -45,7 +45,7 @@ def undisturbed(config: ExperimentConfig, dataset: Dataset, tmp_path_factory: py
 def stopped(config: ExperimentConfig, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "stopped"
     with pytest.raises(InterruptedTrainingError):
-        train(config, dataset, run, report=stop_after(2000))
+        train(config, dataset, run, on_step=stop_after(2000))
     assert len(steps(run)) >= 2
     return run
 

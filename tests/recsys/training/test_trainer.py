@@ -98,7 +98,7 @@ def kill(rows, note):
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(load_config(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2])), sys.argv[3], report=kill)
+train(load_config(Path(sys.argv[1])), Dataset.open(Path(sys.argv[2])), sys.argv[3], on_step=kill)
 """
 """A training that is killed after so many steps, from within: nobody has to look at the right moment."""
 

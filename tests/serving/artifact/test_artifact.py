@@ -18,6 +18,7 @@ from data_pipelines.disk.storage import seal
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
+from data_pipelines.features.plan import Plan
 from serving.artifact.artifact import Artifact
 from serving.batch.scorer import Scorer
 
@@ -182,7 +183,7 @@ def test_ages_that_a_row_carries_stay_inside_their_table() -> None:
         {"log": "none", "time": "t", "user": "user", "tasks": {"y": {"column": "y"}}, "features": features}
     )
     rows = pl.DataFrame({"user": ["a"], "item": ["x"], "t": [1], "y": [1]})
-    encoder = Encoder.fit(config, rows.lazy())
+    encoder = Encoder.fit(Plan.of(config), rows.lazy())
     carried = rows.with_columns(
         pl.Series("likes.item", [["x"] * 4]), pl.Series("likes.age", [[-(10**12), 10**12, 0, 5]])
     )

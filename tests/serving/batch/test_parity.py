@@ -47,7 +47,7 @@ def test_raw_rows_through_the_artifact_score_as_in_evaluation(trained, exported,
 def test_verify_reports_no_difference_at_fp32(trained, exported):
     result = verify_artifact(Artifact.open(exported), trained[1])
     assert result.max_difference < 2e-6
-    assert result["run"]["click"] == pytest.approx(result["artifact"]["click"], abs=1e-6)
+    assert result.run["click"] == pytest.approx(result.artifact["click"], abs=1e-6)
 
 
 CARD = ModelCard(name="test", versions={})

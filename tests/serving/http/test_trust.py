@@ -100,7 +100,7 @@ def test_a_job_does_not_use_another_artifact_than_it_was_submitted_with(store, r
 def test_requests_are_not_scored_with_another_artifact_than_was_registered(store, root, trained):
     export_run(trained[1], root / "artifact", ["sparsity.quantization.table_bits=8"], replace=True)
     with pytest.raises(UserError, match=r"holds another artifact .* than was registered"):
-        LiveArtifacts(store).get()
+        LiveArtifacts(store, Roots([root])).get()
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
