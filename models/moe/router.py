@@ -69,7 +69,8 @@ class Router(nn.Module):
         experts, tasks, top_k = config.experts, routing.tasks, config.top_k
         group_E1, task_T = (torch.arange(experts) % (tasks + 1)).unsqueeze(1), torch.arange(tasks)
         allowed_ET = (group_E1 == 0) | (group_E1 == task_T + 1) if routing.own_experts else None
-        choice = experts if allowed_ET is None else int(allowed_ET.sum(0).min())
+        sizes = [len(range(group, experts, tasks + 1)) for group in range(tasks + 1)]
+        choice = experts if allowed_ET is None else sizes[0] + min(sizes[1:])
         if not 1 <= top_k <= choice:
             raise ValueError(
                 f"top_k must lie between 1 and the number of experts to choose from ({choice}), not {top_k}"

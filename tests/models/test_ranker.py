@@ -78,6 +78,16 @@ def test_named_features_steer_the_router():
     assert sum(load.sum() for load in ranker.tokens_per_expert().values()) == 0
 
 
+@pytest.mark.parametrize("tasks", ["shared", "mmoe", "ple"])
+def test_a_ranker_can_be_made_without_memory(tasks):
+    """An artifact is compared with such a ranker before its weights are believed."""
+    config = RankerConfig.model_validate({"dim": 6, "tower": MOE | {"experts": 6}, "tasks": {"kind": tasks}})
+    with torch.device("meta"):
+        state = Ranker(config, SCHEMA, torch.nn.Identity()).dense_state()
+    wanted = make_ranker(tower=MOE | {"experts": 6}, tasks={"kind": tasks}).dense_state()
+    assert {name: tensor.shape for name, tensor in state.items()} == {n: t.shape for n, t in wanted.items()}
+
+
 @pytest.mark.parametrize("kind", ["mmoe", "ple"])
 def test_tasks_with_routers_of_their_own_differ_and_train(kind):
     ranker = make_ranker(tower={**MOE, "experts": 6, "blocks": 2}, tasks={"kind": kind}, context=["user"])
