@@ -1,5 +1,6 @@
 """What every file format has in common: its config, its suffixes, and how its files become one lazy frame."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from data_pipelines.config.base import Family
-from data_pipelines.errors import UserError, disk_fault
+from data_pipelines.errors import Notice, UserError, disk_fault
 
 # A damaged file can make the engine panic, which is no ordinary exception.
 _UNREADABLE = (
@@ -66,6 +67,19 @@ class Scan:
 
     frame: pl.LazyFrame
     refused: pl.DataFrame = field(default_factory=no_lines)
+
+    def rows(self, location: str) -> pl.LazyFrame:
+        """The rows, for readers that keep no record of refused lines: a :class:`Notice` says how many there are."""
+        if len(self.refused):
+            first = self.refused.row(0, named=True)
+            place = first["file"] if first["line"] is None else f"line {first['line']:,} of {first['file']}"
+            warnings.warn(
+                f"{location}: {len(self.refused):,} lines are left out because they are not rows; the first is {place} "
+                f"({first['reason']}).",
+                Notice,
+                stacklevel=2,
+            )
+        return self.frame
 
 
 @contextmanager

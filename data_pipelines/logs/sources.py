@@ -50,7 +50,7 @@ def join_sides(plan: Plan, frame: pl.LazyFrame, find: Find | None = None) -> pl.
     for side in plan.config.joins:
         location = expand(side.table)
         files = (find or find_files)(location)
-        table = scan_files(location, side.format, needed=plan.log_columns, files=files).frame
+        table = scan_files(location, side.format, needed=plan.log_columns, files=files).rows(side.table)
         with reading(side.table):
             frame = join(frame, table, side, plan.time)
     return frame

@@ -152,7 +152,9 @@ class State:
             raise UserError(f"{out} is a part of {out.parent}: name another directory for the new state.")
         with storage.new_directory(out, "state", replace=out == self.path) as folder:
             with reading(log):
-                rows = checked(self.plan, sources.scan(self.plan, expand(log)).frame).filter(pl.col(REASON).is_null())
+                rows = checked(self.plan, sources.scan(self.plan, expand(log)).rows(log)).filter(
+                    pl.col(REASON).is_null()
+                )
                 newest = rows.select(pl.col(TIME).max()).collect().item()
                 latest = max(self.latest, newest if newest is not None else self.latest)
                 fresh = Snapshots(self.plan, folder, latest, base=self)

@@ -155,7 +155,7 @@ def inspect_log(
 
 def _columnar(location: str, format: Format | None, scratch: Path) -> pl.LazyFrame:
     """The log; text as a columnar copy in ``scratch``, because it is read once a column."""
-    frame = scan_files(location, format).frame
+    frame = scan_files(location, format).rows(location)
     format = format or format_of(location, find_files(location))
     if format.columnar:
         return frame

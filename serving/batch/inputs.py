@@ -77,7 +77,7 @@ class Input:
 
     def scan(self, plan: Plan) -> pl.LazyFrame:
         """All rows, columns of text files read as training reads them."""
-        return scan_files(self.location, self.format, needed=plan.log_columns, files=self.files).frame
+        return scan_files(self.location, self.format, needed=plan.log_columns, files=self.files).rows(self.location)
 
     def fingerprint(self) -> str:
         """Changes when a file is added, removed, or written anew."""

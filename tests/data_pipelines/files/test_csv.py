@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from data_pipelines.files.csv import CsvFormat
 from data_pipelines.files.formats import scan_files
 
@@ -77,6 +77,13 @@ def test_lines_of_another_length_are_refused_one_by_one(tmp_path: Path, plain: p
         (124, ROWS[123] + ",more", "4 fields instead of 3"),
         (301, "short", "1 fields instead of 3"),
     ]
+
+
+def test_readers_that_keep_no_record_of_refused_lines_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n3\n")
+    scan = scan_files(str(tmp_path / "a.csv"))
+    with pytest.warns(Notice, match=r"1 lines are left out because they are not rows; the first is line 3 of .*a\.csv"):
+        assert len(scan.rows("a.csv").collect()) == 1
 
 
 def test_quotes_and_line_breaks_inside_fields(tmp_path: Path) -> None:
