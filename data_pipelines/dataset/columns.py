@@ -247,8 +247,10 @@ def _mapped(path: Path, dtype: type[np.generic]) -> np.ndarray:
 
 
 def _numpy(array: pa.Array) -> np.ndarray:
-    flat: np.ndarray = (array.flatten() if pa.types.is_fixed_size_list(array.type) else array).to_numpy()
-    return flat
+    """The values of a column, without a copy unless it has nulls: those of labels are NaN."""
+    flat = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
+    values: np.ndarray = flat.to_numpy(zero_copy_only=flat.null_count == 0)
+    return values
 
 
 def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:

@@ -163,7 +163,7 @@ def _encode(
 ) -> dict[str, int]:
     raw = RawColumns(rows.collect_schema())
     carried = [plan.label(task, raw).alias(LABEL + task) for task in plan.tasks]
-    carried += [pl.col(name).alias(KEY + name) for name in plan.keys]
+    carried += [_plain(name, raw.schema.get(name)).alias(KEY + name) for name in plan.keys]
     carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in raw.schema]
     encoder = encoder.select(name for name in plan.config.inputs if name not in plan.past)
     if engine is None:
@@ -183,6 +183,11 @@ def _encode(
     for writer in writers.values():
         writer.close()
     return {split: writer.rows for split, writer in writers.items()}
+
+
+def _plain(name: str, dtype: pl.DataType | None) -> pl.Expr:
+    """A key as it is, but text where it is categorical: the categories of parts differ, and one file cannot hold both."""
+    return pl.col(name).cast(pl.String) if isinstance(dtype, pl.Categorical | pl.Enum) else pl.col(name)
 
 
 def _streamed(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:

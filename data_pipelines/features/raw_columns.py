@@ -3,7 +3,8 @@
 import polars as pl
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.values import epoch, number, text
+from data_pipelines.features.times import epoch
+from data_pipelines.features.values import number, text
 
 SINGLE = "single values (kind bag reads lists)"
 
@@ -43,15 +44,18 @@ class RawColumns:
         except TypeError:
             raise wrong_type(reader, column, dtype, "numbers") from None
 
-    def epoch(self, reader: str, column: str) -> pl.Expr:
+    def epoch(self, reader: str, column: str, format: str | None = None) -> pl.Expr:
         """The column as Int64 microseconds since 1970 (UTC); an unparsable time is null.
+
+        Args:
+            format: How its times are written (see :func:`data_pipelines.features.times.epoch`).
 
         Raises:
             UserError: There is no such column, or its type holds no times.
         """
         expression, dtype = self.column(reader, column)
         try:
-            return epoch(expression, dtype)
+            return epoch(expression, dtype, format)
         except TypeError:
             raise wrong_type(reader, column, dtype, "times") from None
 

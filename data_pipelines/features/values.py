@@ -1,7 +1,8 @@
-"""Columns of any type in the three forms the encoder knows: text, texts, and microseconds since 1970.
+"""Columns of any type in the forms the encoder knows: text, texts and numbers.
 
-The text of a value is its one canonical form: the integer ``7``, the text ``"7"`` and the whole float ``7.0`` are the
-same value, so that a log, a request in JSON and a file of another format agree.
+The text of a value is its one canonical form, so that a log, a request in JSON and a file of another format agree: the
+integer ``7``, the float ``7.0``, the decimal ``7.00`` and the texts ``"7"``, ``"7.0"`` and ``" 7 "`` are one value.
+``docs/concepts/values.md`` lists the rules.
 """
 
 import re
@@ -13,18 +14,25 @@ import polars as pl
 from data_pipelines.errors import UserError
 
 MICROSECONDS = 1_000_000
-_ZONED = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
-_NAIVE = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+BLANKS = " \t\r\n\u00a0"
+"""What may stand around a text without being part of its value; the last is the no-break space."""
+_TRUTH_VALUES = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
+_WHOLE = r"^(?:(-?[1-9][0-9]*)|-?(0))\.0+$"
 
 
 def text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """``column`` as canonical text; NaN is null.
+    """``column`` as canonical text; NaN and empty text are null.
+
+    Text loses the blanks around it and, where it is a whole number, its zeros after the point; ``True`` and ``TRUE``
+    become ``true``. Text with leading zeros (``017``) and numbers that are not whole (``1.10``) stay as they are.
 
     Raises:
         TypeError: Values of ``dtype`` (lists, structs, bytes) have no such form.
     """
     if dtype == pl.String:
-        return column
+        return _canonical(column)
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return _canonical(column.cast(pl.String))
     if dtype.is_float():
         whole = column.is_finite() & (column == column.round()) & (column.abs() < 2**53)
         return (
@@ -36,13 +44,37 @@ def text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         )
     if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
         raise TypeError(f"{dtype} is no single value")
-    return column.cast(pl.String)
+    written = column.cast(pl.String)
+    if isinstance(dtype, pl.Decimal) and dtype.scale:
+        return written.str.strip_chars_end("0").str.strip_chars_end(".")
+    return written
+
+
+def _canonical(column: pl.Expr) -> pl.Expr:
+    return column.map_batches(canonical, return_dtype=pl.String, is_elementwise=True)
+
+
+def canonical(values: pl.Series) -> pl.Series:
+    """Canonical text of a column of text.
+
+    Nearly all text is canonical already, and a regular expression per row would take as long as encoding: the few
+    values that may not be are found by literal comparisons first.
+    """
+    end = values.str.ends_with
+    odd = (values < "!") | end(".0") | end("00") | values.is_in(list(_TRUTH_VALUES)) | values.str.starts_with("\u00a0")
+    for blank in BLANKS:
+        odd |= end(blank)
+    if not odd.any():
+        return values
+    found = values.filter(odd).str.strip_chars(BLANKS).str.replace(_WHOLE, "${1}${2}").replace(_TRUTH_VALUES)
+    return values.clone().scatter(odd.arg_true(), found.set(found == "", None))
 
 
 def texts(column: pl.Expr, dtype: pl.DataType, delimiter: str | None) -> pl.Expr:
     """``column`` as a list of canonical texts: a list as it is, text cut at ``delimiter`` or read as a list literal.
 
-    A null, an empty text and an empty list are all the empty list; a null inside a list stays a null.
+    A null, an empty text and an empty list are all the empty list. A null or an empty text inside a list is a null;
+    between two delimiters of a text it is left out.
 
     Raises:
         TypeError: The column is neither a list nor text.
@@ -53,15 +85,16 @@ def texts(column: pl.Expr, dtype: pl.DataType, delimiter: str | None) -> pl.Expr
         lists = column.arr.to_list() if isinstance(dtype, pl.Array) else column
         if inner == pl.Null:
             lists = lists.cast(pl.List(pl.String))
-        elif inner != pl.String:
+        else:
             lists = lists.list.eval(text(pl.element(), inner))
     elif dtype == pl.String:
         if delimiter is None:
             inside = column.str.strip_chars().str.strip_chars("[]()")
-            lists = inside.str.split(",").list.eval(pl.element().str.strip_chars(" \t'\""))
+            lists = inside.str.split(",").list.eval(pl.element().str.strip_chars(" \t\r\n'\""))
         else:
             lists = column.str.split(delimiter)
-        lists = lists.list.eval(pl.element().filter(pl.element() != ""))
+        value = text(pl.element(), pl.String())
+        lists = lists.list.eval(value.filter(value.is_not_null()))
     elif dtype == pl.Null:
         lists = column.cast(pl.List(pl.String))
     else:
@@ -99,44 +132,9 @@ def label_value(
         TypeError: Values of ``dtype`` are no numbers (with ``positive``: no single values).
     """
     if positive:
-        return text(column, dtype).is_in(positive).cast(pl.Float64)
+        return text(column, dtype).is_in(canonical(pl.Series(positive)).to_list()).cast(pl.Float64)
     value = number(column, dtype)
     return value if at_least is None else (value >= at_least).cast(pl.Float64)
-
-
-def epoch(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """``column`` as Int64 microseconds since 1970 (UTC); what cannot be read is null.
-
-    Dates and datetimes as they are; text in ISO 8601; numbers as seconds, milli-, micro- or nanoseconds since 1970,
-    told apart by their size (below 1e11, 1e14, 1e17: years 1973 to 5138 are unambiguous).
-
-    Raises:
-        TypeError: Values of ``dtype`` are no times.
-    """
-    if isinstance(dtype, pl.Datetime):
-        return column.dt.epoch("us")
-    if isinstance(dtype, pl.Date):
-        return column.cast(pl.Datetime("us")).dt.epoch("us")
-    if dtype == pl.String:
-        return _read_time(column.str.strip_chars())
-    if dtype.is_integer() or dtype.is_float():
-        value = column.cast(pl.Int64, strict=False)
-        if dtype.is_float():
-            value = pl.when(column.is_finite()).then(column.cast(pl.Float64))
-        size = value.abs()
-        scaled = (
-            pl.when(size < 10**11)
-            .then(value * MICROSECONDS)
-            .when(size < 10**14)
-            .then(value * 1000)
-            .when(size < 10**17)
-            .then(value)
-            .otherwise(value * 1e-3)
-        )
-        return scaled.cast(pl.Int64, strict=False)
-    if dtype == pl.Null:
-        return column.cast(pl.Int64)
-    raise TypeError(f"{dtype} is no time")
 
 
 def condition_columns(reader: str, sql: str) -> list[str]:
@@ -203,13 +201,3 @@ def _parsed(reader: str, sql: str) -> pl.Expr:
         return pl.sql_expr(sql)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{reader}: `where` is not a SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None
-
-
-def _read_time(value: pl.Expr) -> pl.Expr:
-    # Formats are tried one by one: inference would make the result depend on the other rows of the batch.
-    iso = value.str.replace("T", " ", literal=True).str.replace("Z", "+00:00", literal=True)
-    tries = [iso.str.to_datetime(f, time_unit="us", strict=False, exact=True).dt.epoch("us") for f in _ZONED]
-    tries += [iso.str.to_datetime(f, time_unit="us", strict=False, exact=True).dt.epoch("us") for f in _NAIVE]
-    tries.append(iso.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")).dt.epoch("us"))
-    tries.append(epoch(value.cast(pl.Float64, strict=False), pl.Float64()))
-    return pl.coalesce(tries)

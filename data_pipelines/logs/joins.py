@@ -29,12 +29,22 @@ def join(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str | None) 
     if side.time is not None:
         assert time is not None
         return _as_of(rows, table, side, time)
-    table = table.with_columns(pl.col(k).cast(left[k], strict=False) for k in side.keys if left[k] != right[k])
-    repeated = table.group_by(side.keys).len().filter(pl.col("len") > 1).head(1).collect(engine="streaming")
-    if len(repeated):
-        shown = ", ".join(f"{key} = {repeated[key][0]!r}" for key in side.keys)
-        raise UserError(f"{side.table} has {repeated['len'][0]} rows for {shown}: a side table has one row a key.")
-    return rows.join(table, on=side.keys, how="left", maintain_order="left")
+    names = [f"{_KEY}{i}" for i in range(len(side.keys))]
+    rows, table = _spelled(rows, side.keys, names, "the log"), _spelled(table, side.keys, names, side.table)
+    repeated = table.group_by(names).agg(pl.len(), pl.col(side.keys).first()).filter(pl.col("len") > 1).head(1)
+    found = repeated.collect(engine="streaming")
+    if len(found):
+        shown = ", ".join(f"{key} = {found[key][0]!r}" for key in side.keys)
+        raise UserError(f"{side.table} has {found['len'][0]} rows for {shown}: a side table has one row per key.")
+    added = table.drop(side.keys)
+    return rows.join(added, on=names, how="left", maintain_order="left").drop(names)
+
+
+def _spelled(rows: pl.LazyFrame, keys: list[str], names: list[str], where: str) -> pl.LazyFrame:
+    """``rows`` with the canonical texts of ``keys`` as ``names``."""
+    raw = RawColumns(rows.collect_schema())
+    reader = f"the join with {where}"
+    return rows.with_columns(raw.text(reader, key).alias(name) for key, name in zip(keys, names, strict=True))
 
 
 def _as_of(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str) -> pl.LazyFrame:

@@ -12,6 +12,7 @@ from data_pipelines.config.learning import Split
 from data_pipelines.disk.spill import KEY, partitions
 from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
+from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.hashing import stable_hash
 from data_pipelines.logs.keys import keyed
@@ -69,7 +70,7 @@ def _by_column(split: Split, rows: pl.LazyFrame) -> pl.Expr:
     names = rows.collect_schema().names()
     if split.column not in names:
         raise UserError(f"the split's column {split.column!r} is not there; there are {', '.join(names)}.")
-    name = pl.col(split.column).cast(pl.String)
+    name = RawColumns(rows.collect_schema()).text("`split`", split.column)
     return pl.when(name == "train").then(0).when(name == "valid").then(1).when(name == "test").then(2)
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import polars as pl
 
-from data_pipelines.features.values import MISSING, epoch, number
+from data_pipelines.features.times import epoch
+from data_pipelines.features.values import MISSING, number
 from data_pipelines.files.csv import CsvFormat
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Format

@@ -13,7 +13,8 @@ import polars as pl
 
 from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
-from data_pipelines.features.values import MICROSECONDS, epoch, label_value, number, text, texts
+from data_pipelines.features.times import epoch
+from data_pipelines.features.values import MICROSECONDS, label_value, number, text, texts
 from data_pipelines.files.base import reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Format, format_of, scan_files

@@ -284,11 +284,12 @@ class Artifact:
     def tables(self, schema: Schema | None = None) -> QuantizedTables:
         """The mapped tables, looked up for the features of ``schema`` (a part of the artifact's own), or for all."""
         schema, config = schema or self.model.encoded, self.model.ranker
-        names = {name for feature in schema.sparse for name in (feature.name, feature.sequence, feature.table)}
+        pooled = {name for feature in schema.sparse for name in (feature.name, feature.sequence)}
+        used = {feature.table for feature in schema.sparse}
         config = config.model_copy(
             update={
-                "pooling": {name: pooling for name, pooling in config.pooling.items() if name in names},
-                "tables": {name: table for name, table in config.tables.items() if name in names},
+                "pooling": {name: pooling for name, pooling in config.pooling.items() if name in pooled},
+                "tables": {name: table for name, table in config.tables.items() if name in used},
             }
         )
         stored = self._weights

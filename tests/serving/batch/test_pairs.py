@@ -19,7 +19,7 @@ from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
 
 PAST = {
-    "likes": {"kind": "history", "of": ["item"], "where": "click = 1", "last": 5, "age": True},
+    "likes": {"kind": "history", "of": ["item", "tags"], "where": "click = 1", "last": 5, "age": True},
     "fans": {"kind": "history", "of": ["user"], "where": "click = 1", "last": 3, "entity": "item"},
     "rate": {"kind": "statistic", "measure": "rate", "of": "click", "by": ["item"]},
     "seen": {"kind": "statistic", "measure": "count", "by": ["user", "item"]},
