@@ -4,13 +4,14 @@ import os
 
 import polars as pl
 
+from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.files.base import Scan, reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Find, scan_files
 from data_pipelines.locations import expand
 from data_pipelines.logs.joins import join
-from data_pipelines.names import POSITIVE, ROW
+from data_pipelines.names import DRAWN, POSITIVE, ROW
 
 # By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query, and
 # counts in tables so small that what does not fit, rows and rows of it, waits in memory for the end.
@@ -33,7 +34,12 @@ def scan(plan: Plan, path: str | None = None) -> Scan:
     config = plan.config
     found = scan_files(path or expand(config.log), config.format, needed=plan.log_columns)
     frame = found.frame
-    if config.sampling is not None and POSITIVE not in frame.collect_schema():
+    if config.sampling is not None and DRAWN not in (there := frame.collect_schema()):
+        if POSITIVE in there:
+            raise UserError(
+                f"{path or config.log} has a column {POSITIVE!r}, which `sampling` adds: rename it in the log, or "
+                "remove `sampling` if the log holds negatives already."
+            )
         frame = frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
     return Scan(join_sides(plan, frame.with_row_index(ROW)), found.refused)
 
