@@ -164,8 +164,8 @@ def test_drawn_negatives_are_no_events(tmp_path: Path) -> None:
         assert served["repeats"].to_list() == last["repeats"].to_list()
         assert served["lately"].to_list() == last["lately"].to_list()
         assert served["past.i"].list.len().to_list() == last["past:length"].to_list()
+    rate = {"kind": "statistic", "measure": "rate", "of": "bought", "by": ["i"]}
     with pytest.raises(ValidationError, match="use `measure: count`"):
-        rate = {"kind": "statistic", "measure": "rate", "of": "bought", "by": ["i"]}
         DataConfig.model_validate({**data, "features": {**features, "rate": rate}})
 
 
