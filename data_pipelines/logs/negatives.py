@@ -23,7 +23,7 @@ from data_pipelines.hashing import key_of
 from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT, TIME
 
 _ATTEMPTS = 32
-_GROUP = "__group"
+_GROUP = ":group"
 
 Ids = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -112,9 +112,9 @@ class NegativeSampler:
 
 
 def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str], out: Path) -> pl.DataFrame:
-    """Write ``rows`` (accepted, with ``__row`` and ``__split``) and their negatives as a Parquet file.
+    """Write ``rows`` (accepted, with ``:row`` and ``:split``) and their negatives as a Parquet file.
 
-    The file has the raw ``columns`` of the log, ``positive``, ``__drawn`` and ``__split``. Memory grows only by the
+    The file has the raw ``columns`` of the log, ``positive``, ``:drawn`` and ``:split``. Memory grows only by the
     distinct pairs that :class:`NegativeSampler` holds.
 
     Returns:
@@ -157,9 +157,9 @@ def _group(plan: Plan, sampling: Sampling, user: str, raw: RawColumns) -> pl.Exp
 
 
 def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Expr, item: str) -> pl.DataFrame:
-    """Rows of a log (with ``__row`` and ``__split``), each followed by its negatives.
+    """Rows of a log (with ``:row`` and ``:split``), each followed by its negatives.
 
-    ``positive`` is 1 in the former and 0 in the latter, of which ``__drawn`` is true. A negative has all of its row's
+    ``positive`` is 1 in the former and 0 in the latter, of which ``:drawn`` is true. A negative has all of its row's
     columns but the item. What describes the item must therefore be joined afterwards.
 
     Args:

@@ -19,8 +19,8 @@ from data_pipelines.logs.negatives import NegativeSampler, with_negatives
 
 
 def positives(pairs: Sequence[tuple[int | None, int]], splits: list[int] | None = None) -> pl.DataFrame:
-    frame = pl.DataFrame(pairs, schema={"u": pl.Int64, "i": pl.Int64}, orient="row").with_row_index("__row")
-    return frame.with_columns(pl.Series("__split", splits or [0] * len(pairs), dtype=pl.Int8))
+    frame = pl.DataFrame(pairs, schema={"u": pl.Int64, "i": pl.Int64}, orient="row").with_row_index(":row")
+    return frame.with_columns(pl.Series(":split", splits or [0] * len(pairs), dtype=pl.Int8))
 
 
 GROUP = pl.col("u").cast(pl.UInt64)
@@ -28,7 +28,7 @@ GROUP = pl.col("u").cast(pl.UInt64)
 
 
 def sampler(config: Sampling, frame: pl.DataFrame) -> NegativeSampler:
-    return NegativeSampler(config, frame.lazy().select(group=GROUP, item="i", split="__split"))
+    return NegativeSampler(config, frame.lazy().select(group=GROUP, item="i", split=":split"))
 
 
 def expand(config: Sampling, frame: pl.DataFrame) -> pl.DataFrame:
@@ -55,18 +55,18 @@ def test_no_negative_is_a_positive_of_its_group(
     drawn = out.filter(pl.col("positive") == 0)
     assert not set(drawn.select("u", "i").rows()) & set(pairs)
     assert set(drawn["i"]) <= {item for _, item in pairs}
-    for user, row, count in drawn.group_by("u", "__row").len().rows():
+    for user, row, count in drawn.group_by("u", ":row").len().rows():
         assert frame["u"][row] == user
         assert count <= negatives
-    assert out["__drawn"].to_list() == (out["positive"] == 0).to_list()
+    assert out[":drawn"].to_list() == (out["positive"] == 0).to_list()
 
 
 def test_a_row_without_a_group_is_alone() -> None:
     pairs: list[tuple[int | None, int]] = [(None, item) for item in range(4)] * 30
-    drawn = expand(Sampling(item="i", negatives=4), positives(pairs)).filter("__drawn")
+    drawn = expand(Sampling(item="i", negatives=4), positives(pairs)).filter(":drawn")
     assert len(drawn) == 4 * len(pairs)
     own = dict(enumerate(item for _, item in pairs))
-    assert all(item != own[row] for row, item in drawn.select("__row", "i").rows())
+    assert all(item != own[row] for row, item in drawn.select(":row", "i").rows())
     assert set(drawn["i"]) == {0, 1, 2, 3}
 
 
@@ -189,7 +189,7 @@ def test_items_come_as_often_as_log_q_says(by: str, exponent: float) -> None:
     chance = np.exp(drawer.candidates.sort("item")["log_q"].to_numpy())
     weights = np.bincount(items) ** (exponent if by == "popularity" else 0.0)
     np.testing.assert_allclose(chance, weights / weights.sum())
-    drawn = with_negatives(frame, drawer, group=GROUP, item="i").filter("__drawn")["i"].to_numpy()
+    drawn = with_negatives(frame, drawer, group=GROUP, item="i").filter(":drawn")["i"].to_numpy()
     # Each user's own item is excluded, so the expected share is that of the rest, averaged over users.
     expected = np.mean([np.where(np.arange(8) == item, 0, chance) / (1 - chance[item]) for item in items], axis=0)
     np.testing.assert_allclose(np.bincount(drawn) / len(drawn), expected, atol=0.015)
@@ -199,9 +199,9 @@ def test_later_splits_decide_nothing_about_training_rows() -> None:
     pairs = [(user, item) for user in range(30) for item in range(user % 5, user % 5 + 4)]
     config = Sampling(item="i", negatives=4, by="popularity")
     splits = [0] * 100 + [1] * 10 + [2] * 10
-    first = expand(config, positives(pairs, splits)).filter(pl.col("__split") == 0)
+    first = expand(config, positives(pairs, splits)).filter(pl.col(":split") == 0)
     changed = pairs[:100] + [(user, 7) for user in range(20)]
-    second = expand(config, positives(changed, splits)).filter(pl.col("__split") == 0)
+    second = expand(config, positives(changed, splits)).filter(pl.col(":split") == 0)
     assert first.equals(second)
 
 
