@@ -90,4 +90,21 @@ class Sampling(Config):
     negatives: int = Field(default=4, ge=1, description="Negatives per row.")
     by: Literal["uniform", "popularity"] = Field(default="uniform", description="The distribution to draw items from.")
     exponent: float = Field(default=0.75, ge=0, description="With `popularity`: items are drawn by count ** exponent.")
+    exclude: Literal["basket", "past", "none"] = Field(
+        default="basket",
+        description="What is never drawn for a row, beside its own item. `basket`: the other items of its basket. "
+        "`past`: every item of its user in the rows of the same split or an earlier one; then a pair that comes again "
+        "is always positive, and every feature of repeats knows the label. `none`: nothing else.",
+    )
+    basket: list[str] = Field(
+        default=[],
+        description="The columns that rows of one basket share, such as `[order_id]`; by default the user and the time "
+        "(without a time, the user). A row with a null in one of them is a basket of its own.",
+    )
     seed: int = Field(default=0, description="Seed of the draws.")
+
+    @model_validator(mode="after")
+    def _basket_is_excluded(self) -> "Sampling":
+        if self.basket and self.exclude != "basket":
+            raise ValueError(f"`basket` has a meaning only with exclude: basket, not with exclude: {self.exclude}")
+        return self

@@ -16,7 +16,7 @@ from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import intact, sync
 from data_pipelines.errors import UserError
 from data_pipelines.features.events import Events
-from data_pipelines.names import LENGTH, START
+from data_pipelines.names import LENGTH, START, TIME
 
 LABEL = "label:"
 KEY = "key:"
@@ -200,7 +200,7 @@ class Columns:
         if age in wanted:
             table = next(f.table for f in self.schema.sparse if f.name == age)
             past.age = (age, NULL_ID + self.schema.table(table).reserved)
-            past.times, past.now = events.times, self._flat("__time", pieces)
+            past.times, past.now = events.times, self._flat(TIME, pieces)
         return past
 
 

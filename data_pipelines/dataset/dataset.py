@@ -25,6 +25,7 @@ from data_pipelines.features.events import Events
 from data_pipelines.features.plan import Plan
 from data_pipelines.locations import expand
 from data_pipelines.logs.splits import SPLITS
+from data_pipelines.names import OWN
 from data_pipelines.past.state import State
 
 _SPLITS = TypeAdapter(dict[Annotated[str, Field(pattern="^(train|valid|test)$")], Annotated[int, Field(ge=0)]])
@@ -180,7 +181,7 @@ class Dataset:
             raise UserError(f"{self.path} has rows or events that its log does not hold: they cannot be read again.")
         frame, plan = self.frame(split), self.encoder.plan
         stored = {name for feature in plan.past.values() for name in feature.stored}
-        names = [name for name in frame.collect_schema().names() if name in stored or name.startswith("__")]
+        names = [name for name in frame.collect_schema().names() if name in stored or name in OWN]
         encoded = frame.select(names).collect()
         encoded = encoded if rows is None else encoded[np.asarray(rows)]
         return raw_rows(plan, expand(self.manifest.meta["log"]), encoded, self.path / "events")

@@ -100,7 +100,9 @@ def staged(plan: Plan, source: pl.LazyFrame, location: str, scratch: Path) -> pl
 
 
 def _quarantine(rows: pl.LazyFrame, survey: Survey, folder: Path) -> None:
-    refused = rows.filter(pl.col(REASON).is_not_null()).rename({REASON: "reason"})
+    refused = rows.filter(pl.col(REASON).is_not_null())
+    if "reason" not in refused.collect_schema():
+        refused = refused.rename({REASON: "reason"})
     if not survey.refused:
         refused = pl.LazyFrame(schema=refused.collect_schema())
     refused.sink_parquet(folder / "quarantine.parquet")
@@ -115,7 +117,7 @@ def _sampled(
     drawn = scratch / "log.parquet"
     write_with_negatives(plan, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
     drawn_plan = Plan.of(plan.config.model_copy(update={"format": None}))
-    source = staged(drawn_plan, sources.scan(drawn_plan, str(drawn)).frame, str(drawn), scratch)
+    source = staged(drawn_plan, sources.scan(drawn_plan, str(drawn), drawn=True).frame, str(drawn), scratch)
     rows = checked(plan, source).filter(pl.col(REASON).is_null()).drop(REASON)
     return rows, replace(survey, rows=rows.select(pl.len()).collect(engine="streaming").item())
 

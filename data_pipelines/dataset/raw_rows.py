@@ -14,7 +14,7 @@ def raw_rows(plan: Plan, log: str, stored: pl.DataFrame, events: Path) -> pl.Dat
     """The rows of ``log`` that the rows of a data set were made from, with the columns that ``State.attach`` would add.
 
     Args:
-        stored: Rows as they are in the data set: ``__row``, ``__time``, and what features of the past store.
+        stored: Rows as they are in the data set: ``:row``, ``:time``, and what features of the past store.
         events: Its folder of events.
     """
     with reading(log):

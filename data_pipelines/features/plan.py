@@ -15,7 +15,7 @@ from data_pipelines.features.kinds.past import PastFeature
 from data_pipelines.features.labels import label, label_checks
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import condition_columns
-from data_pipelines.names import POSITIVE, ROW, SPLIT
+from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ class Plan:
     def log_columns(self) -> frozenset[str]:
         """Every column that is read of a log, and those the product adds itself."""
         config = self.config
-        names = {ROW, POSITIVE, SPLIT, config.time, config.user, config.split.column, *config.keys}
+        names = {ROW, POSITIVE, SPLIT, DRAWN, config.time, config.user, config.split.column, *config.keys}
+        if config.sampling is not None:
+            names.update((config.sampling.item, *config.sampling.basket))
         names.update(key for join in config.joins for key in (*join.keys, join.time))
         names.update(task.column for task in config.tasks.values())
         conditions = [(f"task {name!r}", task.where) for name, task in self.tasks.items() if task.where is not None]

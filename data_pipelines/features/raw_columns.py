@@ -5,6 +5,7 @@ import polars as pl
 from data_pipelines.errors import UserError
 from data_pipelines.features.times import epoch
 from data_pipelines.features.values import number, text
+from data_pipelines.names import OWN
 
 SINGLE = "single values (kind bag reads lists)"
 
@@ -28,7 +29,7 @@ class RawColumns:
             UserError: There is no such column.
         """
         if column not in self.schema:
-            there = ", ".join(name for name in self.schema.names() if not name.startswith("__"))
+            there = ", ".join(name for name in self.schema.names() if name not in OWN)
             raise UserError(f"{reader} reads the column {column!r}, which is not there; there are {there}.")
         return pl.col(column), self.schema[column]
 

@@ -12,6 +12,7 @@ from itertools import product
 import polars as pl
 
 from data_pipelines.errors import UserError
+from data_pipelines.names import OWN
 
 MICROSECONDS = 1_000_000
 BLANKS = " \t\r\n\u00a0"
@@ -158,7 +159,7 @@ def condition(reader: str, sql: str, schema: pl.Schema) -> pl.Expr:
     columns = condition_columns(reader, sql)
     for column in columns:
         if column not in schema:
-            there = ", ".join(name for name in schema.names() if not name.startswith("__"))
+            there = ", ".join(name for name in schema.names() if name not in OWN)
             raise UserError(f"{reader}: `where` reads {column!r}, which is not a column; there are {there}.")
     empty = pl.DataFrame(schema={column: schema[column] for column in columns})
     readings = product(*(_readings(schema[column]) for column in columns))

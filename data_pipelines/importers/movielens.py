@@ -63,7 +63,7 @@ def _read(file: Path, schema: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
             for i, (name, dtype) in enumerate(schema.items())
         ),
     )
-    damaged = frame.with_row_index("__line", 1).filter(
+    damaged = frame.with_row_index(":line", 1).filter(
         (pl.col("__fields") != len(schema)) | pl.any_horizontal(pl.col(name).is_null() for name in schema)
     )
     if damaged.height:

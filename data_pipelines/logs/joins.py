@@ -9,7 +9,7 @@ from data_pipelines.files.side_tables import Join
 from data_pipelines.hashing import key_of
 from data_pipelines.timelines import bisect
 
-_KEY, _TIME = "__key", "__as_of"
+_KEY, _TIME = ":key", ":as_of"
 
 
 def join(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str | None) -> pl.LazyFrame:

@@ -21,7 +21,7 @@ def keyed(plan: Plan, by: Iterable[str], rows: pl.LazyFrame, columns: Iterable[p
     parts: list[pl.Expr] = []
     bags: list[str] = []
     for i, column in enumerate(by):
-        name = f"__by{i}"
+        name = f":by{i}"
         bag = plan.bags.get(column)
         if bag is None:
             parts.append(raw.text(f"the past of {column!r}", column).alias(name))
@@ -32,5 +32,5 @@ def keyed(plan: Plan, by: Iterable[str], rows: pl.LazyFrame, columns: Iterable[p
     frame = rows.select(*columns, *parts)
     for bag_column in bags:
         frame = frame.explode(bag_column, empty_as_null=False)
-    names = [f"__by{i}" for i in range(len(texts))]
+    names = [f":by{i}" for i in range(len(texts))]
     return frame.with_columns(key_of(texts).alias(KEY)).drop(names).drop_nulls(KEY)

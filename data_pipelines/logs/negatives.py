@@ -2,7 +2,7 @@
 
 Draws are a function of (seed, row, number of the draw) alone, so they do not depend on how the log is read.
 
-Letters: N rows of a chunk, K negatives a row, I candidate items.
+Letters: N rows of a chunk, K negatives per row.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,27 @@ from data_pipelines.config.learning import Sampling
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
-from data_pipelines.names import POSITIVE, ROW, SPLIT
+from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.hashing import key_of
+from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT, TIME
 
 _ATTEMPTS = 32
+_GROUP = ":group"
 
 Ids = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 
 class NegativeSampler:
-    """Draws items that a user has not chosen, uniformly or by popularity ** exponent.
+    """Draws items for the rows of a log, uniformly or by popularity ** exponent.
+
+    For no row its own item is drawn, nor an item of a positive of its group: that of its basket, or of its user, as
+    ``sampling.exclude`` says. A row without a group (null) is alone.
 
     Args:
-        positives: ``user``, ``item`` and ``split`` (0 train, 1 valid, 2 test) of every row of the log. The items of the
-            training split are the candidates, as popular as they are there. Memory: 8 bytes a distinct pair.
+        positives: ``group`` (UInt64), ``item`` and ``split`` (0 train, 1 valid, 2 test) of every row of the log. The
+            items of the training split are the candidates, as popular as they are there. Memory: 8 bytes per distinct
+            pair of a group and an item.
 
     Raises:
         UserError: There are fewer than two candidates.
@@ -53,29 +60,32 @@ class NegativeSampler:
         self.candidates = counts.with_columns(log_q=pl.Series(np.log(weight / weight.sum())))
         """``item``, its ``count`` in training, and ``log_q``: the log of its chance to be drawn, for log-q correction
         (Yi et al. 2019, Sampling-bias-corrected neural modeling)."""
-        self._users = positives.select("user").unique().collect(engine="streaming").sort("user")
-        self._known = [self._pairs(positives.filter(pl.col("split") <= split)) for split in range(3)]
+        grouped = positives.drop_nulls(["group", "item"])
+        groups = grouped.select(pl.col("group").unique()).collect(engine="streaming")["group"]
+        self._groups = np.sort(groups.to_numpy())
+        self._known = [self._pairs(grouped.filter(pl.col("split") <= split)) for split in range(3)]
 
     def _pairs(self, rows: pl.LazyFrame) -> Ids:
-        """Sorted codes of the distinct (user, item) pairs of candidates."""
-        coded = self._coded(rows.select("user", "item").unique().collect(engine="streaming"))
-        pairs = coded["user_code"].to_numpy() * len(self._cumulative) + coded["item_code"].fill_null(-1).to_numpy()
-        return np.sort(pairs[coded["item_code"].is_not_null().to_numpy()])
+        """Sorted codes of the distinct pairs of a group and a candidate."""
+        distinct = rows.select("group", "item").unique().collect(engine="streaming")
+        items = self._item_codes(distinct)
+        pairs = np.searchsorted(self._groups, distinct["group"].to_numpy()) * len(self._cumulative) + items
+        return np.sort(pairs[items >= 0])
 
-    def _coded(self, rows: pl.DataFrame) -> pl.DataFrame:
-        items = self.candidates.select("item").with_row_index("item_code").cast({"item_code": pl.Int64})
-        users = self._users.with_row_index("user_code").cast({"user_code": pl.Int64})
-        return rows.join(users, on="user", how="left", nulls_equal=True, maintain_order="left").join(
-            items, on="item", how="left", maintain_order="left"
-        )
+    def _item_codes(self, rows: pl.DataFrame) -> Ids:
+        """(N,) positions of ``item`` among the candidates, -1 where it is none of them."""
+        codes = self.candidates.select("item", code=pl.int_range(pl.len(), dtype=pl.Int64))
+        found = rows.select("item").join(codes, on="item", how="left", maintain_order="left")
+        return found["code"].fill_null(-1).to_numpy()
 
     def draw(self, rows: pl.DataFrame) -> tuple[pl.Series, npt.NDArray[np.bool_]]:
-        """Items for the N rows of ``user, item, split, row``: (N * K,) row by row, and which of them were found.
+        """Items for the N rows of ``group, item, split, row``: (N * K,) row by row, and which of them were found.
 
-        A negative is none of the user's positives of the row's split or an earlier one. For users who chose nearly
-        everything none may be found.
+        Of a group only the positives of the row's split or an earlier one are left out. Where a group holds nearly all
+        candidates, none may be found.
         """
-        users = self._coded(rows)["user_code"].to_numpy()
+        own, alone = self._item_codes(rows), rows["group"].is_null().to_numpy()
+        groups = np.searchsorted(self._groups, rows["group"].fill_null(0).to_numpy())
         split, number = rows["split"].to_numpy(), rows["row"].to_numpy().astype(np.uint64)
         draws = np.arange(self.negatives, dtype=np.uint64)
         items_NK = np.zeros((len(rows), self.negatives), np.int64)
@@ -87,44 +97,47 @@ class NegativeSampler:
             chance = _uniform(self._seed, number[at], draws[draw], attempt)
             items = np.searchsorted(self._cumulative, chance * self._cumulative[-1], side="right")
             items_NK[at, draw] = items
-            open_NK[at, draw] = self._is_known(users[at] * len(self._cumulative) + items, split[at])
+            taken = self._is_known(groups[at] * len(self._cumulative) + items, split[at])
+            open_NK[at, draw] = (items == own[at]) | (taken & ~alone[at])
         return self.candidates["item"].gather(items_NK.ravel()), ~open_NK.ravel()
 
     def _is_known(self, pairs: Ids, split: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
         found = np.zeros(len(pairs), bool)
         for code, known in enumerate(self._known):
             here = split == code
-            place = np.minimum(np.searchsorted(known, pairs[here]), len(known) - 1)
-            found[here] = known[place] == pairs[here]
+            if len(known):
+                place = np.minimum(np.searchsorted(known, pairs[here]), len(known) - 1)
+                found[here] = known[place] == pairs[here]
         return found
 
 
 def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str], out: Path) -> pl.DataFrame:
-    """Write ``rows`` (accepted, with ``__row`` and ``__split``) and their negatives as a Parquet file.
+    """Write ``rows`` (accepted, with ``:row`` and ``:split``) and their negatives as a Parquet file.
 
-    The file has the raw ``columns`` of the log, ``positive`` and ``__split``. Memory grows only by the distinct pairs
-    that :class:`NegativeSampler` holds.
+    The file has the raw ``columns`` of the log, ``positive``, ``:drawn`` and ``:split``. Memory grows only by the
+    distinct pairs that :class:`NegativeSampler` holds.
 
     Returns:
         The candidates, as :attr:`NegativeSampler.candidates` has them.
 
     Raises:
-        UserError: The item's column is missing, or there is nothing to draw from.
+        UserError: A column of ``sampling`` is missing, or there is nothing to draw from.
     """
     sampling, user = plan.config.sampling, plan.config.user
     assert sampling is not None
     assert user is not None
-    for name in (user, sampling.item):
+    for name in (user, sampling.item, *sampling.basket):
         if name not in columns:
             raise UserError(f"the log has no column {name!r} for `sampling`; it has {', '.join(columns)}.")
     rows = rows.filter(pl.col(SPLIT).is_not_null())
-    sampler = NegativeSampler(sampling, rows.select(user=pl.col(user), item=pl.col(sampling.item), split=pl.col(SPLIT)))
-    chunks = rows.select(*columns, ROW, SPLIT).collect_batches(
+    group = _group(plan, sampling, user, RawColumns(rows.collect_schema()))
+    sampler = NegativeSampler(sampling, rows.select(group=group, item=pl.col(sampling.item), split=pl.col(SPLIT)))
+    chunks = rows.select(*columns, ROW, SPLIT, group.alias(_GROUP)).collect_batches(
         chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"
     )
     writer: pq.ParquetWriter | None = None
     for chunk in chunks:
-        table = to_arrow(with_negatives(chunk, sampler, user=user, item=sampling.item).drop(ROW))
+        table = to_arrow(with_negatives(chunk, sampler, group=pl.col(_GROUP), item=sampling.item).drop(ROW, _GROUP))
         writer = writer or pq.ParquetWriter(out, table.schema)
         writer.write_table(table)
     assert writer is not None
@@ -132,19 +145,35 @@ def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str],
     return sampler.candidates
 
 
-def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, user: str, item: str) -> pl.DataFrame:
-    """Rows of a log (with ``__row`` and ``__split``), each followed by its negatives; ``positive`` tells them apart.
+def _group(plan: Plan, sampling: Sampling, user: str, raw: RawColumns) -> pl.Expr:
+    """UInt64: the rows whose items are not drawn for each other; null for a row that is alone."""
+    if sampling.exclude == "none":
+        return pl.lit(None, dtype=pl.UInt64)
+    columns = [user] if sampling.exclude == "past" else sampling.basket or [user]
+    texts = [raw.text("`sampling`", column) for column in columns]
+    if sampling.exclude == "basket" and not sampling.basket and plan.time is not None:
+        texts.append(pl.col(TIME).cast(pl.String))
+    return key_of(texts)
 
-    A negative has all of its row's columns but the item. What describes the item must therefore be joined afterwards.
+
+def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Expr, item: str) -> pl.DataFrame:
+    """Rows of a log (with ``:row`` and ``:split``), each followed by its negatives.
+
+    ``positive`` is 1 in the former and 0 in the latter, of which ``:drawn`` is true. A negative has all of its row's
+    columns but the item. What describes the item must therefore be joined afterwards.
+
+    Args:
+        group: The group of each row, as :class:`NegativeSampler` has them.
     """
-    named = rows.select(user=pl.col(user), item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
+    named = rows.select(group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
     drawn, found = sampler.draw(named)
     n, k = len(rows), sampler.negatives
     source = np.concatenate([np.arange(n)[:, None], n + np.arange(n * k).reshape(n, k)], axis=1).ravel()
     keep = np.concatenate([np.ones((n, 1), bool), found.reshape(n, k)], axis=1).ravel()
     items = pl.concat([named["item"], drawn]).gather(source[keep])
     copies = pl.DataFrame(rows[np.repeat(np.arange(n), k + 1)[keep]])
-    return copies.with_columns(items.alias(item), pl.Series(POSITIVE, (source < n)[keep]).cast(pl.Int8))
+    is_drawn = pl.Series(DRAWN, (source >= n)[keep])
+    return copies.with_columns(items.alias(item), (~is_drawn).cast(pl.Int8).alias(POSITIVE), is_drawn)
 
 
 def _uniform(seed: int, row: Words, draw: Words, attempt: int) -> npt.NDArray[np.float64]:

@@ -1,16 +1,18 @@
 """Where rows come from: the log of a plan with its side tables joined, as one lazy frame."""
 
 import os
+from collections.abc import Iterable
 
 import polars as pl
 
+from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.files.base import Scan, reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Find, scan_files
 from data_pipelines.locations import expand
 from data_pipelines.logs.joins import join
-from data_pipelines.names import POSITIVE, ROW
+from data_pipelines.names import OWN, POSITIVE, ROW
 
 # By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query, and
 # counts in tables so small that what does not fit, rows and rows of it, waits in memory for the end.
@@ -24,16 +26,27 @@ for _name, _value in ENGINE_SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 
-def scan(plan: Plan, path: str | None = None) -> Scan:
-    """The log of ``plan`` (or the one at ``path``) with its side tables joined, and the row number ``__row``.
+def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:
+    """The log of ``plan`` (or the one at ``path``) with its side tables joined, and the row number ``:row``.
+
+    Args:
+        drawn: The log is one that :func:`data_pipelines.logs.negatives.write_with_negatives` wrote.
 
     Raises:
-        UserError: Nothing there, an unknown format, a file that cannot be read, or a column of a join that is missing.
+        UserError: Nothing there, an unknown format, a file that cannot be read, a column of a join that is missing, or
+            a column with a name of the product's own.
     """
     config = plan.config
     found = scan_files(path or expand(config.log), config.format, needed=plan.log_columns)
     frame = found.frame
-    if config.sampling is not None and POSITIVE not in frame.collect_schema():
+    if not drawn:
+        _check_names(path or config.log, frame.collect_schema().names())
+    if config.sampling is not None and not drawn:
+        if POSITIVE in frame.collect_schema():
+            raise UserError(
+                f"{path or config.log} has a column {POSITIVE!r}, which `sampling` adds: rename it in the log, or "
+                "remove `sampling` if the log holds negatives already."
+            )
         frame = frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
     return Scan(join_sides(plan, frame.with_row_index(ROW)), found.refused)
 
@@ -54,3 +67,10 @@ def join_sides(plan: Plan, frame: pl.LazyFrame, find: Find | None = None) -> pl.
         with reading(side.table):
             frame = join(frame, table, side, plan.time)
     return frame
+
+
+def _check_names(location: str, columns: Iterable[str]) -> None:
+    """Refuse a log with a column that is named like one of the product's own."""
+    for name in columns:
+        if name in OWN:
+            raise UserError(f"{location} has a column {name!r}, a name that recsys uses itself: rename it in the log.")

@@ -24,7 +24,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def assign(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.LazyFrame:
-    """Accepted ``rows`` with the column ``__split``.
+    """Accepted ``rows`` with the column ``:split``.
 
     Raises:
         UserError: A date of the split cannot be read, or its column is missing.

@@ -11,7 +11,7 @@ from data_pipelines.names import REASON, TIME
 
 
 def checked(plan: Plan, rows: pl.LazyFrame, *, labelled: bool = True) -> pl.LazyFrame:
-    """``rows`` with ``__time`` (when there is a time) and ``__reason``.
+    """``rows`` with ``:time`` (when there is a time) and ``:reason``.
 
     Args:
         labelled: Whether the rows must have labels and a time: those to learn from do, those to score do not.

@@ -4,6 +4,7 @@ A row that comes after that event gets from the state the same features, value b
 whole log.
 """
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from data_pipelines.disk import storage
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.spill import KEY
 from data_pipelines.disk.storage import intact, read_json
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.past import Kept
 from data_pipelines.features.plan import Plan
@@ -33,6 +34,7 @@ from data_pipelines.past.snapshots import Snapshots
 from data_pipelines.timelines import Int64s
 
 STATE = "state.json"
+Late = Literal["refuse", "drop", "count"]
 
 
 class _Content(Config):
@@ -140,21 +142,25 @@ class State:
         schema = {"minute": pl.Int64, "count": pl.Int64, "sum": pl.Int128}
         return pl.DataFrame(self._priors[name], schema=schema, orient="row")
 
-    def update(self, log: str, out: Path | None = None) -> "State":
+    def update(self, log: str, out: Path | None = None, *, late: Late = "count") -> "State":
         """The state after the events of another log as well, written over this one (or to ``out``).
 
+        Args:
+            late: What to do with events that are not later than :attr:`latest`, which this state may have already:
+                ``count`` them, ``drop`` them, or ``refuse`` the log.
+
         Raises:
-            UserError: The log cannot be read, or lacks a column; or this state is part of a larger directory, whose
-                checksums would no longer hold.
+            UserError: The log cannot be read, or lacks a column; it has late events and ``late`` is ``refuse``; or this
+                state is part of a larger directory, whose checksums would no longer hold.
         """
         out = self.path if out is None else out
         if out == self.path and (out.parent / storage.MANIFEST).exists():
             raise UserError(f"{out} is a part of {out.parent}: name another directory for the new state.")
         with storage.new_directory(out, "state", replace=out == self.path) as folder:
             with reading(log):
-                rows = checked(self.plan, sources.scan(self.plan, expand(log)).rows(log)).filter(
-                    pl.col(REASON).is_null()
-                )
+                events = sources.scan(self.plan, expand(log)).rows(log)
+                rows = checked(self.plan, events).filter(pl.col(REASON).is_null())
+                rows = self._later(rows, log, late)
                 newest = rows.select(pl.col(TIME).max()).collect().item()
                 latest = max(self.latest, newest if newest is not None else self.latest)
                 fresh = Snapshots(self.plan, folder, latest, base=self)
@@ -162,6 +168,18 @@ class State:
             fresh.close()
             save(folder, fresh)
         return State(out)
+
+    def _later(self, rows: pl.LazyFrame, log: str, late: Late) -> pl.LazyFrame:
+        if late == "count":
+            return rows
+        old = rows.filter(pl.col(TIME) <= self.latest).select(pl.len()).collect(engine="streaming").item()
+        if not old:
+            return rows
+        what = f"{log} has {old:,} events at or before {self.path}'s latest event"
+        if late == "refuse":
+            raise UserError(f"{what}: if it has them already, give `--late drop`; if not, `--late count`.")
+        warnings.warn(f"{what}: they are left out.", Notice, stacklevel=3)
+        return rows.filter(pl.col(TIME) > self.latest)
 
 
 def save(folder: Path, snapshots: Snapshots) -> None:

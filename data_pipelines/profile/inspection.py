@@ -18,6 +18,7 @@ from data_pipelines.features.values import MICROSECONDS, label_value, number, te
 from data_pipelines.files.base import reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Format, format_of, scan_files
+from data_pipelines.names import ROW
 from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles
 from data_pipelines.profile.leaks import alone_auc
 from data_pipelines.profile.types import with_numbers
@@ -167,7 +168,7 @@ def _columnar(location: str, format: Format | None, scratch: Path) -> pl.LazyFra
 
 def _sample(frame: pl.LazyFrame, rows: int) -> pl.DataFrame:
     step = -(-rows // SAMPLE_ROWS)
-    return frame.with_row_index("__row").filter(pl.col("__row") % step == 0).drop("__row").collect(engine="streaming")
+    return frame.with_row_index(ROW).filter(pl.col(ROW) % step == 0).drop(ROW).collect(engine="streaming")
 
 
 def _label(sample: pl.DataFrame, location: str, roles: Roles) -> np.ndarray | None:

@@ -62,6 +62,10 @@ def update(
     folder: Annotated[Path, typer.Argument(metavar="STATE", help="The state to bring forward.")],
     log: Annotated[str, typer.Argument(help="The events since then.")],
     out: Annotated[Path | None, typer.Option(help="Write the new state here, and leave the old one.")] = None,
+    late: Annotated[
+        Literal["refuse", "drop", "count"],
+        typer.Option(help="Events that are not later than the state's latest: it may have them already."),
+    ] = "refuse",
     json: Json = False,
 ) -> None:
     """Bring a state forward by the events of another log."""
@@ -71,6 +75,6 @@ def update(
 
     opened = State.open(folder)
     say_side_tables(folder, [join.table for join in opened.plan.config.joins])
-    updated = opened.update(log, out)
+    updated = opened.update(log, out, late=late)
     latest = datetime.fromtimestamp(updated.latest / 1e6, UTC)
     finish({"state": updated.path, "latest_event": latest.isoformat()}, json, "recsys score ARTIFACT INPUT OUTPUT")

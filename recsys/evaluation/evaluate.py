@@ -19,6 +19,7 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
+from data_pipelines.names import key_name
 from models.interpretation import Affinity, expert_affinities
 from models.layers.heads import TaskKind
 from models.moe.router import routers
@@ -201,7 +202,11 @@ def measure(
         columns |= {f"{name}:label": labels_N, f"{name}:logit": logits_N}
         if draws:
             intervals[name] = _intervals(TestRows(labels_N, users_N, kind=kind, draws=draws), logits_N)
-    predictions = pl.DataFrame({"row": np.arange(len(labels_NT))}).hstack(keys).hstack(pl.DataFrame(columns))
+    predictions = (
+        pl.DataFrame({"row": np.arange(len(labels_NT))})
+        .hstack(keys.rename(lambda key: key_name(key, ("row",))))
+        .hstack(pl.DataFrame(columns))
+    )
     slices = None
     if slice_by is not None:
         slices = slice_metrics(predictions, slice_by, dataset.schema.tasks[0], kinds[0])

@@ -85,7 +85,7 @@ class JobResult:
 
 
 Scored = tuple[pl.DataFrame, pl.DataFrame | None]
-"""Of one part: its scores, and the rows that were refused with ``__reason``."""
+"""Of one part: its scores, and the rows that were refused with ``:reason``."""
 
 
 @dataclass(frozen=True)

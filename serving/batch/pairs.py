@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
-from data_pipelines.names import ROW
+from data_pipelines.names import ROW, key_name
 from models.tables.lookup import Embedded
 from serving.batch.scorer import MICROBATCH, Scorer
 
@@ -118,9 +118,11 @@ class PairScorer:
 
     def _keys(self, users: pl.DataFrame, places_UK: np.ndarray) -> pl.DataFrame:
         """Key columns of each user beside those of the candidates at its places."""
-        keys = self._scorer.artifact.encoder.config.keys
-        whose = users.select(key for key in keys if key in users.columns)
-        which = self._candidates.select(key for key in keys if key in self._candidates.columns)
+        taken = {"rank", *self._scorer.tasks}
+        keys = {key: key_name(key, taken) for key in self._scorer.artifact.encoder.config.keys}
+        whose = users.select(pl.col(key).alias(name) for key, name in keys.items() if key in users.columns)
+        there = self._candidates.columns
+        which = self._candidates.select(pl.col(key).alias(name) for key, name in keys.items() if key in there)
         rows = [whose[np.arange(len(users)).repeat(places_UK.shape[1])], which[places_UK.ravel()]]
         return pl.concat(rows, how="horizontal")
 

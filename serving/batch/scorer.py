@@ -19,7 +19,7 @@ from data_pipelines.errors import UnavailableError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.logs.sources import join_sides
 from data_pipelines.logs.validation import checked
-from data_pipelines.names import REASON, ROW
+from data_pipelines.names import REASON, ROW, key_name
 from data_pipelines.past.state import State
 from serving.artifact.artifact import Artifact
 from serving.artifact.calibration import predictions
@@ -63,13 +63,15 @@ class Scorer:
         return rows.select(name for name in rows.collect_schema().names() if name in wanted)
 
     def split(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The rows of ``frame`` that can be scored, and those with a value that cannot be read, with ``__reason``."""
+        """The rows of ``frame`` that can be scored, and those with a value that cannot be read, with ``:reason``."""
         reasons = checked(self._plan, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
         good = reasons.is_null()
         return frame.filter(good), frame.with_columns(reasons).filter(~good)
 
     def score(self, frame: pl.DataFrame, *, logits: bool = False, drift: DriftMonitor | None = None) -> pl.DataFrame:
-        """Key columns of ``frame`` that are there, then one column a task, row by row in the order of ``frame``.
+        """Key columns of ``frame`` that are there, then one column per task, row by row in the order of ``frame``.
+
+        A key with the name of a task is called ``key:<name>``.
 
         A binary task gives a probability (calibrated if the artifact is), a count its expected value, a regression the
         value itself.
@@ -90,7 +92,8 @@ class Scorer:
                 drift.observe(batch, self.predict(parts[-1]))
         logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
         self.check_finite(logits_NT, frame[ROW].to_numpy() if ROW in frame.columns else np.arange(len(frame)))
-        columns = [frame[key] for key in self._plan.config.keys if key in frame.columns]
+        keys = dict.fromkeys(self._plan.config.keys)
+        columns = [frame[key].alias(key_name(key, self.tasks)) for key in keys if key in frame.columns]
         columns += [pl.Series(task, values) for task, values in self.predict(logits_NT).items()]
         if logits:
             columns += [pl.Series(f"{task}:logit", logits_NT[:, t]) for t, task in enumerate(self.tasks)]

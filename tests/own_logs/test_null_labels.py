@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from data_pipelines.dataset.dataset import prepare
 from recsys.config.experiment import ExperimentConfig

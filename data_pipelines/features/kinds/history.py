@@ -18,7 +18,7 @@ from data_pipelines.disk.spill import ByRow, places
 from data_pipelines.features.events import Events, append_events
 from data_pipelines.features.kinds.base import Fitted, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature, categorical_parts, part_problems
-from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature
+from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature, happened
 from data_pipelines.features.raw_columns import RawColumns, wrong_type
 from data_pipelines.features.values import condition, text
 from data_pipelines.features.vocabulary import Table, Vocabulary
@@ -132,8 +132,9 @@ class HistoryFeature(PastFeature[HistoryConfig]):
     def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
         """Whether a row is an event, and the text of each part if so."""
         where = self.config.where
-        event = pl.lit(True) if where is None else condition(self.reader, where, raw.schema)
-        event = event.fill_null(False)
+        event = happened(raw)
+        if where is not None:
+            event = event & condition(self.reader, where, raw.schema).fill_null(False)
         texts = self._texts(raw).items()
         return [event.alias(self.name + _FLAG), *(pl.when(event).then(value).alias(name) for name, value in texts)]
 

@@ -19,6 +19,7 @@ from data_pipelines.disk.file_names import is_plain_name
 from data_pipelines.features.kinds.base import Feature, FeatureConfig
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Table
+from data_pipelines.names import DRAWN
 from data_pipelines.timelines import Int64s, Keys, Timeline
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class Kept:
 
     rows: pl.DataFrame
     minutes: pl.DataFrame | None
+
+
+def happened(raw: RawColumns) -> pl.Expr:
+    """Whether a row is an event of the log, and not a negative that was drawn for one."""
+    return ~pl.col(DRAWN) if DRAWN in raw.schema else pl.lit(True)
 
 
 class Worker(Protocol):

@@ -19,11 +19,11 @@ from data_pipelines.config.base import register
 from data_pipelines.config.learning import Task
 from data_pipelines.disk.spill import ByRow, places
 from data_pipelines.features.kinds.base import Fitted, Specs
-from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature
+from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature, happened
 from data_pipelines.features.labels import label
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Table
-from data_pipelines.names import TIME
+from data_pipelines.names import POSITIVE, TIME
 from data_pipelines.timelines import MINUTE, Int64s, Keys, Timeline, bisect, find, running
 
 if TYPE_CHECKING:
@@ -71,6 +71,12 @@ class StatisticConfig(PastConfig):
             task = data.tasks.get(self.of or "")
             if task is None or task.kind != "binary":
                 yield f"feature `{name}`: a rate needs a binary task, and `{self.of}` is not one"
+        of_tasks = data.tasks[self.of].column if self.of in data.tasks else self.of
+        if data.sampling is not None and of_tasks == POSITIVE:
+            yield (
+                f"feature `{name}`: statistics count the rows of the log, not the negatives drawn for them, so "
+                f"`{self.of}` is 1 in all that they see: use `measure: count` without `of`"
+            )
 
     def build(self, name: str, data: "DataConfig") -> "StatisticFeature":
         return StatisticFeature(name, self, data.tasks.get(self.of or ""))
@@ -121,7 +127,8 @@ class StatisticFeature(PastFeature[StatisticConfig]):
             read = label(self.config.of, self.task, raw)
         else:
             read = raw.number(self.reader, self.config.of)
-        return (read.cast(pl.Float64) * _STEPS).round().clip(-(2.0**46), 2.0**46).cast(pl.Int64)
+        steps = (read.cast(pl.Float64) * _STEPS).round().clip(-(2.0**46), 2.0**46).cast(pl.Int64)
+        return pl.when(happened(raw)).then(steps)
 
     def minutes(self, rows: pl.LazyFrame) -> pl.DataFrame | None:
         if self.config.measure == "count":

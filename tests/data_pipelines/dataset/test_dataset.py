@@ -44,7 +44,7 @@ def test_a_split_by_time_takes_exact_shares_with_ties_by_row(
     order = log.drop_nulls("click").sort("time", "row")["row"].to_numpy()
     cuts = [round(len(order) * 0.8), round(len(order) * 0.9)]
     for split, rows in zip(("train", "valid", "test"), np.split(order, cuts), strict=True):
-        found = dataset.frame(split).select("__row").collect()["__row"].to_list()
+        found = dataset.frame(split).select(":row").collect()[":row"].to_list()
         assert found == sorted(rows), split
 
 
@@ -62,14 +62,14 @@ def test_a_split_by_dates_with_a_gap(tiny_data: dict[str, Any], tmp_path: Path) 
 def test_the_last_rows_of_each_user(tiny_data: dict[str, Any], tmp_path: Path) -> None:
     split = {"by": "leave_last", "valid": 1, "test": 2}
     dataset = prepare(DataConfig.model_validate({**tiny_data, "split": split}), tmp_path / "dataset")
-    log = pl.read_parquet(tiny_data["log"]).with_row_index("__row").sort("time", maintain_order=True)
+    log = pl.read_parquet(tiny_data["log"]).with_row_index(":row").sort("time", maintain_order=True)
     last = pl.int_range(pl.len()).reverse().over("user")
     for name, rows in (
         ("test", log.filter(last < 2)),
         ("valid", log.filter(last == 2)),
         ("train", log.filter(last > 2)),
     ):
-        assert set(dataset.frame(name).select("__row").collect()["__row"]) == set(rows["__row"])
+        assert set(dataset.frame(name).select(":row").collect()[":row"]) == set(rows[":row"])
 
 
 def test_a_random_split_and_one_by_column(tiny_data: dict[str, Any], tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_refused_rows_are_kept_with_the_reason(tiny_data: dict[str, Any], tmp_pa
     )
     dataset = prepare(with_log(tiny_data, log, tmp_path), tmp_path / "dataset")
     refused = pl.read_parquet(dataset.path / "quarantine.parquet")
-    assert refused["__row"].to_list() == [7, 11, 507, 1007, 1507]
+    assert refused[":row"].to_list() == [7, 11, 507, 1007, 1507]
     assert refused["reason"].str.starts_with("time: no time").sum() == 1
     assert sum(dataset.profile["refused"].values()) == 5
     assert sum(dataset.splits.values()) == 1995
@@ -156,7 +156,7 @@ def test_bags_and_vectors_that_make_no_sense_are_refused(tiny_data: dict[str, An
     keys = {"user": None, "keys": [], "features": features, "max_quarantined": 1.0}
     dataset = prepare(with_log(tiny_data, log, tmp_path, **keys), tmp_path / "dataset")
     refused = pl.read_parquet(dataset.path / "quarantine.parquet")
-    assert dict(refused.select("__row", "reason").iter_rows()) == {
+    assert dict(refused.select(":row", "reason").iter_rows()) == {
         1: "weights: a negative weight",
         2: "weights: not as many weights as tags has values",
         3: "weights: a weight that is no number",

@@ -121,7 +121,7 @@ def joined(folder: Path, side: pl.DataFrame, **keys: Any) -> pl.DataFrame:
 def test_a_side_table_is_joined_by_key(tmp_path: Path) -> None:
     rows = joined(tmp_path, pl.DataFrame({"user": ["8", "007"], "group": ["b", "a"]}))
     assert rows["group"].to_list() == ["a", "b", None, None] * 10
-    assert rows["__row"].to_list() == list(range(40))
+    assert rows[":row"].to_list() == list(range(40))
 
 
 def test_a_side_table_is_joined_as_of_the_time(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_side_table_is_joined_as_of_the_time(tmp_path: Path) -> None:
         for user, time in LOG.select("user", "time").iter_rows()
     ]  # fmt: skip
     assert rows["group"].to_list() == expected
-    assert rows["__row"].to_list() == list(range(40))
+    assert rows[":row"].to_list() == list(range(40))
 
 
 def test_faults_of_side_tables(tmp_path: Path) -> None:

@@ -105,14 +105,14 @@ def prepared(log: pl.DataFrame, folder: Path, name: str = "dataset") -> Dataset:
 
 def past_of(dataset: Dataset) -> pl.DataFrame:
     """The past of every row of a data set, in the order of the log, in raw values as a state gives it."""
-    return pl.concat([dataset.raw(split) for split in dataset.splits]).sort("__row").select("__row", *PAST)
+    return pl.concat([dataset.raw(split) for split in dataset.splits]).sort(":row").select(":row", *PAST)
 
 
 def check(actual: pl.DataFrame, expected: list[dict[str, Any]]) -> None:
     for got, want in zip(actual.iter_rows(named=True), expected, strict=True):
         for name in PAST:
             wanted = want[name] if isinstance(want[name], list) else pytest.approx(want[name], rel=1e-5)
-            assert got[name] == wanted, (got["__row"], name)
+            assert got[name] == wanted, (got[":row"], name)
 
 
 def test_past_is_what_was_strictly_earlier(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_later_rows_change_nothing(tmp_path_factory: pytest.TempPathFactory, see
             {name: pl.Series(log[name]).zip_with(log["time"] <= now, changed[name]) for name in log.columns}
         )
     after = past_of(prepared(later, folder, "after"))
-    kept = log.with_row_index("__row").filter(pl.col("time") <= now).get_column("__row")
-    old = past_of(before).filter(pl.col("__row").is_in(kept.implode()))
-    new = after if delete else after.filter(pl.col("__row").is_in(kept.implode()))
-    assert_frame_equal(old.drop("__row"), new.drop("__row"))
+    kept = log.with_row_index(":row").filter(pl.col("time") <= now).get_column(":row")
+    old = past_of(before).filter(pl.col(":row").is_in(kept.implode()))
+    new = after if delete else after.filter(pl.col(":row").is_in(kept.implode()))
+    assert_frame_equal(old.drop(":row"), new.drop(":row"))
 
 
 @settings(max_examples=8, deadline=None)

@@ -217,8 +217,8 @@ def test_bad_rows_are_quarantined_with_the_reason_or_scored_as_null(artifact, ro
     assert (result.rows_in, result.rows_out, result.quarantined) == (2000, 1996, 4)
     assert len(pl.read_parquet(tmp_path / "out" / "*.parquet")) == 1996
     refused = pl.read_parquet(tmp_path / "out" / "quarantine" / "*.parquet")
-    assert refused["__row"].to_list() == [3, 503, 1003, 1503]
-    assert set(refused["__reason"]) == {"price: no number"}
+    assert refused[":row"].to_list() == [3, 503, 1003, 1503]
+    assert set(refused[":reason"]) == {"price: no number"}
     assert refused["price"].to_list() == ["cheap"] * 4
     assert run_job(artifact, str(rows), tmp_path / "all", JobOptions(bad_rows="score")).rows_out == 2000
 

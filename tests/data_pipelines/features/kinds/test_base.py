@@ -169,7 +169,7 @@ def test_new_kinds_are_fitted_checked_encoded_and_remembered(tmp_path: Path) -> 
     dataset = prepare(DataConfig.model_validate(content), tmp_path / "dataset")
     assert dataset.profile["refused"] == {"name: more than 20 characters": 1}
 
-    encoded = pl.concat([dataset.frame(split).collect() for split in dataset.splits]).sort("__row")
+    encoded = pl.concat([dataset.frame(split).collect() for split in dataset.splits]).sort(":row")
     seen: dict[str, list[int]] = {}
     expected = []
     for user, time in log.select("user", "t").iter_rows():
