@@ -167,6 +167,6 @@ def _print_profile(profile: "LogProfile", json: bool) -> None:
     if profile.outcomes_auc is not None:
         beside = "" if profile.others_auc is None else f", the other columns {profile.others_auc:.3f}"
         console.print(
-            f"Together the columns that look like outcomes predict the label with AUC {profile.outcomes_auc:.3f}{beside}."
+            f"Together the columns that look like outcomes have AUC {profile.outcomes_auc:.3f} of the label{beside}."
         )
     console.print()

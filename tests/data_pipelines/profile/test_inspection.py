@@ -192,6 +192,7 @@ def test_a_starter_config_runs_as_it_stands(write: Write, frame: pl.DataFrame, t
     features = data["features"]
     assert set(features) == {
         *("UserId", "item", "genres", "related", "tags", "emb", "price_EUR", "on", "when"),
+        *("recent", "rate_of_user", "rate_of_item", "count_of_user", "count_of_item"),
     }
     assert features["genres"]["delimiter"] == "|"
     assert features["price_EUR"] == {
