@@ -24,6 +24,7 @@ from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import format_of, scan_files
 from data_pipelines.logs import sources
 from data_pipelines.logs.negatives import write_with_negatives
+from data_pipelines.logs.outcomes import warn_of_outcomes
 from data_pipelines.logs.row_counts import Survey, take_survey
 from data_pipelines.logs.splits import SPLITS, assign
 from data_pipelines.logs.validation import checked
@@ -72,6 +73,7 @@ def write(
             rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
         counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, plan)))
         train = rows.filter(pl.col(SPLIT) == 0)
+        warn_of_outcomes(plan, train)
         encoder = Encoder.fit(plan, train, None if earlier is None else earlier.encoder, counted)
         # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
         saved = aside.submit(encoder.save, folder)
@@ -188,7 +190,7 @@ def _encode(
 
 
 def _plain(name: str, dtype: pl.DataType | None) -> pl.Expr:
-    """A key as it is, but text where it is categorical: the categories of parts differ, and one file cannot hold both."""
+    """A key as it is, but as text where it is categorical: parts have different categories, and share a file."""
     return pl.col(name).cast(pl.String) if isinstance(dtype, pl.Categorical | pl.Enum) else pl.col(name)
 
 

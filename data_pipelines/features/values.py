@@ -84,10 +84,7 @@ def texts(column: pl.Expr, dtype: pl.DataType, delimiter: str | None) -> pl.Expr
         inner = pl.DataType.from_python(object) if dtype.inner is None else dtype.inner
         assert isinstance(inner, pl.DataType)
         lists = column.arr.to_list() if isinstance(dtype, pl.Array) else column
-        if inner == pl.Null:
-            lists = lists.cast(pl.List(pl.String))
-        else:
-            lists = lists.list.eval(text(pl.element(), inner))
+        lists = lists.cast(pl.List(pl.String)) if inner == pl.Null else lists.list.eval(text(pl.element(), inner))
     elif dtype == pl.String:
         if delimiter is None:
             inside = column.str.strip_chars().str.strip_chars("[]()")

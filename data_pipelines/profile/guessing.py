@@ -176,6 +176,12 @@ def _find_label(sample: pl.DataFrame, roles: Roles) -> str | None:
     return binary[0] if len(binary) == 1 else None
 
 
+def named_like_outcome(values: pl.Series) -> bool:
+    """Whether a column of two values is named like a label: ``target``, ``is_click``, ``purchased``."""
+    words = _words(values.name) - {"is", "has", "was"}
+    return len(words) == 1 and words <= set(_LABELS) and _is_binary(values)
+
+
 def _threshold(values: pl.Series) -> float | None:
     """From where on ratings count as positive: four fifths of the scale."""
     if _is_binary(values) or not values.dtype.is_numeric():

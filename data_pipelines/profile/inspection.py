@@ -18,9 +18,10 @@ from data_pipelines.features.values import MICROSECONDS, label_value, number, te
 from data_pipelines.files.base import reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Format, format_of, scan_files
+from data_pipelines.logs.outcomes import outcome_reason
 from data_pipelines.names import ROW
-from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles
-from data_pipelines.profile.leaks import alone_auc
+from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles, named_like_outcome
+from data_pipelines.profile.leaks import alone_auc, joint_auc
 from data_pipelines.profile.types import with_numbers
 from data_pipelines.redaction import redact
 
@@ -51,6 +52,7 @@ class Column(Config):
         frequencies: (rank, count) of values by falling count, at ranks spaced evenly on a logarithmic scale.
         zipf: Exponent of the power law that fits the first thousand of them.
         alone_auc: AUC of the label predicted from this column alone, out of fold.
+        outcome: Why it looks like another outcome of the row, which new rows do not have, if it does.
         suspicions: What is odd about it, one sentence each.
     """
 
@@ -71,6 +73,7 @@ class Column(Config):
     mean_length: float | None = None
     delimiter: str | None = None
     alone_auc: float | None = None
+    outcome: str | None = None
     suspicions: tuple[str, ...] = ()
 
 
@@ -81,6 +84,8 @@ class LogProfile(Config):
         days: Rows and label rate (NaN without a label) of each day of the log: (ISO date, rows, rate).
         label_at_least: Where the label column holds ratings: from which on they count as positive.
         label_positive: Where it holds text: the values that count as positive.
+        outcomes_auc: AUC of a shallow tree of the columns that look like outcomes; ``None`` where there are none.
+        others_auc: AUC of a shallow tree of the other columns of single values.
     """
 
     location: str
@@ -97,6 +102,8 @@ class LogProfile(Config):
     user: str | None
     item: str | None
     days: tuple[tuple[str, int, float], ...]
+    outcomes_auc: float | None = None
+    others_auc: float | None = None
 
     def of(self, *roles: Role) -> tuple[Column, ...]:
         """The columns of some roles."""
@@ -136,6 +143,7 @@ def inspect_log(
         target = _label(sample, location, roles)
         columns = tuple(_column(frame, sample, name, roles, rows, target) for name in sample.columns)
         days = _days(frame, roles)
+        outcomes_auc, others_auc = _joint_aucs(sample, columns, target)
     span = next((column for column in columns if column.name == roles.time), None)
     return LogProfile(
         location=redact(location),
@@ -152,6 +160,8 @@ def inspect_log(
         user=roles.user,
         item=roles.item,
         days=days,
+        outcomes_auc=outcomes_auc,
+        others_auc=others_auc,
     )
 
 
@@ -225,8 +235,21 @@ def _column(
             if role == "number"
             else text(column, dtype)
         )
-        found["alone_auc"] = alone_auc(sample.select(value).to_series(), label)
+        values = sample.select(value).to_series()
+        found["alone_auc"] = alone_auc(values, label)
+        found["outcome"] = _outcome(values, label, name, roles)
     return Column.model_validate({**found, "suspicions": tuple(_suspicions(found, rows))})
+
+
+def _outcome(values: pl.Series, label: np.ndarray, name: str, roles: Roles) -> str | None:
+    """Why a column looks like another outcome of the row, if it does."""
+    if name in (roles.user, roles.item, roles.time):
+        return None
+    assert roles.label is not None
+    reason = outcome_reason(values, label, roles.label)
+    if reason is None and named_like_outcome(values):
+        reason = f"is named like an outcome of the row, and {roles.label!r} is the label"
+    return reason
 
 
 def _counted(values: pl.LazyFrame) -> dict[str, object]:
@@ -302,6 +325,17 @@ def _days(frame: pl.LazyFrame, roles: Roles) -> tuple[tuple[str, int, float], ..
     )
 
 
+def _joint_aucs(
+    sample: pl.DataFrame, columns: Sequence[Column], label: np.ndarray | None
+) -> tuple[float | None, float | None]:
+    """AUC of the columns that look like outcomes, and of the others, each taken together."""
+    outcomes = [column.name for column in columns if column.outcome]
+    if label is None or not outcomes or not np.isin(label[~np.isnan(label)], (0.0, 1.0)).all():
+        return None, None
+    others = [c.name for c in columns if c.role in ("id", "user", "item", "number") and not c.suspicions]
+    return joint_auc(sample, label, outcomes), joint_auc(sample, label, others)
+
+
 def _iso(microseconds: int | None) -> str:
     if microseconds is None:
         return ""
@@ -321,6 +355,8 @@ def _suspicions(column: dict[str, object], rows: int) -> Sequence[str]:
         found.append("is different in every row: nothing can be learnt about a value")
     if nulls > 0.95:
         found.append(f"is null in {nulls:.1%} of the rows")
+    if column.get("outcome"):
+        found.append(str(column["outcome"]))
     auc = column.get("alone_auc")
     if isinstance(auc, float) and auc >= LEAK_AUC and role != "label":
         found.append(f"predicts the label alone (AUC {auc:.3f}), as if recorded after it")

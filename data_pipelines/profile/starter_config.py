@@ -13,6 +13,8 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 _RARE = 0.5
 _SKEWED = 20.0
+_SMALL_TABLES = 200_000
+"""Distinct values, of all columns, up to which every row of the tables is updated at each step."""
 
 
 def starter_config(profile: LogProfile) -> str:
@@ -45,7 +47,7 @@ def starter_config(profile: LogProfile) -> str:
         *_left_out(profile),
         "",
         *_MODEL,
-        *_train(profile.rows),
+        *_train(profile),
     ]
     return "\n".join(lines) + "\n"
 
@@ -53,19 +55,30 @@ def starter_config(profile: LogProfile) -> str:
 _MODEL = """\
 model:
   dim: 16                                   # width of the embeddings
+  init_std: 0.0001                          # tables start near zero and grow by what is learned
   interaction: {kind: cross, layers: 2}     # or fm, dot, multiplicative, none
   tower: {kind: moe, experts: 4, top_k: 1, hidden: 128}   # or {kind: mlp, hidden: [256, 128]}
 """.splitlines()
 
 
-def _train(rows: int) -> Iterator[str]:
-    """A small log takes small batches: an epoch of fewer than a hundred steps hardly learns."""
+def _train(profile: LogProfile) -> Iterator[str]:
+    """A small log takes small batches: an epoch of fewer than a hundred steps hardly learns.
+
+    Adam with decay was best on validation rows, but it updates every row of a table at each step, so tables of many
+    values learn by rowwise Adagrad.
+    """
+    rows = profile.rows
     batch_size = min(2048, max(128, 1 << (max(1, rows // 100).bit_length() - 1)))
+    values = sum(column.distinct or 0 for column in profile.of("user", "item", "id", "bag"))
     yield from ("", "train:")
     yield "  epochs: 10                                # at most: training stops when validation no longer improves"
     yield f"  batch_size: {batch_size}"
-    yield "  tables: {optimizer: rowwise_adagrad, learning_rate: 0.1}"
-    yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
+    if values <= _SMALL_TABLES:
+        yield "  tables: {optimizer: adam, learning_rate: 0.001, weight_decay: 0.01}"
+    else:
+        yield "  tables: {optimizer: rowwise_adagrad, learning_rate: 0.02}"
+    yield "  dense: {optimizer: adamw, learning_rate: 0.001}"
+    yield "  ema: 0.998                                # average of the weights over about 500 steps"
     yield "  patience: 2"
 
 
@@ -194,8 +207,12 @@ def _spoilt(column: Column) -> bool:
 
 
 def _past(profile: LogProfile) -> Iterator[str]:
-    """What the log's own past could add, for whoever wants it."""
+    """A history of positives and statistics, where a log has what they need and a binary label."""
     if profile.time is None or profile.user is None or profile.item is None or profile.label is None:
+        return
+    label_column = _column(profile, profile.label)
+    numeric = profile.label_at_least is None and not profile.label_positive
+    if (numeric and (label_column.distinct or 0) > 2) or _definition(_column(profile, profile.item)) is None:
         return
     item = _feature_name(profile.item)
     label = '"' + profile.label.replace('"', '""') + '"'
@@ -206,10 +223,12 @@ def _past(profile: LogProfile) -> Iterator[str]:
         condition = f"{label} >= {profile.label_at_least if profile.label_at_least is not None else 1:g}"
     where = json.dumps(condition, ensure_ascii=False)
     task = "like" if profile.label_at_least is not None else _feature_name(profile.label)
-    yield "    # What the past says, each strictly earlier than the row; take away the # to use it:"
-    yield f"    # recent: {{kind: history, of: [{_quoted(item)}], where: {where}, last: 30, age: true}}"
-    yield f"    # rate_of_user: {{kind: statistic, measure: rate, of: {_quoted(task)}, by: [{_quoted(profile.user)}]}}"
-    yield f"    # rate_of_item: {{kind: statistic, measure: rate, of: {_quoted(task)}, by: [{_quoted(profile.item)}]}}"
+    yield "    # What the past says, each strictly earlier than the row:"
+    yield f"    recent: {{kind: history, of: [{_quoted(item)}], where: {where}, last: 30, age: true}}"
+    yield f"    rate_of_user: {{kind: statistic, measure: rate, of: {_quoted(task)}, by: [{_quoted(profile.user)}]}}"
+    yield f"    rate_of_item: {{kind: statistic, measure: rate, of: {_quoted(task)}, by: [{_quoted(profile.item)}]}}"
+    yield f"    count_of_user: {{kind: statistic, measure: count, by: [{_quoted(profile.user)}]}}"
+    yield f"    count_of_item: {{kind: statistic, measure: count, by: [{_quoted(profile.item)}]}}"
 
 
 def _left_out(profile: LogProfile) -> Iterator[str]:

@@ -164,4 +164,9 @@ def _print_profile(profile: "LogProfile", json: bool) -> None:
     for column in profile.columns:
         for why in column.suspicions:
             console.print(f"[yellow]{column_name(column)}[/yellow] {why}.", highlight=False)
+    if profile.outcomes_auc is not None:
+        beside = "" if profile.others_auc is None else f", the other columns {profile.others_auc:.3f}"
+        console.print(
+            f"Together the columns that look like outcomes have AUC {profile.outcomes_auc:.3f} of the label{beside}."
+        )
     console.print()

@@ -183,7 +183,7 @@ def test_no_header(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("0\ta\t3\n1\tb\t4\n1\ta\t\n")
     profile = inspect_log(str(tmp_path / "log.txt"))
     assert profile.rows == 3
-    assert profile.label == "column_0"
+    assert profile.label == "column_1"
 
 
 def test_a_starter_config_runs_as_it_stands(write: Write, frame: pl.DataFrame, tmp_path: Path) -> None:
@@ -192,6 +192,7 @@ def test_a_starter_config_runs_as_it_stands(write: Write, frame: pl.DataFrame, t
     features = data["features"]
     assert set(features) == {
         *("UserId", "item", "genres", "related", "tags", "emb", "price_EUR", "on", "when"),
+        *("recent", "rate_of_user", "rate_of_item", "count_of_user", "count_of_item"),
     }
     assert features["genres"]["delimiter"] == "|"
     assert features["price_EUR"] == {
@@ -200,7 +201,7 @@ def test_a_starter_config_runs_as_it_stands(write: Write, frame: pl.DataFrame, t
         "indicator": True,
         "column": "price: (EUR)",
     }
-    assert "# Left out: charged predicts the label alone" in text
+    assert "# Left out: charged is set only where 'click' is positive" in text
     dataset = prepare(DataConfig.model_validate(data), tmp_path / "dataset")
     assert sum(dataset.splits.values()) == ROWS
 

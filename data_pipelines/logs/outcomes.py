@@ -1,0 +1,138 @@
+"""Columns that hold another outcome of the row, such as ``is_like`` beside the label ``is_click``.
+
+An outcome is known only after the row, so a model that reads it is useless where it is needed. Each column alone may
+predict the label badly; what gives it away is implication: a like happens only where a click does.
+"""
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from data_pipelines.errors import Notice
+from data_pipelines.features.plan import Plan
+from data_pipelines.features.raw_columns import RawColumns
+
+SAMPLE_ROWS = 50_000
+_SURE = 0.995
+"""Share of rows for which an implication must hold; a few labels may be damaged."""
+_ENOUGH = 30
+_CHANCE = 1e-9
+"""Probability below which so pure a value is not an accident."""
+_FEW_VALUES = 100
+_COMMON_LABEL = 0.8
+_RARE_FLAG = 0.1
+
+Labels = npt.NDArray[np.float64]
+
+
+def outcome_reason(values: pl.Series, labels: Labels, label: str) -> str | None:
+    """Why a column looks like an outcome of the row; ``None`` where nothing says so.
+
+    Three implications are tested, on rows with a label. Whatever differs from the most frequent value (or null) occurs
+    only with a positive label; or it is a flag, and every positive label has it, or none. Or one of a few values occurs
+    only with a positive label. That a value never occurs with a positive label is no evidence where it is not a rare
+    flag: where positives are rare, honest columns have many such values.
+
+    Args:
+        values: (N,) values of the column, as text or numbers.
+        labels: (N,) labels 0, 1 or NaN; labels that are not binary give ``None``.
+        label: Name of the label, for the sentence.
+
+    Example:
+        >>> clicks = np.array([0.0, 1.0] * 500)
+        >>> outcome_reason(pl.Series([0, 0, 0, 1] * 250), clicks, "is_click")
+        "is set only where 'is_click' is positive, as if recorded after it"
+    """
+    labelled = ~np.isnan(labels)
+    frame = pl.DataFrame({"value": values, "label": labels}).filter(pl.Series(labelled))
+    if frame.is_empty() or not frame["label"].is_in([0.0, 1.0]).all():
+        return None
+    rate = frame["label"].mean()
+    assert isinstance(rate, float)
+    if not 0 < rate <= _COMMON_LABEL:
+        return None
+    usual = frame["value"].value_counts(sort=True)["value"][0]
+    set_N = frame.select(pl.col("value").ne_missing(pl.lit(usual, dtype=frame["value"].dtype))).to_series().to_numpy()
+    positive_N = frame["label"].to_numpy() == 1
+    return _of_flag(set_N, positive_N, rate, label, _is_flag(frame["value"])) or _of_values(frame, rate, label)
+
+
+def warn_of_outcomes(plan: Plan, train: pl.LazyFrame) -> None:
+    """Warn (:class:`Notice`) of each input that reads a task's column, or what looks like another outcome.
+
+    Args:
+        train: Rows of the training split; the first ``SAMPLE_ROWS`` are looked at.
+    """
+    tasks = {task.column: name for name, task in plan.tasks.items()}
+    reads = {
+        name: sorted(plan.features[name].columns())
+        for name in plan.config.inputs
+        if name in plan.features and name not in plan.past
+    }
+    for name, columns in reads.items():
+        for column in set(columns) & tasks.keys():
+            _warn(name, column, f"is the label of the task {tasks[column]!r}")
+    if plan.config.sampling is not None:
+        return
+    raw = RawColumns(train.collect_schema())
+    wanted = {column for columns in reads.values() for column in columns} - tasks.keys()
+    chosen = sorted(column for column in wanted if _is_single(raw.schema[column]))
+    labels = [plan.label(task, raw).cast(pl.Float64).alias(f"__label_{task}") for task in plan.tasks]
+    sample = train.select(*labels, *chosen).head(SAMPLE_ROWS).collect(engine="streaming")
+    for column in chosen:
+        for task, config in plan.tasks.items():
+            if config.kind != "binary":
+                continue
+            found = sample[f"__label_{task}"].fill_null(float("nan")).to_numpy()
+            reason = outcome_reason(sample[column], found, config.column)
+            if reason is not None:
+                for name in (name for name, columns in reads.items() if column in columns):
+                    _warn(name, column, reason)
+                break
+
+
+def _warn(feature: str, column: str, reason: str) -> None:
+    warnings.warn(
+        f"feature {feature!r}: the column {column!r} {reason}: remove the feature if new rows do not have it yet.",
+        Notice,
+        stacklevel=2,
+    )
+
+
+def _is_single(dtype: pl.DataType) -> bool:
+    return not dtype.is_nested() and not dtype.is_temporal() and dtype not in (pl.Binary, pl.Object)
+
+
+def _of_flag(
+    set_N: npt.NDArray[np.bool_], positive_N: npt.NDArray[np.bool_], rate: float, label: str, flag: bool
+) -> str | None:
+    times, both = int(set_N.sum()), int((set_N & positive_N).sum())
+    if _pure(both, times, rate):
+        return f"is set only where {label!r} is positive, as if recorded after it"
+    if flag and set_N.mean() <= _RARE_FLAG and _pure(times - both, times, 1 - rate):
+        return f"is set only where {label!r} is not positive, as if recorded after it"
+    if flag and set_N.mean() <= 0.5 and _pure(both, int(positive_N.sum()), float(set_N.mean())):
+        return f"is set wherever {label!r} is positive, as if both were outcomes"
+    return None
+
+
+def _of_values(frame: pl.DataFrame, rate: float, label: str) -> str | None:
+    if frame["value"].dtype != pl.String or frame["value"].n_unique() > _FEW_VALUES:
+        return None
+    counts = frame.group_by("value").agg(n=pl.len(), both=pl.col("label").sum()).drop_nulls("value").sort("value")
+    pure = [value for value, n, both in counts.iter_rows() if _pure(int(both), n, rate, values=len(counts))]
+    if not pure:
+        return None
+    return f"has the value {pure[0]!r} only where {label!r} is positive, as if recorded after it"
+
+
+def _pure(holds: int, times: int, chance: float, values: int = 1) -> bool:
+    """Whether something that holds by ``chance`` holds for so many of so many rows that it must be a rule."""
+    return times >= _ENOUGH and holds >= _SURE * times and values * chance**holds < _CHANCE
+
+
+def _is_flag(values: pl.Series) -> bool:
+    """Whether a column holds two values (0 and 1, yes and no), or one and null."""
+    return values.n_unique() == 2
