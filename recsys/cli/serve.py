@@ -26,7 +26,7 @@ def export_verb(
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
     from data_pipelines.disk.object_store import sent
-    from recsys.export.export import export_run
+    from recsys.exporting.export import export_run
 
     with sent(artifact, replace=replace) as folder:
         figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))
@@ -67,7 +67,7 @@ def verify_verb(
     json: Json = False,
 ) -> None:
     """Score the same rows with an artifact and with its run, and compare."""
-    from recsys.export.export import verify_artifact
+    from recsys.exporting.export import verify_artifact
     from serving.artifact.artifact import Artifact
 
     result = verify_artifact(Artifact.open(artifact, verify="full"), against, dataset=dataset, rows=rows, split=split)
