@@ -37,8 +37,8 @@ from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
 from recsys.evaluation.baselines import BASELINES
 from recsys.evaluation.evaluate import evaluate, users_of
-from recsys.export.export import export_run
-from recsys.export.size_report import size_report
+from recsys.exporting.export import export_run
+from recsys.exporting.size_report import size_report
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import auc, log_loss
 from recsys.metrics.significance import Effect, combine, delong

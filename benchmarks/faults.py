@@ -31,7 +31,7 @@ from data_pipelines.disk.storage import MANIFEST, Manifest
 from data_pipelines.synthetic import DemoConfig, generate
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from recsys.runs.checkpoints import load_weights
 from recsys.training.trainer import train
 from serving.artifact.artifact import Artifact

@@ -37,7 +37,7 @@ from benchmarks.serve import service
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.synthetic import DemoConfig, generate
 from recsys.config.experiment import ExperimentConfig
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from recsys.training.trainer import train
 
 CANARY, LOOT = "canary-5e1f", "loot"

@@ -20,7 +20,7 @@ from data_pipelines.importers import movielens
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import read_yaml
-from recsys.export.measure import measure
+from recsys.exporting.measure import measure
 from recsys.studies.codes import code_table
 from recsys.training.trainer import train
 

@@ -30,7 +30,7 @@ from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.disk.storage import sync
 from data_pipelines.features.config import DataConfig
 from data_pipelines.hashing import key_of
-from data_pipelines.logs.sources import ENGINE_SETTINGS
+from data_pipelines.runtime import ENVIRONMENT
 from data_pipelines.synthetic import DemoConfig, generate
 from data_pipelines.timelines import Timeline, running
 
@@ -78,8 +78,8 @@ def write_for_peer(log: Path, folder: Path) -> None:
 
 
 def run_floor(log: Path, out: Path) -> float:
-    for name in ENGINE_SETTINGS:
-        os.environ.pop(name)
+    for name in ENVIRONMENT:
+        os.environ.pop(name, None)
     return seconds_of(lambda: pl.scan_parquet(log).select(COLUMNS).sink_ipc(out))
 
 

@@ -17,7 +17,7 @@ from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.evaluation.baselines import write_baselines
 from recsys.evaluation.evaluate import evaluate
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from recsys.metrics.binary import auc
 from recsys.reports.pages import Tile, byte_size
 from recsys.reports.report import Extras, write_report

@@ -1,6 +1,5 @@
 """Where rows come from: the log of a plan with its side tables joined, as one lazy frame."""
 
-import os
 from collections.abc import Iterable
 
 import polars as pl
@@ -13,17 +12,6 @@ from data_pipelines.files.formats import Find, scan_files
 from data_pipelines.locations import expand
 from data_pipelines.logs.joins import join
 from data_pipelines.names import OWN, POSITIVE, ROW
-
-# By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query, and
-# counts in tables so small that what does not fit, rows and rows of it, waits in memory for the end.
-# Not asked of Polars, how many threads it has: that would start them, and they do not survive a fork.
-ENGINE_SETTINGS = {
-    "POLARS_ROW_GROUP_PREFETCH_SIZE": str(os.cpu_count()),
-    "POLARS_PARQUET_DECODE_TARGET_VALUES_PER_THREAD": "100000",
-    "POLARS_MAX_HOT_TABLE_SIZE": str(1 << 18),
-}
-for _name, _value in ENGINE_SETTINGS.items():
-    os.environ.setdefault(_name, _value)
 
 
 def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:

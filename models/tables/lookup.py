@@ -3,8 +3,6 @@
 Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d width of an embedding, F features.
 """
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +25,6 @@ from models.tables.config import TablesConfig
 from models.tables.id_changes import IdChange, IdChanges, redirected
 from models.tables.plan import OOV_ID, Lookup, Route, TableLayout, lookup_plan, table_key
 from models.tables.rows import initialise_tables, local_rows, start_values
-
-# TorchRec 1.8 on Torch 2.13 says these on every start; results are right (tests compare them with plain modules).
-logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
-warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)
 
 _META = torch.device("meta")
 

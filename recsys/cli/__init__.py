@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO
 
 from data_pipelines.errors import Notice, UserError, writing
 from data_pipelines.redaction import conceal
+from data_pipelines.runtime import tune_process
 from recsys.cli.common import app
 
 VERBS = ("demo", "logs", "data", "plan", "train", "serve", "study", "sparsity", "doctor")
@@ -29,6 +30,7 @@ def main() -> NoReturn:
     code: int | str | None = 0
     try:
         with warnings.catch_warnings(), writing("what this command makes"):
+            tune_process()
             _print_notices()
             app()
     except SystemExit as end:

@@ -26,7 +26,7 @@ def export_verb(
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
     from data_pipelines.disk.object_store import sent
-    from recsys.export.export import export_run
+    from recsys.exporting.export import export_run
 
     with sent(artifact, replace=replace) as folder:
         figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))
@@ -67,7 +67,7 @@ def verify_verb(
     json: Json = False,
 ) -> None:
     """Score the same rows with an artifact and with its run, and compare."""
-    from recsys.export.export import verify_artifact
+    from recsys.exporting.export import verify_artifact
     from serving.artifact.artifact import Artifact
 
     result = verify_artifact(Artifact.open(artifact, verify="full"), against, dataset=dataset, rows=rows, split=split)
@@ -96,16 +96,10 @@ def score_verb(
     json: Json = False,
 ) -> None:
     """Score rows of any size; killed and started again, it goes on where it was."""
-    from data_pipelines.disk.object_store import sent
-    from data_pipelines.errors import UserError
     from serving.artifact.artifact import Artifact
-    from serving.batch.batch_job import Engine, JobOptions, run_job
+    from serving.batch.batch_job import Engine
+    from serving.batch.score import score
 
-    if top_k is not None and candidates is None:
-        raise UserError("--top-k chooses from candidates: name their table with --candidates.")
-    if logits and candidates is not None:
-        raise UserError("--logits are written for rows, not for candidates: leave one of the two out.")
-    options = JobOptions(bad_rows=bad_rows, logits=logits, candidates=candidates, top_k=top_k)
     workers: Engine | None = None
     if engine == "ray":
         from recsys.cluster.scoring import ray_engine
@@ -113,13 +107,16 @@ def score_verb(
         workers = ray_engine(address)
     opened = Artifact.open(artifact, verify="full")
     say_side_tables(artifact, opened.side_tables)
-    with sent(output, resume=True) as folder, progress_bar("scoring") as advance:
-        result = run_job(
+    with progress_bar("scoring") as advance:
+        result = score(
             opened,
             source,
-            folder,
-            options,
+            output,
             events=events,
+            bad_rows=bad_rows,
+            logits=logits,
+            candidates=candidates,
+            top_k=top_k,
             threads=threads,
             progress=lambda rows, total: advance(rows, total=total),
             engine=workers,

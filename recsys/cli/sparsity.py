@@ -23,7 +23,7 @@ def sparsity(
     Of a run also what the whole does as trained and as served: AUC with interval, sizes, rates. KEY=VALUE overrides try
     other levers of export on it, such as sparsity.quantization.table_bits=4.
     """
-    from recsys.export.measure import measure
+    from recsys.exporting.measure import measure
     from recsys.reports.summaries import kind_of
     from serving.artifact.artifact import Artifact
 

@@ -50,17 +50,14 @@ def ablate(
 ) -> None:
     """Find out which features, levers and model parts matter, and how certain that is."""
     from data_pipelines.dataset.dataset import Dataset
+    from recsys.ablation.ablate import open_study
     from recsys.ablation.outputs import PAGE, write_study
-    from recsys.ablation.study import Study
     from recsys.ablation.tables import find
     from recsys.config.experiment import load_config
-    from recsys.trials.trials import TrialStore
-    from recsys.trials.workers import Workers
 
     experiment, data = load_config(config, overrides or ()), Dataset.open(dataset)
-    store = TrialStore(trials or study.parent / "trials")
     with trial_engine(engine, address, jobs=jobs, threads=threads) as carries_out:
-        planned = Study(experiment, data, Workers(dataset, store, carries_out))
+        planned = open_study(experiment, data, study, carries_out, trials=trials)
         if plan:
             _print_plan(planned.plan(), json)
             return

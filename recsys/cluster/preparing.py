@@ -11,6 +11,7 @@ from functools import partial
 import polars as pl
 
 from data_pipelines.dataset.prepare import Engine, Work
+from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
 
 PART_ROWS = 1 << 18
@@ -40,4 +41,5 @@ def _work(work: Work, plan: bytes, start: int, rows: int) -> list[pl.DataFrame]:
 
     import polars_hash  # noqa: F401  (the plan may hash)
 
+    tune_process()
     return work(pl.LazyFrame.deserialize(io.BytesIO(plan)).slice(start, rows))

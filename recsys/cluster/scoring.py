@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
 from serving.artifact.artifact import Artifact
 from serving.batch.batch_job import Engine, JobOptions, Scored, Workers, score_part
@@ -52,6 +53,7 @@ def _score(artifact: Path, fingerprint: str, options: JobOptions, state: Path | 
 def _scorer(artifact: Path, fingerprint: str, state: Path | None) -> Scorer:
     import torch
 
+    tune_process()
     torch.set_num_threads(1)
     opened = Artifact.open(artifact, verify="full")
     if opened.fingerprint != fingerprint:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
 from recsys.trials.engines import THREAD_VARIABLES, Engine
 
@@ -32,4 +33,5 @@ def ray_tasks(address: str | None = None, *, threads: int = 1, jobs: int | None 
 
 
 def _carry_out(call: Callable[[], Any]) -> Any:
+    tune_process()
     return call()

@@ -15,7 +15,7 @@ from scipy.special import expit
 from data_pipelines.errors import UserError
 from recsys.config.yaml_files import to_yaml
 from recsys.evaluation.comparison import TestRows
-from recsys.export.measure import measure
+from recsys.exporting.measure import measure
 from recsys.metrics.binary import AUC, CALIBRATION, LOG_LOSS, reliability
 from recsys.metrics.bootstrap import Interval, interval
 from recsys.metrics.metric import Metric

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from data_pipelines.errors import UserError
+from data_pipelines.runtime import tune_process
 
 Result = TypeVar("Result")
 
@@ -74,7 +75,7 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
     jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
     with (
         _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))),
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin) as pool,
     ):
         try:
             yield Engine(jobs, threads, pool.submit)
@@ -82,6 +83,12 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
             raise RuntimeError(
                 f"a process with a trial died (out of memory?): use fewer jobs than {jobs}; what is done stays."
             ) from None
+
+
+def _begin() -> None:
+    """The first call in a process of the pool."""
+    tune_process()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -23,8 +23,8 @@ from models.ranker import Ranker
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
 from recsys.evaluation.evaluate import predict
-from recsys.export.export import export_shrunk, shrink, shrink_run
-from recsys.export.measure import checkpoint_bytes
+from recsys.exporting.export import export_shrunk, shrink, shrink_run
+from recsys.exporting.measure import checkpoint_bytes
 from recsys.runs.checkpoints import load_weights
 from recsys.training.faults import DivergedError
 from recsys.training.trainer import train

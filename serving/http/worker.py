@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.redaction import conceal
+from data_pipelines.runtime import tune_process
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
 from serving.batch.batch_job import JobOptions, ParkedError, run_job
@@ -190,6 +191,7 @@ def main(arguments: list[str]) -> None:
     (A URL may hold a password, and every user of a machine can read the arguments of its processes.) A supervised
     worker stops when its standard input ends: when the process that started it is gone.
     """
+    tune_process()
     faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
     log_to_stderr()
     with stopped_by_signal() as stop:

@@ -9,7 +9,7 @@ import yaml
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from recsys.config.experiment import ExperimentConfig
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from recsys.training.trainer import train
 
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}

@@ -10,7 +10,7 @@ from postgres_server import binaries, postgres_server
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from recsys.config.experiment import ExperimentConfig
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from recsys.training.trainer import train
 
 

@@ -18,7 +18,7 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig
-from recsys.export.export import export_run, shrink, verify_artifact
+from recsys.exporting.export import export_run, shrink, verify_artifact
 from recsys.runs.checkpoints import load_weights, read_tensors
 from recsys.training.faults import InterruptedTrainingError
 from recsys.training.trainer import train

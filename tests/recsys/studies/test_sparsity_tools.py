@@ -15,7 +15,7 @@ from data_pipelines.synthetic import NOISE, DemoConfig, demo_experiment, generat
 from recsys.cli import app
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.yaml_files import to_yaml
-from recsys.export.measure import measure
+from recsys.exporting.measure import measure
 from recsys.studies.codes import code_table, recall_of
 from recsys.studies.feature_selection import select_features
 from recsys.studies.frontier import grid

@@ -22,7 +22,7 @@ from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from recsys.runs.checkpoints import load_weights, read_tensors, step_name, steps
 from recsys.training.faults import InterruptedTrainingError
 from recsys.training.trainer import train

@@ -8,9 +8,9 @@ def test_everything_that_computes_a_trial_is_covered():
     assert {
         "recsys.metrics.registry",
         "recsys.metrics.binary",
-        "recsys.export.export",
-        "recsys.export.measure",
-        "recsys.export.size_report",
+        "recsys.exporting.export",
+        "recsys.exporting.measure",
+        "recsys.exporting.size_report",
         "recsys.trials.perturb",
         "recsys.trials.warm",
         "recsys.runs.checkpoints",

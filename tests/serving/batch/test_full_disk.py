@@ -20,7 +20,7 @@ from data_pipelines.disk.spill import ByRow
 from data_pipelines.errors import UnavailableError, UserError, disk_fault, writing
 from data_pipelines.features.config import DataConfig
 from recsys.config.experiment import load_config
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from recsys.training.trainer import train
 from serving.artifact.artifact import Artifact
 from serving.batch import inputs

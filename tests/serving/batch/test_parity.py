@@ -24,7 +24,7 @@ from models.weights import Weights
 from recsys.cli.serve import summary
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
-from recsys.export.export import export_run, verify_artifact
+from recsys.exporting.export import export_run, verify_artifact
 from recsys.training.trainer import train
 from serving.artifact.artifact import Artifact, in_packing_order, served_encoder, write_artifact
 from serving.artifact.card import ModelCard

@@ -205,7 +205,7 @@ def test_an_unexpected_error_shows_no_traceback(client, monkeypatch, rows):
 
 
 def test_switching_the_live_artifact(client, store, root, exported, trained, rows):
-    from recsys.export.export import export_run
+    from recsys.exporting.export import export_run
 
     export_run(trained[1], root / "second", ["sparsity.quantization.table_bits=8"])
     assert client.put("/v1/artifacts/second", json={"path": "second"}).json()["live"] is False

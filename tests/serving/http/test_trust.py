@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from data_pipelines.disk.storage import MANIFEST, Manifest, seal
 from data_pipelines.errors import UnavailableError, UserError
-from recsys.export.export import export_run
+from recsys.exporting.export import export_run
 from serving.artifact.artifact import DENSE, MODEL, TABLES, Artifact
 from serving.batch import inputs
 from serving.batch.batch_job import JobOptions, run_job

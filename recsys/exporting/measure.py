@@ -19,8 +19,8 @@ from models.codecs.quantization import row_bytes
 from models.sparsity.activations import measure_activity
 from models.weights import Weights
 from recsys.evaluation.evaluate import evaluate
-from recsys.export.export import export_shrunk, shrink_run
-from recsys.export.size_report import size_report
+from recsys.exporting.export import export_shrunk, shrink_run
+from recsys.exporting.size_report import size_report
 from serving.artifact.card import SizeReport
 from serving.artifact.export import as_served
 from serving.artifact.id_remap import Translation

@@ -18,7 +18,7 @@ from models.sparsity.config import SparsityConfig, build_levers
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, task_metrics, users_of
-from recsys.export.size_report import size_report
+from recsys.exporting.size_report import size_report
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.artifact import Artifact
 from serving.artifact.card import ModelCard, TrainingFacts, Value

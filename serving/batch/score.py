@@ -1,0 +1,67 @@
+"""Scoring files of any size with one call: what ``recsys score`` does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from data_pipelines.disk.object_store import sent
+from data_pipelines.errors import UserError
+from serving.artifact.artifact import Artifact
+from serving.batch.batch_job import Engine, JobOptions, JobResult, run_job
+
+__all__ = ["score"]
+
+
+def score(
+    artifact: Artifact | Path | str,
+    source: str,
+    output: Path | str,
+    *,
+    events: str | None = None,
+    bad_rows: Literal["quarantine", "score"] = "quarantine",
+    logits: bool = False,
+    candidates: str | None = None,
+    top_k: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    engine: Engine | None = None,
+) -> JobResult:
+    """Score every row at ``source`` into ``output``. If the process was killed, the same call resumes the job.
+
+    Args:
+        artifact: An opened artifact, or the folder of one, whose checksums are then compared in full.
+        source: Path, folder, glob or address of the rows, in any format that a log may have.
+        output: Folder of the scores, or an address to send it to. Scores are ``part-*.parquet`` in the order of
+            ``source``: its key columns and one column per task.
+        events: A log of what happened since the artifact was made. Histories and statistics include it.
+        bad_rows: What to do with rows that hold an invalid value: ``quarantine`` writes them to
+            ``quarantine/*.parquet`` with the reason; ``score`` reads the value as null.
+        logits: Add a column ``<task>:logit`` per task.
+        candidates: A table of candidates that fits in memory. Each row of ``source`` is then a user, who is scored with
+            every candidate.
+        top_k: Keep only so many candidates per user, those with the highest scores of the first task.
+        threads: Parts that are scored at a time; one per processor if absent.
+        progress: Called with the number of rows newly done and the number of rows in total.
+        engine: Scores the parts; threads of this process if absent.
+
+    Returns:
+        Rows read, written and quarantined, and the rate in rows per second.
+
+    Raises:
+        UserError: An option does not fit another, the input cannot be read or lacks a column, scores are NaN or
+            infinite, or ``output`` belongs to another job.
+        UnavailableError: The disk of ``output`` is full or read-only.
+
+    Example:
+        >>> score("artifact", "clicks.parquet", "scores").rows_out  # doctest: +SKIP
+    """
+    if top_k is not None and candidates is None:
+        raise UserError("top_k (--top-k) chooses among candidates: name their table with candidates (--candidates).")
+    if logits and candidates is not None:
+        raise UserError("logits (--logits) are written for rows, not for candidates: leave one of the two out.")
+    options = JobOptions(bad_rows=bad_rows, logits=logits, candidates=candidates, top_k=top_k)
+    opened = artifact if isinstance(artifact, Artifact) else Artifact.open(Path(artifact), verify="full")
+    with sent(str(output), resume=True) as folder:
+        return run_job(
+            opened, source, folder, options, events=events, threads=threads, progress=progress, engine=engine
+        )
