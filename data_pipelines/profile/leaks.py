@@ -65,7 +65,7 @@ def joint_auc(frame: pl.DataFrame, label: npt.NDArray[np.float64], names: Sequen
 
 def _codes(values: pl.Series) -> npt.NDArray[np.float64]:
     if values.dtype.is_numeric() or values.dtype == pl.Boolean:
-        return np.nan_to_num(values.cast(pl.Float64).fill_null(_NO_VALUE).to_numpy(), nan=_NO_VALUE)
+        return values.cast(pl.Float64).fill_nan(None).fill_null(_NO_VALUE).to_numpy()
     counts = values.cast(pl.String).value_counts(sort=True)
     order = pl.DataFrame({"value": counts.to_series(0), "code": np.arange(len(counts), dtype=np.float64)})
     frame = pl.DataFrame({"value": values.cast(pl.String)})
