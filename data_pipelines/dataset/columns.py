@@ -16,7 +16,7 @@ from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import intact, sync
 from data_pipelines.errors import UserError
 from data_pipelines.features.events import Events
-from data_pipelines.names import LENGTH, START, TIME
+from data_pipelines.names import LENGTH, ROW, START, TIME
 
 LABEL = "label:"
 KEY = "key:"
@@ -210,6 +210,8 @@ def _check_columns(schema: Schema, events: Mapping[str, Events], found: pa.Schem
     Raises:
         ValueError: One is missing, or of another type.
     """
+    if found.get_field_index(ROW) < 0:
+        raise ValueError(f"it has no column {ROW!r}: an earlier version prepared it")
     ids, numbers = pa.int32(), pa.float32()
     wanted: dict[str, tuple[pa.DataType, ...]] = {LABEL + task: (numbers,) for task in schema.tasks}
     for feature in schema.sparse:
