@@ -73,7 +73,7 @@ class Timeline:
 
 
 def _order(keys: Keys) -> Int64s:
-    """The places of ``keys`` in their order, equal ones as they stand."""
+    """The positions of ``keys`` in sorted order; the sort is stable."""
     least, most = int(keys.min()), int(keys.max())
     leading = (keys - np.uint64(least)) >> np.uint64(max(0, (most - least).bit_length() - 16))
     order = np.argsort(leading.astype(np.uint16), kind="stable")  # of 16 bits NumPy counts instead of comparing
@@ -106,7 +106,7 @@ def bisect(times: Int64s, low: Int64s, high: Int64s, bounds: Int64s) -> Int64s:
 
 
 def find(keys: Keys, wanted: Keys) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-    """Where each wanted key stands in sorted distinct ``keys``, and whether it does (0 where not)."""
+    """The position of each wanted key in sorted distinct ``keys`` (0 if it is missing), and whether it is there."""
     places = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     found = keys[places] == wanted if len(keys) else np.zeros(len(wanted), bool)
     return np.where(found, places, 0), found

@@ -137,7 +137,7 @@ def _clear(out: Path) -> None:
 
 
 def _config(out: Path, log: Path, seed: int) -> ExperimentConfig:
-    """The experiment, also left as ``config.yaml`` for whoever wants to play with it."""
+    """The experiment, also written to ``config.yaml`` to experiment with."""
     content = demo_experiment(str(log))
     content |= {"seed": seed, "sparsity": SPARSITY, "ablation": {"tolerance": TOLERANCE}}
     content["model"]["tables"] = TABLES

@@ -117,7 +117,7 @@ def examine() -> list[Finding]:
 
 
 def _trial() -> Finding:
-    """Import FBGEMM in a process of its own and look rows up with it, so that a crash is a finding."""
+    """Import FBGEMM in another process and look rows up with it, so a crash is reported and does not end this one."""
     import subprocess
     import sys
 
@@ -132,7 +132,7 @@ def _trial() -> Finding:
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return Finding("ok", "trial lookup", "FBGEMM loads and looks rows up")
-    advice = "Install the pinned list anew: pip install --no-deps -r requirements/cpu.txt"
+    advice = "Install the pinned list again: pip install --no-deps -r requirements/cpu.txt"
     last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
     return Finding("fault", "trial lookup", last, advice)
 

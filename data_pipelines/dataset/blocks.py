@@ -79,7 +79,7 @@ class Block:
         dense: (W, D) float32.
         labels: (W, T) float32, or ``None``.
         rows: (W,) positions in the split.
-        order: (W,) the order in which batches take the rows; ``None`` for the order they lie in.
+        order: (W,) the order in which batches take the rows; ``None`` for their order in the block.
     """
 
     ids: Mapping[str, int]
@@ -95,7 +95,7 @@ class Block:
         return len(self.rows)
 
     def pick(self, start: int, stop: int) -> Rows | slice:
-        """Where in the block the rows lie that batches take from ``start`` to ``stop``."""
+        """Positions in the block of the rows that batches take from ``start`` to ``stop``."""
         return slice(start, stop) if self.order is None else self.order[start:stop]
 
 

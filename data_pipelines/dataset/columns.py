@@ -31,7 +31,7 @@ Piece = tuple[int, int, int]
 class PartWriter:
     """Writes frames of one schema into ``part-*.arrow`` files of at most about ``PART_ROWS`` rows.
 
-    What is written goes to the disk while more is worked out, so that whoever flushes all in the end hardly waits.
+    Written data is flushed while more is computed, so the final flush hardly waits.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -141,7 +141,7 @@ class Columns:
             start, batch = high, batch + 1
 
     def _arrays(self, name: str) -> list[np.ndarray]:
-        """Values of a column, one array a record batch; several numbers a row lie one after the other."""
+        """Values of a column, one array per record batch; several numbers per row are stored one after the other."""
         if name not in self._flat_cache:
             self._flat_cache[name] = [_numpy(batch.column(name)) for batch in self.batches]
         return self._flat_cache[name]
@@ -158,7 +158,7 @@ class Columns:
         return _joined([arrays[batch][a * width : b * width] for batch, a, b in pieces])
 
     def _id_matrix(self, names: Sequence[str], pieces: Sequence[Piece], size: int, *, by_row: bool) -> np.ndarray:
-        """(F, W) ids. ``by_row``: those of a row lie together in memory, so that gathering rows misses less cache."""
+        """(F, W) ids. ``by_row``: those of a row are adjacent in memory, so gathering rows has fewer cache misses."""
         columns = [self._arrays(name) for name in names]
         ids_FW = np.empty((len(names), size), np.int32, order="F" if by_row else "C")
         at = 0

@@ -73,7 +73,7 @@ class Loader:
         return _batches(_size(self._ranges), self._batch_size, self._world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless it is already the current one; each has an order of its own."""
+        """Go to the start of an epoch, unless it is already the current one; each epoch has its own order."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._restart()
@@ -156,7 +156,7 @@ class Loader:
 
 
 class _Order:
-    """An epoch's order of the blocks of a split: where positions of the epoch lie in the split."""
+    """An epoch's order of the blocks of a split: the positions in the split of positions of the epoch."""
 
     def __init__(self, rows: int, seed: int, epoch: int) -> None:
         blocks = -(-rows // _BLOCK_ROWS)
@@ -165,7 +165,7 @@ class _Order:
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
 
     def rows(self, start: int, stop: int) -> list[Range]:
-        """The rows of the split that stand at positions of the epoch."""
+        """The rows of the split at positions of the epoch."""
         found: list[Range] = []
         block = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
@@ -196,7 +196,7 @@ def _size(ranges: Sequence[Range]) -> int:
 
 
 def _cut(ranges: Sequence[Range], low: int, high: int) -> list[Range]:
-    """What lies from ``low`` to ``high`` in the concatenation of ``ranges``."""
+    """The part from ``low`` to ``high`` of the concatenation of ``ranges``."""
     cut: list[Range] = []
     before = 0
     for start, stop in ranges:

@@ -1,7 +1,7 @@
 """Encoded splits as SciPy CSR matrices (rows x bag of features), and back.
 
-The columns of a matrix come in blocks, one a feature: of a sparse feature one column a row of its table, holding how
-often the id is in the row's bag (or its summed weights); of a dense feature as many as it is wide.
+The columns of a matrix come in blocks, one per feature. A sparse feature has one column per row of its table: how often
+the id is in the row's bag (or its summed weights); of a dense feature as many as it is wide.
 """
 
 import json

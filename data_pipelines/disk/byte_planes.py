@@ -228,7 +228,7 @@ def _parts(values: pl.Series) -> pl.DataFrame:
 
 
 def _narrow(numbers: np.ndarray) -> Tensor:
-    """Whole numbers in the narrowest type that holds them all."""
+    """Integers in the narrowest type that can hold all of them."""
     for kind in (np.uint8, np.int16, np.int32):
         if len(numbers) == 0 or (numbers.min() >= np.iinfo(kind).min and numbers.max() <= np.iinfo(kind).max):
             return torch.from_numpy(numbers.astype(kind))
@@ -236,7 +236,7 @@ def _narrow(numbers: np.ndarray) -> Tensor:
 
 
 def _running(differences: np.ndarray, earlier: list[pl.Series]) -> np.ndarray:
-    """Sums of ``differences``, begun anew wherever one of the ``earlier`` parts changes."""
+    """Running sums of ``differences``, which restart where one of the ``earlier`` parts changes."""
     anew = np.arange(len(differences)) == 0
     for part in earlier:
         anew = anew | _changes(part)

@@ -1,6 +1,6 @@
-"""File names that come from files: manifests, ledgers, listings of stores, logs of Delta tables.
+"""File names that come from files: manifests, journals, listings of stores, logs of Delta tables.
 
-Whoever made the file chose the name, so it is checked before anything is read or written under it.
+Such a name may be hostile, so it is checked before anything is read or written under it.
 """
 
 import os

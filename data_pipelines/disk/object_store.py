@@ -140,7 +140,7 @@ def pull(address: str, folder: Path) -> None:
 def fetched(location: str | Path) -> Path:
     """``location`` itself if it is a path; else a local copy of what is at the address, fetched once per content.
 
-    Copies lie in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``) below ``recsys/``.
+    Copies are in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``) below ``recsys/``.
 
     Raises:
         UserError: There is no complete directory at the address, or what arrives is damaged.

@@ -127,7 +127,7 @@ class ByRow:
 
 
 def places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where in ``rows``, rising, each of ``wanted`` stands; all are there."""
+    """The position of each of ``wanted`` in ``rows``, which is ascending and has all of them."""
     consecutive = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1
     return wanted - rows[0] if consecutive else np.searchsorted(rows, wanted)
 

@@ -73,7 +73,7 @@ class Manifest(BaseModel):
     @field_validator("files", mode="after")
     @classmethod
     def _apart(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        """No file has the place of the manifest, or of a folder that others lie in."""
+        """No file has the place of the manifest, or of a folder with other files."""
         folders = {name[:at] for name in files for at, letter in enumerate(name) if letter == "/"}
         for name in files:
             if name in folders or name == MANIFEST:

@@ -1,11 +1,11 @@
-"""How the dense part lies in an artifact: few bits a number, and zeros not at all.
+"""How the dense part is stored in an artifact: few bits per value; zeros are not stored.
 
 Matrices are kept as bf16, or as int8 or int4 codes with one float32 scale an output row, and biases as bf16 beside
 them; the rest, and routers (a rounded router sends rows to other experts), stay as they are. Where enough numbers are
 zero, a tensor becomes a bitmap of those that are not, and their values alone: pruned weights then take no more than a
 bit each.
 
-A tensor ``name`` is stored under ``name``; beside it may stand ``name:scale``, ``name:bitmap`` and ``name:shape``.
+A tensor ``name`` is stored under ``name``; ``name:scale``, ``name:bitmap`` and ``name:shape`` are optional.
 """
 
 import math
@@ -81,7 +81,7 @@ def decompress(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def stored_bytes(dense: Mapping[str, Tensor], precision: Precision, step: float | None = None) -> dict[str, int]:
-    """Bytes that each tensor takes in an artifact, with all that stands beside it."""
+    """Bytes that each tensor takes in an artifact, with its scale, bitmap and shape."""
     sizes = dict.fromkeys(dense, 0)
     for name, tensor in compress(dense, precision, step).items():
         for suffix in (_SCALE, _BITMAP, _SHAPE):

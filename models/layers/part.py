@@ -38,7 +38,7 @@ class Component:
 
 @dataclass(frozen=True)
 class UnitSlice:
-    """The part of a parameter that belongs to a group of units: units lie along ``axis``, from ``offset`` on."""
+    """The part of a parameter that belongs to a group of units: units are along ``axis``, from ``offset`` on."""
 
     module: nn.Module
     parameter: str

@@ -73,7 +73,7 @@ class Router(nn.Module):
         choice = experts if allowed_ET is None else sizes[0] + min(sizes[1:])
         if not 1 <= top_k <= choice:
             raise ValueError(
-                f"top_k must lie between 1 and the number of experts to choose from ({choice}), not {top_k}"
+                f"top_k must be between 1 and the number of experts to choose from ({choice}), not {top_k}"
             )
         self.top_k, self.gate, self.noise, self.balance = top_k, config.gate, config.noise, config.balance
         self.weight = nn.Parameter(torch.empty((experts, width) if tasks == 1 else (experts, tasks, width)))

@@ -1,4 +1,4 @@
-"""A sharding plan on paper: where tables would lie, how many bytes each rank would hold and send, before anything runs.
+"""A sharding plan computed before training: how tables are sharded, and the bytes that each rank stores and sends.
 
 Letters: R ranks, B rows of a rank's batch, L ids of a row, d width of an embedding.
 """
@@ -40,7 +40,7 @@ class PlacedTable:
 
     @property
     def ranks(self) -> int:
-        """On how many ranks a part of it lies."""
+        """The number of ranks that store a part of it."""
         return sum(held > 0 for held in self.rank_bytes)
 
 

@@ -176,7 +176,7 @@ def shard(
 
     Args:
         ranker: On ``device``, its tables preferably on the meta device.
-        plan: Where each table lies; the planner chooses where absent.
+        plan: How each table is sharded; the planner chooses if absent.
 
     Raises:
         UserError: The config asks a plan that is impossible, or the tables do not fit.

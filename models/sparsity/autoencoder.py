@@ -1,7 +1,7 @@
 """Sparse autoencoders over embeddings: a dense vector becomes a few active codes out of many, each with a meaning.
 
 ``codes = topk(relu(W (x - b) + c))``, ``x' = D codes + b`` with unit columns of D (top-k: Gao et al., 2406.04093), or
-without the top-k and with an L1 penalty on the codes. A code that stops firing is started anew at the rows that are
+without the top-k and with an L1 penalty on the codes. A code that stops firing is reinitialized at the rows that are
 rebuilt worst, as dead units otherwise waste most of a large code book.
 
 Letters: N vectors, d their width, C codes.
@@ -41,7 +41,7 @@ class SparseAutoencoder(nn.Module):
     def __init__(self, width: int, config: AutoencoderConfig) -> None:
         super().__init__()
         if not 0 <= config.active <= config.codes:
-            raise ValueError(f"active must lie between 0 and codes ({config.codes}), not {config.active}")
+            raise ValueError(f"active must be between 0 and codes ({config.codes}), not {config.active}")
         self.config = config
         generator = torch.Generator().manual_seed(config.seed)
         decoder_Cd = nn.functional.normalize(torch.randn(config.codes, width, generator=generator), dim=1)

@@ -22,7 +22,7 @@ from models.sparsity.weight_pruning import WeightPruning, WeightPruningConfig
 
 
 class SparsityConfig(LeverConfig):
-    """Levers by name; one that is absent is off. They work alone or together, in the order they stand here."""
+    """Levers by name; a lever that is absent is off. They work alone or together, in the order of these keys."""
 
     feature_gates: FeatureGatesConfig | None = None
     k_winners: KWinnersConfig | None = None

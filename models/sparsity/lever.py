@@ -2,7 +2,7 @@
 
 A lever is built from its config, sees the bare :class:`~models.ranker.Ranker` (the module inside
 ``DistributedModelParallel``), and may keep state that is saved with checkpoints. The trainer calls the hooks in the
-order they are written here; ``shrink`` is called at export by a lever made anew from the config.
+order they are written here; ``shrink`` is called at export by a new lever made from the config.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Schedule(LeverConfig):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.begin > self.end:
-            raise ValueError(f"begin={self.begin:g} must lie between 0 and end={self.end:g}")
+            raise ValueError(f"begin={self.begin:g} must be between 0 and end={self.end:g}")
         return self
 
     def steps(self, total: int) -> Ramp:

@@ -112,7 +112,7 @@ def row_saliency(weights: "Weights", batches: Iterable[Batch], kinds: Sequence[T
     First order in the change, like the Taylor criterion for filters (Molchanov et al., 1611.06440), but for what really
     happens to a pruned row: its ids are looked up as OOV.
     """
-    ranker = replace(weights, grids={}).to_ranker()  # whole numbers have no gradient
+    ranker = replace(weights, grids={}).to_ranker()  # integers have no gradient
     assert isinstance(ranker.tables, PlainTables)
     tables = ranker.tables.tables
     scores = {name: torch.zeros(len(table)) for name, table in tables.items()}

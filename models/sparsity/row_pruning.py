@@ -27,7 +27,8 @@ class RowPruningConfig(Schedule):
         tables: Names of tables; empty for all.
         by: ``magnitude``: the row's norm, scaled by the square root of its width; ``distance``: how far it is from the
             OOV row that takes its place; ``saliency``: this distance times the root of the row's summed squared
-            gradients, which fused Adagrad keeps; ``frequency``: rows lie by falling count, so the last go first.
+            gradients, which fused Adagrad keeps; ``frequency``: rows are in descending frequency order, so the last
+            go first.
         scope: ``global`` ranks the rows of all tables together; ``table`` prunes the same share of each.
     """
 

@@ -1,6 +1,6 @@
-"""Sums over the rows and columns of tables that lie in shards on several ranks.
+"""Sums over the rows and columns of tables that are sharded over several ranks.
 
-A lever needs a table's row norms to choose rows, whoever holds them. Each rank adds up what it has and counts how many
+A lever needs the norms of all rows of a table to choose rows. Each rank adds up what it has and counts how many
 numbers it added; after the all-reduce the sums are scaled by the counts, so that a table copied to every rank
 (data-parallel) and one cut by rows or columns give the same figures.
 
@@ -30,7 +30,7 @@ def chosen_tables(tables: nn.Module, names: Collection[str], key: str) -> list[T
     """Layouts of the tables whose vocabulary is in ``names`` (all when empty), with their wide parts.
 
     Raises:
-        UserError: A name is no table; ``key`` is the config key it stands in.
+        UserError: A name is not a table; ``key`` is the config key that has it.
     """
     assert isinstance(tables, SparseTables)
     known = {layout.vocabulary for layout in tables.layouts}

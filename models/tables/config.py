@@ -17,8 +17,8 @@ class TableConfig(Config):
     dim: int | None = Field(default=None, ge=1, description="Width of its embeddings.")
     sharding: Sharding = Field(
         default="auto",
-        description="How it lies over the ranks: whole on one (`table_wise`), cut by rows or by columns over all, cut "
-        "by rows over those of one node (`table_row_wise`), or whole on each (`data_parallel`); `auto` leaves it to "
+        description="How it is sharded over the ranks: whole on one (`table_wise`), cut by rows or columns over all, "
+        "cut by rows over one node (`table_row_wise`), or whole on each (`data_parallel`); `auto` leaves it to "
         "TorchRec's planner. Cut by columns, row-wise Adagrad keeps a statistic for each piece of a row, so that its "
         "steps depend on the number of ranks. Lookups that do not pool (attention, sequences) know no nodes: there "
         "`table_row_wise` is `row_wise`.",

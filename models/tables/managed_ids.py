@@ -91,7 +91,7 @@ class ManagedIds(nn.Module):
             rows, spec = config.table_rows(schema.table(name)), schema.table(name)
             if not spec.reserved < rows < spec.rows:
                 raise UserError(
-                    f"model.tables.{name}.rows must lie between {spec.reserved + 1} and {spec.rows - 1} (the table has "
+                    f"model.tables.{name}.rows must be between {spec.reserved + 1} and {spec.rows - 1} (the table has "
                     f"{spec.rows} ids), not {rows}; leave it out to keep a row for each id."
                 )
             self.managed.append(ManagedRows(rows, spec.reserved))

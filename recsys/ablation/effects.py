@@ -50,7 +50,7 @@ EFFECT_COLUMNS = {
 """One row an arm, metric and slice. ``effect`` is arm less reference, mean over seeds, with an interval that allows for
 the number of arms as ``p_corrected`` does.
 
-``verdict``: ``better`` or ``worse`` (significant after correction), ``no effect`` (the interval lies within the
+``verdict``: ``better`` or ``worse`` (significant after correction), ``no effect`` (the interval is within the
 tolerance), ``cannot tell``. ``seeds_that_tell``: how many seeds would find an effect of this size with 80% power; null
 where no number would, because the test rows are too few.
 """
@@ -156,7 +156,7 @@ class Judge:
         arms = [arm for arm in arms if _defined(pairs_of[arm.name])]
         paired = [pairs_of[arm.name] for arm in arms]
         differences = [[ours.value - theirs.value for ours, theirs in pairs] for pairs in paired]
-        # looks at one trained model vary less between seeds than models trained anew
+        # looks at one trained model vary less between seeds than models that are trained again
         priors = {
             trains: pooled_seed_variance([d for arm, d in zip(arms, differences, strict=True) if arm.trains == trains])
             for trains in (True, False)

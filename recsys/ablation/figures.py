@@ -33,8 +33,8 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
     "warm-start": (
         "Left out, estimated from a warm start",
         ("warm_start",),
-        "An approximation: tables are kept, and the dense part of the trained base goes on for one epoch with the "
-        "feature set to null.",
+        "An approximation: tables are kept, and the dense part of the trained base is trained for one more epoch with "
+        "the feature set to null.",
     ),
     "search": ("Sets that the search tried", ("selection",), "Sets of features, chosen on the validation split."),
     "settings": ("Other settings", ("vary", "grid"), "Each model is trained with one or more keys changed."),

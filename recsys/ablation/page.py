@@ -91,7 +91,7 @@ class StudyPage:
             "Every metric",
             f"Arm less reference, mean over seeds. Figures in colour are significant after "
             f"{'Holm' if self.study.study.correction == 'holm' else 'Benjamini-Hochberg'}'s correction over all arms. "
-            "“Cannot tell” is a result: beside it stands how many seeds would tell, if any number would.",
+            "“Cannot tell” is a result: it comes with the number of seeds that would tell, if any number would.",
             grids=[self._effect_grid()],
         )
         costs = [drawn[name] for name in drawn if name.startswith("cost-")]

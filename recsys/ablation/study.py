@@ -262,7 +262,7 @@ class Study:
         self.workers.run([trial for _, trial in by_seed], done)
 
     def _halve(self, arms: list[Arm], observe: Callable[[Progress], None]) -> None:
-        """Successive halving over seeds: after each, only the better half goes on (arXiv 1502.07943)."""
+        """Successive halving over seeds: after each, only the better half continues (arXiv 1502.07943)."""
         running = arms
         for seeds in range(1, self.study.seeds + 1):
             self._carry_out(running, observe, seeds)

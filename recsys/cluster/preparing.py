@@ -1,7 +1,7 @@
 """Preparing on a Ray cluster: values are counted, and rows encoded, part by part, by the code that one machine runs.
 
 The driver surveys the log, merges counts into vocabularies, works out what depends on the past, and writes. So the log,
-and the folder of the data set, must lie where every node sees them.
+and the folder of the data set, must be readable at the same path on every node.
 """
 
 from collections import deque

@@ -21,7 +21,7 @@ from serving.batch.scorer import Scorer
 def ray_engine(address: str | None = None) -> Engine:
     """The engine of :func:`serving.batch.batch_job.run_job` that scores on the Ray cluster at ``address``.
 
-    The artifact must lie at the same path on every node.
+    The artifact must be at the same path on every node.
     """
     return partial(_workers, address)
 
@@ -42,7 +42,7 @@ def _workers(address: str | None, artifact: Artifact, options: JobOptions, state
 
 
 def _score(artifact: Path, fingerprint: str, options: JobOptions, state: Path | None, part: Part) -> Scored | str:
-    """Runs on a worker of the cluster. What the user can mend comes back as its sentence."""
+    """Runs on a worker of the cluster. Errors that the user can fix are returned as their messages."""
     try:
         return score_part(_scorer(artifact, fingerprint, state), options, part)
     except UserError as error:

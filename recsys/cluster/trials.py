@@ -1,6 +1,6 @@
 """Trials of studies and searches as tasks on a Ray cluster.
 
-The folders of the data set and of the trials must lie at the same paths on every node. A trial that dies with its
+The folders of the data set and of the trials must be at the same paths on every node. A trial that dies with its
 process or its node runs again elsewhere.
 """
 

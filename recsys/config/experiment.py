@@ -87,7 +87,7 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")
     checkpoint_aside: bool = Field(
         default=False,
-        description="Write checkpoints while training goes on, from a copy of model and optimizer in memory.",
+        description="Write checkpoints while training continues, from a copy of model and optimizer in memory.",
     )
     keep_checkpoints: int = Field(default=2, ge=1)
     loader_threads: int = Field(default=1, ge=1)

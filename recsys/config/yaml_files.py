@@ -12,13 +12,13 @@ from data_pipelines.errors import UserError
 
 _FILE_BYTES = 4 << 20
 _VALUES = 100_000
-"""Of one config, where each alias counts as all that it stands for."""
+"""Of one config, where each alias counts as everything that it expands to."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which only ``true`` and ``false`` are booleans, as in YAML 1.2: ``on`` is a key of a join.
 
-    A key that stands twice is refused: PyYAML would silently keep the last. So are aliases that stand for too much: a
+    A key that occurs twice is refused: PyYAML would silently keep the last. So are aliases that expand to too much: a
     few lines of them hold billions of values.
     """
 
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise _Refused(f"the key {key.value!r} stands in lines {lines[key.value]} and {line}: keep one of them")
+                raise _Refused(f"the key {key.value!r} is in lines {lines[key.value]} and {line}: keep one of them")
             lines[key.value] = line
         return node
 

@@ -94,7 +94,7 @@ def pooled_seed_variance(differences_AS: Sequence[Sequence[float]]) -> tuple[flo
 
     With three seeds one arm's own variance is a poor guess (two degrees of freedom). The median of the arms' variances,
     put on the scale of a mean by the chi-squared median, is a steady one and is not moved by a few odd arms. One arm
-    alone has nobody to learn from: (0, 0).
+    alone has no others to estimate from: (0, 0).
     """
     spread = [(np.var(row, ddof=1), len(row) - 1) for row in differences_AS if len(row) > 1]
     if len(spread) < 2:

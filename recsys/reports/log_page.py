@@ -92,7 +92,7 @@ def _sections(profile: LogProfile) -> Iterator[Section]:
     shapes = list(islice(_shapes(profile), _HISTOGRAMS))
     if shapes:
         yield Section(
-            "Distributions", "Of an even sample; the outermost half percents lie in the last bars.", figures=shapes
+            "Distributions", "Of an even sample; the outermost half percents are in the last bars.", figures=shapes
         )
 
 

@@ -169,7 +169,7 @@ def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Ex
             plots.score_histogram("Scores by label", rows.labels_N, expit(logits_N[rows.kept])),
             f"Histogram of predicted probability by label of {task}",
         ),
-        "The further the two lie apart, the higher the AUC.",
+        "The further apart the two are, the higher the AUC.",
     )
     marks += [plots.Mark(name, values["auc"]) for name, values in runs[0].baselines(split).items() if "auc" in values]
     if len(marks) > 1 or extras.ceiling is not None:

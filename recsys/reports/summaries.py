@@ -13,7 +13,7 @@ from serving.artifact.card import Value
 
 
 def kind_of(path: Path) -> str | None:
-    """Which kind of directory of ours is at ``path``; ``None`` if it is none (a log, say).
+    """The kind of the directory at ``path``; ``None`` if `recsys` did not write it (a log, for example).
 
     Raises:
         UserError: Its manifest is damaged.

@@ -1,4 +1,4 @@
-"""Where a run lies: in a folder that all ranks see, or at an object store that every rank sends its part to."""
+"""The location of a run: in a folder that all ranks see, or at an object store that every rank sends its part to."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ MAY_CHANGE = ("checkpoint_every", "checkpoint_aside", "keep_checkpoints", "loade
 
 
 class Run(Protocol):
-    """A run, wherever it lies; its text is where.
+    """A run at any location; its text is the location.
 
     Attributes:
         name: Of the folder or at the address.
@@ -62,7 +62,7 @@ class Run(Protocol):
         ...
 
     def save(self, name: str, tensors: Tensors, state: str, processes: Processes) -> None:
-        """Write a checkpoint, complete or absent, and send what lies in ``folder``; every rank calls this."""
+        """Write a checkpoint, complete or absent, and send the content of ``folder``; every rank calls this."""
         ...
 
     def keep(self, wanted: set[int]) -> None:
@@ -70,7 +70,7 @@ class Run(Protocol):
         ...
 
     def send(self) -> None:
-        """Let others see what lies in ``folder``."""
+        """Publish the content of ``folder``."""
         ...
 
     def seal(self, meta: Mapping[str, Any]) -> None:
@@ -124,7 +124,7 @@ class LocalRun:
 class RemoteRun:
     """A run at an object store: each rank sends its part of a checkpoint, so machines need share no file system.
 
-    Of a finished run only the final checkpoint stays, because whoever reads the run fetches it whole.
+    Of a finished run, only the final checkpoint is kept, because a reader fetches the whole run.
     """
 
     def __init__(self, address: str) -> None:

@@ -73,7 +73,7 @@ def code_table(
         UserError: There is no such table, or more active codes than codes.
     """
     if not 0 < active <= codes:
-        raise UserError(f"--active {active} must lie between 1 and --codes {codes}.")
+        raise UserError(f"--active {active} must be between 1 and --codes {codes}.")
     data = Dataset.open(dataset or dataset_of(run))
     weights = load_weights(run)
     if table not in weights.tables:

@@ -83,7 +83,7 @@ def select_features(
         by: ``chi2`` and ``mutual_information``: statistics on the CSR view of the train split. ``l1_path``: the
             strength of an L1 penalty under which a linear model with crossed features lets the feature in. ``gates``: a
             ranker trained with learned gates. ``permutation``: what a trained ``run`` loses on the valid split when
-            the feature is dealt out anew.
+            the feature is permuted.
         keep: How many features to keep; those that carry anything if absent.
 
     Raises:
@@ -228,7 +228,7 @@ def l1_path(data: Dataset, names: Sequence[str]) -> list[Ranked]:
     """The weight a feature has along the L1 path of logistic regression, early entries counting most.
 
     The model is linear in the features' codes and in the products of each two, whose weight counts half for either.
-    The score sums absolute weights over falling penalties, each times its penalty.
+    The score sums absolute weights over descending penalties, each times its penalty.
     """
     labels_N = data.labels("train")[:, 0] > 0.5
     rows = np.random.default_rng(0).permutation(len(labels_N))[:_L1_ROWS]
@@ -283,7 +283,7 @@ def gates(config: ExperimentConfig, data: Dataset, names: Sequence[str], out: Pa
 
 
 def permutation(data: Dataset, names: Sequence[str], run: Path) -> list[Ranked]:
-    """AUC that a trained ranker loses on the valid split when a feature's values are dealt out anew (Breiman, 2001)."""
+    """AUC that a trained ranker loses on the valid split when a feature's values are permuted (Breiman, 2001)."""
     weights = load_weights(run)
     columns = data.columns("valid", weights.schema.feature_names)
     block = columns.block([(0, len(columns))])

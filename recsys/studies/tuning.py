@@ -53,7 +53,7 @@ class Tuned(BaseModel):
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a trial came to: a value, or the reason why there is none."""
+    """The result of a trial: a value, or the reason why there is no value."""
 
     value: float | None = None
     state: Literal["complete", "pruned", "fail"] = "complete"
@@ -157,7 +157,7 @@ def _search(library: Any, study: Path, name: str) -> "optuna.Study":
             study_name=name,
             storage=library.storages.JournalStorage(backend),
             direction="maximize",
-            sampler=library.samplers.RandomSampler(),  # draws nothing: whoever asks for a trial brings a sampler
+            sampler=library.samplers.RandomSampler(),  # draws nothing: each request for a trial has its own sampler
             pruner=library.pruners.MedianPruner(),
             load_if_exists=True,
         )

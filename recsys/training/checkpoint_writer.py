@@ -1,4 +1,4 @@
-"""When checkpoints are written: at once, or aside while training goes on."""
+"""When checkpoints are written: at once, or in a thread while training continues."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class CheckpointWriter:
 
     Args:
         keep: Step checkpoints to leave, besides the best.
-        aside: Write in a thread, from a copy in memory. What a checkpoint holds is decided when it is asked for.
+        aside: Write in a thread, from a copy in memory. A checkpoint has the state at the time it was requested.
     """
 
     def __init__(self, run: Run, processes: Processes, *, keep: int, aside: bool) -> None:

@@ -22,7 +22,7 @@ def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
     """Fill a model with the final weights of ``run``: before its first step it scores every row as that run would.
 
     Rows of values that are new since start as the mean of the OOV rows, which stood for them until now; so do rows that
-    the run had pruned. Optimizers start anew.
+    the run had pruned. Optimizers start from zero.
 
     Raises:
         UserError: ``run`` has not finished, has another model, or ids of its data set mean something else in ``data``.

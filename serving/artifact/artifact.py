@@ -252,7 +252,7 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the content, for ledgers and caches."""
+        """Name of the content, for journals and caches."""
         return self.manifest.fingerprint
 
     @property

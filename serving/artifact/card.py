@@ -26,7 +26,7 @@ Value = Annotated[float, BeforeValidator(_number), PlainSerializer(_or_null, whe
 class SplitMetrics(_Record):
     """Metrics of a model on one split.
 
-    As JSON the metrics of the first task are keys of their own, its intervals are ``<metric>_interval``, and with
+    As JSON, the metrics of the first task are top-level keys, its intervals are ``<metric>_interval``, and with
     several tasks all of them are under ``tasks``.
 
     Attributes:

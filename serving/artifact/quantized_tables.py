@@ -1,6 +1,6 @@
 """Embedding lookups straight from the bytes of an artifact: FBGEMM's n-bit kernel over memory-mapped rows.
 
-Rows lie as :func:`models.codecs.quantization.quantize_rows` makes them. Several processes that score with one
+Rows have the layout of :func:`models.codecs.quantization.quantize_rows`. Several processes that score with one
 artifact share its pages, and a row that no id ever asks for is never read from the disk.
 
 Letters: B rows of a batch, L ids of all bags of a feature, d stored width of a table, D its width in the ranker.
@@ -33,7 +33,7 @@ _SPARSE_TYPE = {
 
 @dataclass(frozen=True)
 class MappedTable:
-    """Where a table lies in the mapped file: ``rows`` rows of ``dim`` numbers of ``bits`` bits from ``offset``."""
+    """The place of a table in the mapped file: ``rows`` rows of ``dim`` numbers of ``bits`` bits from ``offset``."""
 
     rows: int
     dim: int

@@ -1,6 +1,6 @@
 """The weights of an artifact on disk: what ``model.json`` says of them, and the bytes, checked against it.
 
-Whoever made the artifact chose every number in these files. What would make a lookup read outside the mapped bytes, or
+Every number in these files may be wrong or hostile. What would make a lookup read outside the mapped bytes, or
 a ranker take memory without end, is refused when the artifact is opened.
 """
 
@@ -167,8 +167,8 @@ class StoredWeights:
 def _mapped(path: Path, model: ModelFile) -> tuple[Tensor, dict[str, int]]:
     """The bytes of ``tables.safetensors``, and where in them each table begins.
 
-    Tensors lie one after the other and end with the file, which the library checks; so their places follow from their
-    sizes, and no offset of the header is believed.
+    Tensors are stored one after the other and end with the file, which the library checks; so their places follow from
+    their sizes, and no offset of the header is believed.
     """
     with safe_open(path, "pt") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}

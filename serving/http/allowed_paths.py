@@ -123,7 +123,7 @@ class Roots:
         return parts is not None and any(parts[: len(prefix)] == prefix for prefix in prefixes if prefix is not None)
 
     def _is_file(self, file: str) -> bool:
-        """Whether a file is there, and lies below a root."""
+        """Whether a file exists and is below a root."""
         found = self._resolved(file)
         return found is not None and found.is_file()
 
@@ -175,7 +175,7 @@ def _address_parts(address: str) -> tuple[str, ...] | None:
 
 
 def _delta_files(table: Path) -> list[str]:
-    """The files that a Delta table's log names, which may lie elsewhere."""
+    """The files that a Delta table's log names, which may be elsewhere."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 

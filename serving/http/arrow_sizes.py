@@ -174,7 +174,7 @@ class _Totals:
         if kind == _TIMESTAMP and (timestamp := field.table(3)) is not None:
             self._read(timestamp.text(1))
         if field.table(4) is not None and (depth > 1 or kind not in _TEXTS):
-            raise StreamError("a dictionary column holds other than strings, or lies inside a list: send plain values")
+            raise StreamError("a dictionary column has other values than strings, or is in a list: send plain values")
 
     def _metadata(self, table: _Table, field: int) -> None:
         for entry in table.tables(field):

@@ -99,7 +99,7 @@ def connect(url: str) -> Engine:
 def usable(engine: Engine) -> Callable[[], AbstractContextManager[None]]:
     """Makes the blocks in which a database that was opened may be used.
 
-    SQLite goes on with a file that was removed as if it were there, and what it writes is lost. Such a block raises
+    SQLite continues with a removed file as if it were there, and what it writes is lost. Such a block raises
     :class:`UnavailableError` when the file was removed or replaced since this call, or its disk is full or read-only.
     """
     name = engine.url.database

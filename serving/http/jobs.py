@@ -1,8 +1,8 @@
 """Jobs in a database: submitted once, claimed by one worker at a time, taken over when that worker dies.
 
 A worker holds a job by a lease that it renews while it works. A job whose lease has run out is claimed by another
-worker, which resumes it from the ledger. Whoever lost its lease can no longer change the job. Times are the database's
-own, in seconds since 1970, so that the clocks of several machines need not agree.
+worker, which resumes it from the journal. A worker that lost its lease can no longer change the job. Times are the
+database's own, in seconds since 1970, so that the clocks of several machines need not agree.
 """
 
 import hashlib
@@ -185,7 +185,7 @@ class JobStore:
             return None if row is None else Job.model_validate(row)
 
     def retry(self, job: str) -> Job | None:
-        """Queue a failed or cancelled job again; it goes on from its ledger.
+        """Queue a failed or cancelled job again; it resumes from its journal.
 
         Raises:
             ConflictError: The job is queued, running or done, or another one writes to its output by now.

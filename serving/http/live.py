@@ -20,7 +20,7 @@ _KEPT = 4
 
 @dataclass(frozen=True)
 class Live:
-    """A loaded artifact. Whoever holds one goes on with it even when another becomes live."""
+    """A loaded artifact. A holder keeps using it, even after another artifact becomes live."""
 
     name: str
     scorer: Scorer
@@ -56,7 +56,7 @@ class LiveArtifacts:
 
         Raises:
             ConflictError: There is no such artifact, or no live one.
-            UserError: It is damaged, reads what it may not, or another artifact lies at its path than was registered.
+            UserError: It is damaged, reads what it may not, or the artifact at its path is not the registered one.
         """
         with self._lock:
             self._look(name)

@@ -165,7 +165,7 @@ def _plain(values: Sequence[Any]) -> pl.Series:
 def _scan_json(content: bytes) -> None:
     """Refuse JSON whose objects in Python would take many times its size.
 
-    Values are counted by what stands outside strings, a megabyte at a time: an upper bound that needs no parser.
+    Values are counted by the characters outside strings, a megabyte at a time: an upper bound that needs no parser.
     """
     plain = content.replace(b"\\\\", b"__").replace(b'\\"', b"__") if b"\\" in content else content
     characters = np.frombuffer(plain, np.uint8)
@@ -192,14 +192,14 @@ def _scan_json(content: bytes) -> None:
 
 
 def _outside_strings(piece: NDArray[np.uint8], inside: bool) -> NDArray[np.bool_]:
-    """Which characters stand outside strings; ``inside`` where the piece starts within one."""
+    """Which characters are outside strings; ``inside`` if the piece starts within one."""
     quotes = np.cumsum(piece == ord('"'), dtype=np.uint8)  # wraps at 256, which keeps it even or odd
     outside: NDArray[np.bool_] = (quotes & 1) == int(inside)
     return outside
 
 
 def _without_dictionary(column: pa.ChunkedArray, most_bytes: int) -> pa.ChunkedArray:
-    """Plain strings in the place of a dictionary, whose strings may each stand in every row."""
+    """Plain strings in place of a dictionary, each of whose strings may be in every row."""
     if not pa.types.is_dictionary(column.type):
         return column
     total, plain = 0, []

@@ -1,4 +1,4 @@
-"""Runs the service: the HTTP server in this process, workers in processes of their own."""
+"""Runs the service: the HTTP server in this process, workers in separate processes."""
 
 import faulthandler
 import logging
@@ -80,7 +80,7 @@ def serve(
             timeout_graceful_shutdown=STOP_S // 2,
         )
     )
-    # When uvicorn has stopped on a signal it raises that signal again, at whoever listened before it.
+    # When uvicorn has stopped on a signal it raises that signal again, for the handler that was installed before it.
     with stopped_by_signal(), _workers(workers, jobs_db, roots):
         print(f"serving on http://{host}:{port}", file=sys.stderr, flush=True)
         server.run()

@@ -42,13 +42,13 @@ class NewJob(_Body):
 
 
 class ArtifactAt(_Body):
-    """Where an artifact to register lies."""
+    """The path of an artifact to register."""
 
     path: str = Field(min_length=1, max_length=4096)
 
 
 class Scores(BaseModel):
-    """One object a row, in the order of the request: key columns, then a number a task."""
+    """One object per row, in the order of the request: key columns, then one number per task."""
 
     artifact: str
     fingerprint: str

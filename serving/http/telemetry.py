@@ -16,7 +16,7 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class Telemetry:
-    """The metrics of one service, in a registry of their own."""
+    """The metrics of one service, in a separate registry."""
 
     def __init__(self, store: JobStore, artifacts: LiveArtifacts) -> None:
         self.registry = CollectorRegistry()

@@ -112,7 +112,7 @@ class Worker:
 
 
 class _Lease:
-    """Renews a job's lease from a thread of its own; sets ``stop`` when the job must be parked."""
+    """Renews a job's lease in a separate thread; sets ``stop`` when the job must be parked."""
 
     def __init__(self, store: JobStore, claim: Claim, outer: threading.Event, tick_s: float) -> None:
         self.stop = threading.Event()

@@ -48,7 +48,7 @@ def test_an_expert_without_rows_gets_no_gradient_and_does_no_harm():
 
 
 def test_top_k_beyond_the_experts_is_refused():
-    with pytest.raises(ValueError, match="top_k must lie between 1 and the number of experts"):
+    with pytest.raises(ValueError, match="top_k must be between 1 and the number of experts"):
         make_moe(8, 8, 4, 5)
 
 

@@ -88,7 +88,7 @@ def test_soft_threshold_reaches_exact_zeros() -> None:
     [
         ({"row_pruning": {"sparsity": 1.5}}, "sparsity", "0 to 1"),
         ({"row_pruning": {"sparsity": 0.5, "end": 1.2}}, "end", "0 to 1"),
-        ({"row_pruning": {"sparsity": 0.5, "begin": 0.9}}, "row_pruning", "begin=0.9 must lie between 0 and end=0.3"),
+        ({"row_pruning": {"sparsity": 0.5, "begin": 0.9}}, "row_pruning", "begin=0.9 must be between 0 and end=0.3"),
         ({"quantization": {"table_bits": 3}}, "table_bits", "32, 16, 8, 4 or 2"),
         ({"quantization": {"table_bits": 8, "byte_budget": 10}}, "quantization", "byte_budget"),
         ({"quantization": {"table_bits": 8, "table_step": 1.0}}, "quantization", "table_step"),

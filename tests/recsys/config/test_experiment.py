@@ -58,7 +58,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("data:\n  time: t\n  log: x\n  time: u\n")
-    with pytest.raises(UserError, match=r"the key 'time' stands in lines 2 and 4: keep one"):
+    with pytest.raises(UserError, match=r"the key 'time' is in lines 2 and 4: keep one"):
         load_config(file)
 
 
