@@ -16,8 +16,8 @@ _EPS = 1e-5
 class RowNorm(Part):
     """Every column has mean 0 and variance 1 over the batch (Ioffe & Szegedy, arXiv 1502.03167), then scale and shift.
 
-    What follows does not see how large embeddings are, so they can be held small by strong weight decay: rare ids then
-    say little, When serving, running means and variances take the batch's place.
+    What follows does not see how large embeddings are, so they can be held small by strong weight decay: embeddings
+    of rare ids then contribute little. When serving, running means and variances take the batch's place.
     """
 
     running_mean: Tensor
