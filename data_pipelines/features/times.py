@@ -1,7 +1,4 @@
-"""Times in the forms that logs write them in, read as microseconds since 1970 (UTC).
-
-``docs/concepts/values.md`` lists what is read without a key, and what needs one.
-"""
+"""Times in the forms that logs write them in, read as microseconds since 1970 (UTC)."""
 
 from functools import partial
 

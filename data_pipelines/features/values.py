@@ -2,7 +2,6 @@
 
 The text of a value is its one canonical form, so that a log, a request in JSON and a file of another format agree: the
 integer ``7``, the float ``7.0``, the decimal ``7.00`` and the texts ``"7"``, ``"7.0"`` and ``" 7 "`` are one value.
-``docs/concepts/values.md`` lists the rules.
 """
 
 import re

@@ -33,7 +33,9 @@ class CsvFormat(FileFormat):
     kind: Literal["csv"] = "csv"
     delimiter: str = Field(default=",", description="The character between fields; blanks after it are dropped.")
     header: bool = Field(default=True, description="Whether the first line of each file names the columns.")
-    columns: tuple[str, ...] | None = Field(default=None, description="Names of the columns where there is no header.")
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="Names of the columns where there is no header; by default column_1, column_2, …"
+    )
     quote: str | None = Field(default='"', description="The character around fields that hold the delimiter, or null.")
     encoding: str = Field(default="utf-8", description="Encoding of the text, such as `cp1252` or `utf-16`.")
     decimal: Literal[".", ","] = Field(default=".", description="What separates a number from its fraction.")
@@ -127,7 +129,7 @@ def _plain_names(fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def _given_names(format: CsvFormat, path: str, fields: int) -> tuple[str, ...]:
-    names = format.columns or [f"column_{i}" for i in range(fields)]
+    names = format.columns or [f"column_{i}" for i in range(1, fields + 1)]
     if len(names) != fields:
         raise UserError(
             f"{path} has {fields} fields in a line, and format.columns names {len(names)}: name each field."

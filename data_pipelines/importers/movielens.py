@@ -67,5 +67,5 @@ def _read(file: Path, schema: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
         (pl.col("__fields") != len(schema)) | pl.any_horizontal(pl.col(name).is_null() for name in schema)
     )
     if damaged.height:
-        raise UserError(f"{file}, line {damaged['__line'][0]} is not {'::'.join(schema)}: download the data set again.")
+        raise UserError(f"{file}, line {damaged[':line'][0]} is not {'::'.join(schema)}: download the data set again.")
     return frame.drop("__fields")

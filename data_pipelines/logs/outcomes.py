@@ -78,7 +78,7 @@ def warn_of_outcomes(plan: Plan, train: pl.LazyFrame) -> None:
         return
     raw = RawColumns(train.collect_schema())
     wanted = {column for columns in reads.values() for column in columns} - tasks.keys()
-    chosen = sorted(column for column in wanted if _is_single(raw.schema[column]))
+    chosen = sorted(column for column in wanted & raw.schema.keys() if _is_single(raw.schema[column]))
     labels = [plan.label(task, raw).cast(pl.Float64).alias(f"__label_{task}") for task in plan.tasks]
     sample = train.select(*labels, *chosen).head(SAMPLE_ROWS).collect(engine="streaming")
     for column in chosen:

@@ -22,7 +22,7 @@ def code_fingerprint() -> str:
 def source_files(entry: str = ENTRY) -> dict[str, Path]:
     """The modules of this project that ``entry`` imports, by name, read from the source without importing them.
 
-    Imports inside functions count, and so do the packages that a module lies in.
+    Imports inside functions count, and so do the packages that a module lies in. Imports for type checkers do not.
     """
     found: dict[str, Path] = {}
     waiting = [entry]
@@ -45,8 +45,16 @@ def _path_of(module: str) -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
+class _WithoutTypes(ast.NodeTransformer):
+    """Drops what stands under ``if TYPE_CHECKING``."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+
+
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(_WithoutTypes().visit(ast.parse(path.read_bytes()))):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]

@@ -63,7 +63,8 @@ def make_log(seed: int, rows: int = 120) -> pl.DataFrame:
 
 def reference(log: pl.DataFrame) -> list[dict[str, Any]]:
     """What each row sees of the rows strictly earlier, by the definition."""
-    rows = list(log.iter_rows(named=True))
+    empty_as_null = pl.col("tags").list.eval(pl.element().replace("", None))
+    rows = list(log.with_columns(empty_as_null).iter_rows(named=True))
     expected = []
     for row in rows:
         past = sorted((r for r in rows if r["time"] < row["time"]), key=lambda r: r["time"])
@@ -74,7 +75,7 @@ def reference(log: pl.DataFrame) -> list[dict[str, Any]]:
         same = [r for r in past if r["item"] == row["item"]]
         likes = [r for r in mine if r["rating"] >= 4][-3:]
         rates = []
-        for tag in set(row["tags"]) if row["user"] is not None else ():
+        for tag in set(row["tags"]) - {None} if row["user"] is not None else ():
             shared = [r["click"] for r in mine if tag in r["tags"]]
             rates.append((sum(shared) + 2 * click_prior) / (len(shared) + 2))
         rate = (sum(r["click"] for r in mine) + 5 * click_prior) / (len(mine) + 5)
