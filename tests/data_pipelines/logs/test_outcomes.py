@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -67,7 +68,7 @@ def test_a_few_rows_prove_nothing() -> None:
 
 def test_prepare_warns_of_the_label_and_of_outcomes(tmp_path: Path) -> None:
     log().write_parquet(tmp_path / "log.parquet")
-    data = {
+    data: dict[str, Any] = {
         "log": str(tmp_path / "log.parquet"),
         "time": "time",
         "tasks": {"click": {"column": "click"}},
@@ -79,7 +80,7 @@ def test_prepare_warns_of_the_label_and_of_outcomes(tmp_path: Path) -> None:
     assert len(said) == 2
     assert "'click': the column 'click' is the label of the task 'click'" in said[0]
     assert "'is_like': the column 'is_like' is set only where 'click' is positive" in said[1]
-    del data["features"]["is_like"], data["features"]["click"]  # type: ignore[attr-defined]
+    del data["features"]["is_like"], data["features"]["click"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
         prepare(DataConfig.model_validate(data), tmp_path / "honest")
