@@ -45,18 +45,15 @@ class RawColumns:
         except TypeError:
             raise wrong_type(reader, column, dtype, "numbers") from None
 
-    def epoch(self, reader: str, column: str, format: str | None = None) -> pl.Expr:
+    def epoch(self, reader: str, column: str) -> pl.Expr:
         """The column as Int64 microseconds since 1970 (UTC); an unparsable time is null.
-
-        Args:
-            format: How its times are written (see :func:`data_pipelines.features.times.epoch`).
 
         Raises:
             UserError: There is no such column, or its type holds no times.
         """
         expression, dtype = self.column(reader, column)
         try:
-            return epoch(expression, dtype, format)
+            return epoch(expression, dtype)
         except TypeError:
             raise wrong_type(reader, column, dtype, "times") from None
 

@@ -116,7 +116,7 @@ def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     elif isinstance(dtype, pl.Duration):
         value = column.dt.total_microseconds() / MICROSECONDS
     else:
-        raise TypeError(f"{dtype} is no number")
+        raise TypeError(f"{dtype} is not a number")
     return pl.when(value.is_finite()).then(value)
 
 

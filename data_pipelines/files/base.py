@@ -22,7 +22,7 @@ _UNREADABLE = (
     UnicodeDecodeError,
 )
 REFUSED = {"file": pl.String, "line": pl.Int64, "text": pl.String, "reason": pl.String}
-"""Columns of refused lines: the file, the number of the line from 1, what it holds, and why it was refused."""
+"""Columns of refused lines: the file, the line number (counted from 1), its text, and why it was refused."""
 
 
 class FileFormat(Family):

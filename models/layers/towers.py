@@ -3,6 +3,7 @@
 Letters: N rows, D width of the enriched row, W width of the tower's output.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, cast
 
@@ -23,6 +24,7 @@ class TowerConfig(Family):
 
     kind: str
 
+    @abstractmethod
     def build(self, width: int, *, context: int | None, sharing: TasksConfig, tasks: int) -> "Tower":
         """The tower over rows of ``width`` columns.
 
@@ -34,7 +36,6 @@ class TowerConfig(Family):
         Raises:
             UserError: The kind cannot do what is asked.
         """
-        raise NotImplementedError(f"{type(self).__name__}.build")
 
     def shards_experts(self) -> bool:
         """Whether the ranks of a training hold different experts."""

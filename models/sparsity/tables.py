@@ -1,8 +1,8 @@
 """Sums over the rows and columns of tables that are sharded over several ranks.
 
-A lever needs the norms of all rows of a table to choose rows. Each rank adds up what it has and counts how many
-numbers it added; after the all-reduce the sums are scaled by the counts, so that a table copied to every rank
-(data-parallel) and one cut by rows or columns give the same figures.
+To choose rows, a lever needs the norm of every row of a table. Each rank sums its numbers and counts them; after the
+all-reduce the sums are scaled by the counts, so that a table copied to every rank (data-parallel) and one cut by rows
+or columns give the same figures.
 
 Letters: R rows, d embedding dimension.
 """

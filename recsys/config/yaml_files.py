@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Refused(yaml.YAMLError):
-    """Valid YAML that is no config. One sentence."""
+    """Valid YAML that is not a valid config; the message is one sentence."""
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

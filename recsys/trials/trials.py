@@ -102,7 +102,7 @@ class TrialStore:
         return self.folder / name
 
     def __contains__(self, trial: Trial) -> bool:
-        """Whether a trial is there as it was written. A damaged one is absent: whoever asks for it makes it again."""
+        """Whether a trial is finished and undamaged. A damaged trial counts as absent, so it is run again."""
         path = self.path(trial.name)
         if not path.exists():
             return False

@@ -180,7 +180,7 @@ class Ledger:
         self._rewrite()
 
     def _rewrite(self) -> None:
-        """Write the ledger as it is in memory: parts in order, and nothing that is no entry."""
+        """Write the entries in memory to the ledger, in the order of the parts."""
         head = json.dumps({"terms": self._terms, "xxh3": fingerprint(self._terms)})
         lines = [head, *(self.entries[part].model_dump_json() for part in sorted(self.entries))]
         write_file(self.folder / LEDGER, "\n".join(lines) + "\n")

@@ -3,6 +3,7 @@
 Letters: B rows of a batch, D width of the row before the interaction, E width after it.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -53,13 +54,13 @@ class InteractionConfig(Family):
         foreign = [key for key in _SHARED_KEYS if key not in cls.model_fields]
         return {key: value for key, value in content.items() if key not in foreign}
 
+    @abstractmethod
     def build(self, fields: Fields) -> "Interaction":
         """The interaction of these fields.
 
         Raises:
             UserError: The kind cannot combine such fields.
         """
-        raise NotImplementedError(f"{type(self).__name__}.build")
 
 
 AnyInteraction = Annotated[SerializeAsAny[InteractionConfig], PlainValidator(InteractionConfig.parse)]

@@ -18,10 +18,8 @@ from typer.testing import CliRunner
 from data_pipelines.disk.storage import seal
 from data_pipelines.errors import UserError
 from recsys.cli import app
-from serving.artifact.artifact import Artifact
 from serving.http.allowed_paths import Roots
 from serving.http.jobs import JobStore
-from serving.http.service import create_app
 from serving.http.worker import Worker
 
 PASSWD = {"kind": "csv", "delimiter": ":", "header": False, "columns": ["user", "secret", "id", "group"]}
@@ -38,18 +36,6 @@ def root(tiny_log: Path, tmp_path: Path) -> Path:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "shadow.csv").write_text("user:hush:1:1\n")
     return root
-
-
-@pytest.fixture
-def store(exported: Path, tmp_path: Path) -> JobStore:
-    store = JobStore(f"sqlite:///{tmp_path}/jobs.db")
-    store.register("first", str(exported), Artifact.open(exported).fingerprint)
-    return store
-
-
-@pytest.fixture
-def client(store: JobStore, root: Path) -> TestClient:
-    return TestClient(create_app(store, Roots([root])), raise_server_exceptions=False)
 
 
 @pytest.fixture

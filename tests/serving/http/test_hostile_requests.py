@@ -16,20 +16,12 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from serving.artifact.artifact import Artifact
 from serving.http import connections
 from serving.http.allowed_paths import Roots
 from serving.http.connections import BoundedConnection
 from serving.http.jobs import JobStore
 from serving.http.request_rows import Limits
 from serving.http.service import ARROW, create_app
-
-
-@pytest.fixture
-def store(exported: Path, tmp_path: Path) -> JobStore:
-    store = JobStore(f"sqlite:///{tmp_path}/jobs.db")
-    store.register("first", str(exported), Artifact.open(exported).fingerprint)
-    return store
 
 
 @pytest.fixture

@@ -34,18 +34,6 @@ def root(exported: Path, tiny_log: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(exported: Path, tmp_path: Path) -> JobStore:
-    store = JobStore(f"sqlite:///{tmp_path}/jobs.db")
-    store.register("first", str(exported), Artifact.open(exported).fingerprint)
-    return store
-
-
-@pytest.fixture
-def client(store: JobStore, root: Path) -> TestClient:
-    return TestClient(create_app(store, Roots([root])), raise_server_exceptions=False)
-
-
-@pytest.fixture
 def rows(root: Path) -> pl.DataFrame:
     return pl.read_parquet(root / "rows.parquet").head(20)
 

@@ -43,11 +43,6 @@ def store(root: Path, tmp_path: Path) -> JobStore:
     return store
 
 
-@pytest.fixture
-def client(store: JobStore, root: Path) -> TestClient:
-    return TestClient(create_app(store, Roots([root])), raise_server_exceptions=False)
-
-
 def submit(store: JobStore, root: Path, output: str = "out") -> Job:
     return store.submit(
         artifact="a", source=str(root / "rows.parquet"), output=str(root / output), options={}, idempotency_key=None
