@@ -43,9 +43,9 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def peak_rss_bytes() -> int:
-    """Most memory that this process held. (``ru_maxrss`` would count what its parent held when it was started.)"""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+def peak_rss_bytes(process: int | str = "self") -> int:
+    """Most memory that a process held. (``ru_maxrss`` would count what its parent held when it was started.)"""
+    line = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 

@@ -191,7 +191,7 @@ def jobs(artifact: Path, root: Path, count: int, chance: random.Random) -> dict[
     assert ended(forked(write_inputs)), "writing the inputs failed"
     with postgres_server() as url:
         store = JobStore(url, lease_s=LEASE_S)
-        manifest = Manifest.model_validate_json((artifact / MANIFEST).read_bytes())
+        manifest = Manifest.read(artifact / MANIFEST)
         store.register("demo", str(artifact), manifest.fingerprint)
         for number in range(count):
             store.submit(artifact="demo", source=f"in{number}.parquet", output=f"out{number}", options={})

@@ -32,7 +32,7 @@ import polars as pl
 import psutil
 
 from benchmarks import hostile_inputs as inputs
-from benchmarks.common import machine, table
+from benchmarks.common import machine, peak_rss_bytes, table
 from benchmarks.serve import service
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.synthetic import DemoConfig, generate
@@ -71,11 +71,6 @@ class Results:
         return sum(n for kind in self.outcomes.values() for name, n in kind.items() if outcome in (None, name))
 
 
-def _peak(process: int | str = "self", field: str = "VmHWM") -> int:
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
-
-
 def _ratio(grown: int, size: int) -> float:
     return grown / (4 * size + (64 << 20))
 
@@ -88,7 +83,7 @@ def carry_out(listed: Path) -> None:
     for case in json.loads(listed.read_text()):
         print(json.dumps({"begun": case["kind"]}), flush=True)
         Path("/proc/self/clear_refs").write_text("5")
-        before, outcome = _peak(), "done"
+        before, outcome = peak_rss_bytes(), "done"
         try:
             sys.argv = ["recsys", *case["arguments"]]
             recsys()
@@ -97,7 +92,7 @@ def carry_out(listed: Path) -> None:
         except BaseException:
             outcome = "traceback"
             traceback.print_exc()
-        print(json.dumps({"ended": outcome, "ratio": _ratio(_peak() - before, case["bytes"])}), flush=True)
+        print(json.dumps({"ended": outcome, "ratio": _ratio(peak_rss_bytes() - before, case["bytes"])}), flush=True)
 
 
 def commands(cases: Sequence[inputs.Command], folder: Path, results: Results, errors: Path) -> None:
@@ -183,12 +178,13 @@ def asked(port: int, process: psutil.Process, cases: Sequence[inputs.Sent], resu
         connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\n"[: 10 + number % 30])
     for case in cases:
         Path(f"/proc/{process.pid}/clear_refs").write_text("5")
-        before = _peak(process.pid)
+        before = peak_rss_bytes(process.pid)
         outcome, told = answered(port, case)
         if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             results.add(case.kind, "killed")
             break
-        results.add(case.kind, outcome, memory_ratio=_ratio(_peak(process.pid) - before, len(case.body)), told=told)
+        grown = peak_rss_bytes(process.pid) - before
+        results.add(case.kind, outcome, memory_ratio=_ratio(grown, len(case.body)), told=told)
     time.sleep(11)
     for connection in half:
         connection.setblocking(False)

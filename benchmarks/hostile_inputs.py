@@ -15,7 +15,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-ARROW = "application/vnd.apache.arrow.stream"
+from data_pipelines.disk.storage import checksum
+from serving.http.service import ARROW
+
 _JSON = {"content-type": "application/json"}
 
 
@@ -281,12 +283,10 @@ def _scored(
 
 def _resealed(file: str, content: bytes, artifact: Path, rows: Path, copy: Path) -> Command:
     """A copy of an artifact in which one file is another, with a manifest that says so."""
-    from data_pipelines.disk.storage import checksum
-
     shutil.copytree(artifact, copy)
     (copy / file).write_bytes(content)
     manifest = json.loads((copy / "manifest.json").read_text())
     if file in manifest["files"]:
         manifest["files"][file] = checksum(copy / file).model_dump()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_bytes(_dump(manifest))
     return Command(f"resealed {file}", ["score", str(copy), str(rows), f"{copy}.scores"], len(content))

@@ -184,13 +184,14 @@ class Artifact:
     find: Find = find_files
 
     @classmethod
-    def open(cls, path: Path, *, verify: Literal["full", "sizes"] = "sizes") -> "Artifact":
+    def open(cls, path: Path, *, verify: Literal["full", "sizes"] = "sizes", find: Find = find_files) -> "Artifact":
         """Check the manifest and map the files.
 
         Args:
             verify: ``"sizes"`` leaves the tables on the disk until a row of theirs is asked for; ``"full"`` reads every
                 byte and compares checksums, as is done where an artifact comes in: by ``recsys score``, ``verify`` and
                 ``inspect``, and when a service or a worker of its opens it.
+            find: Looks for the files of everything that the artifact reads while it scores.
 
         Raises:
             UserError: No artifact, one of another format, a file missing or changed, or files that do not fit together.
@@ -210,6 +211,7 @@ class Artifact:
             encoder=encoder,
             state=path / STATE if below(path, STATE).is_dir() else None,
             reference=_read_reference(path, encoder.schema) if below(path, REFERENCE).is_file() else None,
+            find=find,
         )
         if not below(path, PACKED).exists():
             _ = artifact._weights  # mapped, not read: its structure is checked here, what is packed when it is unpacked

@@ -136,18 +136,19 @@ def run_job(
     """
     plan = artifact.encoder.served
     rows = Input.find(source, plan, artifact.find)
+    candidates = None if options.candidates is None else _candidates(artifact, options.candidates)
     terms: dict[str, Any] = {
         "artifact": artifact.fingerprint,
         "input": rows.fingerprint(),
         "events": None if events is None else Input.find(events, plan).fingerprint(),
         "options": redacted(options.model_dump()),
-        "candidates": None if options.candidates is None else _candidates(artifact, options.candidates).fingerprint(),
+        "candidates": None if candidates is None else candidates.fingerprint(),
     }
     ledger = Ledger(output, terms)
     try:
         began, scored = perf_counter(), 0
         if not ledger.finished:
-            fan_out = max(1, _rows_of(artifact, options.candidates)) if options.candidates else 1
+            fan_out = 1 if candidates is None else max(1, _rows_of(candidates, artifact))
             parts = rows.parts(ledger.folder / ".stage", plan, fan_out=fan_out)
             ledger.expect([part.rows for part in parts])
             total = sum(part.rows for part in parts)
@@ -256,9 +257,9 @@ def _candidates(artifact: Artifact, location: str) -> Input:
     return Input.find(location, artifact.encoder.served, artifact.find)
 
 
-def _rows_of(artifact: Artifact, candidates: str) -> int:
-    with reading(candidates):
-        rows = _candidates(artifact, candidates).scan(artifact.encoder.served)
+def _rows_of(candidates: Input, artifact: Artifact) -> int:
+    with reading(candidates.location):
+        rows = candidates.scan(artifact.encoder.served)
         return int(rows.select(pl.len()).collect().item())
 
 

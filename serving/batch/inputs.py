@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def _stamp(file: str) -> tuple[Any, ...]:
 def _remote(location: str) -> list[str]:
     filesystem, path = url_to_fs(location)
     scheme = location.split("://", 1)[0]
-    pattern = path if any(mark in path for mark in "*?[") else f"{path.rstrip('/')}/**"
+    pattern = path if has_magic(path) else f"{path.rstrip('/')}/**"
     found = (
         [path]
         if filesystem.isfile(path)

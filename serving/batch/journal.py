@@ -175,9 +175,10 @@ class Ledger:
             rows: Rows of every part.
         """
         entries = {part: entry for part, entry in self.entries.items() if entry.rows_in in rows[part : part + 1]}
-        self.rescored += len(self.entries) - len(entries)
-        self.entries = entries
-        self._rewrite()
+        if len(entries) < len(self.entries):
+            self.rescored += len(self.entries) - len(entries)
+            self.entries = entries
+            self._rewrite()
 
     def _rewrite(self) -> None:
         """Write the entries in memory to the ledger, in the order of the parts."""

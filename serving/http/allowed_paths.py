@@ -1,7 +1,7 @@
 """Which places a service reads and writes: below the configured folders, once symlinks and ``..`` are resolved."""
 
-import dataclasses
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -11,8 +11,6 @@ from data_pipelines.locations import expand
 from data_pipelines.redaction import redact
 from serving.artifact.artifact import Artifact
 from serving.http.walking import Walk
-
-_GLOB = frozenset("*?[")
 
 
 class Roots:
@@ -59,7 +57,7 @@ class Roots:
         Raises:
             UserError: It is not below a root, is a root, or has wildcards, which readers of it would expand.
         """
-        if _GLOB & set(path):
+        if has_magic(path):
             raise UserError(f"output {path!r} has a wildcard (*, ? or [): name a folder below a data root without it.")
         found = self._below(Path(path), path)
         if found in self.folders:
@@ -69,8 +67,8 @@ class Roots:
     def find(self, location: str) -> list[str]:
         """The files of a path, folder or glob below the roots, sorted; an allowed address as it is.
 
-        Links to folders are followed only before the first wildcard, and a walk is bounded. What is outside and what is
-        not there are refused by the same sentence, so that nobody learns which files exist outside.
+        Links to folders are followed only before the first wildcard, and a walk is bounded. A file outside the roots
+        and a missing file are refused with the same message, so that a client does not learn which files exist outside.
 
         Raises:
             UserError: Nothing is there, a file of it is not below a root, or there is too much to look through.
@@ -90,22 +88,25 @@ class Roots:
                 found = list(Walk().below(path))
         except OSError:
             raise _refused(location) from None
-        found = [file for file in found if not self._is_folder(file)]
-        if not all(map(self._is_file, found)):
+        places = {file: self._resolved(file) for file in found}
+        found = [file for file, place in places.items() if place is None or not place.is_dir()]
+        if not all(map(_is_file, map(places.get, found))):
             raise _refused(location)
-        if (path / "_delta_log").is_dir() and not all(map(self._is_file, _delta_files(path))):
+        if (path / "_delta_log").is_dir() and not all(map(_is_file, map(self._resolved, _delta_files(path)))):
             raise _refused(location)
         found = of_folder(found, path) if path.is_dir() else found
         if not found:
             raise _refused(location)
         return found
 
-    def admit(self, artifact: Artifact) -> Artifact:
-        """``artifact`` as a service uses it: whatever it reads when it scores is looked for by :meth:`find`.
+    def open(self, path: Path) -> Artifact:
+        """An artifact, checked in full. The files that it reads while it scores are looked for by :meth:`find`.
 
         Raises:
-            UserError: A side table of it is not there, not below a root, or at an address that is not allowed.
+            UserError: :meth:`Artifact.open` refuses it, or one of its side tables is missing, not below a root, or at
+                an address that is not allowed.
         """
+        artifact = Artifact.open(path, verify="full", find=self.find)
         for table in artifact.side_tables:
             try:
                 self.find(expand(table))
@@ -115,24 +116,15 @@ class Roots:
                     "service reads side tables below its --data-root folders, and at addresses that --allow-address "
                     "names."
                 ) from None
-        return dataclasses.replace(artifact, find=self.find)
+        return artifact
 
     def _allows(self, address: str) -> bool:
         parts = _address_parts(address)
         prefixes = [_address_parts(allowed) for allowed in self.addresses]
         return parts is not None and any(parts[: len(prefix)] == prefix for prefix in prefixes if prefix is not None)
 
-    def _is_file(self, file: str) -> bool:
-        """Whether a file exists and is below a root."""
-        found = self._resolved(file)
-        return found is not None and found.is_file()
-
-    def _is_folder(self, link: str) -> bool:
-        """Whether a link leads to a folder below a root: its files are found where they are."""
-        found = self._resolved(link)
-        return found is not None and found.is_dir()
-
     def _resolved(self, file: str) -> Path | None:
+        """Where a file is, once links are followed; ``None`` if it is not there or not below a root."""
         try:
             found = Path(file).resolve(strict=True)
         except (OSError, RuntimeError, ValueError):
@@ -151,6 +143,10 @@ class Roots:
         return resolved
 
 
+def _is_file(place: Path | None) -> bool:
+    return place is not None and place.is_file()
+
+
 def _refused(named: str) -> UserError:
     return UserError(f"{named!r} is not there, or not below a data root.")
 
@@ -158,7 +154,7 @@ def _refused(named: str) -> UserError:
 def _split(path: str) -> tuple[Path, tuple[str, ...]]:
     """The part of a path before its first wildcard, and the parts from there on."""
     parts = Path(path).parts
-    fixed = next((at for at, part in enumerate(parts) if _GLOB & set(part)), len(parts))
+    fixed = next((at for at, part in enumerate(parts) if has_magic(part)), len(parts))
     return Path(*parts[:fixed]), parts[fixed:]
 
 
