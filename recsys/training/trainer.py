@@ -273,6 +273,7 @@ class Trainer:
     def _run_epochs(self) -> Stopped:
         state, settings = self.train_state, self.config.train
         while state.epoch < settings.epochs:
+            self.loader.set_epoch(state.epoch)
             for batch in self.loader:
                 self.train_step(batch)
                 if settings.evaluate_every and state.step % settings.evaluate_every == 0:

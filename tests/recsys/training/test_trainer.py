@@ -25,7 +25,7 @@ from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.runs.checkpoints import load_weights, read_tensors, step_name, steps
 from recsys.training.faults import InterruptedTrainingError
-from recsys.training.trainer import train
+from recsys.training.trainer import Trainer, train
 from serving.batch.scorer import Scorer
 
 
@@ -159,6 +159,35 @@ def test_a_stopped_training_resumes_to_the_same_weights(
         train(config, dataset, tmp_path / "stopped", on_step=stop_after(2000))
     train(config, dataset, tmp_path / "stopped", resume=True)
     assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "stopped"))
+
+
+def test_a_training_that_ends_between_epochs_resumes_to_the_same_weights(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    config = configure(experiment, train__epochs=3, train__patience=3)
+    undisturbed = train(config, dataset, tmp_path / "undisturbed")
+
+    def stop(_step: int, _value: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset, tmp_path / "stopped", on_eval=stop)
+    resumed = train(config, dataset, tmp_path / "stopped", resume=True)
+    assert resumed.steps == undisturbed.steps
+    assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "stopped"))
+
+
+def test_every_epoch_has_an_order_of_its_own(experiment: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
+    epochs: list[int] = []
+
+    def note_epoch(_rows: int, _note: str) -> None:
+        epochs.append(trainer.loader.state_dict()["epoch"])
+
+    config = configure(experiment, train__epochs=3, train__patience=3)
+    with Trainer(config, dataset, tmp_path / "run", on_step=note_epoch) as trainer:
+        trainer.fit()
+    steps = len(epochs) // 3
+    assert epochs == [0] * steps + [1] * steps + [2] * steps
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
