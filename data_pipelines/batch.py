@@ -96,11 +96,36 @@ class Batch:
         return self.dense.shape[0]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on ``device``."""
+        """The same batch on ``device``, ``rows`` left on the CPU.
+
+        A batch from :meth:`pinned` is copied while the CPU goes on with other work.
+        """
+        if self.dense.device == device:
+            return self
+        for bags in (self.sparse, self.weighted):
+            if bags is not None:  # what is counted here is not read back from a GPU
+                bags.offset_per_key()
+                bags.offsets()
         return Batch(
-            self.sparse.to(device),
-            None if self.weighted is None else self.weighted.to(device),
-            self.dense.to(device),
-            None if self.labels is None else self.labels.to(device),
+            self.sparse.to(device, non_blocking=True),
+            None if self.weighted is None else self.weighted.to(device, non_blocking=True),
+            self.dense.to(device, non_blocking=True),
+            None if self.labels is None else self.labels.to(device, non_blocking=True),
             self.rows,
         )
+
+    def pinned(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies without waiting for the CPU."""
+        return Batch(
+            self.sparse.pin_memory(),
+            None if self.weighted is None else self.weighted.pin_memory(),
+            self.dense.pin_memory(),
+            None if self.labels is None else self.labels.pin_memory(),
+            self.rows,
+        )
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of this batch, copied on another stream, until ``stream`` has used it."""
+        for part in (self.sparse, self.weighted, self.dense, self.labels):
+            if part is not None:
+                part.record_stream(stream)

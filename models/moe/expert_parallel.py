@@ -109,7 +109,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
 
 
 def place_like(parameter: nn.Parameter, whole: Tensor) -> Tensor:
-    """``whole`` as ``parameter`` is placed: this rank's part of it where the parameter is sharded."""
+    """``whole`` on the device of ``parameter``; where the parameter is sharded, this rank's part of it."""
+    whole = whole.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return whole
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements)

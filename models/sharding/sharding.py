@@ -207,6 +207,7 @@ def shard(
             plan=plan,
             sharders=sharders(),
             data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=sharded),
+            init_data_parallel=world_size > 1,  # one rank has nobody to average gradients with
         )
     initialise_tables(dmp, seed)
     return dmp

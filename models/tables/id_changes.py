@@ -100,7 +100,13 @@ def _rebuilt(bags: KeyedJaggedTensor, ids: Mapping[str, Tensor], mean_weighted: 
             totals_B = torch.segment_reduce(weights[own], "sum", lengths=lengths_B.long(), initial=0)
             weights[own] /= totals_B.clamp(min=torch.finfo(weights.dtype).tiny).repeat_interleave(lengths_B)
     return KeyedJaggedTensor(
-        keys=bags.keys(), values=values, weights=weights, lengths=bags.lengths(), offsets=bags.offsets()
+        keys=bags.keys(),
+        values=values,
+        weights=weights,
+        lengths=bags.lengths(),
+        offsets=bags.offsets(),
+        length_per_key=bags.length_per_key(),
+        offset_per_key=bounds,
     )
 
 

@@ -215,4 +215,5 @@ def _merge(bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor) -> KeyedJaggedT
         keys=[*bags.keys(), *weighted.keys()],
         values=torch.cat([bags.values(), weighted.values().to(bags.values().dtype)]),
         lengths=torch.cat([bags.lengths(), weighted.lengths()]),
+        length_per_key=[*bags.length_per_key(), *weighted.length_per_key()],
     )

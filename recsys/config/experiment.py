@@ -65,7 +65,15 @@ class TrainConfig(Config):
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=4096, ge=1, description="Rows per step per rank (the local batch size).")
     eval_batch_size: int = Field(default=16384, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where training runs; `auto` is the GPU where Torch sees one, the CPU otherwise."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="fp32",
+        description="Of the dense part's products; `auto` is bf16 where the device computes it in hardware, fp32 "
+        "elsewhere. Tables, losses and the router are float32.",
+    )
+    tf32: bool = Field(default=True, description="On a GPU, compute fp32 products with TF32's 10-bit mantissa.")
     tables: TableOptimizerConfig = TableOptimizerConfig()
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -23,6 +23,7 @@ class Processes:
     """This process among those that train together.
 
     Attributes:
+        device: Where this rank's model is.
         group: Gloo group for numbers on the CPU, whatever device the model is on.
         stop_requested: A signal asked for the end; see :meth:`agree`.
     """
@@ -83,38 +84,83 @@ class Processes:
 
 
 @contextmanager
-def process_group() -> Iterator[Processes]:
+def process_group(device: str = "auto", *, tf32: bool = True) -> Iterator[Processes]:
     """Join the process group that ``torchrun`` describes, or form one of a single process.
+
+    Collectives of the default group run on the device of their tensors: NCCL on a GPU, Gloo on the CPU.
 
     SIGTERM and SIGINT set :attr:`Processes.stop_requested` instead of killing, as long as the block runs.
 
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``: ``train.device``.
+        tf32: Whether fp32 products on a GPU may be computed in TF32 while the block runs.
+
     Raises:
-        UserError: ``torchrun`` may restart ranks, and would let them meet in the store of the ranks before.
+        UserError: There is no GPU for this rank; or ``torchrun`` may restart ranks, and would let them meet in the
+            store of the ranks before.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     _check_restarts()
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    place = device_of(device, int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "gloo"
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+        backend = "cpu:gloo,cuda:nccl"
     if world_size > 1:
         dist.init_process_group(backend, timeout=_TIMEOUT)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
-    processes = Processes(rank, world_size, device, group)
+    processes = Processes(rank, world_size, place, group)
 
     def request_stop(_signal: int, _frame: FrameType | None) -> None:
         processes.stop_requested = True
 
+    products = torch.get_float32_matmul_precision()
+    if place.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
     previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield processes
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        torch.set_float32_matmul_precision(products)
         dist.destroy_process_group()
+
+
+def device_of(name: str, local_rank: int = 0) -> torch.device:
+    """The device that ``train.device`` means for a rank.
+
+    Args:
+        name: ``auto``, ``cpu`` or ``cuda``.
+        local_rank: Number of the rank among those of its machine; each has a GPU of its own.
+
+    Raises:
+        UserError: Torch sees no GPU, or fewer than there are ranks on this machine.
+    """
+    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    if not count:
+        raise UserError(
+            "train.device is cuda, and Torch sees no GPU: `recsys doctor` says which build is installed; train with "
+            "train.device=cpu, or install the build for your GPU."
+        )
+    if local_rank >= count:
+        raise UserError(
+            f"rank {local_rank} of this machine has no GPU of its own (Torch sees {count}): start at most {count} "
+            "ranks per machine, or train with train.device=cpu."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether products in bfloat16 run in the hardware of ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _check_restarts() -> None:

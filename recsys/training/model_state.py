@@ -167,8 +167,8 @@ class ModelState:
         return {f"{OPTIMIZER}{name}.{key}": value for name, entry in state.items() for key, value in entry.items()}
 
     def _load_unfused(self, loaded: Mapping[str, Tensor]) -> None:
-        owners: dict[nn.Parameter, torch.optim.Optimizer] = {
-            parameter: optimizer
+        owners: dict[nn.Parameter, tuple[torch.optim.Optimizer, bool]] = {
+            parameter: (optimizer, bool(group.get("fused") or group.get("capturable")))
             for optimizer in self._optimizers
             for group in optimizer.param_groups
             for parameter in group["params"]
@@ -177,8 +177,14 @@ class ModelState:
             parameter_name, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
             parameter = self._unfused.get(parameter_name)
             if parameter is not None:
-                placed = value.reshape(()) if key == "step" else place_like(parameter, value)
-                owners[parameter].state[parameter][key] = placed
+                optimizer, on_device = owners[parameter]
+                if key != "step":
+                    value = place_like(parameter, value)
+                elif on_device:  # only such optimizers count their steps beside the parameters
+                    value = value.reshape(()).to(parameter.device)
+                else:
+                    value = value.reshape(())
+                optimizer.state[parameter][key] = value
 
     def _load_levers(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         states: dict[str, dict[str, Any]] = {lever.name: {} for lever in self.levers}

@@ -13,6 +13,7 @@ from models.layers.heads import task_losses
 from models.tables.id_changes import IdChanges
 from models.tables.unknown_ids import UnknownIds
 from recsys.config.experiment import TrainConfig
+from recsys.runs.processes import computes_bf16
 from recsys.training.model_state import ModelState
 
 
@@ -31,7 +32,8 @@ class Objective:
         self._kinds = [task.kind for task in tasks]
         self._weights_T = torch.tensor([task.weight for task in tasks], device=device)
         self._unknown = UnknownIds(config.unknown, schema)
-        self._device, self._half = device, config.precision == "bf16"
+        self._device = device
+        self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
 
     def loss(self, state: ModelState, batch: Batch) -> Tensor:
         """The scalar loss of ``batch``: weighted task losses, the balance of experts, and the levers' penalties."""

@@ -52,8 +52,8 @@ class AveragedWeights:
     def update(self, tensors: Mapping[str, Tensor]) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in tensors.items():
-            self.average[name].lerp_(tensor.detach(), 1 - decay)
+        averages = [self.average[name] for name in tensors]
+        torch._foreach_lerp_(averages, [tensor.detach() for tensor in tensors.values()], 1 - decay)
 
     @torch.no_grad()
     def swap(self, tensors: Mapping[str, Tensor]) -> None:

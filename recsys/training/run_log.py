@@ -43,11 +43,19 @@ class RunLog:
         """Rows trained per second by all ranks; NaN before the first step."""
         return self._rows / self._seconds if self._seconds else float("nan")
 
-    def step(self, state: TrainState, *, loss: float, rows: int, seconds: float) -> None:
-        """Count a step that is done; every ``LOG_EVERY`` steps the mean loss is logged."""
+    def step(self, state: TrainState, *, step: int, loss: float, rows: int, seconds: float) -> None:
+        """Count a step that is done; every ``LOG_EVERY`` steps the mean loss is logged.
+
+        Args:
+            state: Holds the losses that are not logged yet.
+            step: Number of steps so far, this one included.
+            loss: Mean over the ranks.
+            rows: Of all ranks.
+            seconds: That the step took.
+        """
         self._rows, self._seconds = self._rows + rows, self._seconds + seconds
         state.losses.append(loss)
-        if state.step % LOG_EVERY == 0:
+        if step % LOG_EVERY == 0:
             self.values(
                 state,
                 "train",

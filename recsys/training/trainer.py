@@ -25,6 +25,7 @@ from recsys.runs.checkpoints import FINAL, step_name
 from recsys.runs.processes import process_group
 from recsys.runs.run import claim_run, finished_meta, run_at
 from recsys.training.checkpoint_writer import CheckpointWriter
+from recsys.training.device_batches import DeviceBatches
 from recsys.training.faults import InterruptedTrainingError, diverged, diverged_error, memory_guard
 from recsys.training.first_weights import set_first_weights
 from recsys.training.model_state import build_state
@@ -33,6 +34,9 @@ from recsys.training.optimizers import schedule_factor
 from recsys.training.results import Result, Stopped, TrainState
 from recsys.training.run_log import RunLog
 from recsys.training.validation import SPLIT, Validation, check_train_labels
+
+_READ_EVERY = 10
+"""Steps on a GPU after which their losses are read together."""
 
 OnStep = Callable[[int, str], None]
 OnEval = Callable[[int, float], None]
@@ -119,9 +123,11 @@ class Trainer:
         self.on_eval = on_eval or (lambda step, value: None)
         self.train_state = TrainState()
         self._started, self._began = False, 0.0
+        self._unread: list[tuple[Batch, torch.Tensor]] = []
+        self._began_unread, self._stop = 0.0, False
         self._open = ExitStack()
         with ExitStack() as stack:
-            self.processes = stack.enter_context(process_group())
+            self.processes = stack.enter_context(process_group(config.train.device, tf32=config.train.tf32))
             self._build()
             self._joined = stack.pop_all()
 
@@ -138,6 +144,8 @@ class Trainer:
         )
         self._log = RunLog(is_main=processes.is_main)
         self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True)
+        self._batches = DeviceBatches(self.loader, processes.device)
+        self._read_every = 1 if processes.device.type == "cpu" else _READ_EVERY
         self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
         check_train_labels(self.dataset)
         assert settings.monitor is not None
@@ -190,25 +198,40 @@ class Trainer:
         Raises:
             DivergedError: The loss is NaN or infinite, or has diverged; the batch is saved.
         """
+        self._step(batch)
+        return self._read_losses()
+
+    def _step(self, batch: Batch) -> None:
+        """One step, whose loss is not read yet: on a GPU, reading it would wait for the step to end."""
         self.start()
-        began = time.perf_counter()
         state = self.train_state
+        if not self._unread:
+            self._began_unread = time.perf_counter()
         torch.manual_seed(step_seed(self.config.seed, state.step, self.processes.rank))
         schedule = self.config.train.schedule
         self.state.scale_rates(schedule_factor(schedule.kind, state.step, schedule.warmup_steps, self.total_steps))
         loss = self._objective.loss(self.state, batch)
-        values = torch.tensor([float(loss.detach()), float(self.processes.stop_requested)], dtype=torch.float64)
-        mean_loss, stops = self.processes.mean(values).tolist()
-        self.processes.stop_requested = stops > 0
-        if diverged(mean_loss, state.loss_mean):
-            path = self.run.folder / f"failed-batch-rank{self.processes.rank}.safetensors"
-            raise diverged_error(batch, path, loss=mean_loss, step=state.step)
         self.state.update(loss, state.step)
+        self._unread.append((batch, loss.detach()))
         state.step += 1
-        state.loss_mean += (mean_loss - state.loss_mean) / min(state.step, 100)
-        rows = len(batch) * self.processes.world_size
-        self._log.step(state, loss=mean_loss, rows=rows, seconds=time.perf_counter() - began)
-        self.on_step(rows, f"epoch {state.epoch + 1} loss {state.loss_mean:.4f}")
+        self.on_step(len(batch) * self.processes.world_size, f"epoch {state.epoch + 1} loss {state.loss_mean:.4f}")
+
+    def _read_losses(self) -> float:
+        """Check and log the losses of the steps since the last call; the mean loss of the last step over the ranks."""
+        state, unread, mean_loss = self.train_state, self._unread, math.nan
+        self._unread = []
+        losses = [float(loss) for loss in torch.stack([loss for _, loss in unread]).cpu()] if unread else []
+        values = torch.tensor([*losses, float(self.processes.stop_requested)], dtype=torch.float64)
+        *losses, stops = self.processes.mean(values).tolist()
+        self._stop = stops > 0
+        seconds = (time.perf_counter() - self._began_unread) / max(1, len(unread))
+        for step, ((batch, _), mean_loss) in enumerate(zip(unread, losses, strict=True), state.step - len(unread)):
+            if diverged(mean_loss, state.loss_mean):
+                path = self.run.folder / f"failed-batch-rank{self.processes.rank}.safetensors"
+                raise diverged_error(batch, path, loss=mean_loss, step=step)
+            state.loss_mean += (mean_loss - state.loss_mean) / min(step + 1, 100)
+            rows = len(batch) * self.processes.world_size
+            self._log.step(state, step=step + 1, loss=mean_loss, rows=rows, seconds=seconds)
         return float(mean_loss)
 
     def evaluate(self) -> TaskMetrics:
@@ -274,17 +297,20 @@ class Trainer:
         state, settings = self.train_state, self.config.train
         while state.epoch < settings.epochs:
             self.loader.set_epoch(state.epoch)
-            for batch in self.loader:
-                self.train_step(batch)
+            for batch in self._batches:
+                self._step(batch)
+                if state.step % self._read_every == 0:
+                    self._read_losses()
                 if settings.evaluate_every and state.step % settings.evaluate_every == 0:
                     self._judge()
-                if self.processes.stop_requested:
+                if self._stop:
                     self._save()
                     raise InterruptedTrainingError(f"stopped at step {state.step}; resume it with --resume")
                 if state.step % settings.checkpoint_every == 0:
                     self._save()
                 if state.evaluations_without_improvement >= settings.patience:
                     return "patience"
+            self._read_losses()
             state.epoch += 1
             if not settings.evaluate_every:
                 self._judge()
@@ -294,6 +320,7 @@ class Trainer:
 
     def _judge(self) -> None:
         """Evaluate, and save the weights if they are the best so far."""
+        self._read_losses()
         tasks, state = self.evaluate(), self.train_state
         self._log.values(state, "train", self.state.expert_shares(self.processes))
         if not tasks or not all(lever.settled(state.step) for lever in self.state.levers):
@@ -324,12 +351,13 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint of this step."""
+        self._read_losses()
         self._log.flush()
         state = self.train_state
         content = {
             "step": state.step,
             "train_state": state.state_dict(),
-            "loader": self.loader.state_dict(),
+            "loader": self._batches.state_dict(),
             "dataset": self.dataset.manifest.fingerprint,
             "numbers": self.state.numbers(),
         }

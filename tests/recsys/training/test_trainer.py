@@ -80,6 +80,8 @@ def command(*arguments: str | Path, ranks: int = 1) -> list[str]:
 
 def run_command(*arguments: str | Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if ranks > 1:
+        arguments = (*arguments, "train.device=cpu")  # ranks do not share a GPU
     return subprocess.run(command(*arguments, ranks=ranks), capture_output=True, text=True, env=environment)
 
 
@@ -253,7 +255,7 @@ def test_spread_experts_resume_to_the_same_weights(
 
 
 def test_weights_score_as_training_did(experiment: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
-    result = train(configure(experiment), dataset, tmp_path / "run")
+    result = train(configure(experiment, train__device="cpu"), dataset, tmp_path / "run")
     evaluation = evaluate(tmp_path / "run", dataset, "valid")
     for metric, value in result.valid["click"].items():
         assert evaluation.tasks["click"][metric] == pytest.approx(value, abs=1e-6)

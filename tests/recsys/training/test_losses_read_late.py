@@ -1,0 +1,70 @@
+"""Losses that are read several steps at a time, as on a GPU: the same training, and the same failures."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+import recsys.training.trainer as trainer_module
+from data_pipelines.dataset.dataset import Dataset, prepare
+from recsys.config.experiment import ExperimentConfig
+from recsys.runs.checkpoints import read_tensors
+from recsys.training.faults import DivergedError
+from recsys.training.trainer import Trainer, train
+
+
+@pytest.fixture
+def config(tiny_data: dict[str, Any]) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(
+        {"data": tiny_data, "model": {"dim": 8}, "train": {"epochs": 2, "batch_size": 20, "checkpoint_every": 33}}
+    )
+
+
+@pytest.fixture
+def dataset(config: ExperimentConfig, tmp_path: Path) -> Dataset:
+    return prepare(config.data, tmp_path / "dataset")
+
+
+def read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Trainer._build
+
+    def build_and_read_late(trainer: Trainer) -> None:
+        build(trainer)
+        trainer._read_every = trainer_module._READ_EVERY
+
+    monkeypatch.setattr(Trainer, "_build", build_and_read_late)
+
+
+def test_the_weights_and_the_logged_losses_are_the_same(
+    config: ExperimentConfig, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = train(config, dataset, tmp_path / "each")
+    read_late(monkeypatch)
+    late = train(config, dataset, tmp_path / "late")
+    assert late.valid == each.valid
+    ours, theirs = (read_tensors(tmp_path / run / "checkpoints" / "final", "") for run in ("late", "each"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    logged = [
+        pl.read_parquet(tmp_path / run / "metrics.parquet").filter(metric="loss").select("step", "value").rows()
+        for run in ("each", "late")
+    ]
+    assert logged[0] == logged[1]
+    assert len(logged[0]) > 1
+
+
+def test_a_loss_that_is_nan_is_found_late_with_its_step_and_its_batch(
+    config: ExperimentConfig, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_late(monkeypatch)
+    with Trainer(config, dataset, tmp_path / "run") as trainer:
+        loss = trainer._objective.loss
+
+        def spoilt(state: Any, batch: Any) -> torch.Tensor:
+            return loss(state, batch) * (float("nan") if trainer.train_state.step == 13 else 1.0)
+
+        monkeypatch.setattr(trainer._objective, "loss", spoilt)
+        with pytest.raises(DivergedError, match="at step 13"):
+            trainer.fit()
+    assert (tmp_path / "run" / "failed-batch-rank0.safetensors").is_file()
