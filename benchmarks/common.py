@@ -24,6 +24,7 @@ PEERS: Mapping[str, Sequence[str]] = {
     # FuxiCTR reads CSV with an argument that Polars 2 no longer has, and pandas in a way that pandas 3 refuses.
     "fuxictr": ("torch==2.13.*", "fuxictr==2.3.10", "polars==1.30.0", "pandas<3"),
     "onnx": ("onnxruntime", "onnx", "numpy"),
+    "atheris": ("atheris==3.0.0",),
 }
 """Packages of each peer; every peer has an environment below ``.peers/``."""
 

@@ -33,7 +33,7 @@ class DeviceBatches:
         if self._device.type != "cuda":
             yield from self._loader
             return
-        copies = torch.cuda.Stream(self._device)
+        copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(self._device)
         ahead: tuple[Batch, torch.cuda.Event, dict[str, Any]] | None = None
         self._position = self._loader.state_dict()

@@ -64,7 +64,8 @@ if "--tuned" in sys.argv:
 
 def _run(*arguments: str) -> str:
     command = [sys.executable, "-P", "-c", IMPORT_EVERYTHING, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    untuned = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=untuned)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
