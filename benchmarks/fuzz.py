@@ -26,7 +26,7 @@ _KEPT, _LARGEST_KEPT = 20, 4096
 
 def drive(name: str, artifact: Path, arguments: list[str]) -> None:
     """Fuzz one target in this process, which never returns. ``arguments`` are libFuzzer's."""
-    import atheris  # type: ignore[import-not-found]
+    import atheris
 
     with atheris.instrument_imports(include=["data_pipelines", "serving", "recsys"]):
         from benchmarks.fuzz_targets import scratch, targets
