@@ -5,9 +5,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 TESTS ?=
+GPU_PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts docs lock bench wheel clean
+.PHONY: help demo test test-gpu lint types contracts docs lock bench wheel clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -17,6 +18,9 @@ demo: .venv/runtime  ## Generate a log, train, export, score and write a report:
 
 test: .venv/dev  ## Run the tests: make test TESTS=tests/models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TESTS)
+
+test-gpu:  ## The tests that need a GPU, with the Python of the CUDA build: make test-gpu GPU_PYTHON=python3
+	OMP_NUM_THREADS=1 $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider $(TESTS)
 
 lint: .venv/dev  ## Style and format of the code.
 	$(BIN)/ruff check .

@@ -47,6 +47,14 @@ def pytest_runtest_call() -> None:
     _seed()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+
+
 @pytest.fixture(scope="session")
 def tiny_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Parquet log of 2,000 rows, ordered by time, whose clicks depend on user, item, tags and price.

@@ -58,8 +58,9 @@ class ExpertParallel(Experts):
         """Rows sorted by expert: empty slots would travel as well."""
         return plan_dispatch(chosen_NK, counts_E)
 
-    def forward(self, x_MD: Tensor, gates_M: Tensor, plan: DispatchPlan) -> Tensor:
-        """(M, D) outputs of this rank's rows, sorted by expert, wherever the experts are."""
+    def forward(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan) -> Tensor:
+        """(N, D) the sum over each row's experts of gate x output, wherever the experts are."""
+        x_MD, gates_M = dispatch(x_ND, plan), plan.slots(gates_NK)
         ranks, group = self.mesh.size(), self.mesh.get_group()
         counts_Re = plan.ends_E.diff(prepend=plan.ends_E.new_zeros(1)).view(ranks, -1)
         arriving_Re = torch.empty_like(counts_Re)
@@ -72,8 +73,8 @@ class ExpertParallel(Experts):
         expert_M = torch.arange(local, device=x_MD.device).repeat(ranks).repeat_interleave(arriving_Re.flatten())
         here = super().plan(expert_M.unsqueeze(1), arriving_Re.sum(0))
         w1_eDH, w2_eHD = (self._local(weight) for weight in (self.w1_EDH, self.w2_EHD))
-        y_MD = self.compute(dispatch(came_MD, here), here.slots(gates_M1), here, w1_eDH, w2_eHD)
-        return all_to_all_single_autograd(combine(y_MD, here), sent, received, group)
+        y_MD = self.compute(came_MD, gates_M1, here, w1_eDH, w2_eHD)
+        return combine(all_to_all_single_autograd(y_MD, sent, received, group), plan)
 
     def _local(self, weight: nn.Parameter) -> Tensor:
         local = cast(DTensor, weight).to_local()

@@ -16,7 +16,8 @@ from data_pipelines.config.renames import accept_former_names
 from models.layers.activations import KWinners, activation
 from models.layers.heads import TaskRouting
 from models.layers.part import Component, UnitGroup, UnitSlice, module_components, own_tensors
-from models.moe.dispatch import DispatchPlan, combine, dispatch, grouped_product, plan_dispatch
+from models.moe.dispatch import DispatchPlan, combine, dispatch, plan_dispatch
+from models.moe.fused import can_fuse, fused_experts, product
 from models.moe.router import Router, RouterConfig
 
 _ONE_TASK = TaskRouting()
@@ -38,7 +39,10 @@ class ExpertsConfig(RouterConfig):
 
 
 class Experts(nn.Module):
-    """Two-layer ReLU networks without biases, computed as two grouped products over rows sorted by expert."""
+    """Two-layer ReLU networks without biases, computed as two grouped products over rows sorted by expert.
+
+    On a GPU, Triton kernels gather, gate and rectify within the products (see :mod:`models.moe.fused`).
+    """
 
     def __init__(self, width: int, hidden: int, experts: int, *, k_winners: float | None = None) -> None:
         super().__init__()
@@ -52,18 +56,21 @@ class Experts(nn.Module):
         """Slots for the rows of each expert; some stay empty where the activation keeps no statistics of its rows."""
         return plan_dispatch(chosen_NK, counts_E, pad=isinstance(self.activation, nn.ReLU))
 
-    def forward(self, x_MD: Tensor, gates_M: Tensor, plan: DispatchPlan) -> Tensor:
-        """(M, D) outputs of the rows in their slots, times the gates."""
-        return self.compute(x_MD, gates_M, plan, self.w1_EDH, self.w2_EHD)
+    def forward(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan) -> Tensor:
+        """(N, D) the sum over each row's experts of gate x output."""
+        return self.compute(x_ND, gates_NK, plan, self.w1_EDH, self.w2_EHD)
 
     def forward_dense(self, x_ND: Tensor) -> Tensor:
         """(N, D) outputs of a single expert for all rows."""
         return cast(Tensor, self.activation(x_ND @ self.w1_EDH[0]) @ self.w2_EHD[0])
 
-    def compute(self, x_MD: Tensor, gates_M: Tensor, plan: DispatchPlan, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
+    def compute(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
         """:meth:`forward` with the weights given."""
-        hidden_MH = self.activation(grouped_product(x_MD, w1_EDH, plan))
-        return grouped_product(hidden_MH * gates_M.to(hidden_MH.dtype).unsqueeze(1), w2_EHD, plan)
+        if can_fuse(x_ND) and isinstance(self.activation, nn.ReLU):
+            return fused_experts(x_ND, gates_NK, w1_EDH, w2_EHD, plan)
+        hidden_MH = self.activation(product(dispatch(x_ND, plan), w1_EDH, plan))
+        gates_M1 = plan.slots(gates_NK).to(hidden_MH.dtype).unsqueeze(1)
+        return combine(product(hidden_MH * gates_M1, w2_EHD, plan), plan)
 
     def components(self, path: str) -> Iterator[Component]:
         """One for each expert, as if every row saw it, and one for what experts have in common."""
@@ -153,8 +160,7 @@ class MixtureOfExperts(nn.Module):
     def _mix(self, x_ND: Tensor, gates_NK: Tensor, chosen_NK: Tensor, counts_E: Tensor) -> Tensor:
         x_ND = x_ND.to(_working_dtype(x_ND))
         plan = self.experts.plan(chosen_NK, counts_E)
-        y_MD = self.experts(dispatch(x_ND, plan), plan.slots(gates_NK), plan)
-        y_ND = combine(y_MD, plan)
+        y_ND: Tensor = self.experts(x_ND, gates_NK, plan)
         if self.shared is not None:
             y_ND = y_ND + self.shared.forward_dense(x_ND)
         return y_ND

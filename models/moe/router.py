@@ -18,6 +18,7 @@ from models.layers.part import Component, own_tensors
 Gate = Literal["softmax", "sigmoid"]
 Balance = Literal["loss", "bias", "none"]
 _BIAS_RATE = 0.001
+_MOST_MARKED = 1024
 _ONE_TASK = TaskRouting()
 
 
@@ -101,8 +102,7 @@ class Router(nn.Module):
             gates_NK = scores_NE.gather(1, chosen_NK)
             if self.top_k > 1:
                 gates_NK = gates_NK / gates_NK.sum(1, keepdim=True).clamp(min=1e-9)
-        chosen_M = chosen_NK.flatten()
-        counts_E = torch.zeros_like(self.tokens_per_expert_E).scatter_add_(0, chosen_M, torch.ones_like(chosen_M))
+        counts_E = _count(chosen_NK, len(self.tokens_per_expert_E))
         if self.training:
             self.tokens_per_expert_E += counts_E
             if self.balance == "loss":
@@ -158,6 +158,15 @@ class Router(nn.Module):
         if former in state_dict:
             state_dict[f"{prefix}active_E"] = state_dict.pop(former)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _count(chosen_NK: Tensor, experts: int) -> Tensor:
+    """(E,) int64: how many rows chose each expert."""
+    if chosen_NK.is_cuda and experts <= _MOST_MARKED:
+        marked_NE = torch.zeros(len(chosen_NK), experts, dtype=torch.bool, device=chosen_NK.device)
+        return marked_NE.scatter_(1, chosen_NK, True).sum(0)  # without atomic additions to a few numbers
+    chosen_M = chosen_NK.flatten()
+    return chosen_M.new_zeros(experts).scatter_add_(0, chosen_M, torch.ones_like(chosen_M))
 
 
 def routers(module: nn.Module) -> dict[str, Router]:
