@@ -20,6 +20,9 @@ from data_pipelines.errors import UserError
 Name = TypeVar("Name")
 
 ROOT = Path(__file__).parents[1]
+SKIPPED = 77
+"""The exit code of a benchmark that this machine cannot run."""
+
 PEERS: Mapping[str, Sequence[str]] = {
     # FuxiCTR reads CSV with an argument that Polars 2 no longer has, and pandas in a way that pandas 3 refuses.
     "fuxictr": ("torch==2.13.*", "fuxictr==2.3.10", "polars==1.30.0", "pandas<3"),

@@ -27,7 +27,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 
-from benchmarks.common import in_turns, machine, spread, table
+from benchmarks.common import SKIPPED, in_turns, machine, spread, table
 from benchmarks.experts import AllExperts
 from benchmarks.train import Shape
 from data_pipelines.batch import Batch
@@ -276,7 +276,8 @@ def measure_sparse(lines: list[list[str]]) -> dict[str, float]:
 
 def main() -> None:
     if not torch.cuda.is_available():
-        sys.exit("This benchmark needs a GPU that Torch sees.")
+        print("Nothing was measured: Torch sees no GPU.")
+        sys.exit(SKIPPED)
     print(f"{machine()}; {torch.cuda.get_device_name()}\n")
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)

@@ -3,6 +3,11 @@
 First one product of 4096 rows with a (416, 256) matrix of which a tenth is not zero: scattered (CSR), in blocks (BSR),
 and multiplied densely in float32 and bf16. Then a whole tower (416-400-400-1) from which three quarters and nine tenths
 of the hidden units were removed, as unit pruning leaves it: the rate gained over the FLOPs saved. One thread.
+
+On a GPU, 2:4 semi-structured weights (two zeros in every four, ``torch.sparse.to_sparse_semi_structured``) reached 0.03
+of the dense bf16 rate at 4096 rows x 1024 x 1024, 0.20 at 65,536 x 1024 x 1024, 0.33 at 65,536 x 1664 x 1024, and 0.79
+at 65,536 x 4096 x 4096 (one H200, torch 2.13+cu130). They are never faster at a tower's shapes, so no lever makes them;
+``make bench NAME=gpu`` measures it.
 """
 
 import json
