@@ -66,7 +66,8 @@ class Experts(nn.Module):
 
     def compute(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
         """:meth:`forward` with the weights given."""
-        if can_fuse(x_ND) and isinstance(self.activation, nn.ReLU):
+        watched = bool(self.activation._forward_hooks)  # such as by `measure_activity`: it then runs as a module
+        if can_fuse(x_ND) and isinstance(self.activation, nn.ReLU) and not watched:
             return fused_experts(x_ND, gates_NK, w1_EDH, w2_EHD, plan)
         hidden_MH = self.activation(product(dispatch(x_ND, plan), w1_EDH, plan))
         gates_M1 = plan.slots(gates_NK).to(hidden_MH.dtype).unsqueeze(1)

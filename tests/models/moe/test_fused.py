@@ -10,6 +10,7 @@ from torch import Tensor
 from models.moe.dispatch import combine, dispatch, plan_dispatch
 from models.moe.experts import MixtureOfExperts
 from models.moe.fused import can_fuse, fused_experts
+from models.sparsity.activations import measure_activity
 
 SHAPES = {
     "even": (512, 64, 96, 4, 2),
@@ -112,6 +113,14 @@ def test_a_mixture_on_the_gpu_gives_what_it_gives_on_the_cpu(k_winners, full_pre
 
     for mine, expected in zip(run("cuda"), run("cpu"), strict=True):
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_the_hidden_units_of_experts_can_be_watched():
+    moe = make_moe(32, 48, 8, 2).cuda()
+    with measure_activity(moe) as activity:
+        moe(torch.randn(200, 32, device="cuda"))
+    assert 0.2 < activity["experts.activation"] < 0.8
 
 
 @pytest.mark.gpu
