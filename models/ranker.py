@@ -20,6 +20,7 @@ from models.layers.part import Component, Int8Input, Part, UnitGroup, module_com
 from models.layers.row_norm import RowNorm
 from models.layers.sequence import Histories
 from models.layers.towers import AnyTower, Tower
+from models.layers.wide import Wide
 from models.moe.router import routers
 from models.moe.tower import MixtureConfig
 from models.tables.config import TablesConfig
@@ -29,6 +30,9 @@ from models.tables.managed_ids import ManagedIds
 
 _FORMER_DENSE_FIELD = "dense_field."
 """Rankers of earlier versions held what an interaction of pairs makes of dense features."""
+
+_FORMER_WIDE_BIAS = "wide_bias"
+"""The wide part of earlier versions: a bias, and no weights of numbers."""
 
 
 class RankerConfig(TablesConfig):
@@ -91,8 +95,10 @@ class Ranker(nn.Module):
         context = _context_width(config, widths)
         self.tower = config.tower.build(enriched, context=context, sharing=config.tasks, tasks=tasks)
         self.heads = Heads(enriched, self.tower.out_width, tasks)
-        self.wide_bias = nn.Parameter(torch.zeros(tasks)) if config.wide else None
+        self.wide = Wide(schema.dense_width, tasks) if config.wide else None
         self.apply(_start_linear)
+        if self.wide is not None:
+            self.wide.start_at_zero()
 
     def forward(self, batch: Batch | IdChanges) -> Tensor:
         """Logits (B, T), float32, in the order of the schema's tasks."""
@@ -118,8 +124,8 @@ class Ranker(nn.Module):
         x_BD = self.interaction(x_BD if self.norm is None else self.norm(x_BD))
         context_BC = self._context(pooled, dense_BD) if self.config.context else None
         logits_BT = self.heads(x_BD, self.tower(x_BD, context_BC))
-        if self.wide_bias is not None:
-            logits_BT = logits_BT + torch.cat(list(wide.values()), 1).sum(1, keepdim=True) + self.wide_bias
+        if self.wide is not None:
+            logits_BT = logits_BT + self.wide(wide, dense_BD)
         return cast(Tensor, logits_BT)
 
     def _context(self, pooled: dict[str, Tensor], dense_BD: Tensor) -> Tensor:
@@ -190,7 +196,10 @@ class Ranker(nn.Module):
         Columns of dense features leave their standardization too.
         """
         first_dense = self.interaction.in_width - self.standardize.out_width
-        self.standardize.narrow_inputs(kept_D[kept_D >= first_dense] - first_dense)
+        kept_dense_D = kept_D[kept_D >= first_dense] - first_dense
+        self.standardize.narrow_inputs(kept_dense_D)
+        if self.wide is not None:
+            self.wide.narrow_inputs(kept_dense_D)
         enriched = self.interaction.narrow_inputs(kept_D)
         tower = None if enriched is None else self.tower.narrow_inputs(enriched)
         cast(Heads, self.heads).narrow(features=enriched, tower=tower)
@@ -223,6 +232,10 @@ class Ranker(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in [name for name in state_dict if name.startswith(f"{prefix}{_FORMER_DENSE_FIELD}")]:
             state_dict[f"{prefix}interaction.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        if self.wide is not None and (bias := state_dict.pop(f"{prefix}{_FORMER_WIDE_BIAS}", None)) is not None:
+            own = self.wide.state_dict(prefix=f"{prefix}wide.")
+            state_dict |= {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+            state_dict[f"{prefix}wide.bias"] = bias
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -84,7 +84,7 @@ def draw_plan(
     for module in plan.plan.values():
         placements |= dict(module)
     placed = [
-        _place(layout, placements[layout.key], optimizer.of(layout.vocabulary), ranks, batch_size, ids_per_row)
+        _place(layout, placements[layout.key], optimizer.of(layout), ranks, batch_size, ids_per_row)
         for layout in tables.layouts
     ]
     dense = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("tables."))

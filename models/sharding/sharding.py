@@ -79,9 +79,15 @@ class TableOptimizerConfig(TableRule):
         default={}, description="Exceptions by table name, such as Adam for a small one."
     )
 
-    def of(self, vocabulary: str) -> TableRule:
-        """The rule of a table (and of its wide part)."""
-        return self.only.get(vocabulary, self)
+    wide: TableRule | None = Field(
+        default=None,
+        description="How the wide part learns, of all tables; as its tables do where absent. With `learning_rate: 0` "
+        "it stays at its start (see `train.start`).",
+    )
+
+    def of(self, layout: TableLayout) -> TableRule:
+        """The rule of a table."""
+        return self.wide if layout.wide and self.wide is not None else self.only.get(layout.vocabulary, self)
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
@@ -134,7 +140,7 @@ def constraints(
                 "shards; use table_wise or data_parallel."
             )
         types = ["table_wise", "row_wise"] if 1 < world_size <= layout.rows else ["table_wise"]
-        if optimizer.of(layout.vocabulary).optimizer not in _FUSED:
+        if optimizer.of(layout).optimizer not in _FUSED:
             types = ["data_parallel"]
             if sharding not in ("auto", "data_parallel"):
                 raise UserError(
@@ -192,10 +198,10 @@ def shard(
     sharded = _shard_experts(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]
-        vocabularies = {layout.key: layout.vocabulary for layout in tables.layouts}
+        layouts = {layout.key: layout for layout in tables.layouts}
         for name, parameter in tables.named_parameters():
             if name.split(".")[-2] not in parallel:
-                rule = optimizer.of(vocabularies[name.split(".")[-2]])
+                rule = optimizer.of(layouts[name.split(".")[-2]])
                 apply_optimizer_in_backward(_OPTIMIZERS[rule.optimizer], [parameter], rule.arguments())
         for layout in tables.layouts:
             if layout.route == "rows" and layout.key in parallel:
@@ -267,14 +273,14 @@ def data_parallel_tables(dmp: nn.Module) -> dict[str, nn.Parameter]:
 
 def table_optimizers(dmp: nn.Module, optimizer: TableOptimizerConfig) -> list[torch.optim.Optimizer]:
     """The plain optimizers of the tables that are not fused with theirs: one for each rule."""
-    vocabularies = {t.name: t.vocabulary for m in dmp.modules() if isinstance(m, SparseTables) for t in m.layouts}
+    rules = {t.name: optimizer.of(t) for m in dmp.modules() if isinstance(m, SparseTables) for t in m.layouts}
     parameters = data_parallel_tables(dmp)
     names = table_names(parameters)
-    groups: dict[str, list[nn.Parameter]] = {}
+    groups: dict[int, list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        vocabulary = vocabularies[names[name]]
-        groups.setdefault(vocabulary if vocabulary in optimizer.only else "", []).append(parameter)
-    return [optimizer.of(vocabulary).build(group) for vocabulary, group in groups.items()]
+        groups.setdefault(id(rules[names[name]]), []).append(parameter)
+    by_id = {id(rule): rule for rule in rules.values()}
+    return [by_id[key].build(group) for key, group in groups.items()]
 
 
 def dense_parameters(dmp: nn.Module) -> dict[str, nn.Parameter]:

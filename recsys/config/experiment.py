@@ -54,8 +54,9 @@ class TrainConfig(Config):
     start: Location = Field(
         default="random",
         min_length=1,
-        description="Where weights start: at `random`; tables at the truncated SVD of the bag matrix (`svd`); or all "
-        "where the run of this folder or address ended, on its data set or one that extends it.",
+        description="Where weights start: at `random`; the wide part at a linear or logistic regression (`linear`), "
+        "which is then the first model that the valid split measures; tables at the truncated SVD of the bag matrix "
+        "(`svd`); or all where the run of this folder or address ended, on its data set or one that extends it.",
     )
     unknown: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
         default={},

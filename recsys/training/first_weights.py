@@ -1,10 +1,11 @@
-"""The weights before the first step: random, from a truncated SVD, or from an earlier run."""
+"""The weights before the first step: random, from a linear model, from a truncated SVD, or from an earlier run."""
 
 from data_pipelines.batch import Schema
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.locations import expand
+from recsys.training.linear_start import start_wide
 from recsys.training.model_state import ModelState
 from recsys.training.svd_init import start_tables
 from recsys.training.warm_start import start_from_run
@@ -15,15 +16,15 @@ def set_first_weights(state: ModelState, start: str, dataset: Dataset, schema: S
 
     Args:
         state: The model, with random weights.
-        start: ``random``, ``svd``, or the folder or address of a run, with ``${NAME}`` read from the
+        start: ``random``, ``linear``, ``svd``, or the folder or address of a run, with ``${NAME}`` read from the
             environment.
         dataset: What the ranker will be trained on.
         schema: The encoded features that it reads.
 
     Raises:
-        UserError: ``start`` is a run that does not fit.
+        UserError: ``start`` is a run that does not fit, or there is no wide part to fit a linear model to.
     """
-    if start not in ("random", "svd"):
+    if start not in ("random", "linear", "svd"):
         start_from_run(state, fetched(expand(start)), dataset)
         return
     if start == "svd":
@@ -32,3 +33,6 @@ def set_first_weights(state: ModelState, start: str, dataset: Dataset, schema: S
         numbers = [feature.name for feature in schema.dense]
         parts = Loader(dataset, "train", batch_size=1 << 16, features=numbers)
         state.ranker.standardize.fit(part.dense for part in parts)
+    if start == "linear":
+        start_wide(state, dataset, schema)
+        state.start_average()

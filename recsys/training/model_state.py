@@ -57,6 +57,11 @@ class ModelState:
         self._rates = [(group, group["lr"]) for group in groups]
         self._decay, self._average = config.ema, cast(AveragedWeights | None, None)
 
+    def start_average(self) -> None:
+        """Let the averaged weights start from the weights as they are, if there are averages."""
+        if self._decay is not None:
+            self._average = AveragedWeights(self._live(), self._decay)
+
     def scale_rates(self, factor: float) -> None:
         """Multiply every configured learning rate by ``factor``; fused tables read it in the forward pass."""
         for group, rate in self._rates:

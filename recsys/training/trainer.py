@@ -266,12 +266,8 @@ class Trainer:
             notes=tuple(self._log.notes),
         )
         if self.processes.is_main:
-            about = {
-                "name": self.config.name,
-                "seed": self.config.seed,
-                "dataset": str(self.dataset.path.resolve()),
-                "dataset_fingerprint": self.dataset.manifest.fingerprint,
-            }
+            about = {"name": self.config.name, "seed": self.config.seed, "dataset": str(self.dataset.path.resolve())}
+            about |= {"dataset_fingerprint": self.dataset.manifest.fingerprint}
             self.run.seal(about | {"result": result.model_dump(mode="json", exclude={"run"})})
         self.processes.barrier()
         return result
@@ -295,6 +291,8 @@ class Trainer:
 
     def _run_epochs(self) -> Stopped:
         state, settings = self.train_state, self.config.train
+        if settings.start == "linear" and state.step == 0:
+            self._judge()
         while state.epoch < settings.epochs:
             self.loader.set_epoch(state.epoch)
             for batch in self._batches:
