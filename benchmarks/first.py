@@ -1,0 +1,293 @@
+"""Whether the config that ``init`` writes is good untouched: beside logistic regression, popularity and LightGBM.
+
+Every public log that is at hand, whole and by subsamples of a tenth and a hundredth of its rows, goes the way of a
+newcomer: ``init``, ``prepare``, ``train``, ``evaluate``. The baselines learn from the features that ``init`` chose;
+those called raw, from the same without what is computed from the past. Their strengths and rounds are chosen on valid
+rows, all figures are of test rows, and ours are means of three seeds. A difference has an interval that holds test rows
+and seeds. Logs of positives only are left out: their baselines are others.
+
+Real data is read from the folder that ``RECSYS_DATA`` names; without it there is the demo log only. Each result is kept
+in the folder that ``RECSYS_RESULTS`` names, so that a run that was stopped goes on where it was;
+``python -m benchmarks.first trivago census/10`` measures these two alone, the second from a tenth of its rows.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.common import machine, real_data, table
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.importers import criteo, frappe, movielens
+from data_pipelines.profile.inspection import inspect_log
+from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.synthetic import DemoConfig, generate
+from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
+from recsys.config.yaml_files import override, read_yaml
+from recsys.evaluation.baselines import FITS
+from recsys.evaluation.evaluate import evaluate, users_of
+from recsys.metrics.arrays import Floats
+from recsys.metrics.binary import auc, calibration_ratio, log_loss
+from recsys.metrics.significance import Effect, combine, delong
+from recsys.training.trainer import train
+
+SEEDS = (0, 1, 2)
+PARTS = (1, 10, 100)
+"""A log is measured whole, and by every tenth and hundredth row."""
+
+LEAST_TEST_POSITIVES = 20
+"""Fewer positive test rows tell nothing."""
+
+OURS = "init"
+BASELINES = ("popularity", "linear", "linear, raw", "lightgbm", "lightgbm, raw")
+
+
+@dataclass(frozen=True)
+class Log:
+    """A public log.
+
+    Attributes:
+        convert: Writes the log of a folder as Parquet; a column ``split`` is its publisher's split.
+        label, positive: What ``init`` is told, where it cannot guess.
+    """
+
+    data: str | None
+    convert: Callable[[Path, Path], object]
+    label: str | None = None
+    positive: tuple[str, ...] = ()
+
+
+def _census(folder: Path, log: Path) -> None:
+    """The publisher's fold; every tenth row of its training part judges."""
+    rows = pl.scan_parquet(folder / "census.parquet").with_row_index("row")
+    valid = (pl.col("fold") != "test") & (pl.col("row") % 10 == 7)
+    split = pl.when(valid).then(pl.lit("valid")).otherwise("fold").alias("split")
+    rows.with_columns(split).drop("row", "fold").sink_parquet(log)
+
+
+LOGS: Mapping[str, Log] = {
+    "demo": Log(None, lambda _, log: generate(DemoConfig(), log)),
+    "trivago": Log("trivago", lambda folder, log: _columns(pl.scan_parquet(folder / "impressions.parquet"), log)),
+    "census": Log("census-income", _census, label="income_50k", positive=("' 50000+.'",)),
+    "ml-1m": Log("ml-1m", movielens.convert),
+    "frappe": Log("frappe", frappe.convert),
+    "criteo": Log("criteo", lambda folder, log: criteo.convert(folder / "train_examples_10k.txt", log)),
+    "open-bandit": Log("open-bandit", lambda folder, log: _columns(pl.scan_csv(folder / "men.csv"), log)),
+}
+
+
+def _columns(rows: pl.LazyFrame, log: Path) -> None:
+    rows.sink_parquet(log)
+
+
+def write_log(name: str, part: int, log: Path) -> None:
+    """Write ``LOGS[name]``, or an even sample of one row in ``part``, in its order."""
+    folder = Path() if LOGS[name].data is None else real_data(LOGS[name].data or "")
+    assert folder is not None
+    whole = log.with_name("whole.parquet")
+    LOGS[name].convert(folder, whole)
+    drawn_N = np.random.default_rng(0).random(pl.scan_parquet(whole).select(pl.len()).collect().item()) < 1 / part
+    pl.read_parquet(whole).filter(pl.Series(drawn_N)).write_parquet(log)
+    whole.unlink()
+
+
+def config_of(name: str, log: Path, seed: int, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """What ``init`` writes for a log, with the publisher's split where it has one."""
+    profile = inspect_log(str(log), label=LOGS[name].label, positive=LOGS[name].positive)
+    log.with_suffix(".yaml").write_text(starter_config(profile))
+    content = read_yaml(log.with_suffix(".yaml"))
+    if any(column.name == "split" for column in profile.columns):
+        content["data"]["features"].pop("split", None)
+        content["data"]["split"] = {"by": "column", "column": "split"}
+    return parse_config(ExperimentConfig, override(content, [f"seed={seed}", *overrides]), source=f"init of {name}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one training or baseline reached.
+
+    Attributes:
+        valid, test: Logits of the rows of a split.
+        minutes: Of training.
+    """
+
+    valid: Floats
+    test: Floats
+    minutes: float
+
+
+class Results:
+    """Results by what made them, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str, settings: str, measure: Callable[[], Measured]) -> Measured:
+        """The kept result, or that of ``measure``, which is kept."""
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        file = self.folder / f"{key.replace('/', '-').replace(', ', '-')}-{digest}.npz"
+        if not file.exists():
+            found = measure()
+            beside = file.with_suffix(".part.npz")
+            np.savez(beside, valid=found.valid, test=found.test, minutes=found.minutes)
+            beside.replace(file)
+        with np.load(file, allow_pickle=False) as kept:
+            return Measured(kept["valid"], kept["test"], float(kept["minutes"]))
+
+
+def train_one(config: ExperimentConfig, dataset: Dataset) -> Measured:
+    """Train as ``config`` says, and score both splits."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name) / "run"
+        train(config, dataset, run)
+        minutes = (time.perf_counter() - began) / 60
+        task = dataset.schema.tasks[0]
+        logits = {
+            split: evaluate(run, dataset, split, draws=0).predictions[f"{task}:logit"].to_numpy()
+            for split in ("valid", "test")
+        }
+    return Measured(logits["valid"], logits["test"], minutes)
+
+
+def fit_baseline(name: str, dataset: Dataset) -> Measured:
+    """Fit a baseline, and score both splits."""
+    began = time.perf_counter()
+    base, _, raw = name.partition(", ")
+    features = [key for key, f in dataset.config.features.items() if f.kind not in ("history", "statistic")]
+    fitted = FITS[base](dataset, features if raw else None)
+    minutes = (time.perf_counter() - began) / 60
+    return Measured(fitted.logits("valid"), fitted.logits("test"), minutes)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One log or sample with everything that was measured on it."""
+
+    name: str
+    dataset: Dataset
+    ours: list[Measured]
+    baselines: dict[str, Measured]
+
+    def labels(self, split: str = "test") -> Floats:
+        """Of the rows of ``split``."""
+        labels_N: Floats = self.dataset.labels(split)[:, 0].astype(np.float64)
+        return labels_N
+
+    def against(self, baseline: str) -> Effect:
+        """Test AUC of ours less that of a baseline: test rows (whole users) and seeds in one interval."""
+        logits_KN = np.stack([*(run.test for run in self.ours), self.baselines[baseline].test])
+        auc_K, covariance_KK = delong(self.labels(), logits_KN, users_of(self.dataset, "test"))
+        share_K = np.array([1 / len(self.ours)] * len(self.ours) + [-1])
+        return combine(list(auc_K[:-1] - auc_K[-1]), float(share_K @ covariance_KK @ share_K))
+
+
+def measure_case(name: str, part: int, results: Results, folder: Path) -> Case | None:
+    """All that is measured on one in ``part`` rows of a log; ``None`` where the test rows are too few."""
+    key, log = f"{name}/{part}", folder / "log.parquet"
+    write_log(name, part, log)
+    dataset = prepare(config_of(name, log, 0).data, folder / "dataset")
+    if any((dataset.labels(split)[:, 0] > 0.5).sum() < LEAST_TEST_POSITIVES for split in ("valid", "test")):
+        return None
+    ours = []
+    for seed in SEEDS:
+        config = config_of(name, log, seed)
+        settings = config.model_dump_json(exclude={"data": {"log"}})
+        ours.append(results.get(f"{key}/{OURS}/{seed}", settings, lambda c=config: train_one(c, dataset)))
+    data = config_of(name, log, 0).data.model_dump_json(exclude={"log"})
+    baselines = {b: results.get(f"{key}/{b}", data, lambda b=b: fit_baseline(b, dataset)) for b in BASELINES}
+    return Case(key.removesuffix("/1"), dataset, ours, baselines)
+
+
+COLUMNS = ("rows", "init", *BASELINES, "less linear", "95% interval", "log loss", "of linear", "minutes")
+
+
+def _line(case: Case) -> list[str]:
+    labels_N, effect = case.labels(), case.against("linear")
+    ours = f"{np.mean([auc(labels_N, run.test) for run in case.ours]):.4f}"
+    return [
+        f"{case.dataset.splits['train']:,}",
+        ours,
+        *(f"{auc(labels_N, case.baselines[name].test):.4f}" for name in BASELINES),
+        f"{effect.value:+.4f}",
+        f"{effect.low:+.4f} to {effect.high:+.4f}",
+        f"{np.mean([log_loss(labels_N, run.test) for run in case.ours]):.4f}",
+        f"{log_loss(labels_N, case.baselines['linear'].test):.4f}",
+        f"{np.mean([run.minutes for run in case.ours]):.1f}",
+    ]
+
+
+def _figures(case: Case) -> dict[str, Any]:
+    labels_N = case.labels()
+    figures: dict[str, Any] = {
+        "train_rows": case.dataset.splits["train"],
+        "test_positives": int((labels_N > 0.5).sum()),
+        "auc": round(float(np.mean([auc(labels_N, run.test) for run in case.ours])), 5),
+        "valid_auc": round(float(np.mean([auc(case.labels("valid"), run.valid) for run in case.ours])), 5),
+        "logloss": round(float(np.mean([log_loss(labels_N, run.test) for run in case.ours])), 5),
+        "calibration": round(float(np.mean([calibration_ratio(labels_N, run.test) for run in case.ours])), 3),
+        "minutes": round(float(np.mean([run.minutes for run in case.ours])), 2),
+    }
+    for name, run in case.baselines.items():
+        key, effect = name.replace(", ", "_"), case.against(name)
+        figures[f"{key}_auc"] = round(auc(labels_N, run.test), 5)
+        figures[f"{key}_logloss"] = round(log_loss(labels_N, run.test), 5)
+        figures[f"less_{key}"] = [round(value, 5) for value in (effect.value, effect.low, effect.high)]
+    return figures
+
+
+def _below(cases: Sequence[Case], *baselines: str) -> int:
+    """Cases in which ours is below one of ``baselines``, outside the interval."""
+    return sum(any(case.against(name).high < 0 for name in baselines) for case in cases)
+
+
+def _asked(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
+    at_hand = [name for name in LOGS if (name == "demo") == ("RECSYS_DATA" not in os.environ)]
+    for argument in arguments or [f"{name}/{part}" for name in at_hand for part in PARTS]:
+        name, _, part = argument.partition("/")
+        if name not in LOGS or not (part or "1").isdigit():
+            sys.exit(f"there is no log {argument!r}: name one of {', '.join(LOGS)}, or a part of it, such as demo/10.")
+        yield name, int(part or 1)
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Measure the logs of these names, all that are at hand if there are none."""
+    print(machine())
+    cases: list[Case] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Results(Path(os.environ.get("RECSYS_RESULTS", f"{scratch}/results")))
+        for number, (name, part) in enumerate(_asked(arguments)):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            case = measure_case(name, part, results, folder)
+            if case is None:
+                print(f"{name}/{part} is left out: fewer than {LEAST_TEST_POSITIVES} positive valid or test rows.")
+                continue
+            cases.append(case)
+            print(f"{case.name}: {json.dumps(_figures(case))}", file=sys.stderr, flush=True)
+    print(table(["test AUC", *COLUMNS], [[case.name, *_line(case)] for case in cases]))
+    summary: dict[str, Any] = {
+        "sets": {case.name: _figures(case) for case in cases},
+        "below_lr": _below(cases, "linear", "linear, raw"),
+        "below_popularity": _below(cases, "popularity"),
+        "below_lightgbm_raw": _below(cases, "lightgbm, raw"),
+    }
+    for name in ("trivago", "census"):
+        if name in summary["sets"]:
+            summary[f"{name}_auc"] = summary["sets"][name]["auc"]
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
