@@ -31,7 +31,8 @@ class NumberConfig(FeatureConfig):
     transform: Literal["none", "log1p", "standardize", "buckets"] = Field(
         default="none",
         description="`log1p`: sign(x) log(1 + |x|). `standardize`: subtract the mean and divide by the standard "
-        "deviation of the training split. `buckets`: the id of a bucket between quantiles of the training split.",
+        "deviation of the training split. `buckets`: the id of a bucket. Half of the edges are quantiles of the "
+        "training rows, half of their distinct values, so that a number that is mostly zero has edges among the rest.",
     )
     clip: tuple[float, float] | None = Field(
         default=None, description="`[low, high]`: numbers beyond are set to the nearer bound before the transform."
@@ -76,8 +77,11 @@ class NumberFeature(Feature[NumberConfig]):
         if self.config.transform == "standardize":
             return {"mean": value.mean(), "deviation": value.std(ddof=0)}
         if self.config.transform == "buckets":
-            sampled, buckets = value.filter(sample()), self.config.buckets
-            return {str(i): sampled.quantile(i / buckets) for i in range(1, buckets)}
+            sampled = value.filter(sample())
+            by_rows = (self.config.buckets + 1) // 2
+            by_values = self.config.buckets - by_rows + 1
+            edges = {f"row {i}": sampled.quantile(i / by_rows) for i in range(1, by_rows)}
+            return edges | {f"value {i}": sampled.unique().quantile(i / by_values) for i in range(1, by_values)}
         return {}
 
     def fit(self, summary: Mapping[str, Any]) -> list[float]:

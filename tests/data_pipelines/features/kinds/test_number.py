@@ -36,6 +36,15 @@ def test_numbers_beyond_32_bits_stay_finite() -> None:
     assert encoded["x"].to_list() == encoded["z"].to_list() == [largest, -largest]
 
 
+def test_a_number_that_is_mostly_zero_has_edges_among_its_other_values() -> None:
+    config = make({"b": {"kind": "number", "column": "f", "transform": "buckets", "buckets": 16}})
+    gains = [0.0] * 970 + [float(value) for value in range(1, 31)]
+    encoder = Encoder.fit(Plan.of(config), pl.LazyFrame({"f": gains}))
+    ids = encoder.encode(pl.LazyFrame({"f": gains})).collect()["b"]
+    assert ids[:970].n_unique() == 1
+    assert ids.n_unique() >= 8
+
+
 def test_numbers_too_large_to_standardise_are_refused() -> None:
     config = make({"z": {"kind": "number", "column": "f", "transform": "standardize"}})
     with pytest.raises(UserError, match=r"'z'.*'f'.*clip"):
@@ -53,7 +62,9 @@ def test_transforms_do_what_a_plain_loop_does(train: list[float | None], rows: l
     known = [value for value in train if value is not None and math.isfinite(value)]
     mean = float(np.mean(known)) if known else 0.0
     deviation = float(np.std(known)) if known else 1.0
-    edges = sorted({float(pl.Series(known).quantile(i / 4) or 0.0) for i in (1, 2, 3)}) if known else []
+    halves = [(pl.Series(known, dtype=pl.Float64), 2), (pl.Series(known, dtype=pl.Float64).unique(), 3)]
+    found = {values.quantile(i / parts) for values, parts in halves for i in range(1, parts)}
+    edges = sorted(edge for edge in found if edge is not None)
     for row, value in zip(encoded.iter_rows(named=True), rows, strict=True):
         if value is None or not math.isfinite(value):
             assert (row["none"], row["log1p"], row["standardize"], row["buckets"]) == (0, 0, 0, 0)
