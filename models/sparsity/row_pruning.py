@@ -25,16 +25,17 @@ class RowPruningConfig(Schedule):
     Attributes:
         sparsity: Share of the vocabulary's rows that is pruned in the end.
         tables: Names of tables; empty for all.
-        by: ``magnitude``: the row's norm, scaled by the square root of its width; ``distance``: how far it is from the
-            OOV row that takes its place; ``saliency``: this distance times the root of the row's summed squared
-            gradients, which fused Adagrad keeps; ``frequency``: rows are in descending frequency order, so the last
-            go first.
+        by: What ranks the rows; absent, ``saliency`` where all optimizers of tables keep what it reads, else
+            ``distance``. ``magnitude``: the row's norm, scaled by the square root of its width; ``distance``: how far
+            it is from the OOV row that takes its place; ``saliency``: this distance times the root of the row's summed
+            squared gradients, which fused Adagrad keeps; ``frequency``: rows are in descending frequency order, so
+            the last go first.
         scope: ``global`` ranks the rows of all tables together; ``table`` prunes the same share of each.
     """
 
     sparsity: Sparsity
     tables: tuple[str, ...] = ()
-    by: Literal["magnitude", "distance", "frequency", "saliency"] = "saliency"
+    by: Literal["magnitude", "distance", "frequency", "saliency"] | None = None
     scope: Literal["global", "table"] = "table"
 
 
@@ -59,7 +60,9 @@ class RowPruning(Lever):
             layout.vocabulary: reserved_rows(ranker.schema.tables, layout.vocabulary) for layout in self._layouts
         }
         self._ramp = self.config.steps(total_steps)
-        if self.config.by == "saliency" and any(s.squares is None for _, s in shards(ranker.tables, self._layouts)):
+        summed = all(shard.squares is not None for _, shard in shards(ranker.tables, self._layouts))
+        self._by = self.config.by or ("saliency" if summed else "distance")
+        if self._by == "saliency" and not summed:
             raise UserError(
                 "sparsity.row_pruning.by 'saliency' reads the sums of a fused Adagrad: set train.tables.optimizer to "
                 "rowwise_adagrad or adagrad, or choose distance, magnitude or frequency."
@@ -75,16 +78,16 @@ class RowPruning(Lever):
         return step > self._ramp.end
 
     def _scores(self, ranker: "Ranker") -> dict[str, Tensor]:
-        if self.config.by == "frequency":
+        if self._by == "frequency":
             return {
                 layout.vocabulary: -torch.arange(layout.rows, dtype=torch.float32) / layout.rows
                 for layout in self._layouts
             }
-        if self.config.by in ("distance", "saliency"):
+        if self._by in ("distance", "saliency"):
             squares = squared_distance_to_oov(ranker.tables, self._layouts)
         else:
             squares = row_sums(ranker.tables, self._layouts, lambda weight, _: weight.square())
-        if self.config.by == "saliency":
+        if self._by == "saliency":
             gradients = row_sums(ranker.tables, self._layouts, _squared_gradients)
             squares = {name: square * gradients[name] for name, square in squares.items()}
         scores: dict[str, Tensor] = {}
