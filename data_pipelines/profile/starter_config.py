@@ -56,30 +56,38 @@ _MODEL = """\
 model:
   dim: 16                                   # width of the embeddings
   init_std: 0.0001                          # tables start near zero and grow by what is learned
-  interaction: {kind: cross, layers: 2}     # or fm, dot, multiplicative, none
-  tower: {kind: moe, experts: 4, top_k: 1, hidden: 128}   # or {kind: mlp, hidden: [256, 128]}
+  wide: true                                # a linear model of ids and numbers, to which the rest adds
+  interaction: {kind: cross, layers: 1}     # or fm, dot, multiplicative, none
+  tower: {kind: mlp, hidden: [128]}         # or {kind: moe, experts: 4, top_k: 1, hidden: 128}
 """.splitlines()
+
+_WIDE = "wide: {optimizer: sgd, learning_rate: 0}"
 
 
 def _train(profile: LogProfile) -> Iterator[str]:
     """A small log takes small batches: an epoch of fewer than a hundred steps hardly learns.
 
-    Adam with decay was best on validation rows, but it updates every row of a table at each step, so tables of many
-    values learn by rowwise Adagrad.
+    The wide part stays the linear model that it is fitted to, and the rest learns what that model misses; the first
+    evaluation is of the linear model alone, so that a log that shows nothing more keeps it. The log loss chooses: it
+    needs fewer positives than AUC to tell models apart. Adam with decay updates every row of a table at each step, so
+    tables of many values learn by rowwise Adagrad.
     """
     rows = profile.rows
     batch_size = min(2048, max(128, 1 << (max(1, rows // 100).bit_length() - 1)))
     values = sum(column.distinct or 0 for column in profile.of("user", "item", "id", "bag"))
     yield from ("", "train:")
+    yield "  start: linear                             # fits the wide part to the training rows, before all else"
     yield "  epochs: 10                                # at most: training stops when validation no longer improves"
     yield f"  batch_size: {batch_size}"
     if values <= _SMALL_TABLES:
-        yield "  tables: {optimizer: adam, learning_rate: 0.001, weight_decay: 0.01}"
+        yield f"  tables: {{optimizer: adam, learning_rate: 0.003, weight_decay: 0.01, {_WIDE}}}"
     else:
-        yield "  tables: {optimizer: rowwise_adagrad, learning_rate: 0.02}"
-    yield "  dense: {optimizer: adamw, learning_rate: 0.001}"
-    yield "  ema: 0.998                                # average of the weights over about 500 steps"
-    yield "  patience: 2"
+        yield f"  tables: {{optimizer: rowwise_adagrad, learning_rate: 0.02, {_WIDE}}}"
+    yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
+    yield "  ema: 0.99                                 # average of the weights over about 100 steps"
+    if not any(kind in keys for keys in _task(profile) for kind in ("kind: regression", "kind: count")):
+        yield "  monitor: {logloss: -1}                    # of valid rows: tells more than AUC where positives are few"
+    yield "  patience: 3"
 
 
 def _log(location: str) -> str:
