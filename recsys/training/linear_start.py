@@ -28,15 +28,15 @@ from models.tables.rows import fill_tables
 from recsys.metrics.arrays import Floats
 from recsys.training.model_state import ModelState
 
-_ROWS = 1 << 20
-"""Training rows that are fitted, drawn from all of them: weights that need more are rare, and learn on."""
+_ROWS, _ENTRIES = 1 << 20, 1 << 25
+"""At most so many rows are fitted, drawn from the whole split, and so many ids and numbers, which take 400 MB."""
 
 _PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 _ITERATIONS = 60
 _WORSE = 1.002
 """A penalty whose valid loss is this many times the best one ends the search: weaker ones overfit more."""
 
-_BATCH_ROWS = 1 << 16
+_BATCH_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _Design:
         self._mean_F = np.array([feature.name in means for feature in schema.sparse])
 
     def rows(self, dataset: Dataset, split: str) -> _Rows:
-        """The labelled rows of a split, at most ``_ROWS`` of them."""
+        """The labelled rows of a split, or a part of them."""
         parts = list(self._parts(dataset, split))
         matrix = sp.vstack([matrix for matrix, _ in parts], format="csr")
         labels_N = np.concatenate([labels for _, labels in parts]).astype(np.float64)
@@ -126,11 +126,13 @@ class _Design:
         return _Rows(matrix[labelled_N], labels_N[labelled_N])
 
     def _parts(self, dataset: Dataset, split: str) -> Iterator[tuple[sp.csr_matrix, Floats]]:
-        names, found = self._schema.feature_names, 0
-        for batch in Loader(dataset, split, batch_size=_BATCH_ROWS, shuffle=True, features=names):
-            yield self._matrix(batch), batch.labels[:, 0].numpy()
-            found += len(batch)
-            if found >= _ROWS:
+        rows, entries = 0, 0
+        for batch in Loader(dataset, split, batch_size=_BATCH_ROWS, shuffle=True, features=self._schema.feature_names):
+            assert batch.labels is not None
+            matrix = self._matrix(batch)
+            yield matrix, batch.labels[:, 0].numpy()
+            rows, entries = rows + len(batch), entries + matrix.nnz
+            if rows >= _ROWS or entries >= _ENTRIES:
                 return
 
     def _matrix(self, batch: Batch) -> sp.csr_matrix:
@@ -153,9 +155,8 @@ def _fit(train: _Rows, valid: _Rows | None, link: _Link) -> Floats:
     weights_C[-1] = link.inverse(float(train.labels_N.mean()))
     judged = train if valid is None or not len(valid.labels_N) else valid
     best, best_loss = weights_C, _loss(judged, weights_C, link)
-    transposed = train.matrix_NC.T.tocsr()
     for penalty in _PENALTIES if judged is valid else _PENALTIES[:3]:
-        objective = partial(_objective, train, transposed, link, penalty)
+        objective = partial(_objective, train, link, penalty)
         options = {"maxiter": _ITERATIONS, "ftol": 1e-7}
         weights_C = minimize(objective, weights_C, jac=True, method="L-BFGS-B", options=options).x
         loss = _loss(judged, weights_C, link)
@@ -166,15 +167,13 @@ def _fit(train: _Rows, valid: _Rows | None, link: _Link) -> Floats:
     return best
 
 
-def _objective(
-    rows: _Rows, transposed: sp.csr_matrix, link: _Link, penalty: float, weights_C: Floats
-) -> tuple[float, Floats]:
+def _objective(rows: _Rows, link: _Link, penalty: float, weights_C: Floats) -> tuple[float, Floats]:
     """The penalised mean loss and its gradient; the bias is not penalised."""
     own_C, count = weights_C[:-1], len(rows.labels_N)
     predictor_N = rows.matrix_NC @ own_C + weights_C[-1]
     residual_N = link.mean(predictor_N) - rows.labels_N
     value = link.loss(predictor_N, rows.labels_N).sum() + 0.5 * penalty * (own_C @ own_C)
-    gradient_C = np.append(transposed @ residual_N + penalty * own_C, residual_N.sum())
+    gradient_C = np.append(rows.matrix_NC.T @ residual_N + penalty * own_C, residual_N.sum())
     return float(value / count), gradient_C / count
 
 
