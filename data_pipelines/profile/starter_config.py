@@ -46,48 +46,69 @@ def starter_config(profile: LogProfile) -> str:
         *_past(profile),
         *_left_out(profile),
         "",
-        *_MODEL,
+        *_model(profile),
         *_train(profile),
     ]
     return "\n".join(lines) + "\n"
 
 
-_MODEL = """\
-model:
-  dim: 16                                   # width of the embeddings
-  init_std: 0.0001                          # tables start near zero and grow by what is learned
-  wide: true                                # a linear model of ids and numbers, to which the rest adds
-  interaction: {kind: cross, layers: 1}     # or fm, dot, multiplicative, none
-  tower: {kind: mlp, hidden: [128]}         # or {kind: moe, experts: 4, top_k: 1, hidden: 128}
-""".splitlines()
+_EVENTS_PER_VALUE = 5
+"""Rows of the rarer class per distinct value from which a log shows how values act together."""
 
 _WIDE = "wide: {optimizer: sgd, learning_rate: 0}"
+
+
+def _model(profile: LogProfile) -> Iterator[str]:
+    yield "model:"
+    yield "  dim: 16                                   # width of the embeddings"
+    if _shows_interactions(profile):
+        yield "  init_std: 0.01                            # start of tables: values have many events each"
+    else:
+        yield "  init_std: 0.0001                          # tables start near zero: most values have few events"
+    yield "  wide: true                                # a linear model of ids and numbers, to which the rest adds"
+    yield "  interaction: {kind: cross, layers: 1}     # or fm, dot, multiplicative, none"
+    yield "  tower: {kind: mlp, hidden: [128]}         # or {kind: moe, experts: 4, top_k: 1, hidden: 128}"
 
 
 def _train(profile: LogProfile) -> Iterator[str]:
     """A small log takes small batches: an epoch of fewer than a hundred steps hardly learns.
 
     The wide part stays the linear model that it is fitted to, and the rest learns what that model misses; the first
-    evaluation is of the linear model alone, so that a log that shows nothing more keeps it. The log loss chooses: it
-    needs fewer positives than AUC to tell models apart. Adam with decay updates every row of a table at each step, so
-    tables of many values learn by rowwise Adagrad.
+    evaluation is of the linear model alone, so a log that shows nothing more keeps it. What is missed has mean zero for
+    every value, so near zero and under strong decay embeddings never grow: where values have events enough, tables
+    start larger and decay less. The log loss chooses: it needs fewer positives than AUC to tell models apart. Adam with
+    decay updates every row of a table at each step, so tables of many values learn by rowwise Adagrad.
     """
-    rows = profile.rows
-    batch_size = min(2048, max(128, 1 << (max(1, rows // 100).bit_length() - 1)))
-    values = sum(column.distinct or 0 for column in profile.of("user", "item", "id", "bag"))
+    batch_size = min(2048, max(128, 1 << (max(1, profile.rows // 100).bit_length() - 1)))
+    decay = "0.0001" if _shows_interactions(profile) else "0.01"
     yield from ("", "train:")
     yield "  start: linear                             # fits the wide part to the training rows, before all else"
     yield "  epochs: 10                                # at most: training stops when validation no longer improves"
     yield f"  batch_size: {batch_size}"
-    if values <= _SMALL_TABLES:
-        yield f"  tables: {{optimizer: adam, learning_rate: 0.003, weight_decay: 0.01, {_WIDE}}}"
+    if _values(profile) <= _SMALL_TABLES:
+        yield f"  tables: {{optimizer: adam, learning_rate: 0.003, weight_decay: {decay}, {_WIDE}}}"
     else:
         yield f"  tables: {{optimizer: rowwise_adagrad, learning_rate: 0.02, {_WIDE}}}"
     yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
     yield "  ema: 0.99                                 # average of the weights over about 100 steps"
-    if not any(kind in keys for keys in _task(profile) for kind in ("kind: regression", "kind: count")):
+    if _is_binary(profile):
         yield "  monitor: {logloss: -1}                    # of valid rows: tells more than AUC where positives are few"
     yield "  patience: 3"
+
+
+def _values(profile: LogProfile) -> int:
+    """Distinct values of all columns that have tables."""
+    return sum(column.distinct or 0 for column in profile.of("user", "item", "id", "bag"))
+
+
+def _is_binary(profile: LogProfile) -> bool:
+    return not any(kind in keys for keys in _task(profile) for kind in ("kind: regression", "kind: count"))
+
+
+def _shows_interactions(profile: LogProfile) -> bool:
+    """Whether a log has enough events per value to learn how values act together, beyond what each does alone."""
+    rate = profile.label_rate if _is_binary(profile) and profile.label_rate is not None else 0.5
+    return profile.rows * min(rate, 1 - rate) >= _EVENTS_PER_VALUE * _values(profile)
 
 
 def _log(location: str) -> str:

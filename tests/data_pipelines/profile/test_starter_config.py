@@ -24,27 +24,36 @@ def written(profile: LogProfile, folder: Path) -> ExperimentConfig:
     return load_config(folder / "config.yaml")
 
 
+def with_items(profile: LogProfile, distinct: int) -> LogProfile:
+    columns = [c.model_copy(update={"distinct": distinct}) if c.name == "item" else c for c in profile.columns]
+    return profile.model_copy(update={"columns": tuple(columns)})
+
+
 def test_the_model_contains_logistic_regression_and_starts_from_it(profile: LogProfile, tmp_path: Path) -> None:
-    config = written(profile, tmp_path)
-    assert config.model.wide
-    assert config.train.start == "linear"
-    assert config.train.tables.wide is not None
-    assert config.train.tables.wide.learning_rate == 0
-    assert config.train.monitor == {"logloss": -1}
+    for log in (with_items(profile, 30), with_items(profile, 100), with_items(profile, 300_000)):
+        config = written(log, tmp_path)
+        assert config.model.wide
+        assert config.train.start == "linear"
+        assert config.train.tables.wide is not None
+        assert config.train.tables.wide.learning_rate == 0
+        assert config.train.monitor == {"logloss": -1}
 
 
 def test_tables_of_many_values_learn_without_updating_every_row(profile: LogProfile, tmp_path: Path) -> None:
     assert written(profile, tmp_path).train.tables.optimizer == "adam"
-    grown = [c.model_copy(update={"distinct": 300_000}) if c.name == "item" else c for c in profile.columns]
-    large = written(profile.model_copy(update={"columns": tuple(grown)}), tmp_path)
-    assert large.train.tables.optimizer == "rowwise_adagrad"
-    assert large.train.tables.wide == written(profile, tmp_path).train.tables.wide
+    assert written(with_items(profile, 300_000), tmp_path).train.tables.optimizer == "rowwise_adagrad"
+
+
+def test_tables_are_held_near_zero_where_values_have_few_events(profile: LogProfile, tmp_path: Path) -> None:
+    few, many = (written(with_items(profile, distinct), tmp_path) for distinct in (100, 30))
+    assert few.model.init_std < many.model.init_std
+    assert few.train.tables.weight_decay > many.train.tables.weight_decay
+    rare = with_items(profile, 30).model_copy(update={"label_rate": 0.01})
+    assert written(rare, tmp_path).model == few.model
 
 
 def test_a_label_that_is_a_number_keeps_its_own_monitor(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     pl.DataFrame({"item": [1, 2, 3, 4] * 50, "spent": np.linspace(0, 9, 200)}).write_parquet(path)
     amounts = inspect_log(str(path), label="spent").model_copy(update={"label_at_least": None})
-    config = written(amounts, tmp_path)
-    assert config.train.monitor is None
-    assert config.train.start == "linear"
+    assert written(amounts, tmp_path).train.monitor is None
