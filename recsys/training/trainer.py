@@ -266,8 +266,12 @@ class Trainer:
             notes=tuple(self._log.notes),
         )
         if self.processes.is_main:
-            about = {"name": self.config.name, "seed": self.config.seed, "dataset": str(self.dataset.path.resolve())}
-            about |= {"dataset_fingerprint": self.dataset.manifest.fingerprint}
+            about = {
+                "name": self.config.name,
+                "seed": self.config.seed,
+                "dataset": str(self.dataset.path.resolve()),
+                "dataset_fingerprint": self.dataset.manifest.fingerprint,
+            }
             self.run.seal(about | {"result": result.model_dump(mode="json", exclude={"run"})})
         self.processes.barrier()
         return result

@@ -8,14 +8,17 @@ import polars as pl
 import pytest
 import torch
 from scipy.special import expit
+from stopping import stop_after
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.dataset.matrices import to_csr
 from data_pipelines.errors import UserError
 from models.layers.normalization import Standardize
+from models.tables.rows import local_rows
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
+from recsys.training.faults import InterruptedTrainingError
 from recsys.training.linear_start import _PENALTIES
 from recsys.training.trainer import Trainer, train
 from serving.artifact.artifact import Artifact
@@ -62,6 +65,11 @@ def configure(log: Path, task: dict[str, Any], **train_keys: Any) -> ExperimentC
 CLICKED = {"column": "clicked"}
 
 
+def losses(run: Path) -> list[tuple[int, float]]:
+    kept = pl.read_parquet(run / "metrics.parquet").filter(pl.col("metric") == "loss")
+    return list(kept.select("step", "value").iter_rows())
+
+
 @pytest.fixture(scope="module")
 def dataset(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepare(configure(log, CLICKED).data, tmp_path_factory.mktemp("data") / "dataset")
@@ -96,6 +104,29 @@ def test_training_keeps_the_start_where_it_is_the_best(log: Path, dataset: Datas
     result = train(spoilt, dataset, tmp_path / "run")
     assert result.best_step == 0
     assert result.valid["task"]["auc"] > 0.8
+
+
+def test_a_run_with_a_fixed_wide_part_resumes_to_the_same_losses(log: Path, dataset: Dataset, tmp_path: Path) -> None:
+    tables = {"optimizer": "adam", "learning_rate": 0.003, "weight_decay": 0.01, "wide": FROZEN}
+    config = configure(log, CLICKED, epochs=2, batch_size=32, tables=tables)
+    train(config, dataset, tmp_path / "undisturbed")
+    with pytest.raises(InterruptedTrainingError):
+        train(config, dataset, tmp_path / "stopped", on_step=stop_after(600))
+    train(config, dataset, tmp_path / "stopped", resume=True)
+    before, after = (losses(tmp_path / name) for name in ("undisturbed", "stopped"))
+    assert before
+    assert before == after
+
+
+def test_a_fixed_wide_part_stays_while_the_rest_learns(log: Path, dataset: Dataset, tmp_path: Path) -> None:
+    tables = {"optimizer": "adam", "learning_rate": 0.003, "wide": FROZEN}
+    with Trainer(configure(log, CLICKED, tables=tables), dataset, tmp_path / "run") as trainer:
+        trainer.start()
+        before = {shard.table: shard.weight.clone() for shard in local_rows(trainer.state.ranker)}
+        for batch in trainer.loader:
+            trainer.train_step(batch)
+        for shard in local_rows(trainer.state.ranker):
+            assert torch.equal(shard.weight, before[shard.table]) == shard.table.startswith("wide "), shard.table
 
 
 @pytest.mark.parametrize(
