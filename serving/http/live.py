@@ -26,8 +26,14 @@ class Live:
     drift: DriftMonitor | None
 
     def score(self, rows: pl.DataFrame, *, logits: bool) -> pl.DataFrame:
-        """Scores of raw rows (see :meth:`serving.batch.scorer.Scorer.score`)."""
-        return self.scorer.score(self.scorer.read(rows.lazy()).collect(), logits=logits, drift=self.drift)
+        """Scores of raw rows (see :meth:`serving.batch.scorer.Scorer.score`).
+
+        Raises:
+            UserError: A value is there but cannot be read; a column is missing, or of a type that cannot be read.
+        """
+        read = self.scorer.read(rows.lazy()).collect()
+        self.scorer.refuse_unreadable(read)
+        return self.scorer.score(read, logits=logits, drift=self.drift)
 
 
 class LiveArtifacts:
