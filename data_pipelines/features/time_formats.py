@@ -26,8 +26,8 @@ _NEARLY_ALL = 0.99
 _MOST = 0.5
 _EXCEL_DAYS = (32_874, 73_415)
 """Days of 1990 and of 2100, as Excel counts them."""
-_HOUR = 3600 * MICROSECONDS
-_DAY = 24 * _HOUR
+HOUR = 3600 * MICROSECONDS
+_DAY = 24 * HOUR
 
 
 def formats_of(values: pl.Series) -> list[str]:

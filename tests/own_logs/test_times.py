@@ -19,6 +19,8 @@ from data_pipelines.features.time_formats import check_readable, formats_of, odd
 from data_pipelines.features.times import epoch
 from data_pipelines.files.side_tables import Join
 from data_pipelines.logs.joins import join
+from data_pipelines.profile.inspection import inspect_log
+from data_pipelines.profile.starter_config import starter_config
 
 START = datetime(2024, 1, 5, tzinfo=UTC)
 TIMES = [START + timedelta(minutes=61 * n) for n in range(600)]
@@ -200,3 +202,21 @@ def test_prepare_says_that_times_begin_in_1970(tmp_path: Path) -> None:
     path = log(tmp_path / "log.csv", list(range(300)))
     with pytest.warns(Notice, match=r"log\.csv: time: the times begin in 1970"):
         prepare(config(log=str(path)), tmp_path / "d")
+
+
+@pytest.mark.parametrize("format", ["%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M", "YYYYMMDDHHMM"])
+def test_init_writes_the_format_that_it_guessed(format: str, tmp_path: Path) -> None:
+    path = log(tmp_path / "log.csv", [KEYED[format](time) for time in TIMES])
+    profile = inspect_log(str(path), label="click")
+    assert (profile.time, profile.time_formats) == ("time", {"time": (format,)})
+    written = yaml.safe_load(starter_config(profile))["data"]
+    assert written["time_format"] == format
+    assert written["split"]["by"] == "time"
+
+
+def test_init_says_that_another_order_of_day_and_month_fits(tmp_path: Path) -> None:
+    path = log(tmp_path / "log.csv", [f"{1 + n // 40}/{1 + n % 11}/2024" for n in range(400)])
+    profile = inspect_log(str(path), label="click")
+    assert profile.time_formats["time"] == ("%m/%d/%Y", "%d/%m/%Y")
+    assert '"%d/%m/%Y" fits as well' in starter_config(profile)
+    assert any("hour 0" in note for note in profile.time_notes)
