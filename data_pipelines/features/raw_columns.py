@@ -30,7 +30,9 @@ class RawColumns:
         """
         if column not in self.schema:
             there = ", ".join(name for name in self.schema.names() if name not in OWN)
-            raise UserError(f"{reader} reads the column {column!r}, which is not there; there are {there}.")
+            raise UserError(
+                f"{reader} reads the column {column!r}, which is not there; there are {there or 'no columns'}."
+            )
         return pl.col(column), self.schema[column]
 
     def number(self, reader: str, column: str) -> pl.Expr:

@@ -24,6 +24,7 @@ from data_pipelines.past.state import State
 from serving.artifact.artifact import Artifact
 from serving.artifact.calibration import predictions
 from serving.artifact.drift import DriftMonitor
+from serving.batch.value_counts import ValueCounts
 
 MICROBATCH = 4096
 """Rows that go through lookup and tower together: enough to keep the kernels busy, few enough for the caches."""
@@ -87,7 +88,14 @@ class Scorer:
             reason = f"{column} is {_shown(frame[column][row])}, {reason.removeprefix(f'{column}: ')}"
         raise UserError(f"rows[{row}]: {reason}.")
 
-    def score(self, frame: pl.DataFrame, *, logits: bool = False, drift: DriftMonitor | None = None) -> pl.DataFrame:
+    def score(
+        self,
+        frame: pl.DataFrame,
+        *,
+        logits: bool = False,
+        drift: DriftMonitor | None = None,
+        counts: ValueCounts | None = None,
+    ) -> pl.DataFrame:
         """Key columns of ``frame`` that are there, then one column per task, row by row in the order of ``frame``.
 
         A key with the name of a task is called ``key:<name>``.
@@ -98,15 +106,20 @@ class Scorer:
         Args:
             logits: Add ``<task>:logit`` columns, as the ranker gave them.
             drift: Counts what is scored, when given.
+            counts: Counts the known values of what is scored, when given.
 
         Raises:
             UserError: A feature's column is missing, or of a type the feature cannot read.
             UnavailableError: Scores are NaN or infinite, or a file of the artifact was written in place.
         """
         self.artifact.check_mapped()
+        if counts is not None:
+            counts.observe_rows(frame, self._plan.row_columns)
         parts = []
         for batch in self.encode(frame):
             parts.append(self.logits(batch))
+            if counts is not None:
+                counts.observe(self._schema, batch)
             if drift is not None and np.isfinite(parts[-1]).all():
                 drift.observe(batch, self.predict(parts[-1]))
         logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
