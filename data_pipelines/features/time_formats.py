@@ -80,13 +80,13 @@ def _remedy(key: str, given: pl.Series, format: str | None, calendar: str | None
             "`unix_s` if they are seconds)"
         )
     what = ", which have no known format" if format is None else f", which do not have the format {format!r}"
-    match formats_of(given):
-        case []:
-            return f"{what}: set `{key}` to a pattern such as '%d.%m.%Y %H:%M', or to one of {', '.join(NAMES)}"
-        case [only]:
-            return f"{what}: set `{key}: {only!r}`"
-        case [first, second, *_]:
-            return f"{what}: set `{key}` to {first!r} or {second!r}, whichever order of day and month is right"
+    formats = formats_of(given)
+    if not formats:
+        return f"{what}: set `{key}` to a pattern such as '%d.%m.%Y %H:%M', or to one of {', '.join(NAMES)}"
+    if len(formats) == 1:
+        return f"{what}: set `{key}: {formats[0]!r}`"
+    first, second = formats[:2]
+    return f"{what}: set `{key}` to {first!r} or {second!r}, whichever order of day and month is right"
 
 
 def oddities(first: int, last: int, hours: np.ndarray) -> Iterator[str]:

@@ -67,12 +67,12 @@ def canonical(values: pl.Series) -> pl.Series:
     if not len(suspects):
         return values
     found = values.gather(suspects)
-    before = found.cast(pl.Binary).bin.get(-2, null_on_oob=True).fill_null(0).to_numpy()
-    likely = (last[suspects] != ord("0")) | (before == ord(".")) | (before == ord("0")) | _BLANK_FIRST[first[suspects]]
+    with_point = found.str.contains(".", literal=True).fill_null(False).to_numpy()
+    likely = (last[suspects] != ord("0")) | with_point | _BLANK_FIRST[first[suspects]]
     if not likely.any():
         return values
     suspects, found = suspects[likely], found.filter(likely)
-    changed = _canonical_slow(found)
+    changed = _rewritten(found)
     return values if found.equals(changed) else values.clone().scatter(suspects, changed)
 
 
@@ -88,7 +88,7 @@ _ENDS = (
 """(256, 256) by first and last byte: those of blanks, of nothing, of numbers that end with 0, and of truth values."""
 
 
-def _canonical_slow(values: pl.Series) -> pl.Series:
+def _rewritten(values: pl.Series) -> pl.Series:
     """Canonical text of values that may need a change."""
     end = values.str.ends_with
     odd = (values < "!") | end(".0") | end("00") | values.is_in(list(_TRUTH_VALUES)) | values.str.starts_with("\u00a0")

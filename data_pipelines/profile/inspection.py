@@ -340,9 +340,9 @@ def _time_notes(frame: pl.LazyFrame, roles: Roles) -> tuple[str, ...]:
     if roles.time is None:
         return ()
     time = epoch(pl.col(roles.time), frame.collect_schema()[roles.time])
-    span = frame.select(first=time.min(), last=time.max()).collect(engine="streaming").row(0)
+    first, last = frame.select(first=time.min(), last=time.max()).collect(engine="streaming").row(0)
     hours = frame.select(hour=time // HOUR).unique().drop_nulls().collect(engine="streaming")["hour"].sort()
-    return () if span[0] is None else tuple(oddities(*span, hours.to_numpy()))
+    return () if first is None else tuple(oddities(first, last, hours.to_numpy()))
 
 
 def _joint_aucs(

@@ -27,6 +27,7 @@ _DECOMPRESSED = 8 << 20
 """Bytes of an Arrow stream, decompressed, beyond those that were sent."""
 _TOP_KEYS = 16
 _PIECE = 1 << 20
+_MOST_BITS = 128
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _lists(values: Sequence[Any]) -> pl.Series:
 
 def _plain(values: Sequence[Any]) -> pl.Series:
     """Plain values: of one type, or of types that have a common one. Numbers beside text become text, and so do whole
-    numbers beyond 64 bits: as ids and as numbers they are read alike.
+    numbers beyond 64 bits, up to 128: as ids and as numbers they are read alike.
     """
     kinds = set(map(type, values)) - {type(None)}
     if str in kinds and kinds <= {str, int, float, bool}:
@@ -174,6 +175,8 @@ def _plain(values: Sequence[Any]) -> pl.Series:
         try:
             return pl.Series(values, dtype=pl.Int64 if kinds else pl.Null)
         except (OverflowError, TypeError):
+            if any(value is not None and value.bit_length() > _MOST_BITS for value in values):
+                raise
             return pl.Series([None if value is None else str(value) for value in values])
     elif len(kinds) == 1:
         return pl.Series(values)
