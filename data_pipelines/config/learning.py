@@ -1,8 +1,9 @@
 """What to learn, and from which rows: tasks, splits and negative sampling."""
 
-from typing import Literal
+from datetime import date
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_pipelines.config.base import Config
 
@@ -56,6 +57,15 @@ class Split(Config):
     )
     column: str | None = Field(default=None, description="The column that holds `train`, `valid` or `test`.")
     seed: int = Field(default=0, description="Seed of the random split.")
+
+    @field_validator("valid", "test", mode="before")
+    @classmethod
+    def _dates(cls, value: Any, info: ValidationInfo) -> Any:
+        """Dates as text: YAML reads unquoted ones itself, and those of digits, such as 20140131, as numbers."""
+        if isinstance(value, date):
+            return value.isoformat()
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 1
+        return f"{value:.0f}" if number and info.data.get("by") == "time" else value
 
     @model_validator(mode="after")
     def _shares(self) -> "Split":

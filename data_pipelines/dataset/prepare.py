@@ -1,6 +1,7 @@
 """From a log to the files of a data set, in a few streaming passes whose memory does not grow with the log."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,11 +15,12 @@ import polars as pl
 from data_pipelines.dataset.columns import KEY, LABEL, PartWriter
 from data_pipelines.disk import storage
 from data_pipelines.disk.spill import CHUNK_ROWS
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.features.fitting import count
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.time_formats import oddities
 from data_pipelines.files.base import reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import format_of, scan_files
@@ -27,11 +29,12 @@ from data_pipelines.logs.negatives import write_with_negatives
 from data_pipelines.logs.outcomes import warn_of_outcomes
 from data_pipelines.logs.row_counts import Survey, take_survey
 from data_pipelines.logs.splits import SPLITS, assign
-from data_pipelines.logs.validation import checked
+from data_pipelines.logs.validation import check_times, checked
 from data_pipelines.names import REASON, ROW, SPLIT, TIME
 from data_pipelines.past.point_in_time import Past, compute
 from data_pipelines.past.snapshots import Snapshots
 from data_pipelines.past.state import State, save
+from data_pipelines.timelines import MINUTE
 
 Work = Callable[[pl.LazyFrame], list[pl.DataFrame]]
 Engine = Callable[[pl.LazyFrame, int, Work], Iterator[list[pl.DataFrame]]]
@@ -62,8 +65,10 @@ def write(
         scratch = Path(scratch_name)
         log = sources.scan(plan, location)
         source = staged(plan, log.frame, location, scratch)
+        check_times(plan, source, location)
         rows = checked(plan, source)
         survey = take_survey(plan, rows, location, log.refused)
+        _warn_of_times(plan, survey, location)
         _quarantine(rows, survey, folder)
         if len(log.refused):
             log.refused.write_parquet(folder / "quarantine_lines.parquet")
@@ -85,6 +90,14 @@ def write(
     profile = {"rows": survey.total, "refused": survey.refused, "splits": splits, "tables": _sizes(encoder)}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits
+
+
+def _warn_of_times(plan: Plan, survey: Survey, location: str) -> None:
+    if plan.time is not None:
+        assert survey.last is not None
+        minutes = survey.minutes["minute"].to_numpy()
+        for oddity in oddities(int(minutes[0]) * MINUTE, survey.last, np.unique(minutes // 60)):
+            warnings.warn(f"{location}: {plan.time}: {oddity} (see the key data.time_format).", Notice, stacklevel=3)
 
 
 def staged(plan: Plan, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:

@@ -13,6 +13,7 @@ import data_pipelines.features.kinds  # noqa: F401  (registers the kinds of feat
 from data_pipelines.config.base import Config
 from data_pipelines.config.learning import Sampling, Split, Task
 from data_pipelines.features.kinds.base import FeatureConfig
+from data_pipelines.features.times import TimeFormat, check_format
 from data_pipelines.files.formats import Format
 from data_pipelines.files.side_tables import Join
 from data_pipelines.locations import Location
@@ -27,6 +28,12 @@ class DataConfig(Config):
     format: Format | None = Field(default=None, description="How to read it; told by the suffix where absent.")
     joins: list[Join] = Field(default=[], description="Side tables whose columns are added to each row.")
     time: str | None = Field(default=None, description="The column that holds the time of a row.")
+    time_format: TimeFormat | None = Field(
+        default=None,
+        description="How the times of `time` are written: a pattern of strptime such as `%d.%m.%Y %H:%M`, or `iso`, "
+        "`unix_s`, `unix_ms`, `unix_us`, `unix_ns`, `excel`, `YYYYMMDD`, `YYMMDDHH`, `YYYYMMDDHH`, `YYYYMMDDHHMM`, "
+        "`YYYYMMDDHHMMSS`. If absent, ISO 8601 and seconds to nanoseconds since 1970 are read.",
+    )
     user: str | None = Field(default=None, description="The column that holds the user of a row.")
     tasks: dict[str, Task] = Field(min_length=1, description="What to predict, by name.")
     split: Split = Field(
@@ -80,6 +87,8 @@ class DataConfig(Config):
         for join in self.joins:
             if join.time is not None and self.time is None:
                 yield f"the as-of join with {join.table} needs the key `time`"
+            if join.time_format is not None:
+                check_format(join.time_format)
         read_later = {part for feature in self.features.values() for part in feature.past_parts}
         for name, feature in self.features.items():
             if not re.fullmatch(r"[^.:]+", name):

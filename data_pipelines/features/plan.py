@@ -13,7 +13,7 @@ from data_pipelines.features.kinds.base import Check, Feature, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature
 from data_pipelines.features.kinds.past import PastFeature
 from data_pipelines.features.labels import label, label_checks
-from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.raw_columns import RawColumns, unreadable
 from data_pipelines.features.values import condition_columns
 from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT
 
@@ -61,6 +61,21 @@ class Plan:
     def time(self) -> str | None:
         """The column that holds the time of a row."""
         return self.config.time
+
+    def when(self, raw: RawColumns) -> pl.Expr:
+        """Int64 microseconds since 1970 of each row; null where its time cannot be read.
+
+        Raises:
+            UserError: The column of the time is missing, or its type holds no times.
+        """
+        assert self.time is not None
+        return raw.epoch("`time`", self.time, self.config.time_format)
+
+    @property
+    def times(self) -> dict[str, tuple[str, str | None]]:
+        """The columns that are read as times: for each the key that says its format, and that format."""
+        found = {column: pair for feature in self.features.values() for column, pair in feature.times().items()}
+        return found if self.time is None else {**found, self.time: ("data.time_format", self.config.time_format)}
 
     @property
     def keys(self) -> list[str]:
@@ -138,7 +153,9 @@ class Plan:
             UserError: A column is missing or of a type that cannot be read.
         """
         if self.time is not None and (labelled or self.time in raw.schema):
-            yield f"{self.time}: no time that can be read", raw.epoch("`time`", self.time).is_null()
+            format = self.config.time_format
+            bad = self.when(raw).is_null() if labelled else raw.unreadable_time("`time`", self.time, format)
+            yield unreadable(self.time, "data.time_format", format), bad
         if labelled:
             for name, task in self.tasks.items():
                 yield from label_checks(name, task, raw)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+import numpy as np
 import polars as pl
 
 from data_pipelines.errors import UserError
@@ -57,9 +58,38 @@ def _canonical(column: pl.Expr) -> pl.Expr:
 def canonical(values: pl.Series) -> pl.Series:
     """Canonical text of a column of text.
 
-    Nearly all text is canonical already, and a regular expression per row would take as long as encoding: the few
-    values that may not be are found by literal comparisons first.
+    Nearly all text is canonical already, and looking at whole values would take longer than encoding them: the few
+    that may not be are found by their first and last bytes.
     """
+    content = values.cast(pl.Binary).bin
+    first, last = (content.get(place, null_on_oob=True).fill_null(0).to_numpy() for place in (0, -1))
+    suspects = np.flatnonzero(_ENDS[first, last])
+    if not len(suspects):
+        return values
+    found = values.gather(suspects)
+    with_point = found.str.contains(".", literal=True).fill_null(False).to_numpy()
+    likely = (last[suspects] != ord("0")) | with_point | _BLANK_FIRST[first[suspects]]
+    if not likely.any():
+        return values
+    suspects, found = suspects[likely], found.filter(likely)
+    changed = _rewritten(found)
+    return values if found.equals(changed) else values.clone().scatter(suspects, changed)
+
+
+def _bytes(characters: bytes) -> np.ndarray:
+    """(256,) which bytes are among ``characters``."""
+    return np.isin(np.arange(256), list(characters))
+
+
+_BLANK_FIRST = _bytes(bytes(range(33)) + "\u00a0".encode()[:1])
+_ENDS = (
+    _BLANK_FIRST[:, None] | _bytes(b"0" + BLANKS.encode())[None, :] | (_bytes(b"TF")[:, None] & _bytes(b"eE")[None, :])
+)
+"""(256, 256) by first and last byte: those of blanks, of nothing, of numbers that end with 0, and of truth values."""
+
+
+def _rewritten(values: pl.Series) -> pl.Series:
+    """Canonical text of values that may need a change."""
     end = values.str.ends_with
     odd = (values < "!") | end(".0") | end("00") | values.is_in(list(_TRUTH_VALUES)) | values.str.starts_with("\u00a0")
     for blank in BLANKS:
@@ -156,7 +186,9 @@ def condition(reader: str, sql: str, schema: pl.Schema) -> pl.Expr:
     for column in columns:
         if column not in schema:
             there = ", ".join(name for name in schema.names() if name not in OWN)
-            raise UserError(f"{reader}: `where` reads {column!r}, which is not a column; there are {there}.")
+            raise UserError(
+                f"{reader}: `where` reads {column!r}, which is not a column; there are {there or 'no columns'}."
+            )
     empty = pl.DataFrame(schema={column: schema[column] for column in columns})
     readings = product(*(_readings(schema[column]) for column in columns))
     refused = ""

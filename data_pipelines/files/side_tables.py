@@ -16,6 +16,9 @@ class Join(Config):
         default=None,
         description="The table's column of time: each row of the log gets the latest row that is not later.",
     )
+    time_format: str | None = Field(
+        default=None, description="How the times of the table are written, as in `data.time_format`."
+    )
     format: Format | None = Field(default=None, description="How to read the table; told by the suffix where absent.")
 
     @property

@@ -5,18 +5,23 @@ import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.time_formats import check_readable
 from data_pipelines.files.side_tables import Join
 from data_pipelines.hashing import key_of
 from data_pipelines.timelines import bisect
 
 _KEY, _TIME = ":key", ":as_of"
+_LOOKED_AT = 10_000
 
 
-def join(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str | None) -> pl.LazyFrame:
+def join(
+    rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str | None, time_format: str | None = None
+) -> pl.LazyFrame:
     """``rows``, in their order, with the other columns of ``table``; nulls where it has no such key (yet).
 
     Args:
         time: The column of ``rows`` that holds their time.
+        time_format: How those times are written.
 
     Raises:
         UserError: A column to join on is missing, or a key of ``table`` has several rows.
@@ -28,7 +33,7 @@ def join(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str | None) 
                 raise UserError(f"{where} has no column {key!r} to join on; it has {', '.join(schema.names())}.")
     if side.time is not None:
         assert time is not None
-        return _as_of(rows, table, side, time)
+        return _as_of(rows, table, side, time, time_format)
     names = [f"{_KEY}{i}" for i in range(len(side.keys))]
     rows, table = _spelled(rows, side.keys, names, "the log"), _spelled(table, side.keys, names, side.table)
     repeated = table.group_by(names).agg(pl.len(), pl.col(side.keys).first()).filter(pl.col("len") > 1).head(1)
@@ -47,11 +52,13 @@ def _spelled(rows: pl.LazyFrame, keys: list[str], names: list[str], where: str) 
     return rows.with_columns(raw.text(reader, key).alias(name) for key, name in zip(keys, names, strict=True))
 
 
-def _as_of(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str) -> pl.LazyFrame:
+def _as_of(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str, time_format: str | None) -> pl.LazyFrame:
     """The latest row of ``table`` with the key that is not later than the row: the table is held in memory, sorted."""
     assert side.time is not None
+    some = table.select(side.time).head(_LOOKED_AT).collect()[side.time]
+    check_readable(side.table, side.time, "data.joins.time_format", some, side.time_format)
     known = (
-        _keyed(table, side.keys, side.time, side.table)
+        _keyed(table, side.keys, side.time, side.time_format, side.table)
         .drop_nulls([_KEY, _TIME])
         .sort(_KEY, _TIME, maintain_order=True)
         .collect()
@@ -68,12 +75,12 @@ def _as_of(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str) -> pl
         found = pl.Series(place).set(pl.Series(place < low), None).cast(pl.UInt32)
         return part.drop(_KEY, _TIME).hstack(added.select(pl.all().gather(found)))
 
-    keyed = _keyed(rows, side.keys, time, "the log")
+    keyed = _keyed(rows, side.keys, time, time_format, "the log")
     schema = pl.Schema({**rows.collect_schema(), **added.schema})
     return keyed.map_batches(attach, schema=schema, streamable=True)
 
 
-def _keyed(rows: pl.LazyFrame, keys: list[str], time: str, name: str) -> pl.LazyFrame:
+def _keyed(rows: pl.LazyFrame, keys: list[str], time: str, format: str | None, name: str) -> pl.LazyFrame:
     raw = RawColumns(rows.collect_schema())
     key = key_of([raw.text(f"the join with {name}", column) for column in keys])
-    return rows.with_columns(key.alias(_KEY), raw.epoch(f"the join with {name}", time).alias(_TIME))
+    return rows.with_columns(key.alias(_KEY), raw.epoch(f"the join with {name}", time, format).alias(_TIME))

@@ -53,7 +53,7 @@ def join_sides(plan: Plan, frame: pl.LazyFrame, find: Find | None = None) -> pl.
         files = (find or find_files)(location)
         table = scan_files(location, side.format, needed=plan.log_columns, files=files).rows(side.table)
         with reading(side.table):
-            frame = join(frame, table, side, plan.time)
+            frame = join(frame, table, side, plan.time, plan.config.time_format)
     return frame
 
 

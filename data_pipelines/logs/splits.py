@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from data_pipelines.disk.spill import KEY, partitions
 from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.times import epoch
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.hashing import stable_hash
 from data_pipelines.logs.keys import keyed
@@ -32,7 +32,7 @@ def assign(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.
     split = plan.config.split
     match split.by:
         case "time":
-            code = _by_time(split, rows, survey)
+            code = _by_time(plan, rows, survey)
         case "random":
             code = _by_hash(split)
         case "column":
@@ -74,10 +74,11 @@ def _by_column(split: Split, rows: pl.LazyFrame) -> pl.Expr:
     return pl.when(name == "train").then(0).when(name == "valid").then(1).when(name == "test").then(2)
 
 
-def _by_time(split: Split, rows: pl.LazyFrame, survey: Survey) -> pl.Expr:
+def _by_time(plan: Plan, rows: pl.LazyFrame, survey: Survey) -> pl.Expr:
+    split = plan.config.split
     if isinstance(split.valid, str):
         assert isinstance(split.test, str)
-        valid, test = (_Cut(_microseconds(date), -1) for date in (split.valid, split.test))
+        valid, test = (_Cut(_microseconds(date, plan.config.time_format), -1) for date in (split.valid, split.test))
     else:
         assert not isinstance(split.test, str)
         held_out = [round(survey.rows * share) for share in (split.valid + split.test, split.test)]
@@ -142,9 +143,12 @@ def _cuts(rows: pl.LazyFrame, survey: Survey, ranks: Sequence[int]) -> list[_Cut
     return cuts
 
 
-def _microseconds(date: str) -> int:
-    try:
-        when = datetime.fromisoformat(date)
-    except ValueError:
-        raise UserError(f"split: {date!r} is no date such as 2024-01-31 or 2024-01-31T12:00:00.") from None
-    return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * MICROSECONDS)
+def _microseconds(date: str, format: str | None) -> int:
+    """A date of the split: as the log's times are written, or in ISO 8601."""
+    for way in dict.fromkeys((format, "iso")):
+        found = pl.select(epoch(pl.lit(date), pl.String(), way)).item()
+        if found is not None:
+            return int(found)
+    raise UserError(
+        f"split: {date!r} is not a date: write it as 2024-01-31 or 2024-01-31 12:00:00, or as data.time_format says."
+    )

@@ -7,7 +7,27 @@ import polars as pl
 
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.time_formats import check_readable
 from data_pipelines.names import REASON, TIME
+
+_LOOKED_AT = 10_000
+
+
+def check_times(plan: Plan, rows: pl.LazyFrame, location: str) -> None:
+    """Refuse a log whose first rows have times that cannot be read, or that may be read in two ways.
+
+    Args:
+        location: What the user gave, for messages.
+
+    Raises:
+        UserError: A column of times is so; the sentence shows a value and names the key and the format to set.
+    """
+    there = rows.collect_schema()
+    columns = {column: pair for column, pair in plan.times.items() if column in there}
+    if columns:
+        seen = rows.select(*columns).head(_LOOKED_AT).collect(engine="streaming")
+        for column, (key, format) in columns.items():
+            check_readable(location, column, key, seen[column], format)
 
 
 def checked(plan: Plan, rows: pl.LazyFrame, *, labelled: bool = True) -> pl.LazyFrame:
@@ -23,5 +43,5 @@ def checked(plan: Plan, rows: pl.LazyFrame, *, labelled: bool = True) -> pl.Lazy
     refused = [pl.when(bad).then(pl.lit(reason)) for reason, bad in plan.checks(raw, labelled=labelled)]
     added = [pl.coalesce(*refused, pl.lit(None, dtype=pl.String)).alias(REASON)]
     if plan.time is not None and (labelled or plan.time in raw.schema):
-        added.append(raw.epoch("`time`", plan.time).alias(TIME))
+        added.append(plan.when(raw).alias(TIME))
     return rows.with_columns(added)

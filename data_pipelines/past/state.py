@@ -27,7 +27,7 @@ from data_pipelines.files.base import reading
 from data_pipelines.locations import expand
 from data_pipelines.logs import sources
 from data_pipelines.logs.keys import keyed
-from data_pipelines.logs.validation import checked
+from data_pipelines.logs.validation import check_times, checked
 from data_pipelines.names import REASON, ROW, TIME
 from data_pipelines.past.point_in_time import remember
 from data_pipelines.past.snapshots import Snapshots
@@ -132,7 +132,7 @@ class State:
         after = self.latest + 1
         if plan.time not in frame.columns:
             return np.full(len(frame), after)
-        time = RawColumns(frame.schema).epoch("`time`", plan.time)
+        time = plan.when(RawColumns(frame.schema))
         return frame.select(time.fill_null(after)).to_series().to_numpy()
 
     def minutes(self, name: str) -> pl.DataFrame | None:
@@ -159,6 +159,7 @@ class State:
         with storage.new_directory(out, "state", replace=out == self.path) as folder:
             with reading(log):
                 events = sources.scan(self.plan, expand(log)).rows(log)
+                check_times(self.plan, events, log)
                 rows = checked(self.plan, events).filter(pl.col(REASON).is_null())
                 rows = self._later(rows, log, late)
                 newest = rows.select(pl.col(TIME).max()).collect().item()

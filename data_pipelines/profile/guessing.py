@@ -142,7 +142,7 @@ def _text_role(values: pl.Series, distinct: int, roles: Roles) -> Role:
     numbers = given.to_frame().select(number(pl.col(given.name), pl.String()).is_not_null().mean()).item()
     if len(given) and numbers >= _SURE_SHARE and not _words(values.name) & {*_CATEGORIES, *_USERS, *_ITEMS}:
         return "number"
-    dated = given.filter(given.str.contains(r"^\s*\d{4}-\d{2}-\d{2}"))
+    dated = given.filter(given.str.contains(r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}"))
     times = dated.to_frame().select(epoch(pl.col(dated.name), pl.String())).to_series().count()
     if len(given) and times >= _SURE_SHARE * len(given):
         return "time"

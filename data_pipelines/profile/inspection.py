@@ -10,9 +10,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
+from data_pipelines.features.time_formats import HOUR, oddities
 from data_pipelines.features.times import epoch
 from data_pipelines.features.values import MICROSECONDS, label_value, number, text, texts
 from data_pipelines.files.base import reading
@@ -22,7 +24,7 @@ from data_pipelines.logs.outcomes import outcome_reason
 from data_pipelines.names import ROW
 from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles, named_like_outcome
 from data_pipelines.profile.leaks import alone_auc, joint_auc
-from data_pipelines.profile.types import with_numbers
+from data_pipelines.profile.types import with_numbers, with_times
 from data_pipelines.redaction import redact
 
 SAMPLE_ROWS = 100_000
@@ -86,6 +88,8 @@ class LogProfile(Config):
         label_positive: Where it holds text: the values that count as positive.
         outcomes_auc: AUC of a shallow tree of the columns that look like outcomes; ``None`` where there are none.
         others_auc: AUC of a shallow tree of the other columns of single values.
+        time_formats: By column of times that need the key ``time_format``: the formats that fit, the likeliest first.
+        time_notes: What is implausible about the times of the log, one sentence each.
     """
 
     location: str
@@ -104,6 +108,8 @@ class LogProfile(Config):
     days: tuple[tuple[str, int, float], ...]
     outcomes_auc: float | None = None
     others_auc: float | None = None
+    time_formats: dict[str, tuple[str, ...]] = Field(default={})
+    time_notes: tuple[str, ...] = ()
 
     def of(self, *roles: Role) -> tuple[Column, ...]:
         """The columns of some roles."""
@@ -134,6 +140,7 @@ def inspect_log(
         rows = int(frame.select(pl.len()).collect(engine="streaming").item())
         if rows == 0:
             raise UserError(f"{location} holds no rows.")
+        frame, time_formats = with_times(frame, rows)
         sample = _sample(frame, rows)
         for name in (label, time, user):
             if name is not None and name not in sample.columns:
@@ -143,6 +150,7 @@ def inspect_log(
         target = _label(sample, location, roles)
         columns = tuple(_column(frame, sample, name, roles, rows, target) for name in sample.columns)
         days = _days(frame, roles)
+        notes = _time_notes(frame, roles)
         outcomes_auc, others_auc = _joint_aucs(sample, columns, target)
     span = next((column for column in columns if column.name == roles.time), None)
     return LogProfile(
@@ -162,6 +170,8 @@ def inspect_log(
         days=days,
         outcomes_auc=outcomes_auc,
         others_auc=others_auc,
+        time_formats=time_formats,
+        time_notes=notes,
     )
 
 
@@ -323,6 +333,16 @@ def _days(frame: pl.LazyFrame, roles: Roles) -> tuple[tuple[str, int, float], ..
         (_iso(day * _DAY)[:10], rows, float("nan") if rate is None else rate)
         for day, rows, rate in table.sort("day").rows()
     )
+
+
+def _time_notes(frame: pl.LazyFrame, roles: Roles) -> tuple[str, ...]:
+    """What is implausible about the times of the log."""
+    if roles.time is None:
+        return ()
+    time = epoch(pl.col(roles.time), frame.collect_schema()[roles.time])
+    first, last = frame.select(first=time.min(), last=time.max()).collect(engine="streaming").row(0)
+    hours = frame.select(hour=time // HOUR).unique().drop_nulls().collect(engine="streaming")["hour"].sort()
+    return () if first is None else tuple(oddities(first, last, hours.to_numpy()))
 
 
 def _joint_aucs(

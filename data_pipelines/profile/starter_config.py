@@ -127,6 +127,12 @@ def _format(profile: LogProfile) -> Iterator[str]:
 def _time_and_user(profile: LogProfile) -> Iterator[str]:
     if profile.time is not None:
         yield _line(f"  time: {_quoted(profile.time)}", f"{profile.first} to {profile.last}")
+        match profile.time_formats.get(profile.time, ()):
+            case [only]:
+                yield _line(f"  time_format: {_quoted(only)}", "a guess from the values: check the first and last time")
+            case [first, second, *_]:
+                reason = f"a guess: {_quoted(second)} fits as well, so check the order of day and month"
+                yield _line(f"  time_format: {_quoted(first)}", reason)
     if profile.user is not None:
         yield _line(f"  user: {_quoted(profile.user)}", "of whom rows are: per-user metrics, histories")
 

@@ -159,6 +159,11 @@ def _print_profile(profile: "LogProfile", json: bool) -> None:
     console.print(table)
     if profile.time is not None:
         console.print(f"\nFrom {profile.first} to {profile.last} ({profile.time}).")
+        if profile.time in profile.time_formats:
+            formats = " or ".join(map(repr, profile.time_formats[profile.time]))
+            console.print(f"The times are read as {formats}: a guess, which `init` writes as time_format.")
+        for note in profile.time_notes:
+            console.print(f"[yellow]{profile.time}[/yellow] {note}.", highlight=False)
     if profile.label_rate is not None:
         console.print(f"Label {profile.label}: positive in {profile.label_rate:.2%} of the rows.")
     for column in profile.columns:

@@ -88,6 +88,10 @@ def score_verb(
         str | None, typer.Option(help="Table of candidates: the rows are users then, each scored with all of them.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Of each user's candidates write only the best.")] = None,
+    warn_unknown: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of values never seen in training from which to warn.")
+    ] = 0.5,
+    max_unknown: Annotated[float, typer.Option(min=0, max=1, help="Share of such values above which to fail.")] = 0.99,
     threads: Annotated[int | None, typer.Option(min=1, help="Parts at a time; one a processor if absent.")] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Threads of this process, or a Ray cluster.")
@@ -117,6 +121,8 @@ def score_verb(
             logits=logits,
             candidates=candidates,
             top_k=top_k,
+            warn_unknown=warn_unknown,
+            max_unknown=max_unknown,
             threads=threads,
             progress=lambda rows, total: advance(rows, total=total),
             engine=workers,

@@ -6,11 +6,13 @@ threads there are, nor on where a killed job went on.
 """
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
+from operator import add
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -20,7 +22,7 @@ import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from data_pipelines.files.base import reading
 from data_pipelines.names import ROW
 from data_pipelines.past.state import State
@@ -31,6 +33,7 @@ from serving.batch.inputs import Input, Part
 from serving.batch.journal import Entry, Ledger
 from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
+from serving.batch.value_counts import ValueCounts
 
 
 class JobOptions(BaseModel):
@@ -44,6 +47,9 @@ class JobOptions(BaseModel):
         candidates: A table of candidates, small enough for memory: the rows are users then, and every user is scored
             with every candidate. Values that cannot be read are null.
         top_k: Of the candidates of each user write only so many, the best by the first task.
+        warn_unknown: Share of unknown values of a feature, or of nulls of a joined column, from which the job warns.
+        max_unknown: Share above which the job fails when all parts are scored. The same job with a larger limit ends
+            at once: the two limits do not make it another job.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,6 +57,8 @@ class JobOptions(BaseModel):
     logits: bool = False
     candidates: str | None = Field(default=None, max_length=4096)
     top_k: int | None = Field(default=None, ge=1)
+    warn_unknown: float = Field(default=0.5, ge=0, le=1)
+    max_unknown: float = Field(default=0.99, ge=0, le=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> "JobOptions":
@@ -62,6 +70,7 @@ class JobOptions(BaseModel):
 
 
 _DEFAULTS = JobOptions()
+_LIMITS = {"warn_unknown", "max_unknown"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,8 @@ class JobResult:
 
     Attributes:
         rows_in: Rows of the whole job, as are ``rows_out`` and ``quarantined``; likewise ``parts``.
+        unknown: Share of the values of each feature that training never saw.
+        nulls: Share of the rows that are null, by raw column that was read, columns of side tables included.
         rescored: Parts that an earlier attempt had finished and this one scored again, because their files or their
             entries in the ledger were damaged.
         rows_per_s: The rate of what this process scored of it; ``None`` if that was nothing.
@@ -82,10 +93,12 @@ class JobResult:
     parts: int
     rescored: int
     rows_per_s: float | None
+    unknown: dict[str, float]
+    nulls: dict[str, float]
 
 
-Scored = tuple[pl.DataFrame, pl.DataFrame | None]
-"""Of one part: its scores, and the rows that were refused with ``:reason``."""
+Scored = tuple[pl.DataFrame, pl.DataFrame | None, ValueCounts]
+"""Of one part: its scores, the rows that were refused with ``:reason``, and how many of its values are known."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ def run_job(
         "artifact": artifact.fingerprint,
         "input": rows.fingerprint(),
         "events": None if events is None else Input.find(events, plan).fingerprint(),
-        "options": redacted(options.model_dump()),
+        "options": redacted(options.model_dump(exclude=_LIMITS)),
         "candidates": None if candidates is None else candidates.fingerprint(),
     }
     ledger = Ledger(output, terms)
@@ -163,8 +176,8 @@ def run_job(
 
                 def score(number: int) -> Entry:
                     torch.set_num_threads(1)
-                    scores, refused = workers.score(parts[number])
-                    return ledger.write(number, scores, refused, parts[number].rows)
+                    scores, refused, counts = workers.score(parts[number])
+                    return ledger.write(number, scores, refused, parts[number].rows, counts)
 
                 for entry in _overlapped(score, todo, workers.count, stop):
                     done, scored = done + entry.rows_in, scored + entry.rows_in
@@ -176,7 +189,10 @@ def run_job(
                 raise UserError(f"{source} changed while it was scored: remove {ledger.folder} and score it again.")
             assert sorted(ledger.entries) == list(range(len(parts)))
             assert done == total, f"{done} rows went in of {total}"
+            counts = _check_known(artifact, ledger, source, options)
             ledger.finish()
+        else:
+            counts = _check_known(artifact, ledger, source, options)
     except UserError:
         ledger.abandon()
         raise
@@ -191,7 +207,30 @@ def run_job(
         parts=len(ledger.entries),
         rescored=ledger.rescored,
         rows_per_s=scored / (perf_counter() - began) if scored else None,
+        unknown=counts.unknown_shares,
+        nulls=counts.null_shares,
     )
+
+
+def _check_known(artifact: Artifact, ledger: Ledger, source: str, options: JobOptions) -> ValueCounts:
+    """The counts of all parts.
+
+    Raises:
+        UserError: A share of unknown values is above the limit.
+    """
+    counts = reduce(add, (entry.counts for entry in ledger.entries.values()), ValueCounts())
+    trained = artifact.reference.oov if artifact.reference else {}
+    why = "they may be spelled otherwise than in the log of the training, or be of another column"
+    failed = list(counts.above(options.max_unknown, trained))
+    if failed and not ledger.finished:
+        raise UserError(
+            f"{source}: {'; '.join(failed)}: {why}. If this is right, set max_unknown (--max-unknown) to 1 and run the "
+            "job again, which keeps what is scored."
+        )
+    noticed = list(counts.above(options.warn_unknown, trained))
+    if noticed:
+        warnings.warn(f"{source}: {'; '.join(noticed)}: {why}.", Notice, stacklevel=3)
+    return counts
 
 
 def _overlapped(
@@ -233,15 +272,18 @@ def score_part(scorer: Scorer, options: JobOptions, part: Part, *, drift: DriftM
         UserError: The part cannot be read, or lacks a column.
     """
     if options.candidates is not None:
-        return _score_pairs(_pairs(scorer, options.candidates), options, part), None
+        scores, counts = _score_pairs(_pairs(scorer, options.candidates), options, part)
+        return scores, None, counts
     with reading(part.source):
-        rows = scorer.read(part.scan()).collect().with_row_index(ROW, offset=part.first_row)
+        raw = part.scan()
+        rows = scorer.read(raw).collect().with_row_index(ROW, offset=part.first_row)
+        counts = ValueCounts(joined=tuple(sorted({*rows.columns} - {ROW, *raw.collect_schema()})))
     assert len(rows) == part.rows
     with _naming(part.source):
         rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
-        scores = scorer.score(rows, logits=options.logits, drift=drift)
+        scores = scorer.score(rows, logits=options.logits, drift=drift, counts=counts)
     assert len(scores) + (0 if refused is None else len(refused)) == part.rows
-    return scores, refused
+    return scores, refused, counts
 
 
 @contextmanager
@@ -271,13 +313,14 @@ def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
         return PairScorer(scorer, rows)
 
 
-def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> pl.DataFrame:
+def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> tuple[pl.DataFrame, ValueCounts]:
     with reading(part.source):
         users = part.scan().collect().with_row_index(ROW, offset=part.first_row)
     with _naming(part.source):
         scores = pairs.top_k(users, options.top_k) if options.top_k else pairs.all_pairs(users)
+        counts = pairs.count(users)
     assert len(scores) == part.rows * min(options.top_k or pairs.candidates, pairs.candidates)
-    return scores
+    return scores, counts
 
 
 def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:

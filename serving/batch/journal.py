@@ -34,6 +34,7 @@ from data_pipelines.disk.storage import (
     write_file,
 )
 from data_pipelines.errors import UserError, writing
+from serving.batch.value_counts import ValueCounts
 
 LEDGER = "ledger.ndjson"
 
@@ -43,7 +44,7 @@ class BusyError(UserError):
 
 
 class Entry(BaseModel):
-    """One finished part: rows read, scores written, rows quarantined, and size and checksum of the files it wrote."""
+    """One finished part: rows read, scores written, rows quarantined, its files, and how many values are known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     part: NonNegativeInt
@@ -51,6 +52,7 @@ class Entry(BaseModel):
     rows_out: NonNegativeInt
     quarantined: NonNegativeInt
     files: dict[FileName, FileEntry]
+    counts: ValueCounts = ValueCounts()
 
     def describes(self, folder: Path) -> bool:
         """Whether the files of this part lie in ``folder`` as they were written, with as many rows as it says."""
@@ -195,16 +197,25 @@ class Ledger:
             elif path.relative_to(self.folder).as_posix() not in names:
                 path.unlink()
 
-    def write(self, part: int, scores: pl.DataFrame, quarantined: pl.DataFrame | None, rows_in: int) -> Entry:
+    def write(
+        self,
+        part: int,
+        scores: pl.DataFrame,
+        quarantined: pl.DataFrame | None,
+        rows_in: int,
+        counts: ValueCounts | None = None,
+    ) -> Entry:
         """Write the files of one part and enter it. Several threads may write different parts at once.
 
         Raises:
             UnavailableError: The disk is full or read-only; what was entered before stays.
         """
         with writing(self.folder):
-            return self._write(part, scores, quarantined, rows_in)
+            return self._write(part, scores, quarantined, rows_in, counts or ValueCounts())
 
-    def _write(self, part: int, scores: pl.DataFrame, quarantined: pl.DataFrame | None, rows_in: int) -> Entry:
+    def _write(
+        self, part: int, scores: pl.DataFrame, quarantined: pl.DataFrame | None, rows_in: int, counts: ValueCounts
+    ) -> Entry:
         frames = {_scores_file(part): scores}
         if quarantined is not None and len(quarantined):
             frames[_quarantine_file(part)] = quarantined
@@ -227,6 +238,7 @@ class Ledger:
             rows_out=len(scores),
             quarantined=0 if quarantined is None else len(quarantined),
             files=files,
+            counts=counts,
         )
         with self._writing, (self.folder / LEDGER).open("ab") as file:
             file.write(entry.model_dump_json().encode() + b"\n")

@@ -21,6 +21,7 @@ from data_pipelines.features.encoder import Encoder
 from data_pipelines.names import ROW, key_name
 from models.tables.lookup import Embedded
 from serving.batch.scorer import MICROBATCH, Scorer
+from serving.batch.value_counts import ValueCounts
 
 _PAIRS = 1 << 16
 
@@ -56,6 +57,9 @@ class PairScorer:
         both = [name for name in columns if name not in {*mine, *theirs}]
         self._sides = [_Side(scorer, names) if names else None for names in (theirs, mine, both)]
         self._own = self._sides[1].embed(candidates) if self._sides[1] else None
+        self._counts = ValueCounts()
+        if self._sides[1]:
+            self._sides[1].count(candidates, self._counts)
 
     def score(self, users: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
         """Chunks of ``users`` (at least one) and the logits (U, C, T) of their pairs.
@@ -84,6 +88,14 @@ class PairScorer:
     def candidates(self) -> int:
         """How many there are."""
         return len(self._candidates)
+
+    def count(self, users: pl.DataFrame) -> ValueCounts:
+        """How many values of the users, and of all candidates, are known."""
+        counts = self._counts + ValueCounts()
+        counts.observe_rows(users, self._scorer.artifact.encoder.served.row_columns)
+        if self._sides[0] is not None:
+            self._sides[0].count(users, counts)
+        return counts
 
     def all_pairs(self, users: pl.DataFrame) -> pl.DataFrame:
         """Key columns of user and candidate, and every task's prediction; user by user, candidates in their order."""
@@ -186,6 +198,10 @@ class _Side:
         self._scorer = scorer
         self._encoder: Encoder = scorer.artifact.encoder.select(names)
         self._tables = scorer.artifact.tables(self._encoder.schema)
+
+    def count(self, rows: pl.DataFrame, counts: ValueCounts) -> None:
+        """Add the values of ``rows`` to ``counts``."""
+        counts.observe(self._encoder.schema, self._scorer.encode_part(rows, self._encoder))
 
     def embed(self, rows: pl.DataFrame) -> _Embedded:
         """Embeddings of the sparse features and numbers of the dense ones, a row each."""

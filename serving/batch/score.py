@@ -22,6 +22,8 @@ def score(
     logits: bool = False,
     candidates: str | None = None,
     top_k: int | None = None,
+    warn_unknown: float = 0.5,
+    max_unknown: float = 0.99,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     engine: Engine | None = None,
@@ -40,16 +42,19 @@ def score(
         candidates: A table of candidates that fits in memory. Each row of ``source`` is then a user, who is scored with
             every candidate.
         top_k: Keep only so many candidates per user, those with the highest scores of the first task.
+        warn_unknown: Share of unknown values of a feature, or of nulls of a joined column, from which a
+            :class:`data_pipelines.errors.Notice` is issued.
+        max_unknown: Share above which the job fails. The same call with a larger limit keeps what is scored.
         threads: Parts that are scored at a time; one per processor if absent.
         progress: Called with the number of rows newly done and the number of rows in total.
         engine: Scores the parts; threads of this process if absent.
 
     Returns:
-        Rows read, written and quarantined, and the rate in rows per second.
+        Rows read, written and quarantined, shares of unknown and null values, and the rate in rows per second.
 
     Raises:
         UserError: An option does not fit another, the input cannot be read or lacks a column, scores are NaN or
-            infinite, or ``output`` belongs to another job.
+            infinite, too many values are unknown, or ``output`` belongs to another job.
         UnavailableError: The disk of ``output`` is full or read-only.
 
     Example:
@@ -59,7 +64,14 @@ def score(
         raise UserError("top_k (--top-k) chooses among candidates: name their table with candidates (--candidates).")
     if logits and candidates is not None:
         raise UserError("logits (--logits) are written for rows, not for candidates: leave one of the two out.")
-    options = JobOptions(bad_rows=bad_rows, logits=logits, candidates=candidates, top_k=top_k)
+    options = JobOptions(
+        bad_rows=bad_rows,
+        logits=logits,
+        candidates=candidates,
+        top_k=top_k,
+        warn_unknown=warn_unknown,
+        max_unknown=max_unknown,
+    )
     opened = artifact if isinstance(artifact, Artifact) else Artifact.open(Path(artifact), verify="full")
     with sent(str(output), resume=True) as folder:
         return run_job(

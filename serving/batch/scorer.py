@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.loader import collate
-from data_pipelines.errors import UnavailableError
+from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.logs.sources import join_sides
 from data_pipelines.logs.validation import checked
@@ -24,11 +24,15 @@ from data_pipelines.past.state import State
 from serving.artifact.artifact import Artifact
 from serving.artifact.calibration import predictions
 from serving.artifact.drift import DriftMonitor
+from serving.batch.value_counts import ValueCounts
 
 MICROBATCH = 4096
 """Rows that go through lookup and tower together: enough to keep the kernels busy, few enough for the caches."""
 _ENCODED = 1 << 15
 """Rows that are encoded together: with a long history on each, more would take gigabytes."""
+
+
+_LONGEST_SHOWN = 80
 
 
 class Scorer:
@@ -68,7 +72,30 @@ class Scorer:
         good = reasons.is_null()
         return frame.filter(good), frame.with_columns(reasons).filter(~good)
 
-    def score(self, frame: pl.DataFrame, *, logits: bool = False, drift: DriftMonitor | None = None) -> pl.DataFrame:
+    def refuse_unreadable(self, frame: pl.DataFrame) -> None:
+        """Refuse rows with a value that is there but cannot be read.
+
+        Raises:
+            UserError: There is one. The sentence names the first row, counted from 0, its column and the value.
+        """
+        reasons = checked(self._plan, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
+        if reasons.null_count() == len(reasons):
+            return
+        row = int(reasons.is_not_null().arg_true()[0])
+        reason = str(reasons[row])
+        column = max((name for name in frame.columns if reason.startswith(f"{name}: ")), key=len, default=None)
+        if column is not None:
+            reason = f"{column} is {_shown(frame[column][row])}, {reason.removeprefix(f'{column}: ')}"
+        raise UserError(f"rows[{row}]: {reason}.")
+
+    def score(
+        self,
+        frame: pl.DataFrame,
+        *,
+        logits: bool = False,
+        drift: DriftMonitor | None = None,
+        counts: ValueCounts | None = None,
+    ) -> pl.DataFrame:
         """Key columns of ``frame`` that are there, then one column per task, row by row in the order of ``frame``.
 
         A key with the name of a task is called ``key:<name>``.
@@ -79,15 +106,20 @@ class Scorer:
         Args:
             logits: Add ``<task>:logit`` columns, as the ranker gave them.
             drift: Counts what is scored, when given.
+            counts: Counts the known values of what is scored, when given.
 
         Raises:
             UserError: A feature's column is missing, or of a type the feature cannot read.
             UnavailableError: Scores are NaN or infinite, or a file of the artifact was written in place.
         """
         self.artifact.check_mapped()
+        if counts is not None:
+            counts.observe_rows(frame, self._plan.row_columns)
         parts = []
         for batch in self.encode(frame):
             parts.append(self.logits(batch))
+            if counts is not None:
+                counts.observe(self._schema, batch)
             if drift is not None and np.isfinite(parts[-1]).all():
                 drift.observe(batch, self.predict(parts[-1]))
         logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
@@ -156,3 +188,9 @@ class Scorer:
                 f"{self.artifact.path} gives NaN or infinite scores for {len(bad):,} of {len(finite_N):,} rows, first "
                 f"for row {rows_N[bad[0]]}: restore the artifact, or export it again from a run with finite weights."
             )
+
+
+def _shown(value: object) -> str:
+    """A value in an error, cut where it is long."""
+    shown = repr(value.to_list() if isinstance(value, pl.Series) else value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."

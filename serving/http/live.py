@@ -10,6 +10,7 @@ import polars as pl
 
 from serving.artifact.drift import DriftMonitor
 from serving.batch.scorer import Scorer
+from serving.batch.value_counts import ValueCounts
 from serving.http.allowed_paths import Roots
 from serving.http.jobs import ConflictError, JobStore
 
@@ -25,9 +26,18 @@ class Live:
     scorer: Scorer
     drift: DriftMonitor | None
 
-    def score(self, rows: pl.DataFrame, *, logits: bool) -> pl.DataFrame:
-        """Scores of raw rows (see :meth:`serving.batch.scorer.Scorer.score`)."""
-        return self.scorer.score(self.scorer.read(rows.lazy()).collect(), logits=logits, drift=self.drift)
+    def score(self, rows: pl.DataFrame, *, logits: bool) -> tuple[pl.DataFrame, ValueCounts]:
+        """Scores of raw rows (see :meth:`serving.batch.scorer.Scorer.score`), and how many of their values are known.
+
+        Raises:
+            UserError: A value is there but cannot be read; a column is missing, or of a type that cannot be read.
+        """
+        if rows.width == 0 and rows.is_empty():
+            return pl.DataFrame(schema=dict.fromkeys(self.scorer.tasks, pl.Float32)), ValueCounts()
+        read = self.scorer.read(rows.lazy()).collect()
+        self.scorer.refuse_unreadable(read)
+        counts = ValueCounts()
+        return self.scorer.score(read, logits=logits, drift=self.drift, counts=counts), counts
 
 
 class LiveArtifacts:

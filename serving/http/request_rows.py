@@ -1,8 +1,8 @@
 """The rows of a scoring request, out of JSON or an Arrow IPC stream; their memory is bounded before it is taken."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ _DECOMPRESSED = 8 << 20
 """Bytes of an Arrow stream, decompressed, beyond those that were sent."""
 _TOP_KEYS = 16
 _PIECE = 1 << 20
+_MOST_BITS = 128
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,11 @@ def _column(name: str, values: Sequence[Any]) -> pl.Series:
     Polars keeps all other threads waiting while it reads Python's objects, and takes long for lists: so one column at a
     time, and lists as one column of all their items.
     """
+    lists = any(isinstance(value, list) for value in values)
+    if lists:
+        values = [_as_list(name, row, value) for row, value in enumerate(values)]
     try:
-        column = _lists(values) if any(isinstance(value, list) for value in values) else _plain(values)
+        column = _lists(values) if lists else _plain(values)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, pl.exceptions.PanicException):
         raise HTTPException(422, f"rows: the values of {name!r} are of several types") from None
     items = column.explode() if column.dtype == pl.List else column
@@ -139,10 +143,19 @@ def _column(name: str, values: Sequence[Any]) -> pl.Series:
     return column.alias(name)
 
 
+def _as_list(name: str, row: int, value: Any) -> list[Any] | None:
+    """The value of a row of a column that has lists in other rows: an empty text is an empty list."""
+    if value is None or isinstance(value, list):
+        return value
+    if isinstance(value, str) and not value.strip():
+        return []
+    raise HTTPException(
+        422, f"rows[{row}]: {name} is {str(value)[:80]!r}, and other rows have lists there: send a list in every row"
+    )
+
+
 def _lists(values: Sequence[Any]) -> pl.Series:
     """Lists of plain values, some of them null."""
-    if not all(value is None or isinstance(value, list) for value in values):
-        raise TypeError("lists and plain values in one column")
     items = _plain([item for value in values if value is not None for item in value])
     ends = np.cumsum([0, *(len(value or ()) for value in values)])
     missing = pa.array([value is None for value in values])
@@ -152,14 +165,29 @@ def _lists(values: Sequence[Any]) -> pl.Series:
 
 
 def _plain(values: Sequence[Any]) -> pl.Series:
-    """Plain values: of one type, or of types that Polars finds a common one for (numbers beside text become text)."""
+    """Plain values: of one type, or of types that have a common one. Numbers beside text become text, and so do whole
+    numbers beyond 64 bits, up to 128: as ids and as numbers they are read alike.
+    """
     kinds = set(map(type, values)) - {type(None)}
+    if str in kinds and kinds <= {str, int, float, bool}:
+        return pl.Series([value if value is None or isinstance(value, str) else _text(value) for value in values])
     if kinds <= {int}:
-        with suppress(OverflowError, TypeError):  # beyond 64 bits
+        try:
             return pl.Series(values, dtype=pl.Int64 if kinds else pl.Null)
+        except (OverflowError, TypeError):
+            if any(value is not None and value.bit_length() > _MOST_BITS for value in values):
+                raise
+            return pl.Series([None if value is None else str(value) for value in values])
     elif len(kinds) == 1:
         return pl.Series(values)
     return pl.from_dicts([{"": value} for value in values], infer_schema_length=None).to_series()
+
+
+def _text(value: int | float | bool) -> str:
+    """The text of a number or a truth value beside texts; NaN and infinities are refused."""
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _scan_json(content: bytes) -> None:

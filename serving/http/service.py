@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipelines.arrays import to_arrow
 from serving.batch.batch_job import JobOptions
+from serving.batch.value_counts import ValueCounts
 from serving.http.allowed_paths import Roots
 from serving.http.auth import Guard, answer_errors, bearer
 from serving.http.docs_pages import pages
@@ -48,10 +49,14 @@ class ArtifactAt(_Body):
 
 
 class Scores(BaseModel):
-    """One object per row, in the order of the request: key columns, then one number per task."""
+    """One object per row, in the order of the request: key columns, then one number per task.
+
+    ``unknown`` is the share of the values of each feature that training never saw, of features that have values.
+    """
 
     artifact: str
     fingerprint: str
+    unknown: dict[str, float]
     scores: list[dict[str, Any]]
 
 
@@ -237,11 +242,11 @@ def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> 
             artifact, logits = asked.artifact or artifact, asked.logits or logits
         live = artifacts.get(artifact)
         try:
-            scores = live.score(rows, logits=logits)
+            scores, counts = live.score(rows, logits=logits)
         except pl.exceptions.PanicException as error:  # no Exception: it would end as one that nobody answers
             raise RuntimeError("Polars panicked") from error
         telemetry.rows.labels(live.name).inc(len(scores))
-        return _arrow_answer(scores) if arrow else _json_answer(live, scores)
+        return _arrow_answer(scores) if arrow else _json_answer(live, scores, counts)
 
     @router.post(
         "",
@@ -269,10 +274,11 @@ def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> 
     return router
 
 
-def _json_answer(live: Live, scores: pl.DataFrame) -> Response:
+def _json_answer(live: Live, scores: pl.DataFrame, counts: ValueCounts) -> Response:
     answer = {
         "artifact": live.name,
         "fingerprint": live.scorer.artifact.fingerprint,
+        "unknown": counts.unknown_shares,
         "scores": scores.with_columns(pl.selectors.float().fill_nan(None)).to_dicts(),
     }
     return Response(Scores.model_validate(answer).model_dump_json(), media_type="application/json")

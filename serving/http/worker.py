@@ -78,7 +78,7 @@ class Worker:
                     stop=lease.stop,
                     drift=drift,
                 )
-            report = None if drift is None else drift.report()
+            report = {**(drift.report() if drift else {}), "unknown": result.unknown, "nulls": result.nulls}
             self._store.finish(
                 claim,
                 rows=result.rows_in,

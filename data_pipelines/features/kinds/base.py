@@ -128,6 +128,10 @@ class Feature(Generic[C]):
         """Raw columns that it reads of a log: those to encode, and those to learn from."""
         return self.columns()
 
+    def times(self) -> Mapping[str, tuple[str, str | None]]:
+        """Raw columns that it reads as times: for each the key that says its format, and that format."""
+        return {}
+
     def conditions(self) -> Sequence[str]:
         """SQL conditions over raw columns."""
         return ()
