@@ -5,7 +5,9 @@ measured like it. Letters: N rows, C columns of the bag-of-features matrix, L en
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -20,6 +22,7 @@ from scipy.sparse.linalg import svds
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from data_pipelines.batch import Schema
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.matrices import blocks, to_csr
 from data_pipelines.disk.storage import write_file
@@ -39,11 +42,26 @@ _FLAGS = 64
 """Boosted trees see bags over at most this many values as one flag per value; larger ones by their length."""
 
 
-def popularity(dataset: Dataset, split: str = "test") -> dict[str, float]:
+@dataclass(frozen=True)
+class Fitted:
+    """A baseline that has learned from the train split.
+
+    Attributes:
+        logits: (N,) of a split's rows, by the name of the split.
+        facts: What is worth telling of the fit beside its metrics.
+    """
+
+    logits: Callable[[str], Floats]
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+Fit = Callable[[Dataset, Sequence[str] | None], Fitted]
+"""Fits a baseline on the train split of a data set: on some of its features, on all where ``None``."""
+
+
+def fit_popularity(dataset: Dataset, features: Sequence[str] | None = None) -> Fitted:
     """The smoothed mean label of a feature's value in training, for the one feature that orders the valid rows best."""
-    train = _Rows.of(dataset, "train")
-    judged = _Rows.of(dataset, _judge(dataset))
-    asked = _Rows.of(dataset, split)
+    train, judged = (_Rows.of(dataset, name, features) for name in ("train", _judge(dataset)))
     rate = float(train.labels_N.mean())
 
     def score(rows: _Rows, block: slice) -> Floats:
@@ -52,19 +70,22 @@ def popularity(dataset: Dataset, split: str = "test") -> dict[str, float]:
         odds_C = _logit((seen.T @ train.labels_N + SMOOTHING * rate) / (counts_C + SMOOTHING))
         return cast(Floats, (part @ odds_C) / np.maximum(np.asarray(part.sum(1)).ravel(), 1.0))
 
-    bags = {feature.name for feature in dataset.schema.sparse}
-    columns = [block for name, block in blocks(dataset.schema).items() if name in bags]
+    schema = _schema(dataset, features)
+    bags = {feature.name for feature in schema.sparse}
+    columns = [block for name, block in blocks(schema).items() if name in bags]
     best = max(columns, key=lambda block: auc(judged.labels_N, score(judged, block)))
-    return _measure(dataset, split, score(asked, best))
+    return Fitted(lambda split: score(_Rows.of(dataset, split, features), best))
 
 
-def linear(dataset: Dataset, split: str = "test", *, strengths: tuple[float, ...] = (0.03, 0.3)) -> dict[str, float]:
+def fit_linear(
+    dataset: Dataset, features: Sequence[str] | None = None, *, strengths: tuple[float, ...] = (0.03, 0.3)
+) -> Fitted:
     """Logistic regression with an L1 penalty on the bag-of-features matrix.
 
     Args:
         strengths: Inverse penalties to choose from by the log loss of the valid split.
     """
-    train, judged, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", _judge(dataset), split))
+    train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
     models = [
         LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", tol=1e-3, max_iter=50, random_state=0).fit(
             train.matrix, train.labels_N
@@ -72,28 +93,41 @@ def linear(dataset: Dataset, split: str = "test", *, strengths: tuple[float, ...
         for strength in strengths
     ]
     best = min(models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix)))
-    measured = _measure(dataset, split, best.decision_function(asked.matrix))
-    return measured | {"density": float((best.coef_ != 0).mean())}
+
+    def logits(split: str) -> Floats:
+        return cast(Floats, best.decision_function(_Rows.of(dataset, split, features, scaled=True).matrix))
+
+    return Fitted(logits, {"density": float((best.coef_ != 0).mean())})
 
 
-def decomposition(dataset: Dataset, split: str = "test", *, width: int = 32) -> dict[str, float]:
+def fit_decomposition(dataset: Dataset, features: Sequence[str] | None = None, *, width: int = 32) -> Fitted:
     """Logistic regression on the ``width`` strongest left singular vectors of the bag-of-features matrix."""
-    train, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", split))
+    train = _Rows.of(dataset, "train", features, scaled=True)
     rank = min(width, min(train.matrix.shape) - 1)
     _, _, right_kC = svds(train.matrix.astype(np.float32), k=rank, random_state=0)
     model = LogisticRegression(max_iter=200).fit(train.matrix @ right_kC.T, train.labels_N)
-    return _measure(dataset, split, model.decision_function(asked.matrix @ right_kC.T))
+
+    def logits(split: str) -> Floats:
+        rows = _Rows.of(dataset, split, features, scaled=True)
+        return cast(Floats, model.decision_function(rows.matrix @ right_kC.T))
+
+    return Fitted(logits)
 
 
-def factorization_machine(
-    dataset: Dataset, split: str = "test", *, factors: int = 16, epochs: int = 30, batch_size: int = 1024
-) -> dict[str, float]:
+def fit_factorization_machine(
+    dataset: Dataset,
+    features: Sequence[str] | None = None,
+    *,
+    factors: int = 16,
+    epochs: int = 30,
+    batch_size: int = 1024,
+) -> Fitted:
     """A factorization machine (Rendle 2010) on the bag-of-features matrix; stops when the valid AUC falls."""
-    train, judged, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", _judge(dataset), split))
+    train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
     generator = torch.Generator().manual_seed(0)
     model = _Factors(train.matrix.shape[1], factors, float(_logit(train.labels_N.mean())), generator)
     optimizer = torch.optim.SparseAdam([model.weights_C1, model.factors_Ck], lr=0.005)
-    best: Floats = np.zeros(len(asked.labels_N))
+    best = {name: value.clone() for name, value in model.state_dict().items()}
     best_auc = float("-inf")
     for _ in range(epochs):
         order_N = torch.randperm(len(train.labels_N), generator=generator).numpy()
@@ -107,8 +141,9 @@ def factorization_machine(
         reached = auc(judged.labels_N, model.score(judged.matrix))
         if reached <= best_auc:
             break
-        best, best_auc = model.score(asked.matrix), reached
-    return _measure(dataset, split, best)
+        best, best_auc = {name: value.clone() for name, value in model.state_dict().items()}, reached
+    model.load_state_dict(best)
+    return Fitted(lambda split: model.score(_Rows.of(dataset, split, features, scaled=True).matrix))
 
 
 class _Factors(nn.Module):
@@ -135,7 +170,7 @@ class _Factors(nn.Module):
         return torch.cat(parts).numpy().astype(np.float64)
 
 
-def gradient_boosting(dataset: Dataset, split: str = "test") -> dict[str, float]:
+def fit_gradient_boosting(dataset: Dataset, features: Sequence[str] | None = None) -> Fitted:
     """LightGBM on ids (by frequency rank), numbers, statistics, and bags of few values as flags.
 
     Raises:
@@ -146,7 +181,10 @@ def gradient_boosting(dataset: Dataset, split: str = "test") -> dict[str, float]
     except ModuleNotFoundError:
         raise UserError("the boosted trees need LightGBM: pip install 'sparse-recsys[baselines]'.") from None
     judge = _judge(dataset)
-    sets = {name: lightgbm.Dataset(_tree_columns(dataset, name), _labels(dataset, name)) for name in ("train", judge)}
+    sets = {
+        name: lightgbm.Dataset(_tree_columns(dataset, name, features), _labels(dataset, name))
+        for name in ("train", judge)
+    }
     settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 63, "verbosity": -1, "seed": 0}
     booster = lightgbm.train(
         settings | {"min_data_in_leaf": 50, "deterministic": True},
@@ -155,40 +193,70 @@ def gradient_boosting(dataset: Dataset, split: str = "test") -> dict[str, float]
         valid_sets=[sets[judge]],
         callbacks=[lightgbm.early_stopping(30, verbose=False)],
     )
-    return _measure(dataset, split, np.asarray(booster.predict(_tree_columns(dataset, split), raw_score=True)))
+
+    def logits(split: str) -> Floats:
+        return np.asarray(booster.predict(_tree_columns(dataset, split, features), raw_score=True))
+
+    return Fitted(logits)
 
 
-def _tree_columns(dataset: Dataset, split: str) -> npt.NDArray[np.float32]:
-    matrix, _ = to_csr(dataset, split)
-    ids = [feature.name for feature in dataset.schema.sparse if feature.kind == "id"]
+def _tree_columns(dataset: Dataset, split: str, features: Sequence[str] | None) -> npt.NDArray[np.float32]:
+    matrix, _ = to_csr(dataset, split, features)
+    schema = _schema(dataset, features)
+    ids = [feature.name for feature in schema.sparse if feature.kind == "id"]
     frame = dataset.frame(split).select(ids).collect() if ids else pl.DataFrame()
     columns = [frame[name].to_numpy().astype(np.float32)[:, None] for name in ids]
-    for name, block in blocks(dataset.schema).items():
+    for name, block in blocks(schema).items():
         part = matrix[:, block]
         if name not in ids:
-            few = part.shape[1] <= _FLAGS or name in {feature.name for feature in dataset.schema.dense}
+            few = part.shape[1] <= _FLAGS or name in {feature.name for feature in schema.dense}
             columns.append(part.toarray() if few else np.asarray(part.sum(1), np.float32))
     return np.hstack(columns)
 
 
-BASELINES: Mapping[str, Callable[[Dataset, str], dict[str, float]]] = {
-    "popularity": popularity,
-    "linear": linear,
-    "svd": decomposition,
-    "fm": factorization_machine,
-    "lightgbm": gradient_boosting,
+FITS: Mapping[str, Fit] = {
+    "popularity": fit_popularity,
+    "linear": fit_linear,
+    "svd": fit_decomposition,
+    "fm": fit_factorization_machine,
+    "lightgbm": fit_gradient_boosting,
 }
 """Every baseline by the name that reports give it."""
 
 
+def measure_baseline(
+    name: str, dataset: Dataset, split: str = "test", *, fitted: Fitted | None = None
+) -> dict[str, float]:
+    """Metrics on ``split`` of the baseline ``name``, one of :data:`FITS`, which is trained unless it is ``fitted``."""
+    fitted = fitted or FITS[name](dataset, None)
+    metrics = task_metrics(
+        "binary", _labels(dataset, split), fitted.logits(split), users_of(dataset, split), thorough=True
+    )
+    return {**metrics, **fitted.facts}
+
+
+BASELINES: Mapping[str, Callable[[Dataset, str], dict[str, float]]] = {
+    name: partial(measure_baseline, name) for name in FITS
+}
+"""What measures each baseline on a split."""
+
+
 def write_baselines(
-    run: Path, dataset: Dataset, split: str, names: Iterable[str] = tuple(BASELINES)
+    run: Path,
+    dataset: Dataset,
+    split: str,
+    names: Iterable[str] = tuple(BASELINES),
+    *,
+    fitted: Mapping[str, Fitted] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Measure baselines, of ``names`` those that are installed, on ``split``; keep the figures for the run's report."""
+    """Measure baselines, of ``names`` those that are installed, on ``split``; keep the figures for the run's report.
+
+    Those that are ``fitted`` are not trained again.
+    """
     measured = {}
     for name in names:
         if name != "lightgbm" or find_spec("lightgbm"):
-            measured[name] = BASELINES[name](dataset, split)
+            measured[name] = measure_baseline(name, dataset, split, fitted=(fitted or {}).get(name))
     write_file(run / BASELINES_FILE, json.dumps({split: measured}, indent=1))
     return measured
 
@@ -200,12 +268,13 @@ class _Rows:
         self.matrix, self.labels_N = matrix, labels_N
 
     @staticmethod
-    def of(dataset: Dataset, split: str, *, scaled: bool = False) -> "_Rows":
+    def of(dataset: Dataset, split: str, features: Sequence[str] | None, *, scaled: bool = False) -> "_Rows":
         """Rows of ``split``; ``scaled`` squashes dense columns as the ranker does."""
-        matrix, _ = to_csr(dataset, split)
+        matrix, _ = to_csr(dataset, split, features)
         if scaled:
-            dense = {feature.name for feature in dataset.schema.dense}
-            starts = [block.start for name, block in blocks(dataset.schema).items() if name in dense]
+            schema = _schema(dataset, features)
+            dense = {feature.name for feature in schema.dense}
+            starts = [block.start for name, block in blocks(schema).items() if name in dense]
             own = matrix.indices >= min(starts, default=matrix.shape[1])
             matrix.data[own] = squash(torch.from_numpy(matrix.data[own])).numpy()
         return _Rows(matrix, _labels(dataset, split))
@@ -224,8 +293,8 @@ def _judge(dataset: Dataset) -> str:
     return "valid" if dataset.splits.get("valid") and len(np.unique(_labels(dataset, "valid"))) > 1 else "train"
 
 
-def _measure(dataset: Dataset, split: str, logits_N: Floats) -> dict[str, float]:
-    return task_metrics("binary", _labels(dataset, split), logits_N, users_of(dataset, split), thorough=True)
+def _schema(dataset: Dataset, features: Sequence[str] | None) -> Schema:
+    return dataset.schema if features is None else dataset.encoder.select(features).schema
 
 
 def _logit(rate: npt.ArrayLike) -> Floats:
