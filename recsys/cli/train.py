@@ -72,6 +72,7 @@ def evaluate_verb(
     from data_pipelines.dataset.dataset import Dataset
     from recsys.evaluation.baselines import FITS
     from recsys.evaluation.evaluate import dataset_of, evaluate
+    from recsys.evaluation.standing import fit_baselines
     from recsys.reports.advice import standing
 
     data = Dataset.open(dataset or dataset_of(run))
@@ -80,7 +81,8 @@ def evaluate_verb(
     if evaluation.slices is not None:
         result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
     if baselines is not False:
-        found, measured = standing(run, data, evaluation, list(FITS) if baselines else None)
+        fitted = fit_baselines(data, evaluation.features, list(FITS) if baselines else None)
+        found, measured = standing(run, data, evaluation, *fitted)
         result["standing"] = found.model_dump(mode="json") if json else found.lines()
         if baselines:
             result["baselines"] = measured

@@ -1,7 +1,7 @@
 """Where a run stands against baselines; if it loses, why, as far as the data and the training show."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,9 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.unseen import unseen_shares
 from data_pipelines.disk.storage import open_directory
 from recsys.config.experiment import ExperimentConfig, load_config
-from recsys.evaluation.baselines import FITS, write_baselines
+from recsys.evaluation.baselines import FITS, Fitted, write_baselines
 from recsys.evaluation.evaluate import Evaluation
-from recsys.evaluation.standing import Standing, compare, fit_baselines
+from recsys.evaluation.standing import Standing, compare
 from recsys.runs.checkpoints import CONFIG_FILE
 from recsys.training.results import Result
 
@@ -23,23 +23,23 @@ _DRIFT = 1.25
 
 
 def standing(
-    run: Path, dataset: Dataset, evaluation: Evaluation, names: Sequence[str] | None = None
+    run: Path, dataset: Dataset, evaluation: Evaluation, baselines: Mapping[str, Fitted], note: str = ""
 ) -> tuple[Standing, dict[str, dict[str, float]]]:
     """Where a finished run stands on the split that was evaluated, and the metrics of the baselines, which it keeps.
 
     Args:
         run: The run's folder.
-        dataset: The data set that was evaluated; baselines learn from its train split.
+        dataset: The data set that was evaluated.
         evaluation: Of the run's weights.
-        names: Baselines to compare with; see :func:`~recsys.evaluation.standing.fit_baselines`.
+        baselines: What to compare with, as :func:`~recsys.evaluation.standing.fit_baselines` gives it.
+        note: Which baselines are missing, and why.
     """
-    config = load_config(run / CONFIG_FILE)
+    config, split = load_config(run / CONFIG_FILE), evaluation.split
     result = Result.model_validate(open_directory(run, "run", verify="sizes").meta["result"] | {"run": run})
-    fitted, note = fit_baselines(dataset, config.train.features, names)
-    measured = write_baselines(run, dataset, evaluation.split, [name for name in fitted if name in FITS], fitted=fitted)
-    logits = {name: baseline.logits(evaluation.split) for name, baseline in fitted.items()}
+    measured = write_baselines(run, dataset, split, [name for name in baselines if name in FITS], fitted=baselines)
+    logits = {name: baseline.logits(split) for name, baseline in baselines.items()}
     own = evaluation.predictions[f"{next(iter(evaluation.tasks))}:logit"].to_numpy()
-    found = compare(dataset, evaluation.split, own, logits, note=note)
+    found = compare(dataset, split, own, logits, note=note)
     return found.model_copy(update={"hint": why_it_loses(found, dataset, config, result)}), measured
 
 
