@@ -1,11 +1,14 @@
 """``recsys plan``: where the tables will lie, what each rank holds and sends, before anything runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recsys.cli.common import Json, Overrides, app, finish
+
+if TYPE_CHECKING:
+    from models.sharding.planning import PaperPlan
 
 
 @app.command("plan")
@@ -53,25 +56,28 @@ def plan_verb(
     )
     command = "recsys" if ranks == 1 else f"torchrun --nproc-per-node {per_node} --no-python recsys"
     finish(
-        {
-            "tables": {
-                table.name: {
-                    "rows": table.rows,
-                    "dim": table.dim,
-                    "sharding": table.sharding,
-                    "ranks": table.ranks,
-                    "bytes": table.bytes,
-                    "sent_bytes_per_step": sum(table.rank_traffic),
-                }
-                for table in plan.tables
-            },
-            "ranks": ranks,
-            "memory_per_rank_bytes": memory,
-            "dense_bytes_per_rank": plan.dense_bytes,
-            "largest_rank_bytes": max(plan.rank_bytes),
-            "smallest_rank_bytes": min(plan.rank_bytes),
-            "largest_rank_sent_bytes_per_step": max(plan.rank_traffic),
-        },
+        {**_tables_and_ranks(plan, ranks), "memory_per_rank_bytes": memory},
         json,
         f"{command} train {config} {dataset} RUN",
     )
+
+
+def _tables_and_ranks(plan: "PaperPlan", ranks: int) -> dict[str, Any]:
+    return {
+        "tables": {
+            table.name: {
+                "rows": table.rows,
+                "dim": table.dim,
+                "sharding": table.sharding,
+                "ranks": table.ranks,
+                "bytes": table.bytes,
+                "sent_bytes_per_step": sum(table.rank_traffic),
+            }
+            for table in plan.tables
+        },
+        "ranks": ranks,
+        "dense_bytes_per_rank": plan.dense_bytes,
+        "largest_rank_bytes": max(plan.rank_bytes),
+        "smallest_rank_bytes": min(plan.rank_bytes),
+        "largest_rank_sent_bytes_per_step": max(plan.rank_traffic),
+    }

@@ -60,22 +60,32 @@ def evaluate_verb(
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     slice_by: Annotated[str | None, typer.Option(help="Key column: metrics for each of its values.")] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also train popularity, linear, FM, LightGBM.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Compare with all baselines (SVD and FM too), or with none; absent, with the quick ones.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Score a split with a run's weights and measure everything."""
+    """Score a split with a run's weights, measure everything, and say where the model stands."""
     from data_pipelines.dataset.dataset import Dataset
-    from recsys.evaluation.baselines import write_baselines
+    from recsys.evaluation.baselines import FITS
     from recsys.evaluation.evaluate import dataset_of, evaluate
+    from recsys.evaluation.standing import fit_baselines
+    from recsys.reports.advice import standing
 
     data = Dataset.open(dataset or dataset_of(run))
     evaluation = evaluate(run, data, split, slice_by=slice_by)
     result: dict[str, Any] = {split: evaluation.summary().model_dump()}
     if evaluation.slices is not None:
         result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
-    if baselines:
-        result["baselines"] = write_baselines(run, data, split)
+    if baselines is not False:
+        fitted = fit_baselines(data, evaluation.features, list(FITS) if baselines else None)
+        found, measured = standing(run, data, evaluation, *fitted)
+        result["standing"] = found.model_dump(mode="json") if json else found.lines()
+        if baselines:
+            result["baselines"] = measured
     finish(result, json, command("export", run, "ARTIFACT"))
 
 

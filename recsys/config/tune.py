@@ -26,12 +26,29 @@ class Range(Config):
             raise ValueError("log needs a `low` above 0")
         return self
 
+    def has(self, value: Any) -> bool:
+        """Whether ``value`` may be suggested."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None
+        assert self.high is not None
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
 
 class TuneConfig(Config):
     """A search by Optuna for the largest ``train.monitor`` on the valid split."""
 
     trials: int = Field(
         default=20, ge=1, description="Finished trials, counted over all processes that share the study."
+    )
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Start no further trial that would end, by the mean of those before, after so many minutes of "
+        "trials; the first trial always runs. No limit where absent.",
+    )
+    include_config: bool = Field(
+        default=False, description="Try the values that the config itself has first; they must be in the space."
     )
     prune: bool = Field(
         default=True,

@@ -224,9 +224,11 @@ FITS: Mapping[str, Fit] = {
 """Every baseline by the name that reports give it."""
 
 
-def measure_baseline(name: str, dataset: Dataset, split: str = "test") -> dict[str, float]:
-    """Metrics on ``split`` of the baseline ``name``, one of :data:`FITS`."""
-    fitted = FITS[name](dataset, None)
+def measure_baseline(
+    name: str, dataset: Dataset, split: str = "test", *, fitted: Fitted | None = None
+) -> dict[str, float]:
+    """Metrics on ``split`` of the baseline ``name``, one of :data:`FITS`, which is trained unless it is ``fitted``."""
+    fitted = fitted or FITS[name](dataset, None)
     metrics = task_metrics(
         "binary", _labels(dataset, split), fitted.logits(split), users_of(dataset, split), thorough=True
     )
@@ -240,13 +242,21 @@ BASELINES: Mapping[str, Callable[[Dataset, str], dict[str, float]]] = {
 
 
 def write_baselines(
-    run: Path, dataset: Dataset, split: str, names: Iterable[str] = tuple(BASELINES)
+    run: Path,
+    dataset: Dataset,
+    split: str,
+    names: Iterable[str] = tuple(BASELINES),
+    *,
+    fitted: Mapping[str, Fitted] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Measure baselines, of ``names`` those that are installed, on ``split``; keep the figures for the run's report."""
+    """Measure baselines, of ``names`` those that are installed, on ``split``; keep the figures for the run's report.
+
+    Those that are ``fitted`` are not trained again.
+    """
     measured = {}
     for name in names:
         if name != "lightgbm" or find_spec("lightgbm"):
-            measured[name] = BASELINES[name](dataset, split)
+            measured[name] = measure_baseline(name, dataset, split, fitted=(fitted or {}).get(name))
     write_file(run / BASELINES_FILE, json.dumps({split: measured}, indent=1))
     return measured
 

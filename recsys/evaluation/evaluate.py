@@ -4,7 +4,7 @@ Letters: N rows, T tasks.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Evaluation:
             Poisson deviance.
         slices: One row per value of the slice column: value, rows, mean label and metrics; ``None`` without one.
         predictions: (N) ``row``, the data set's keys, and ``<task>:label`` and ``<task>:logit`` of every task.
+        features: The encoded features that the model reads.
     """
 
     split: str
@@ -61,6 +62,7 @@ class Evaluation:
     predictions: pl.DataFrame
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     slices: pl.DataFrame | None = None
+    features: tuple[str, ...] = ()
 
     def summary(self) -> SplitMetrics:
         """The metrics and intervals, for cards and JSON."""
@@ -155,7 +157,8 @@ def evaluate(
     loader = Loader(dataset, split, batch_size=batch_size, features=weights.schema.feature_names)
     ranker = weights.to_ranker()
     rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
-    evaluation = measure(dataset, split, logits_NT.numpy()[rows_N.argsort().numpy()], slice_by=slice_by, draws=draws)
+    measured = measure(dataset, split, logits_NT.numpy()[rows_N.argsort().numpy()], slice_by=slice_by, draws=draws)
+    evaluation = replace(measured, features=weights.schema.feature_names)
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
         evaluation.predictions.write_parquet(source / "predictions" / f"{split}.parquet")

@@ -19,7 +19,7 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
-from recsys.config.tune import Range
+from recsys.config.tune import Range, TuneConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
 from recsys.training.faults import DivergedError
@@ -37,6 +37,7 @@ class Tuned(BaseModel):
 
     Attributes:
         best: The best config, ready for ``recsys train``.
+        run: The run of the best trial.
         value: Its monitored value on the valid split.
         trials: Finished trials, with those that were pruned or failed.
         failed: How many of them failed.
@@ -45,6 +46,7 @@ class Tuned(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     best: Path
+    run: Path
     value: float
     trials: int
     failed: int
@@ -69,9 +71,7 @@ def tune(
     *,
     report: Callable[[int, str], None] | None = None,
 ) -> Tuned:
-    """Search the ``tune.space`` of ``config``; continue ``study`` if it is there.
-
-    With one job an undisturbed search always tries the same values.
+    """Search the ``tune.space`` of ``config``; continue ``study`` if it is there. One job always tries the same values.
 
     Args:
         config: The experiment's YAML.
@@ -85,7 +85,7 @@ def tune(
         UserError: Optuna is not installed, the space is empty or names an unknown key, ``study`` searches another
             space, there is no valid split, or no trial ended with a value.
     """
-    library = _optuna()
+    library = optuna_library()
     content = override(read_yaml(config), overrides)
     experiment = parse_config(ExperimentConfig, content, source=str(config))
     space = experiment.tune.space
@@ -95,14 +95,18 @@ def tune(
         _parse(content, {key: span.choices[0] if span.choices else span.low}, str(config))
     if not dataset.splits.get("valid"):
         raise UserError(f"{dataset.path} has no valid split, on which trials are compared: set data.split.")
+    own = _own_values(experiment, space) if experiment.tune.include_config else None
     _open(study, content)
     search = _search(library, study, experiment.name)
+    _try_first(library, search, space, own)
     running: dict[int, optuna.Trial] = {}
 
     def calls() -> Iterator[Callable[[], _Outcome]]:
         """Trials, as long as more are wanted than have ended or are being worked on."""
         for number in itertools.count():
-            if len(_ended(library, search)) + len(running) >= experiment.tune.trials:
+            ended = _ended(library, search)
+            enough = len(ended) + len(running) >= experiment.tune.trials
+            if enough or _budget_is_spent(experiment.tune, ended, engine.jobs):
                 return
             search.sampler = library.samplers.TPESampler(seed=experiment.seed + len(search.trials))
             trial = running[number] = search.ask()
@@ -138,14 +142,66 @@ def _found(
     best = _parse(content, assignments, source).model_dump(mode="json")
     write_file(study / BEST_FILE, yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
     failed = sum(trial.state is library.trial.TrialState.FAIL for trial in ended)
-    return Tuned(best=study / BEST_FILE, value=search.best_value, trials=len(ended), failed=failed, chosen=assignments)
+    return Tuned(
+        best=study / BEST_FILE,
+        run=_run_of(study, search.best_trial.number),
+        value=search.best_value,
+        trials=len(ended),
+        failed=failed,
+        chosen=assignments,
+    )
 
 
-def _optuna() -> Any:
+def _own_values(config: ExperimentConfig, space: dict[str, Range]) -> dict[str, Any]:
+    """The values of the space's keys in ``config`` itself.
+
+    Raises:
+        UserError: One of them is not in the space.
+    """
+    values: dict[str, Any] = {}
+    for key, span in space.items():
+        found: Any = config.model_dump(mode="json")
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        values[key] = found
+        if not span.has(values[key]):
+            raise UserError(
+                f"tune.include_config: {key} is {values[key]!r}, which is not in tune.space: widen the space."
+            )
+    return values
+
+
+def _try_first(library: Any, search: "optuna.Study", space: dict[str, Range], values: dict[str, Any] | None) -> None:
+    """Ask for ``values`` before others, unless they were tried; a trial that was killed is tried again."""
+    if values is None:
+        return
+    suggested = {key: json.dumps(value) if space[key].choices else value for key, value in values.items()}
+    states = library.trial.TrialState
+    for trial in search.get_trials(deepcopy=False):
+        asked = trial.system_attrs.get("fixed_params") if trial.state is states.WAITING else trial.params
+        if trial.state is not states.RUNNING and asked == suggested:
+            return
+    search.enqueue_trial(suggested)
+
+
+def _budget_is_spent(tune: TuneConfig, ended: "list[optuna.trial.FrozenTrial]", jobs: int) -> bool:
+    """Whether a trial as long as the mean of those that ended would end after ``tune.minutes``."""
+    seconds = [trial.duration.total_seconds() for trial in ended if trial.duration is not None]
+    if tune.minutes is None or not seconds:
+        return False
+    return (sum(seconds) + sum(seconds) / len(seconds)) / jobs > 60 * tune.minutes
+
+
+def optuna_library() -> Any:
+    """Optuna, silenced.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import optuna
     except ModuleNotFoundError:
-        raise UserError("recsys tune needs Optuna: pip install 'sparse-recsys[tune]'.") from None
+        raise UserError("a search needs Optuna: pip install 'sparse-recsys[tune]'.") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -170,7 +226,7 @@ def _search(library: Any, study: Path, name: str) -> "optuna.Study":
 
 def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int) -> _Outcome:
     """Train one trial. Runs where the engine likes."""
-    library = _optuna()
+    library = optuna_library()
     search = _search(library, study, config.name)
     trial = library.trial.Trial(search, search.get_trials(deepcopy=False)[number]._trial_id)
 
@@ -179,7 +235,7 @@ def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int
         if config.tune.prune and trial.should_prune():
             raise library.TrialPruned
 
-    run = study / "trials" / f"{number:04d}"
+    run = _run_of(study, number)
     shutil.rmtree(run, ignore_errors=True)
     try:
         value = train(config, Dataset.open(dataset, verify="sizes"), run, on_eval=on_eval).value
@@ -190,6 +246,10 @@ def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int
     if value is None or not math.isfinite(value):
         return _Outcome(state="fail", reason="no evaluation gave train.monitor a finite value")
     return _Outcome(value)
+
+
+def _run_of(study: Path, number: int) -> Path:
+    return study / "trials" / f"{number:04d}"
 
 
 def _open(study: Path, content: dict[str, Any]) -> None:

@@ -141,3 +141,39 @@ def test_a_trial_without_a_value_has_failed_and_is_never_the_best(
     trials = pl.read_parquet(tmp_path / "study" / "trials.parquet")
     assert trials["state"].to_list() == ["fail"] * 3
     assert not (tmp_path / "study" / "best.yaml").exists()
+
+
+def test_the_configs_own_values_are_first_also_after_a_kill_and_the_budget_ends_a_search(
+    content: dict[str, Any], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(call: Callable[[], Any]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        future.set_result(call())
+        return future
+
+    here, killed = Engine(1, 1, submit), []
+
+    def train(config: ExperimentConfig, *rest: Any, **more: Any) -> Any:
+        if not killed:
+            killed.append(config)
+            raise KeyboardInterrupt
+        return SimpleNamespace(value=0.5)
+
+    monkeypatch.setattr(tuning, "train", train)
+    content["train"]["tables"] = {"learning_rate": 0.02}
+    content["model"]["tower"]["hidden"] = [8, 8]
+    content["tune"] |= {"include_config": True, "trials": 50, "minutes": 1e-9}
+    with pytest.raises(KeyboardInterrupt):
+        tune(written(content, tmp_path), dataset, tmp_path / "study", here)
+    assert tune(written(content, tmp_path), dataset, tmp_path / "study", here).trials == 1
+    content["tune"] |= {"minutes": 5.0, "trials": 3}
+    found = tune(written(content, tmp_path), dataset, tmp_path / "study", here)
+    trials = pl.read_parquet(tmp_path / "study" / "trials.parquet").filter(pl.col("state") == "complete")
+    own = {"train.tables.learning_rate": "0.02", "model.tower.hidden": "[8, 8]"}
+    assert found.trials == 3
+    assert trials.select(*own).row(0, named=True) == own  # tried once, and not again
+    assert len(trials.filter(pl.col("train.tables.learning_rate") == "0.02")) == 1
+
+    content["train"]["tables"] = {"learning_rate": 0.9}
+    with pytest.raises(UserError, match=r"tables.learning_rate is 0.9, which is not in tune.space"):
+        tune(written(content, tmp_path), dataset, tmp_path / "other", here)

@@ -1,0 +1,168 @@
+"""Where a model stands against simple models that learned from the same rows.
+
+Letters: N rows, R bootstrap draws.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.errors import UserError
+from models.layers.heads import TaskKind
+from recsys.evaluation.baselines import FITS, Fitted
+from recsys.evaluation.comparison import Measured, TestRows
+from recsys.evaluation.evaluate import users_of
+from recsys.metrics.arrays import Floats
+from recsys.metrics.binary import LOG_LOSS
+from recsys.metrics.bootstrap import interval
+from recsys.metrics.metric import Metric
+from recsys.metrics.registry import main_metric
+from serving.artifact.card import Value
+
+BASE_RATE = "base_rate"
+"""The baseline that predicts the mean label of the training rows for every row."""
+QUICK = ("popularity", "linear", "lightgbm")
+"""Baselines that are compared with unless others are asked for."""
+MOST_ROWS = 2_000_000
+"""Training rows up to which :data:`QUICK` baselines are trained without being asked for."""
+_LEAST = 1e-12
+
+
+class Difference(BaseModel):
+    """A metric of a baseline, and what the model has more.
+
+    Attributes:
+        baseline: The metric of the baseline.
+        difference: The model's metric minus the baseline's.
+        low, high: 95% interval of the difference, of draws that both share (a paired bootstrap over users).
+        verdict: Whether the model is better or worse outside the interval, or level within it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    baseline: Value
+    difference: Value
+    low: Value
+    high: Value
+    verdict: Literal["better", "level", "worse"]
+
+
+class Standing(BaseModel):
+    """Where a model stands on one split, by its first task.
+
+    Attributes:
+        split: The split.
+        task: The task.
+        main: Name of the metric that decides.
+        against: Differences by baseline, then by metric, the main metric first.
+        note: Which baselines are missing, and why; empty if none is.
+        hint: What to do about losing; empty where the model loses to no baseline.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    split: str
+    task: str
+    main: str
+    against: dict[str, dict[str, Difference]]
+    note: str = ""
+    hint: str = ""
+
+    @property
+    def lost_to(self) -> list[str]:
+        """Baselines whose main metric is better outside the interval, the strongest first."""
+        losses = {name: figures[self.main] for name, figures in self.against.items()}
+        lost = [name for name, figure in losses.items() if figure.verdict == "worse"]
+        return sorted(lost, key=lambda name: -abs(losses[name].difference))
+
+    def lines(self) -> dict[str, str]:
+        """One sentence per baseline, and the hint."""
+        said = {name: _sentence(figures) for name, figures in self.against.items()}
+        return said | {key: text for key, text in (("note", self.note), ("hint", self.hint)) if text}
+
+
+def _sentence(figures: Mapping[str, Difference]) -> str:
+    parts = (
+        f"{name} {figure.baseline:.4f}, the model {figure.difference:+.4f} ({figure.low:+.4f} to {figure.high:+.4f})"
+        for name, figure in figures.items()
+    )
+    return f"{next(iter(figures.values())).verdict}: {'; '.join(parts)}"
+
+
+def fit_baselines(
+    dataset: Dataset, features: Sequence[str] | None = None, names: Iterable[str] | None = None
+) -> tuple[dict[str, Fitted], str]:
+    """Baselines of the first task, the base rate first, and a note on those that are missing.
+
+    Args:
+        dataset: Baselines learn from its train split.
+        features: Features that they read; all if ``None``.
+        names: Of :data:`~recsys.evaluation.baselines.FITS`; if ``None``, the :data:`QUICK` ones, where the task is
+            binary and the data not too large for them.
+
+    Raises:
+        UserError: ``names`` asks for a baseline, and the task is not binary or lacks labels.
+    """
+    found = {BASE_RATE: _base_rate(dataset)}
+    if names is None and dataset.splits["train"] > MOST_ROWS:
+        return found, f"more than {MOST_ROWS:,} training rows: other baselines are trained only with --baselines"
+    wanted = list(QUICK if names is None else names)
+    note = ""
+    if "lightgbm" in wanted and find_spec("lightgbm") is None:
+        wanted.remove("lightgbm")
+        note = "LightGBM is not installed: pip install 'sparse-recsys[baselines]'"
+    try:
+        found |= {name: FITS[name](dataset, features) for name in wanted}
+    except UserError as error:
+        if names is not None:
+            raise
+        return {BASE_RATE: found[BASE_RATE]}, str(error)
+    return found, note
+
+
+def compare(
+    dataset: Dataset, split: str, logits_N: Floats, others: Mapping[str, Floats], *, draws: int = 200, note: str = ""
+) -> Standing:
+    """The differences of a model to baselines on ``split``, by the first task.
+
+    Args:
+        logits_N: The model's, in the order of the split.
+        others: (N,) logits of each baseline.
+        draws: Bootstrap draws, over users where there are any.
+    """
+    task, config = next(iter(dataset.config.tasks.items()))
+    rows = TestRows(dataset.labels(split)[:, 0], users_of(dataset, split), kind=config.kind, draws=draws)
+    metrics = [main_metric(config.kind)] + ([LOG_LOSS] if config.kind == "binary" else [])
+    own = {metric.name: rows.measure(metric, logits_N) for metric in metrics}
+    against = {
+        name: {m.name: _difference(m, own[m.name], rows.measure(m, baseline_N)) for m in metrics}
+        for name, baseline_N in others.items()
+    }
+    return Standing(split=split, task=task, main=metrics[0].name, against=against, note=note)
+
+
+def _difference(metric: Metric, model: Measured, baseline: Measured) -> Difference:
+    bounds = interval(model.draws_R - baseline.draws_R)
+    sign = -1 if metric.better == "lower" else 1
+    worst, best = sorted((sign * bounds.low, sign * bounds.high))
+    verdict: Literal["better", "level", "worse"] = "better" if worst > 0 else "worse" if best < 0 else "level"
+    return Difference(
+        baseline=baseline.value,
+        difference=model.value - baseline.value,
+        low=bounds.low,
+        high=bounds.high,
+        verdict=verdict,
+    )
+
+
+def _base_rate(dataset: Dataset) -> Fitted:
+    """Predicts the mean label of the training rows."""
+    kind: TaskKind = next(iter(dataset.config.tasks.values())).kind
+    logit = float(np.nanmean(dataset.labels("train")[:, 0]))
+    if kind != "regression":
+        odds = logit / max(1 - logit, _LEAST) if kind == "binary" else logit
+        logit = math.log(max(odds, _LEAST))
+    return Fitted(lambda split: np.full(dataset.splits[split], logit))

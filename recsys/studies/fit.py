@@ -1,0 +1,224 @@
+"""From a log to an artifact in one call, resumable: config, data set, search, comparison with baselines, export."""
+
+import fcntl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.disk.storage import read_json, write_file
+from data_pipelines.errors import UserError
+from data_pipelines.profile.inspection import inspect_log
+from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.redaction import redact
+from recsys.config.experiment import load_config
+from recsys.config.yaml_files import read_yaml
+from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.standing import Standing, fit_baselines
+from recsys.exporting.export import export_run
+from recsys.reports.advice import standing
+from recsys.reports.report import write_report
+from recsys.studies.search_space import search_space
+from recsys.studies.tuning import Tuned, optuna_library, tune
+from recsys.trials.engines import Engine
+from serving.artifact.card import SplitMetrics
+
+CONFIG, SEARCH, DATASET, STUDY = "config.yaml", "search.yaml", "dataset", "study"
+ARTIFACT, REPORT, RESULT = "artifact", "report.html", "fit.json"
+
+_MOST_TRIALS = 1000
+
+
+class Fit(BaseModel):
+    """What a fit found, and where it is.
+
+    Attributes:
+        summary: One sentence: whether a baseline wins on the valid split, or what the model is better than.
+        log: The log, without credentials.
+        minutes: The budget of the search.
+        config: The config that was chosen, ready for ``recsys train``.
+        dataset, run, artifact, report: What was made.
+        trials: Trials that ended, with those that failed.
+        chosen: What the search chose, by key.
+        metrics: Of the chosen run, by split.
+        standing: Against the baselines, by split; the choice was made on valid.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    summary: str
+    log: str
+    minutes: float
+    config: Path
+    dataset: Path
+    run: Path
+    artifact: Path
+    report: Path
+    trials: int
+    failed: int
+    chosen: dict[str, Any]
+    metrics: dict[str, SplitMetrics]
+    standing: dict[str, Standing]
+
+
+def finished_fit(log: str, folder: Path, minutes: float) -> Fit | None:
+    """The result of a fit of ``log`` that has finished in ``folder`` with at least this budget; ``None`` if none has.
+
+    Raises:
+        UserError: ``folder`` is the fit of another log, or no fit.
+    """
+    if not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
+        return None
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} exists and is not a fit: name another folder.")
+    known = redact(load_config(folder / CONFIG).data.log)
+    if known != redact(log):
+        raise UserError(f"{folder} is a fit of {known}, not of {redact(log)}: name another folder for this log.")
+    if not (folder / RESULT).is_file():
+        return None
+    found = read_json(folder / RESULT, Fit)
+    return found if found.minutes >= minutes else None
+
+
+def fit(
+    log: str,
+    folder: Path,
+    engine: Engine,
+    *,
+    minutes: float = 10.0,
+    columns: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda step: None,
+) -> Fit:
+    """Make everything from a log to an artifact in ``folder``, and choose the config by a search on the valid split.
+
+    Call it again after an interruption, and it continues after the last step (or trial) that ended. A larger budget
+    continues a finished fit. A ``config.yaml`` that is in the folder is used as it is.
+
+    Args:
+        log: File, folder, glob or address of the log.
+        folder: Where everything is written.
+        engine: Runs the trials of the search.
+        minutes: The budget of the search: no trial is started that would probably end later, counted in trial time.
+            The config that ``recsys init`` would write is always trained. Preparing, baselines and export are extra.
+        columns: Label, time, user and so on, as :func:`~data_pipelines.profile.inspection.inspect_log` takes them;
+            guessed where absent.
+        say: Called with the name of each step as it begins, and after each trial.
+
+    Raises:
+        UserError: The log shows nothing to learn, Optuna is not installed, ``folder`` is that of another log or in use,
+            every trial failed, or what one of the steps says.
+
+    Example:
+        >>> with processes(jobs=1) as engine:  # doctest: +SKIP
+        ...     found = fit("clicks.csv", Path("clicks.fit"), engine, minutes=5)
+        >>> found.standing["valid"].lost_to  # doctest: +SKIP
+        []
+    """
+    optuna_library()
+    if (finished := finished_fit(log, folder, minutes)) is not None:
+        return finished
+    if not (folder / CONFIG).exists():
+        say("inspecting the log")
+        content = starter_config(inspect_log(log, **(columns or {})))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / CONFIG, content)
+    with _alone(folder):
+        dataset = _dataset(log, folder, say)
+        say("searching")
+        settings = (f"tune.minutes={minutes}", f"tune.trials={_MOST_TRIALS}")
+        tell = partial(_tell, say)
+        found = tune(_write_search(folder), dataset, folder / STUDY, engine, settings, report=tell)
+        result = _result(log, folder, minutes, found, dataset, say)
+        write_file(folder / RESULT, result.model_dump_json(indent=1))
+    return result
+
+
+def _tell(say: Callable[[str], None], _trials: int, note: str) -> None:
+    say(f"trial ended: {note}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second fit in the folder; the lock ends with the process, however that ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another fit is running in {folder}: wait for it, or name another folder.") from None
+        yield
+
+
+def _result(log: str, folder: Path, minutes: float, found: Tuned, dataset: Dataset, say: Callable[[str], None]) -> Fit:
+    """Compare the best run with baselines, export it, and write its report."""
+    say("comparing with baselines")
+    metrics, standings = _compare(found.run, dataset)
+    say("exporting")
+    export_run(found.run, folder / ARTIFACT, dataset=dataset.path, replace=True)
+    return Fit(
+        summary=_summary(standings["valid"]),
+        log=redact(log),
+        minutes=minutes,
+        config=found.best,
+        dataset=dataset.path,
+        run=found.run,
+        artifact=folder / ARTIFACT,
+        report=write_report([found.run], folder / REPORT),
+        trials=found.trials,
+        failed=found.failed,
+        chosen=found.chosen,
+        metrics=metrics,
+        standing=standings,
+    )
+
+
+def _dataset(log: str, folder: Path, say: Callable[[str], None]) -> Dataset:
+    """The data set in ``folder``, prepared unless it is there."""
+    if (folder / DATASET).exists():
+        return Dataset.open(folder / DATASET)
+    say("preparing the data set")
+    return prepare(load_config(folder / CONFIG).data, folder / DATASET, log=log)
+
+
+def _write_search(folder: Path) -> Path:
+    """The config with the space around it; written once, because a study continues only with the same config."""
+    path = folder / SEARCH
+    if not path.exists():
+        content = read_yaml(folder / CONFIG)
+        space = {
+            key: span.model_dump(mode="json", exclude_defaults=True)
+            for key, span in search_space(load_config(folder / CONFIG)).items()
+        }
+        content["tune"] = {"include_config": True, "space": space}
+        write_file(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _compare(run: Path, dataset: Dataset) -> tuple[dict[str, SplitMetrics], dict[str, Standing]]:
+    """Metrics and standing on valid and test; the baselines are trained once."""
+    metrics, standings = {}, {}
+    baselines = None
+    for split in ("valid", "test"):
+        if dataset.splits.get(split):
+            evaluation = evaluate(run, dataset, split)
+            baselines = baselines or fit_baselines(dataset, evaluation.features)
+            metrics[split] = evaluation.summary()
+            standings[split], _ = standing(run, dataset, evaluation, *baselines)
+    return metrics, standings
+
+
+def _summary(valid: Standing) -> str:
+    lost = valid.lost_to
+    if lost:
+        figure = valid.against[lost[0]][valid.main]
+        return (
+            f"A baseline wins on the valid split: {lost[0]} has {valid.main} {figure.baseline:.4f}, the model "
+            f"{figure.baseline + figure.difference:.4f}. To try: {valid.hint}"
+        )
+    level = [name for name, figures in valid.against.items() if figures[valid.main].verdict == "level"]
+    better = [name for name in valid.against if name not in level]
+    parts = [f"{word} {', '.join(names)}" for word, names in (("better than", better), ("level with", level)) if names]
+    return f"On the valid split the model is {' and '.join(parts)} ({valid.main})."

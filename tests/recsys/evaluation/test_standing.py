@@ -1,0 +1,77 @@
+"""Paired differences to baselines, and what is said about them."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.errors import UserError
+from data_pipelines.features.config import DataConfig
+from recsys.evaluation.standing import BASE_RATE, compare, fit_baselines
+
+ROWS = 4000
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """``kind`` decides the rate of ``click``, and the mean of ``seconds``."""
+    folder, rng = tmp_path_factory.mktemp("standing"), np.random.default_rng(0)
+    kind = rng.integers(0, 5, ROWS)
+    click = rng.random(ROWS) < 1 / (1 + np.exp(2.0 - kind))
+    frame = pl.DataFrame({"kind": kind, "click": click.astype(int), "seconds": kind + rng.normal(size=ROWS)})
+    frame.write_parquet(folder / "log.parquet")
+    return prepare(config(folder, {"click": {"column": "click"}}), folder / "dataset")
+
+
+def config(folder: Path, tasks: dict[str, object]) -> DataConfig:
+    return DataConfig.model_validate(
+        {
+            "log": str(folder / "log.parquet"),
+            "tasks": tasks,
+            "split": {"by": "random", "valid": 0.2, "test": 0.2},
+            "features": {"kind": {"kind": "id"}},
+        }
+    )
+
+
+def test_a_model_is_level_with_itself_and_better_or_worse_outside_the_interval(dataset: Dataset) -> None:
+    fitted, _ = fit_baselines(dataset, names=["linear"])
+    linear_N = fitted["linear"].logits("test")
+    noise_N = np.random.default_rng(1).normal(size=len(linear_N))
+    others = {"same": linear_N, "noise": noise_N, BASE_RATE: fitted[BASE_RATE].logits("test")}
+    found = compare(dataset, "test", linear_N, others)
+    same = found.against["same"]["auc"]
+    assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "level")
+    assert found.against["noise"]["auc"].verdict == "better"
+    assert found.against[BASE_RATE]["auc"].baseline == pytest.approx(0.5)
+    assert found.lost_to == []
+    reverse = compare(dataset, "test", noise_N, {"linear": linear_N})
+    assert reverse.lost_to == ["linear"]
+    assert reverse.against["linear"]["logloss"].verdict == "worse"  # of log loss, lower is better
+    assert reverse.against["linear"]["auc"].difference == -found.against["noise"]["auc"].difference
+    assert reverse.lines()["linear"].startswith("worse: auc 0.")
+
+
+def test_the_base_rate_is_compared_for_every_kind_of_task(dataset: Dataset, tmp_path: Path) -> None:
+    frame = pl.read_parquet(dataset.config.log)
+    frame.write_parquet(tmp_path / "log.parquet")
+    regression = prepare(config(tmp_path, {"s": {"column": "seconds", "kind": "regression"}}), tmp_path / "dataset")
+    fitted, note = fit_baselines(regression)
+    assert list(fitted) == [BASE_RATE]
+    assert "need a binary task" in note
+    mean_N = fitted[BASE_RATE].logits("test")
+    assert mean_N[0] == pytest.approx(float(np.mean(regression.labels("train"))), rel=1e-5)
+    found = compare(regression, "test", regression.labels("test")[:, 0].astype(float), {BASE_RATE: mean_N})
+    assert found.against[BASE_RATE]["rmse"].verdict == "better"
+    with pytest.raises(UserError, match="need a binary task"):
+        fit_baselines(regression, names=["linear"])
+
+
+def test_large_data_has_only_the_base_rate_unless_asked(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.evaluation.standing.MOST_ROWS", 100)
+    fitted, note = fit_baselines(dataset)
+    assert list(fitted) == [BASE_RATE]
+    assert "--baselines" in note
+    assert list(fit_baselines(dataset, names=["popularity"])[0]) == [BASE_RATE, "popularity"]

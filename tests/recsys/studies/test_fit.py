@@ -1,0 +1,127 @@
+"""One call from a log to an artifact: it continues wherever it was stopped, and says where the model stands."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from data_pipelines.errors import UserError
+from recsys.cli import app
+from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.studies import fit as fitting
+from recsys.studies.fit import Fit, finished_fit, fit
+from recsys.studies.search_space import search_space
+from recsys.trials.engines import Engine
+from serving.artifact.artifact import Artifact
+
+pytest.importorskip("optuna")
+
+
+def _submit(call: Callable[[], Any]) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(call())
+    return future
+
+
+HERE = Engine(1, 1, _submit)
+"""Runs trials in this process."""
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One epoch of a small model, and a space of two values."""
+
+    def write_config(profile: Any) -> str:
+        content = yaml.safe_load(fitting_starter(profile))
+        content["model"] = {"dim": 4, "interaction": {"kind": "none"}, "tower": {"kind": "mlp", "hidden": [8]}}
+        content["train"] = {"epochs": 1, "batch_size": 400}
+        return yaml.safe_dump(content)
+
+    fitting_starter = fitting.starter_config
+    monkeypatch.setattr(fitting, "starter_config", write_config)
+    monkeypatch.setattr(fitting, "_MOST_TRIALS", 2)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_fit_that_is_killed_at_every_step_continues_to_the_end(small: None, tiny_log: Path, tmp_path: Path) -> None:
+    folder, steps = tmp_path / "fit", []
+    found: Fit | None = None
+
+    def kill_at_new_steps(step: str) -> None:
+        if step not in steps:
+            steps.append(step)
+            raise _Killed
+
+    for _ in range(20):
+        try:
+            found = fit(str(tiny_log), folder, HERE, minutes=5, say=kill_at_new_steps)
+            break
+        except _Killed:
+            assert finished_fit(str(tiny_log), folder, 5) is None
+    assert found is not None
+    assert {"inspecting the log", "preparing the data set", "searching", "exporting"} <= set(steps)
+    trials = pl.read_parquet(folder / "study" / "trials.parquet")
+    assert trials["state"].to_list() == ["complete", "complete"]  # none was lost, none repeated
+    own = load_config(folder / "config.yaml")
+    assert float(trials["train.dense.learning_rate"][0]) == own.train.dense.learning_rate  # the config itself is first
+    assert Artifact.open(folder / "artifact").card.name == own.name
+    assert found.standing["valid"].against.keys() >= {"base_rate", "popularity", "linear"}
+    assert (folder / "report.html").is_file()
+    finished = finished_fit(str(tiny_log), folder, 5)
+    assert finished is not None
+    assert (finished.summary, finished.run, finished.chosen) == (found.summary, found.run, found.chosen)
+    again = CliRunner().invoke(app, ["fit", str(tiny_log), str(folder), "--minutes", "5", "--json"])
+    assert "has finished; a larger --minutes than 5 continues it" in again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["summary"] == found.summary
+    assert finished_fit(str(tiny_log), folder, 6) is None  # a larger budget continues
+    with pytest.raises(UserError, match="is a fit of"):
+        finished_fit("other.csv", folder, 5)
+
+
+def test_two_fits_do_not_share_a_folder(tmp_path: Path) -> None:
+    held, second = fitting._alone(tmp_path), fitting._alone(tmp_path)
+    with held, pytest.raises(UserError, match="another fit is running"), second:
+        raise AssertionError
+    with fitting._alone(tmp_path):
+        pass
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert finished_fit("log.csv", tmp_path / "mine", 5) is None  # empty: a fit may begin here
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(UserError, match="exists and is not a fit"):
+        finished_fit("log.csv", tmp_path / "mine", 5)
+
+
+def test_the_space_holds_the_configs_own_values(tiny_data: dict[str, Any]) -> None:
+    for model in ({}, {"interaction": {"kind": "fm"}, "tower": {"kind": "mlp", "hidden": [7]}, "dim": 5}):
+        config = ExperimentConfig.model_validate({"data": tiny_data, "model": model, "train": {"batch_size": 1}})
+        content = config.model_dump(mode="json")
+        for key, span in search_space(config).items():
+            value: Any = content
+            for name in key.split("."):
+                value = value[name]
+            assert span.has(value), key
+
+
+def test_a_baseline_that_wins_is_the_first_thing_said() -> None:
+    from recsys.evaluation.standing import Difference, Standing
+
+    def against(difference: float) -> Standing:
+        verdict = "worse" if difference < 0 else "better"
+        figure = Difference(baseline=0.8, difference=difference, low=difference, high=difference, verdict=verdict)
+        return Standing(split="valid", task="t", main="auc", against={"linear": {"auc": figure}}, hint="more epochs.")
+
+    assert fitting._summary(against(-0.1)).startswith("A baseline wins on the valid split: linear has auc 0.8000")
+    assert "more epochs" in fitting._summary(against(-0.1))
+    assert fitting._summary(against(0.1)) == "On the valid split the model is better than linear (auc)."
