@@ -37,6 +37,8 @@ class SparseSpec(Config):
 
     ``sequence`` names the history the feature belongs to: all features of one history have equal lengths row by row,
     oldest event first, so that they can be read as one sequence of events. ``None`` for ids and bags.
+
+    ``additive`` features add a term to the logits, and meet no other feature.
     """
 
     name: str
@@ -45,6 +47,7 @@ class SparseSpec(Config):
     weighted: bool = False
     max_length: int | None = None
     sequence: str | None = None
+    additive: bool = False
 
 
 class DenseSpec(Config):
@@ -84,6 +87,8 @@ class Batch:
         dense: (B, D) float32, features in schema order.
         labels: (B, T) float32; NaN where a row has no label for a task. ``None`` when scoring.
         rows: (B,) int64, positions of the rows in their split (or in the input when scoring).
+        weights: (B, T) float32, how much each row counts for each task; ``None`` where all count alike.
+        lists: (B,) int64, ascending from 0: the list that each row was shown in, where batches keep lists whole.
     """
 
     sparse: KeyedJaggedTensor
@@ -91,6 +96,8 @@ class Batch:
     dense: Tensor
     labels: Tensor | None
     rows: Tensor
+    weights: Tensor | None = None
+    lists: Tensor | None = None
 
     def __len__(self) -> int:
         return self.dense.shape[0]
@@ -103,4 +110,6 @@ class Batch:
             self.dense.to(device),
             None if self.labels is None else self.labels.to(device),
             self.rows,
+            None if self.weights is None else self.weights.to(device),
+            None if self.lists is None else self.lists.to(device),
         )

@@ -25,8 +25,8 @@ from data_pipelines.dataset.matrices import blocks, to_csr
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from models.layers.normalization import squash
-from recsys.evaluation.evaluate import task_metrics, users_of
-from recsys.metrics.arrays import Floats
+from recsys.evaluation.evaluate import facts_of, task_metrics
+from recsys.metrics.arrays import Floats, weighted_mean
 from recsys.metrics.binary import auc, log_loss
 
 BASELINES_FILE = "baselines.json"
@@ -44,17 +44,17 @@ def popularity(dataset: Dataset, split: str = "test") -> dict[str, float]:
     train = _Rows.of(dataset, "train")
     judged = _Rows.of(dataset, _judge(dataset))
     asked = _Rows.of(dataset, split)
-    rate = float(train.labels_N.mean())
+    rate = weighted_mean(train.labels_N, train.weights_N)
 
     def score(rows: _Rows, block: slice) -> Floats:
         seen, part = train.matrix[:, block], rows.matrix[:, block]
-        counts_C = np.asarray(seen.sum(0)).ravel()
-        odds_C = _logit((seen.T @ train.labels_N + SMOOTHING * rate) / (counts_C + SMOOTHING))
+        counts_C = seen.T @ train.weights_N
+        odds_C = _logit((seen.T @ (train.labels_N * train.weights_N) + SMOOTHING * rate) / (counts_C + SMOOTHING))
         return cast(Floats, (part @ odds_C) / np.maximum(np.asarray(part.sum(1)).ravel(), 1.0))
 
     bags = {feature.name for feature in dataset.schema.sparse}
     columns = [block for name, block in blocks(dataset.schema).items() if name in bags]
-    best = max(columns, key=lambda block: auc(judged.labels_N, score(judged, block)))
+    best = max(columns, key=lambda block: auc(judged.labels_N, score(judged, block), judged.weights_N))
     return _measure(dataset, split, score(asked, best))
 
 
@@ -67,11 +67,13 @@ def linear(dataset: Dataset, split: str = "test", *, strengths: tuple[float, ...
     train, judged, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", _judge(dataset), split))
     models = [
         LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", tol=1e-3, max_iter=50, random_state=0).fit(
-            train.matrix, train.labels_N
+            train.matrix, train.labels_N, sample_weight=train.weights_N
         )
         for strength in strengths
     ]
-    best = min(models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix)))
+    best = min(
+        models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix), judged.weights_N)
+    )
     measured = _measure(dataset, split, best.decision_function(asked.matrix))
     return measured | {"density": float((best.coef_ != 0).mean())}
 
@@ -81,7 +83,9 @@ def decomposition(dataset: Dataset, split: str = "test", *, width: int = 32) -> 
     train, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", split))
     rank = min(width, min(train.matrix.shape) - 1)
     _, _, right_kC = svds(train.matrix.astype(np.float32), k=rank, random_state=0)
-    model = LogisticRegression(max_iter=200).fit(train.matrix @ right_kC.T, train.labels_N)
+    model = LogisticRegression(max_iter=200).fit(
+        train.matrix @ right_kC.T, train.labels_N, sample_weight=train.weights_N
+    )
     return _measure(dataset, split, model.decision_function(asked.matrix @ right_kC.T))
 
 
@@ -91,7 +95,9 @@ def factorization_machine(
     """A factorization machine (Rendle 2010) on the bag-of-features matrix; stops when the valid AUC falls."""
     train, judged, asked = (_Rows.of(dataset, name, scaled=True) for name in ("train", _judge(dataset), split))
     generator = torch.Generator().manual_seed(0)
-    model = _Factors(train.matrix.shape[1], factors, float(_logit(train.labels_N.mean())), generator)
+    model = _Factors(
+        train.matrix.shape[1], factors, float(_logit(weighted_mean(train.labels_N, train.weights_N))), generator
+    )
     optimizer = torch.optim.SparseAdam([model.weights_C1, model.factors_Ck], lr=0.005)
     best: Floats = np.zeros(len(asked.labels_N))
     best_auc = float("-inf")
@@ -102,9 +108,10 @@ def factorization_machine(
             optimizer.zero_grad()
             logits = model(train.matrix[rows])
             labels = torch.from_numpy(train.labels_N[rows]).float()
-            F.binary_cross_entropy_with_logits(logits, labels).backward()  # type: ignore[no-untyped-call]
+            weights = torch.from_numpy(train.weights_N[rows]).float()
+            F.binary_cross_entropy_with_logits(logits, labels, weights).backward()  # type: ignore[no-untyped-call]
             optimizer.step()  # type: ignore[no-untyped-call]
-        reached = auc(judged.labels_N, model.score(judged.matrix))
+        reached = auc(judged.labels_N, model.score(judged.matrix), judged.weights_N)
         if reached <= best_auc:
             break
         best, best_auc = model.score(asked.matrix), reached
@@ -146,7 +153,10 @@ def gradient_boosting(dataset: Dataset, split: str = "test") -> dict[str, float]
     except ModuleNotFoundError:
         raise UserError("the boosted trees need LightGBM: pip install 'sparse-recsys[baselines]'.") from None
     judge = _judge(dataset)
-    sets = {name: lightgbm.Dataset(_tree_columns(dataset, name), _labels(dataset, name)) for name in ("train", judge)}
+    sets = {
+        name: lightgbm.Dataset(_tree_columns(dataset, name), _labels(dataset, name), weight=_weights(dataset, name))
+        for name in ("train", judge)
+    }
     settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 63, "verbosity": -1, "seed": 0}
     booster = lightgbm.train(
         settings | {"min_data_in_leaf": 50, "deterministic": True},
@@ -196,8 +206,8 @@ def write_baselines(
 class _Rows:
     """The labelled rows of a split for the first task."""
 
-    def __init__(self, matrix: sp.csr_matrix, labels_N: Floats) -> None:
-        self.matrix, self.labels_N = matrix, labels_N
+    def __init__(self, matrix: sp.csr_matrix, labels_N: Floats, weights_N: Floats) -> None:
+        self.matrix, self.labels_N, self.weights_N = matrix, labels_N, weights_N
 
     @staticmethod
     def of(dataset: Dataset, split: str, *, scaled: bool = False) -> "_Rows":
@@ -208,7 +218,7 @@ class _Rows:
             starts = [block.start for name, block in blocks(dataset.schema).items() if name in dense]
             own = matrix.indices >= min(starts, default=matrix.shape[1])
             matrix.data[own] = squash(torch.from_numpy(matrix.data[own])).numpy()
-        return _Rows(matrix, _labels(dataset, split))
+        return _Rows(matrix, _labels(dataset, split), _weights(dataset, split))
 
 
 def _labels(dataset: Dataset, split: str) -> Floats:
@@ -219,13 +229,23 @@ def _labels(dataset: Dataset, split: str) -> Floats:
     return labels_N
 
 
+def _weights(dataset: Dataset, split: str) -> Floats:
+    """How much each row counts for the first task, on average 1."""
+    weights_N = dataset.weights(split, dataset.schema.tasks[0])
+    if weights_N is None or not weights_N.sum() > 0:
+        return np.ones(dataset.splits[split])
+    return np.asarray(weights_N / weights_N.mean())
+
+
 def _judge(dataset: Dataset) -> str:
     """The split that chooses: valid, unless it has no rows or only one class, which defines no AUC."""
     return "valid" if dataset.splits.get("valid") and len(np.unique(_labels(dataset, "valid"))) > 1 else "train"
 
 
 def _measure(dataset: Dataset, split: str, logits_N: Floats) -> dict[str, float]:
-    return task_metrics("binary", _labels(dataset, split), logits_N, users_of(dataset, split), thorough=True)
+    return task_metrics(
+        "binary", _labels(dataset, split), logits_N, facts_of(dataset, split, dataset.schema.tasks[0]), thorough=True
+    )
 
 
 def _logit(rate: npt.ArrayLike) -> Floats:

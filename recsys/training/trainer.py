@@ -137,7 +137,9 @@ class Trainer:
             threads=settings.loader_threads,
         )
         self._log = RunLog(is_main=processes.is_main)
-        self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True)
+        self.loader = self._loader(
+            "train", batch_size=settings.batch_size, shuffle=True, lists=settings.loss.needs_lists
+        )
         self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
         check_train_labels(self.dataset)
         assert settings.monitor is not None

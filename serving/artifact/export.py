@@ -87,6 +87,10 @@ def _calibrate(
     for t, (name, task) in enumerate(dataset.config.tasks.items()):
         labels_N = sample.labels[:, t].numpy()
         labelled_N = ~np.isnan(labels_N)
+        weights_N = None if sample.weights is None else sample.weights[:, t].numpy()
+        if weights_N is not None:
+            labelled_N &= weights_N > 0
         if task.kind == "binary" and len(np.unique(labels_N[labelled_N])) == 2:
-            found[name] = fit(logits_NT[labelled_N, t], labels_N[labelled_N])
+            used = None if weights_N is None else weights_N[labelled_N]
+            found[name] = fit(logits_NT[labelled_N, t], labels_N[labelled_N], used)
     return found
