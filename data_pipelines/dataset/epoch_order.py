@@ -76,7 +76,7 @@ class ShuffledLists:
         bounds: (L + 1,) the first row of each list in the split, and N.
     """
 
-    starts: Positions
+    starts: Positions | None
 
     def __init__(self, bounds: Positions, seed: int, epoch: int) -> None:
         rows = int(bounds[-1])

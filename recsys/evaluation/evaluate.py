@@ -190,7 +190,8 @@ def added_values(weights: Weights, dataset: Dataset) -> pl.DataFrame:
 
     Columns: ``feature``, ``value``, ``count`` of training rows, ``task``, ``logit``; most frequent values first.
     """
-    columns = {"feature": pl.String, "value": pl.String, "count": pl.Int64, "task": pl.String, "logit": pl.Float64}
+    schema = {"feature": pl.String, "value": pl.String, "count": pl.Int64, "task": pl.String, "logit": pl.Float64}
+    columns = pl.Schema(schema)
     found = [pl.DataFrame(schema=columns)]
     for spec in weights.schema.sparse:
         if not spec.additive:
@@ -202,8 +203,9 @@ def added_values(weights: Weights, dataset: Dataset) -> pl.DataFrame:
         vocabulary = dataset.encoder.vocabulary(spec.table)
         logits_VT = (logits_RT - logits_RT[served])[vocabulary["id"].to_torch().long()].double().numpy()
         for t, task in enumerate(weights.schema.tasks):
-            named = {"feature": pl.lit(spec.name), "task": pl.lit(task), "logit": pl.Series(logits_VT[:, t])}
-            found.append(vocabulary.select("value", "count").with_columns(**named).select(list(columns)).cast(columns))
+            logit_V = pl.Series("logit", logits_VT[:, t])
+            rows = vocabulary.select(pl.lit(spec.name).alias("feature"), "value", "count", pl.lit(task).alias("task"))
+            found.append(rows.with_columns(logit_V).cast(columns))
     return pl.concat(found)
 
 

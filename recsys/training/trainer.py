@@ -118,8 +118,7 @@ class Trainer:
         self.on_step = on_step or (lambda rows, note: None)
         self.on_eval = on_eval or (lambda step, value: None)
         self.train_state = TrainState()
-        self._started, self._began = False, 0.0
-        self._open = ExitStack()
+        self._started, self._began, self._open = False, 0.0, ExitStack()
         with ExitStack() as stack:
             self.processes = stack.enter_context(process_group())
             self._build()
@@ -137,17 +136,15 @@ class Trainer:
             threads=settings.loader_threads,
         )
         self._log = RunLog(is_main=processes.is_main)
-        self.loader = self._loader(
-            "train", batch_size=settings.batch_size, shuffle=True, lists=settings.loss.needs_lists
-        )
+        lists, aside = settings.loss.needs_lists, settings.checkpoint_aside
+        self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
         self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
         check_train_labels(self.dataset)
         assert settings.monitor is not None
         self._validation = Validation(self.dataset, settings.monitor, processes)
         self.state = build_state(config, self.loader.schema, processes.device)
         self.total_steps = settings.epochs * len(self.loader)
-        keep, aside = settings.keep_checkpoints, settings.checkpoint_aside
-        self._writer = CheckpointWriter(self.run, processes, keep=keep, aside=aside)
+        self._writer = CheckpointWriter(self.run, processes, keep=settings.keep_checkpoints, aside=aside)
 
     def fit(self, *, resume: bool = False) -> Result:
         """Train to the end: until all epochs are done, or early stopping.
