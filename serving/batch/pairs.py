@@ -50,7 +50,7 @@ class PairScorer:
         encoder = scorer.artifact.encoder
         named = set(candidates.columns)
         columns = {name: encoder.plan.feature(name).columns() for name in encoder.schema.feature_names}
-        mine = [name for name, wanted in columns.items() if wanted <= named]
+        mine = [name for name, wanted in columns.items() if wanted and wanted <= named]
         if not mine:
             raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")
         compared = {name for name in columns if encoder.plan.feature(name).name in encoder.plan.relative}

@@ -74,18 +74,18 @@ class IdFeature(CategoricalFeature[IdConfig]):
         table = tables[self.config.table]
         if self.config.serve is None or not isinstance(table, Vocabulary):
             return
-        wanted = pl.select(self._constant()).item()
-        if wanted not in table.values:
+        if self._constant() not in table.values:
             raise UserError(
                 f"{self.reader} serves the value {self.config.serve!r}, which no training row has often enough to "
                 f"learn: set `serve` to a value of the column {self.config.column!r}."
             )
 
-    def _constant(self) -> pl.Expr:
-        value = pl.Series([self.config.serve])
-        return text(pl.lit(self.config.serve, dtype=value.dtype), value.dtype)
+    def _constant(self) -> str:
+        """The canonical text of the value that is served."""
+        value = pl.Series("value", [self.config.serve])
+        return str(value.to_frame().select(text(pl.col("value"), value.dtype)).item())
 
     def values(self, raw: RawColumns) -> pl.Expr:
         if self.config.served:
-            return self._constant()
+            return pl.repeat(self._constant(), pl.len())
         return raw.text(self.reader, self.config.column)

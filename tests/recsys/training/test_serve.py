@@ -14,6 +14,7 @@ from recsys.evaluation.evaluate import ADDED_FILE, evaluate
 from recsys.exporting.export import export_run
 from recsys.reports.report import write_report
 from recsys.training.trainer import train
+from serving.artifact.drift import DriftMonitor
 from serving.batch.scorer import Scorer
 
 TRUTH = {1: 0.0, 2: -1.0, 3: -2.0}
@@ -56,6 +57,10 @@ def test_what_positions_add_is_learned_apart_and_scores_do_not_read_them(tmp_pat
     alone = scorer.score(items, logits=True)
     asked = scorer.score(items.with_columns(position=pl.lit(3)), logits=True)
     assert alone["click:logit"].to_list() == asked["click:logit"].to_list()
+    drift = DriftMonitor(scorer.artifact.encoder.schema, scorer.artifact.reference)
+    everyone = pl.read_parquet(tmp_path / "log.parquet").select("item")
+    scorer.score(everyone, drift=drift)
+    assert max(*drift.feature_psi().values(), *drift.score_psi().values()) < 0.1
     truth = (np.arange(12) - 5.5) / 4 - 0.5
     assert np.abs(alone["click:logit"].to_numpy() - truth).mean() < 0.35
     page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
