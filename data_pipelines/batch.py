@@ -3,8 +3,9 @@
 Letters: B rows of a batch, D width of all dense features together, T tasks, F sparse features.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -37,6 +38,8 @@ class SparseSpec(Config):
 
     ``sequence`` names the history the feature belongs to: all features of one history have equal lengths row by row,
     oldest event first, so that they can be read as one sequence of events. ``None`` for ids and bags.
+
+    ``additive`` features add a term to the logits, and meet no other feature.
     """
 
     name: str
@@ -45,6 +48,7 @@ class SparseSpec(Config):
     weighted: bool = False
     max_length: int | None = None
     sequence: str | None = None
+    additive: bool = False
 
 
 class DenseSpec(Config):
@@ -84,6 +88,8 @@ class Batch:
         dense: (B, D) float32, features in schema order.
         labels: (B, T) float32; NaN where a row has no label for a task. ``None`` when scoring.
         rows: (B,) int64, positions of the rows in their split (or in the input when scoring).
+        weights: (B, T) float32, how much each row counts for each task; ``None`` where all count alike.
+        lists: (B,) int64, ascending from 0: the list that each row was shown in, where batches keep lists whole.
     """
 
     sparse: KeyedJaggedTensor
@@ -91,6 +97,8 @@ class Batch:
     dense: Tensor
     labels: Tensor | None
     rows: Tensor
+    weights: Tensor | None = None
+    lists: Tensor | None = None
 
     def __len__(self) -> int:
         return self.dense.shape[0]
@@ -106,26 +114,21 @@ class Batch:
             if bags is not None:  # what is counted here is not read back from a GPU
                 bags.offset_per_key()
                 bags.offsets()
-        return Batch(
-            self.sparse.to(device, non_blocking=True),
-            None if self.weighted is None else self.weighted.to(device, non_blocking=True),
-            self.dense.to(device, non_blocking=True),
-            None if self.labels is None else self.labels.to(device, non_blocking=True),
-            self.rows,
-        )
+        return self._changed(lambda part: part.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies without waiting for the CPU."""
-        return Batch(
-            self.sparse.pin_memory(),
-            None if self.weighted is None else self.weighted.pin_memory(),
-            self.dense.pin_memory(),
-            None if self.labels is None else self.labels.pin_memory(),
-            self.rows,
-        )
+        return self._changed(lambda part: part.pin_memory())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of this batch, copied on another stream, until ``stream`` has used it."""
-        for part in (self.sparse, self.weighted, self.dense, self.labels):
-            if part is not None:
-                part.record_stream(stream)
+        for part in self._parts().values():
+            part.record_stream(stream)
+
+    def _parts(self) -> dict[str, Any]:
+        """What a device computes with."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _changed(self, change: Callable[[Any], Any]) -> "Batch":
+        return replace(self, **{name: change(part) for name, part in self._parts().items()})

@@ -17,13 +17,17 @@ POSITIVE = "positive"
 """With ``sampling``: 1 in the rows of the log, 0 in the negatives drawn for them."""
 DRAWN = ":drawn"
 """With ``sampling``: whether a row is a drawn negative, which never happened and is no event of anyone's past."""
+LIST = ":list"
+"""With ``group``: the key of the list that a row was shown in (UInt64); 0 for a row of none."""
+SOURCE = ":source"
+"""Suffix of the column that holds what a ``relative`` feature compares."""
 START, LENGTH = ":start", ":length"
 """Suffixes of a history's columns: the slice of its entity's events that a row sees."""
 SEPARATOR = "\x1f"
 """Stands between the parts of a combined value (ASCII unit separator)."""
 
 
-OWN = frozenset({ROW, TIME, REASON, SPLIT, DRAWN})
+OWN = frozenset({ROW, TIME, REASON, SPLIT, DRAWN, LIST})
 """Columns that stand beside those of a log while it is read."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
+from models.layers.additive import AdditiveTerms
 from models.layers.gates import FeatureGates
 from models.layers.heads import Heads, TasksConfig
 from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Interaction
@@ -86,7 +87,9 @@ class Ranker(nn.Module):
         self.histories = Histories(schema, config)
         self.standardize = Standardize(schema.dense_width)
         self.gates = FeatureGates(schema) if config.gates else None
-        self.fields = [feature.name for feature in schema.sparse]
+        self.fields = [feature.name for feature in schema.sparse if not feature.additive]
+        if not (self.fields or schema.dense):
+            raise UserError("every feature of data.features has `serve`: a ranker needs one that scoring reads.")
         widths = feature_widths(config, schema)
         fields = Fields(tuple(widths[name] for name in self.fields), schema.dense_width, config.dim)
         self.interaction = config.interaction.build(fields)
@@ -95,6 +98,8 @@ class Ranker(nn.Module):
         context = _context_width(config, widths)
         self.tower = config.tower.build(enriched, context=context, sharing=config.tasks, tasks=tasks)
         self.heads = Heads(enriched, self.tower.out_width, tasks)
+        added = {f.name: config.table_dim(f.table) for f in schema.sparse if f.additive}
+        self.additive = AdditiveTerms(added, tasks) if added else None
         self.wide = Wide(schema.dense_width, tasks) if config.wide else None
         self.apply(_start_linear)
         if self.wide is not None:
@@ -124,6 +129,8 @@ class Ranker(nn.Module):
         x_BD = self.interaction(x_BD if self.norm is None else self.norm(x_BD))
         context_BC = self._context(pooled, dense_BD) if self.config.context else None
         logits_BT = self.heads(x_BD, self.tower(x_BD, context_BC))
+        if self.additive is not None and len(self.additive.terms):
+            logits_BT = logits_BT + self.additive(pooled)
         if self.wide is not None:
             logits_BT = logits_BT + self.wide(wide, dense_BD)
         return cast(Tensor, logits_BT)
@@ -241,7 +248,7 @@ class Ranker(nn.Module):
 
 def feature_widths(config: RankerConfig, schema: Schema) -> dict[str, int]:
     """Columns of every feature in the row that the interaction reads, sparse features first."""
-    sparse = {feature.name: config.table_dim(feature.table) for feature in schema.sparse}
+    sparse = {feature.name: config.table_dim(feature.table) for feature in schema.sparse if not feature.additive}
     return sparse | {feature.name: feature.width for feature in schema.dense}
 
 

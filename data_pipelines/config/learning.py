@@ -1,4 +1,4 @@
-"""What to learn, and from which rows: tasks, splits and negative sampling."""
+"""What to learn, and from which rows: tasks, weights, splits and negative sampling."""
 
 from datetime import date
 from typing import Any, Literal
@@ -6,6 +6,48 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_pipelines.config.base import Config
+
+
+class RowWeight(Config):
+    """How much each row counts, in losses and in metrics: `weight: COLUMN`, or the inverse of a propensity.
+
+    A row of weight 2 counts like two rows of weight 1.
+    """
+
+    column: str | None = Field(default=None, description="The column that holds the weights: numbers from 0.")
+    inverse: str | None = Field(
+        default=None,
+        description="The column that holds propensities: the chance, above 0 and up to 1, with which the row came to "
+        "be shown. Its weight is 1 / propensity (inverse propensity scoring).",
+    )
+    clip: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Propensities below this count as this: a smaller variance, at the price of a bias.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_column(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "RowWeight":
+        if (self.column is None) == (self.inverse is None):
+            raise ValueError(
+                "a weight is either the name of a column, or has the key `inverse`: a column of propensities"
+            )
+        if self.clip and self.inverse is None:
+            raise ValueError("`clip` is for propensities: it needs the key `inverse`")
+        return self
+
+    @property
+    def read_column(self) -> str:
+        """The column that is read."""
+        column = self.column if self.inverse is None else self.inverse
+        assert column is not None
+        return column
 
 
 class Task(Config):
@@ -25,6 +67,9 @@ class Task(Config):
         "words that YAML takes for truth values.",
     )
     weight: float = Field(default=1.0, ge=0, description="Weight of the task's loss.")
+    row_weight: RowWeight | None = Field(
+        default=None, description="How much each row counts for this task; `data.weight` where absent."
+    )
     where: str | None = Field(
         default=None, description="A SQL condition: rows for which it does not hold have no label."
     )
@@ -93,9 +138,10 @@ class Sampling(Config):
     an item must be joined from a side table.
     """
 
-    item: str = Field(
+    item: str | None = Field(
+        default=None,
         description="The column in which a negative differs from the row it is drawn for. By default the one key that "
-        "is not the user."
+        "is not the user.",
     )
     negatives: int = Field(default=4, ge=1, description="Negatives per row.")
     by: Literal["uniform", "popularity"] = Field(default="uniform", description="The distribution to draw items from.")
@@ -112,6 +158,31 @@ class Sampling(Config):
         "(without a time, the user). A row with a null in one of them is a basket of its own.",
     )
     seed: int = Field(default=0, description="Seed of the draws.")
+    keep_negatives: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="For a log that holds its negatives: the share of them that training keeps. Those kept count "
+        "1 / share times, so that probabilities stay right; valid and test keep every row. Nothing is drawn then.",
+    )
+
+    @property
+    def draws(self) -> bool:
+        """Whether negatives are drawn, and not those of the log thinned out."""
+        return self.keep_negatives is None
+
+    @model_validator(mode="after")
+    def _draws_or_thins(self) -> "Sampling":
+        if self.draws and self.item is None:
+            raise ValueError("`sampling` needs the key `item`: the column in which a negative differs from its row")
+        fields = type(self).model_fields.items()
+        drawing = {name for name, field in fields if getattr(self, name) != field.get_default()}
+        drawing -= {"keep_negatives", "seed"}
+        if not self.draws and drawing:
+            raise ValueError(
+                f"`keep_negatives` thins out the negatives of the log and `{min(drawing)}` draws others: remove one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _basket_is_excluded(self) -> "Sampling":

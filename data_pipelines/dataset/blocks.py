@@ -79,6 +79,8 @@ class Block:
         dense: (W, D) float32.
         labels: (W, T) float32, or ``None``.
         rows: (W,) positions in the split.
+        weights: (W, T) float32 where rows do not count alike.
+        lists: (W,) uint64 keys of the lists, 0 for a row of no list; rows of a list are neighbours.
         order: (W,) the order in which batches take the rows; ``None`` for their order in the block.
     """
 
@@ -90,6 +92,8 @@ class Block:
     labels: npt.NDArray[np.float32] | None
     rows: Rows
     order: Rows | None = None
+    weights: npt.NDArray[np.float32] | None = None
+    lists: npt.NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -126,13 +130,25 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
                 _check_ids(limits, {feature.name: 0}, events[feature.name][None])
                 plain.add(feature.name, events[feature.name], lengths)
     labels = [block.labels[rows] for block, rows in picked if block.labels is not None]
+    row_weights = [block.weights[rows] for block, rows in picked if block.weights is not None]
+    lists = [block.lists[rows] for block, rows in picked if block.lists is not None]
     return Batch(
         sparse=plain.jagged(),
         weighted=weighted.jagged() if weighted.values else None,
         dense=torch.from_numpy(_joined([block.dense[rows] for block, rows in picked], np.float32)),
         labels=torch.from_numpy(_joined(labels, np.float32)) if labels else None,
         rows=torch.from_numpy(_joined([block.rows[rows] for block, rows in picked], np.int64)),
+        weights=torch.from_numpy(_joined(row_weights, np.float32)) if row_weights else None,
+        lists=torch.from_numpy(list_starts(_joined(lists, np.uint64)).cumsum() - 1) if lists else None,
     )
+
+
+def list_starts(lists_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """(N,) where lists begin, of keys whose equal ones are neighbours; a row of no list (0) is one by itself."""
+    starts_N: npt.NDArray[np.bool_] = lists_N == 0
+    starts_N[:1] = True
+    starts_N[1:] |= lists_N[1:] != lists_N[:-1]
+    return starts_N
 
 
 def _check_ids(limits: Mapping[str, int], places: Mapping[str, int], ids_FL: npt.NDArray[np.int32]) -> None:

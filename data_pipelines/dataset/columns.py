@@ -16,9 +16,11 @@ from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import intact, sync
 from data_pipelines.errors import UserError
 from data_pipelines.features.events import Events
-from data_pipelines.names import LENGTH, ROW, START, TIME
+from data_pipelines.names import LENGTH, LIST, ROW, START, TIME
 
 LABEL = "label:"
+WEIGHT = "weight:"
+"""Prefix of how much a row counts for a task, where rows do not count alike."""
 KEY = "key:"
 WEIGHTS = ":weights"
 PART_ROWS = 1 << 20
@@ -74,12 +76,18 @@ class PartWriter:
 
 @dataclass
 class Columns:
-    """Encoded columns of one split. Nothing is read before it is asked for."""
+    """Encoded columns of one split. Nothing is read before it is asked for.
+
+    Attributes:
+        labelled: Whether blocks have labels and weights.
+        lists: Whether blocks have the keys of lists.
+    """
 
     batches: Sequence[pa.RecordBatch]
     schema: Schema
     events: Mapping[str, Events] = field(default_factory=dict)
     labelled: bool = True
+    lists: bool = False
 
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
@@ -122,6 +130,7 @@ class Columns:
             for feature in self.schema.dense
         ]
         labels = [self._flat(LABEL + task, pieces) for task in self.schema.tasks] if self.labelled else []
+        weights = [self._weights(task, pieces, size) for task in self.schema.tasks] if self.weighted else []
         return Block(
             ids={name: row for row, name in enumerate(ids)},
             id_matrix=self._id_matrix(ids, pieces, size, by_row=shuffled),
@@ -130,7 +139,20 @@ class Columns:
             dense=np.concatenate(dense, axis=1) if dense else np.empty((size, 0), np.float32),
             labels=np.stack(labels, axis=1) if labels else None,
             rows=np.concatenate([np.arange(start, stop) for start, stop in ranges] or [np.empty(0, np.int64)]),
+            weights=np.stack(weights, axis=1) if weights else None,
+            lists=self._flat(LIST, pieces) if self.lists else None,
         )
+
+    @property
+    def weighted(self) -> bool:
+        """Whether blocks have weights: whether rows do not count alike for some task."""
+        names = self.batches[0].schema.names if self.labelled and self.batches else ()
+        return any(WEIGHT + task in names for task in self.schema.tasks)
+
+    def _weights(self, task: str, pieces: Sequence[Piece], size: int) -> np.ndarray:
+        if WEIGHT + task not in self.batches[0].schema.names:
+            return np.ones(size, np.float32)
+        return self._flat(WEIGHT + task, pieces)
 
     def _pieces(self, start: int, stop: int) -> Iterable[Piece]:
         """What makes up a range of rows."""
@@ -214,6 +236,7 @@ def _check_columns(schema: Schema, events: Mapping[str, Events], found: pa.Schem
         raise ValueError(f"it has no column {ROW!r}: an earlier version prepared it")
     ids, numbers = pa.int32(), pa.float32()
     wanted: dict[str, tuple[pa.DataType, ...]] = {LABEL + task: (numbers,) for task in schema.tasks}
+    wanted |= {WEIGHT + task: (numbers,) for task in schema.tasks if WEIGHT + task in found.names}
     for feature in schema.sparse:
         if feature.kind == "id":
             wanted[feature.name] = (ids,)

@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import Field, TypeAdapter
 
 from data_pipelines.batch import Schema
-from data_pipelines.dataset.columns import KEY, LABEL, Columns
+from data_pipelines.dataset.columns import KEY, LABEL, WEIGHT, Columns
 from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
 from data_pipelines.dataset.raw_rows import raw_rows
@@ -25,7 +25,7 @@ from data_pipelines.features.events import Events
 from data_pipelines.features.plan import Plan
 from data_pipelines.locations import expand
 from data_pipelines.logs.splits import SPLITS
-from data_pipelines.names import OWN
+from data_pipelines.names import LIST, OWN
 from data_pipelines.past.state import State
 
 _SPLITS = TypeAdapter(dict[Annotated[str, Field(pattern="^(train|valid|test)$")], Annotated[int, Field(ge=0)]])
@@ -151,6 +151,17 @@ class Dataset:
         columns = [pl.col(LABEL + task) for task in self.schema.tasks]
         return self.frame(split).select(columns).collect().to_numpy().reshape(-1, len(columns))
 
+    def weights(self, split: str, task: str) -> np.ndarray | None:
+        """(N,) float64: how much each row of a split counts for a task; ``None`` where all count alike."""
+        if task not in self.encoder.plan.weighted_tasks:
+            return None
+        weights: np.ndarray = self.feature(split, WEIGHT + task).to_numpy().astype(np.float64)
+        return weights
+
+    def lists(self, split: str) -> np.ndarray | None:
+        """(N,) uint64: the key of the list that each row was shown in, 0 for none; ``None`` without ``group``."""
+        return None if self.config.group is None else self.feature(split, LIST).to_numpy()
+
     def keys(self, split: str) -> pl.DataFrame:
         """The raw key, user and time columns of a split."""
         frame = self.frame(split)
@@ -166,7 +177,8 @@ class Dataset:
         return pl.scan_ipc(self._split(split) / "part-*.arrow")
 
     def raw(self, split: str, rows: Sequence[int] | np.ndarray | None = None) -> pl.DataFrame:
-        """Rows of a split as they are in the log, with the past of each as ``State.attach`` would give it.
+        """Rows of a split as they are in the log, with the past of each as ``State.attach`` would give it, and what is
+        relative to the list of each.
 
         Reads the log again. Encoded anew, these rows are the rows of the split.
 
@@ -177,14 +189,16 @@ class Dataset:
             UserError: The log is no longer there, or does not hold all (sampled negatives, the past of a data set that
                 was extended).
         """
-        if self.config.sampling is not None or "extends" in self.manifest.meta:
+        if self.config.drawing is not None or "extends" in self.manifest.meta:
             raise UserError(f"{self.path} has rows or events that its log does not hold: they cannot be read again.")
         frame, plan = self.frame(split), self.encoder.plan
         stored = {name for feature in plan.past.values() for name in feature.stored}
-        names = [name for name in frame.collect_schema().names() if name in stored or name in OWN]
+        related = [spec.name for feature in plan.relative.values() for spec in feature.specs().dense]
+        names = [name for name in frame.collect_schema().names() if name in {*stored, *related, *OWN}]
         encoded = frame.select(names).collect()
         encoded = encoded if rows is None else encoded[np.asarray(rows)]
-        return raw_rows(plan, expand(self.manifest.meta["log"]), encoded, self.path / "events")
+        found = raw_rows(plan, expand(self.manifest.meta["log"]), encoded, self.path / "events")
+        return found.with_columns(encoded.select(related))
 
     def _split(self, split: str) -> Path:
         if split not in self.splits:

@@ -12,13 +12,22 @@ import polars as pl
 
 from data_pipelines.arrays import to_arrow
 from data_pipelines.batch import Batch, Schema
-from data_pipelines.dataset.blocks import Block, make_batch
+from data_pipelines.dataset.blocks import Block, list_starts, make_batch
 from data_pipelines.dataset.columns import Columns, Range
 from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.dataset.epoch_order import (
+    EpochOrder,
+    InOrder,
+    Positions,
+    Share,
+    ShuffledLists,
+    ShuffledRows,
+    cut,
+    shares,
+    size,
+)
 from data_pipelines.errors import UserError
 
-_BLOCK_ROWS = 512
-_WINDOW_ROWS = 1 << 20
 _AHEAD = 3
 
 
@@ -32,14 +41,18 @@ class Loader:
     Ranks have equal shares of the rows (to one row), none of them twice, and equally many batches; the last batch may
     be smaller, or larger by one row.
 
+    With ``lists`` whole lists are shuffled, shared and put into batches, without padding: a batch is then longer than
+    ``batch_size`` by at most the rest of its last list. Memory holds 24 bytes per row.
+
     Args:
         features: Read only these, named as in the config or the schema; the batch then has the smaller schema
             ``loader.schema``.
         max_rows: Stop after the first ``max_rows`` rows of the split.
+        lists: Keep the lists of ``data.group`` whole, and say in ``Batch.lists`` which row is in which.
         threads: Threads that make batches ahead; 0 makes each when it is asked for.
 
     Raises:
-        UserError: The split is not there, or has fewer rows than there are ranks.
+        UserError: The split is not there, has fewer rows (or lists) than there are ranks, or no lists.
     """
 
     def __init__(
@@ -54,6 +67,7 @@ class Loader:
         world_size: int = 1,
         features: Sequence[str] | None = None,
         max_rows: int | None = None,
+        lists: bool = False,
         threads: int = 1,
     ) -> None:
         if batch_size < 1:
@@ -66,11 +80,13 @@ class Loader:
         self._batch_size, self._shuffle, self._seed, self._threads = batch_size, shuffle, seed, threads
         self._rank, self._world_size = rank, world_size
         self._epoch = 0
+        self._bounds: Positions | None = _list_bounds(dataset, split, self._rows) if lists else None
+        self.columns.lists = lists
         self._restart()
 
     def __len__(self) -> int:
         """Batches of the epoch, the same on every rank."""
-        return _batches(_size(self._ranges), self._batch_size, self._world_size)
+        return max(0, len(self._share[1]) - 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless it is already the current one; each epoch has its own order."""
@@ -95,12 +111,14 @@ class Loader:
         """
         self._epoch, self._next, self._resumed = state["epoch"], state["next"], True
         self._ranges = [(start, stop) for start, stop in state["ranges"]]
+        self._order = self._make_order()
         batch_size, world_size = state["batch_size"], state["world_size"]
         if (batch_size, world_size) != (self._batch_size, self._world_size):
-            complete = self._next == _batches(_size(self._ranges), batch_size, world_size)
-            shares = [] if complete else [_share(self._ranges, rank, world_size) for rank in range(world_size)]
-            self._ranges = [piece for share in shares for piece in _cut(share, self._next * batch_size, _size(share))]
-            self._next = 0
+            before = shares(self._ranges, batch_size, world_size, self._order.starts)
+            complete = self._next >= len(before[0][1]) - 1
+            left = [] if complete else [cut(share, bounds[self._next], size(share)) for share, bounds in before]
+            self._ranges, self._next = [piece for share in left for piece in share], 0
+        self._share = self._shared()
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch: from the resumed position once, from its start otherwise."""
@@ -113,6 +131,18 @@ class Loader:
 
     def _restart(self) -> None:
         self._next, self._ranges, self._resumed = 0, [(0, self._rows)], False
+        self._order = self._make_order()
+        self._share = self._shared()
+
+    def _make_order(self) -> EpochOrder:
+        if self._bounds is not None:
+            if self._shuffle:
+                return ShuffledLists(self._bounds, self._seed, self._epoch)
+            return InOrder(self._rows, self._bounds[:-1])
+        return ShuffledRows(self._rows, self._seed, self._epoch) if self._shuffle else InOrder(self._rows)
+
+    def _shared(self) -> Share:
+        return shares(self._ranges, self._batch_size, self._world_size, self._order.starts)[self._rank]
 
     def _made_ahead(self) -> Iterator[Batch]:
         """The batches, made by threads while the caller is busy with earlier ones."""
@@ -132,85 +162,39 @@ class Loader:
 
     def _jobs(self, start: Callable[[Callable[[], Block]], Callable[[], Block]]) -> Iterator[Callable[[], Batch]]:
         """What makes each batch that is left; ``start`` is given what loads a window, and returns what waits for it."""
-        share = _share(self._ranges, self._rank, self._world_size)
-        order = _Order(self._rows, self._seed, self._epoch) if self._shuffle else None
+        (share, bounds), order = self._share, self._order
         windows: dict[int, Callable[[], Block]] = {}
-        total = len(self)
-        for index in range(self._next, total):
-            stop = _size(share) if index == total - 1 else (index + 1) * self._batch_size
-            pieces = list(_by_window(_cut(share, index * self._batch_size, stop)))
+        for index in range(self._next, len(self)):
+            ranges = cut(share, bounds[index], bounds[index + 1])
+            pieces = list(_by_window(ranges, order.windows))
             needed = dict.fromkeys(window for window, _, _ in pieces)
-            windows = {window: windows.get(window) or start(partial(self._load, window, order)) for window in needed}
+            windows = {
+                window: windows.get(window) or start(partial(order.load, self.columns, window)) for window in needed
+            }
             yield partial(self._make, [(windows[window], low, high) for window, low, high in pieces])
-
-    def _load(self, window: int, order: "_Order | None") -> Block:
-        low, high = window * _WINDOW_ROWS, min((window + 1) * _WINDOW_ROWS, self._rows)
-        if order is None:
-            return self.columns.block([(low, high)])
-        block = self.columns.block(order.rows(low, high), shuffled=True)
-        block.order = np.random.default_rng([self._seed, self._epoch, window]).permutation(high - low)
-        return block
 
     def _make(self, pieces: list[tuple[Callable[[], Block], int, int]]) -> Batch:
         return make_batch(self.schema, [(block(), low, high) for block, low, high in pieces])
 
 
-class _Order:
-    """An epoch's order of the blocks of a split: the positions in the split of positions of the epoch."""
-
-    def __init__(self, rows: int, seed: int, epoch: int) -> None:
-        blocks = -(-rows // _BLOCK_ROWS)
-        self._first = np.random.default_rng([seed, epoch]).permutation(blocks) * _BLOCK_ROWS
-        sizes = np.minimum(_BLOCK_ROWS, rows - self._first)
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
-
-    def rows(self, start: int, stop: int) -> list[Range]:
-        """The rows of the split at positions of the epoch."""
-        found: list[Range] = []
-        block = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while start < stop:
-            low, high = int(self._starts[block]), min(int(self._starts[block + 1]), stop)
-            first = int(self._first[block])
-            found.append((first + start - low, first + high - low))
-            start, block = high, block + 1
-        return found
-
-
-def _by_window(ranges: Sequence[Range]) -> Iterator[tuple[int, int, int]]:
+def _by_window(ranges: Sequence[Range], windows: Positions) -> Iterator[tuple[int, int, int]]:
     """(window, start, stop inside it) of ranges of positions."""
     for start, stop in ranges:
         while start < stop:
-            window = start // _WINDOW_ROWS
-            end = min(stop, (window + 1) * _WINDOW_ROWS)
-            yield window, start - window * _WINDOW_ROWS, end - window * _WINDOW_ROWS
+            window = int(np.searchsorted(windows, start, side="right")) - 1
+            low, end = int(windows[window]), min(stop, int(windows[window + 1]))
+            yield window, start - low, end - low
             start = end
 
 
-def _batches(rows: int, batch_size: int, world_size: int) -> int:
-    """Batches of each rank; a rank's last one takes what is left, be it one row more than ``batch_size``."""
-    return -(-(rows // world_size) // batch_size)
-
-
-def _size(ranges: Sequence[Range]) -> int:
-    return sum(stop - start for start, stop in ranges)
-
-
-def _cut(ranges: Sequence[Range], low: int, high: int) -> list[Range]:
-    """The part from ``low`` to ``high`` of the concatenation of ``ranges``."""
-    cut: list[Range] = []
-    before = 0
-    for start, stop in ranges:
-        a, b = max(low - before, 0), min(high - before, stop - start)
-        if a < b:
-            cut.append((start + a, start + b))
-        before += stop - start
-    return cut
-
-
-def _share(ranges: Sequence[Range], rank: int, world_size: int) -> list[Range]:
-    """A rank's part of ``ranges``; parts differ in size by at most one row."""
-    size = _size(ranges)
-    return _cut(ranges, size * rank // world_size, size * (rank + 1) // world_size)
+def _list_bounds(dataset: Dataset, split: str, rows: int) -> Positions:
+    """(L + 1,) the first row of each list of a split, and how many rows there are."""
+    lists_N = dataset.lists(split)
+    if lists_N is None:
+        raise UserError(
+            f"{dataset.path} has no lists: say in data.group which rows are shown together, and prepare the data again."
+        )
+    return np.append(np.flatnonzero(list_starts(lists_N[:rows])), rows).astype(np.int64)
 
 
 def _at_once(load: Callable[[], Block]) -> Callable[[], Block]:

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 
-from data_pipelines.dataset.columns import KEY, LABEL, PartWriter
+from data_pipelines.dataset.columns import KEY, LABEL, WEIGHT, PartWriter
+from data_pipelines.dataset.lists import arrange
 from data_pipelines.disk import storage
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import Notice, UserError
@@ -20,6 +21,7 @@ from data_pipelines.features.encoder import Encoder
 from data_pipelines.features.fitting import count
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.row_weights import thinned_out
 from data_pipelines.features.time_formats import oddities
 from data_pipelines.files.base import reading
 from data_pipelines.files.find import find_files
@@ -30,11 +32,14 @@ from data_pipelines.logs.outcomes import warn_of_outcomes
 from data_pipelines.logs.row_counts import Survey, take_survey
 from data_pipelines.logs.splits import SPLITS, assign
 from data_pipelines.logs.validation import check_times, checked
-from data_pipelines.names import REASON, ROW, SPLIT, TIME
+from data_pipelines.names import LIST, REASON, ROW, SOURCE, SPLIT, TIME
 from data_pipelines.past.point_in_time import Past, compute
 from data_pipelines.past.snapshots import Snapshots
 from data_pipelines.past.state import State, save
 from data_pipelines.timelines import MINUTE
+
+_THINNED = ":thinned"
+"""Whether a row is a negative that training does not keep."""
 
 Work = Callable[[pl.LazyFrame], list[pl.DataFrame]]
 Engine = Callable[[pl.LazyFrame, int, Work], Iterator[list[pl.DataFrame]]]
@@ -74,7 +79,7 @@ def write(
             log.refused.write_parquet(folder / "quarantine_lines.parquet")
         rows = rows.filter(pl.col(REASON).is_null()) if survey.refused else rows
         rows = assign(plan, rows.drop(REASON), survey, scratch)
-        if plan.config.sampling is not None:
+        if plan.config.drawing is not None:
             rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
         counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, plan)))
         train = rows.filter(pl.col(SPLIT) == 0)
@@ -83,7 +88,10 @@ def write(
         # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
         saved = aside.submit(encoder.save, folder)
         past = _past(plan, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
-        splits = _encode(plan, encoder, rows, survey.rows, past, folder, progress, engine)
+        grouped = plan.config.group is not None
+        splits = _encode(plan, encoder, rows, survey.rows, past, scratch if grouped else folder, progress, engine)
+        if grouped:
+            _arrange(plan, encoder, location, scratch / "splits", folder / "splits")
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
     saved.result()
@@ -180,9 +188,18 @@ def _encode(
 ) -> dict[str, int]:
     raw = RawColumns(rows.collect_schema())
     carried = [plan.label(task, raw).alias(LABEL + task) for task in plan.tasks]
+    carried += [plan.weight(task, raw).alias(WEIGHT + task) for task in plan.weighted_tasks]
     carried += [_plain(name, raw.schema.get(name)).alias(KEY + name) for name in plan.keys]
     carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in raw.schema]
-    encoder = encoder.select(name for name in plan.config.inputs if name not in plan.past)
+    if plan.kept_negatives is not None:
+        assert plan.config.sampling is not None
+        negative = (pl.col(SPLIT) == 0) & plan.is_negative(raw)
+        carried.append(thinned_out(negative, plan.kept_negatives, plan.config.sampling.seed).alias(_THINNED))
+    if plan.config.group is not None:
+        carried.append(plan.list_key(raw).alias(LIST))
+    later = {name for name, feature in plan.relative.items() if feature.of is not None and feature.of.name in plan.past}
+    compared = [pl.col(plan.relative[name].config.of or "").cast(pl.Float64).alias(name + SOURCE) for name in later]
+    encoder = encoder.select(name for name in plan.config.inputs if name not in plan.past and name not in later)
     if engine is None:
         chunks = _streamed(encoder, carried, rows)
     else:
@@ -191,15 +208,29 @@ def _encode(
     for chunk in chunks:
         times = chunk[TIME].to_numpy() if TIME in chunk.columns else np.empty(0)
         chunk = chunk.with_columns(past.take(chunk[ROW].to_numpy(), times)) if len(chunk) else chunk
+        chunk = chunk.with_columns(compared) if len(chunk) else chunk
+        done = len(chunk)
+        if _THINNED in chunk.columns:
+            chunk = chunk.filter(~pl.col(_THINNED)).drop(_THINNED)
         codes = chunk[SPLIT]
         chunk = chunk.drop(SPLIT)
         for code, split in enumerate(SPLITS):
             here = (codes == code).fill_null(False)
             writers[split].write(chunk if here.all() else chunk.filter(here))
-        progress(len(chunk))
+        progress(done)
     for writer in writers.values():
         writer.close()
     return {split: writer.rows for split, writer in writers.items()}
+
+
+def _arrange(plan: Plan, encoder: Encoder, location: str, encoded: Path, out: Path) -> None:
+    """Bring the rows of lists together, and refuse lists that are none."""
+    found = sum(arrange(encoder, encoded / split, out / split) for split in SPLITS)
+    if not found:
+        raise UserError(
+            f"{location}: no two rows are of one list: `group: [{', '.join(plan.config.group or ())}]` must name the "
+            "columns that rows shown together share, such as a session and a time."
+        )
 
 
 def _plain(name: str, dtype: pl.DataType | None) -> pl.Expr:
@@ -208,12 +239,12 @@ def _plain(name: str, dtype: pl.DataType | None) -> pl.Expr:
 
 
 def _streamed(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-    encoded = encoder.encode(rows, carry=carried)
+    encoded = encoder.encode(rows, carry=carried, relate=False)
     return encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming")
 
 
 def _encoded(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> list[pl.DataFrame]:
-    return [encoder.encode(rows, carry=carried).collect(engine="streaming")]
+    return [encoder.encode(rows, carry=carried, relate=False).collect(engine="streaming")]
 
 
 def _sizes(encoder: Encoder) -> dict[str, int]:

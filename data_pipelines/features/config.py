@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 import data_pipelines.features.kinds  # noqa: F401  (registers the kinds of features)
 from data_pipelines.config.base import Config
-from data_pipelines.config.learning import Sampling, Split, Task
+from data_pipelines.config.learning import RowWeight, Sampling, Split, Task
 from data_pipelines.features.kinds.base import FeatureConfig
 from data_pipelines.features.times import TimeFormat, check_format
 from data_pipelines.files.formats import Format
@@ -35,7 +35,16 @@ class DataConfig(Config):
         "`YYYYMMDDHHMMSS`. If absent, ISO 8601 and seconds to nanoseconds since 1970 are read.",
     )
     user: str | None = Field(default=None, description="The column that holds the user of a row.")
+    group: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="The columns that rows shown together share, such as `[session_id, timestamp]`: a list. Lists are "
+        "never divided between splits. A row with a null in one of them is in no list.",
+    )
     tasks: dict[str, Task] = Field(min_length=1, description="What to predict, by name.")
+    weight: RowWeight | None = Field(
+        default=None, description="How much each row counts, in losses and metrics: a column, or see below."
+    )
     split: Split = Field(
         default=Split(by="random"), description="Training, validation and test rows; by time where `time` is set."
     )
@@ -58,7 +67,7 @@ class DataConfig(Config):
         values = dict(values)
         if "split" not in values and values.get("time") is not None:
             values["split"] = {"by": "time"}
-        if isinstance(values.get("sampling"), dict):
+        if isinstance(values.get("sampling"), dict) and "keep_negatives" not in values["sampling"]:
             others = [key for key in values.get("keys") or [] if key != values.get("user")]
             values["sampling"] = {**({"item": others[0]} if len(others) == 1 else {}), **values["sampling"]}
         values["features"] = {
@@ -77,12 +86,25 @@ class DataConfig(Config):
         """The features that a ranker may read: all but those that only histories read."""
         return {name: feature for name, feature in self.features.items() if feature.is_input}
 
+    def as_served(self) -> "DataConfig":
+        """The block as an artifact has it: what is fixed when serving has its fixed value."""
+        return self.model_copy(update={"features": {name: f.as_served() for name, f in self.features.items()}})
+
+    @property
+    def drawing(self) -> Sampling | None:
+        """How negatives are drawn; ``None`` where none are."""
+        return self.sampling if self.sampling is not None and self.sampling.draws else None
+
     def _problems(self) -> Iterator[str]:
         if self.split.by == "time" and self.time is None:
             yield "split by time needs the key `time`: the column that holds it"
+        if self.group is not None and self.split.by == "leave_last":
+            yield "split by leave_last counts rows of each user and would divide the lists of `group`: split by time"
+        if self.group is not None and self.drawing is not None:
+            yield "`group` says which rows were shown together, and `sampling` draws rows that never were: remove one"
         if self.split.by == "leave_last" and (self.user is None or self.time is None):
             yield "split by leave_last needs the keys `user` and `time`"
-        if self.sampling is not None and self.user is None:
+        if self.drawing is not None and self.user is None:
             yield "`sampling` needs the key `user`: negatives are what a user has not chosen"
         for join in self.joins:
             if join.time is not None and self.time is None:

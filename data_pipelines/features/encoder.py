@@ -6,7 +6,7 @@ Training data, ablations, batch jobs and requests all go through the same object
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -23,11 +23,15 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.fitting import fit
 from data_pipelines.features.kinds.base import Fitted
+from data_pipelines.features.kinds.relative import RelativeFeature
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Slots, Table, Vocabulary, spec
+from data_pipelines.names import LIST
 
 _PACKED = "encoder.xz"
+
+RowsT = TypeVar("RowsT", pl.DataFrame, pl.LazyFrame)
 
 
 class Encoder:
@@ -57,7 +61,8 @@ class Encoder:
             dense=self._dense,
             tasks=tuple(plan.tasks),
         )
-        self.served = plan.select(self.schema.feature_names)
+        compared = [f.of.name for f in plan.select(self.schema.feature_names).relative.values() if f.of is not None]
+        self.served = plan.select((*self.schema.feature_names, *compared))
         self._cache: dict[tuple[tuple[str, str], ...], list[pl.Expr]] = {}
 
     @property
@@ -88,11 +93,18 @@ class Encoder:
             raise UserError("the features of the config are not those of the data set to extend: use its config.")
         return Encoder(plan, fit(plan, train, earlier._fitted, counted))
 
-    def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = ()) -> pl.LazyFrame:
+    def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = (), relate: bool = True) -> pl.LazyFrame:
         """The encoded columns of ``rows``, and the expressions of ``carry`` beside them.
 
         Ids are Int32, bags List(Int32), weights ``<bag>:weights`` List(Float32), numbers Float32 (several: Array).
-        Histories and statistics read the columns that ``State.attach`` adds.
+        Histories and statistics read the columns that ``State.attach`` adds. Relative features take ``rows`` for whole
+        lists: those of ``data.group``, or of the column ``:list`` where there is one; or they read columns of their own
+        names.
+
+        Args:
+            rows: Raw rows.
+            carry: More expressions to select.
+            relate: With false, relative features are left to :meth:`relate`.
 
         Raises:
             UserError: ``rows`` lack a column, or have it in a type the feature cannot read.
@@ -101,13 +113,41 @@ class Encoder:
         key = tuple((name, str(dtype)) for name, dtype in schema.items())
         if key not in self._cache:
             self._cache[key] = self._compile(schema)
-        return rows.select(*self._cache[key], *carry)
+        raw = RawColumns(schema)
+        if not (relate and self._waiting(raw)):
+            return rows.select(*self._cache[key], *carry)
+        lists = pl.col(LIST) if LIST in schema else self.plan.list_key(raw).alias(LIST)
+        return self.relate(rows.select(*self._cache[key], *carry, lists)).drop(LIST)
+
+    def relate(self, encoded: RowsT) -> RowsT:
+        """Rows of whole lists, encoded without ``relate``, with their relative features."""
+        there = encoded.lazy().collect_schema().names()
+        waiting = [feature for feature in self.plan.relative.values() if feature.source in there]
+        if not waiting:
+            return encoded
+        # a row of no list is one by itself
+        key = pl.when(pl.col(LIST) == 0).then(pl.int_range(pl.len(), dtype=pl.UInt64)).otherwise(pl.col(LIST))
+        own = [expression for feature in waiting for expression in feature.relate(key, self.schema.feature_names)]
+        found = encoded.lazy().with_columns(own).drop(feature.source for feature in waiting)
+        return found if isinstance(encoded, pl.LazyFrame) else found.collect()
 
     def _compile(self, schema: pl.Schema) -> list[pl.Expr]:
         raw = RawColumns(schema)
         specs: list[SparseSpec | DenseSpec] = [*self._sparse, *self._dense]
-        encoded = (self.plan.feature(spec.name).encode(spec, raw, self._fitted) for spec in specs)
-        return [expression for expressions in encoded for expression in expressions]
+        waiting = self._waiting(raw)
+        expressions = [
+            expression
+            for spec in specs
+            if (feature := self.plan.feature(spec.name)).name not in waiting
+            for expression in feature.encode(spec, raw, self._fitted)
+        ]
+        expressions += [feature.value(raw, self._fitted) for feature in waiting.values()]
+        return expressions
+
+    def _waiting(self, raw: RawColumns) -> dict[str, RelativeFeature]:
+        """The features that :meth:`relate` works out, and rows do not bring themselves."""
+        named = self.plan.select(self.schema.feature_names).relative
+        return {name: feature for name, feature in named.items() if not feature.carried(raw)}
 
     def warm(self) -> None:
         """Build what the first :meth:`encode` would: the index of every vocabulary, a second for millions of values."""
@@ -149,6 +189,10 @@ class Encoder:
                 raise UserError(f"table {name!r} has {tables[name].rows} rows, and the mask {mask.shape}.")
             tables[name] = tables[name].prune(mask)
         return Encoder(self.plan, Fitted(tables, self._fitted.numbers), self.schema.feature_names)
+
+    def as_served(self) -> "Encoder":
+        """The encoder of an artifact: features that are fixed when serving have their fixed value."""
+        return Encoder(Plan.of(self.config.as_served()), self._fitted, self.schema.feature_names)
 
     def in_packing_order(self) -> tuple["Encoder", dict[str, np.ndarray]]:
         """The encoder whose values stand in the order that packs best, and for each of its ids the id it had before.

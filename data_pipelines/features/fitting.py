@@ -54,6 +54,8 @@ def fit(
         tables[table] = Vocabulary.fit([next(collected) for _ in queries], rule, known)
     for table, size in plan.specs.slots.items():
         tables[table] = Slots(size)
+    for feature in plan.features.values():
+        feature.check_tables(tables)
     if earlier is not None:
         return Fitted(tables, earlier.numbers)
     row = next(collected).row(0, named=True) if summaries else {}

@@ -7,14 +7,17 @@ from typing import Any
 
 import polars as pl
 
-from data_pipelines.config.learning import Task
+from data_pipelines.config.learning import RowWeight, Task
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.base import Check, Feature, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature
 from data_pipelines.features.kinds.past import PastFeature
+from data_pipelines.features.kinds.relative import RelativeFeature
 from data_pipelines.features.labels import label, label_checks
 from data_pipelines.features.raw_columns import RawColumns, unreadable
+from data_pipelines.features.row_weights import negative, row_weight, weight_checks
 from data_pipelines.features.values import condition_columns
+from data_pipelines.hashing import key_of
 from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT
 
 
@@ -57,6 +60,31 @@ class Plan:
         """What to predict, by name."""
         return self.config.tasks
 
+    @cached_property
+    def weights(self) -> dict[str, RowWeight]:
+        """How much rows count, by task; without the tasks for which every row counts alike."""
+        found = {name: task.row_weight or self.config.weight for name, task in self.tasks.items()}
+        return {name: weight for name, weight in found.items() if weight is not None}
+
+    @property
+    def weighted_tasks(self) -> list[str]:
+        """The tasks for which a data set stores how much each row counts."""
+        return [name for name in self.tasks if name in self.weights or self.kept_negatives is not None]
+
+    def list_key(self, raw: RawColumns) -> pl.Expr:
+        """UInt64: the key of the list that each row was shown in; 0 for a row of none.
+
+        Raises:
+            UserError: A column of ``group`` is missing, or holds no single values.
+        """
+        assert self.config.group is not None
+        return key_of([raw.text("`group`", column) for column in self.config.group]).fill_null(0)
+
+    @property
+    def kept_negatives(self) -> float | None:
+        """The share of negatives that training keeps; ``None`` for all."""
+        return None if self.config.sampling is None else self.config.sampling.keep_negatives
+
     @property
     def time(self) -> str | None:
         """The column that holds the time of a row."""
@@ -89,6 +117,11 @@ class Plan:
         return {name: f for name, f in self.features.items() if isinstance(f, CategoricalFeature)}
 
     @cached_property
+    def relative(self) -> dict[str, RelativeFeature]:
+        """The features that depend on the other rows of a list."""
+        return {name: f for name, f in self.features.items() if isinstance(f, RelativeFeature)}
+
+    @cached_property
     def past(self) -> dict[str, PastFeature[Any]]:
         """The features that depend on earlier rows."""
         return {name: f for name, f in self.features.items() if isinstance(f, PastFeature)}
@@ -118,10 +151,12 @@ class Plan:
         """Every column that is read of a log, and those the product adds itself."""
         config = self.config
         names = {ROW, POSITIVE, SPLIT, DRAWN, config.time, config.user, config.split.column, *config.keys}
-        if config.sampling is not None:
-            names.update((config.sampling.item, *config.sampling.basket))
+        if config.drawing is not None:
+            names.update((config.drawing.item, *config.drawing.basket))
+        names.update(config.group or ())
         names.update(key for join in config.joins for key in (*join.keys, join.time))
         names.update(task.column for task in config.tasks.values())
+        names.update(weight.read_column for weight in self.weights.values())
         conditions = [(f"task {name!r}", task.where) for name, task in self.tasks.items() if task.where is not None]
         conditions += [(feature.reader, where) for feature in self.features.values() for where in feature.conditions()]
         for reader, where in conditions:
@@ -133,6 +168,7 @@ class Plan:
     def row_columns(self) -> frozenset[str]:
         """Every column that a new row needs to be encoded, and those carried along with its scores."""
         carried = {*self.config.keys, *([self.time] if self.time else [])}
+        carried.update((self.config.group or ()) if self.relative else ())
         return frozenset(carried).union(*(feature.columns() for feature in self.features.values()))
 
     def label(self, task: str, raw: RawColumns) -> pl.Expr:
@@ -142,6 +178,22 @@ class Plan:
             UserError: The task's column is missing or holds no numbers, or its ``where`` is not a SQL condition.
         """
         return label(task, self.tasks[task], raw)
+
+    def weight(self, task: str, raw: RawColumns) -> pl.Expr:
+        """Float32: how much each row counts for a task; the negatives that training keeps stand for those it drops.
+
+        Raises:
+            UserError: The column of weights is missing or holds no numbers.
+        """
+        weight = row_weight(self.weights[task], raw) if task in self.weights else pl.lit(1.0)
+        if self.kept_negatives is not None:
+            thinned = (pl.col(SPLIT) == 0) & self.is_negative(raw)
+            weight = pl.when(thinned).then(weight / self.kept_negatives).otherwise(weight)
+        return weight.cast(pl.Float32)
+
+    def is_negative(self, raw: RawColumns) -> pl.Expr:
+        """Whether no task has a label other than 0."""
+        return negative([self.label(name, raw) for name in self.tasks])
 
     def checks(self, raw: RawColumns, *, labelled: bool) -> Iterator[Check]:
         """Reasons to refuse a row, and where each holds (null counts as false).
@@ -159,6 +211,8 @@ class Plan:
         if labelled:
             for name, task in self.tasks.items():
                 yield from label_checks(name, task, raw)
+            for weight in {weight.read_column: weight for weight in self.weights.values()}.values():
+                yield from weight_checks(weight, raw)
             yield "no label", pl.all_horizontal(self.label(name, raw).is_null() for name in self.tasks)
         for feature in self.features.values():
             yield from feature.checks(raw)

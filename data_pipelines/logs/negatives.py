@@ -123,8 +123,9 @@ def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str],
     Raises:
         UserError: A column of ``sampling`` is missing, or there is nothing to draw from.
     """
-    sampling, user = plan.config.sampling, plan.config.user
+    sampling, user = plan.config.drawing, plan.config.user
     assert sampling is not None
+    assert sampling.item is not None
     assert user is not None
     for name in (user, sampling.item, *sampling.basket):
         if name not in columns:

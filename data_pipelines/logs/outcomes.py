@@ -74,7 +74,7 @@ def warn_of_outcomes(plan: Plan, train: pl.LazyFrame) -> None:
     for name, columns in reads.items():
         for column in set(columns) & tasks.keys():
             _warn(name, column, f"is the label of the task {tasks[column]!r}")
-    if plan.config.sampling is not None:
+    if plan.config.drawing is not None:
         return
     raw = RawColumns(train.collect_schema())
     wanted = {column for columns in reads.values() for column in columns} - tasks.keys()

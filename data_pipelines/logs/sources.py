@@ -29,7 +29,7 @@ def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:
     frame = found.frame
     if not drawn:
         _check_names(path or config.log, frame.collect_schema().names())
-    if config.sampling is not None and not drawn:
+    if config.drawing is not None and not drawn:
         if POSITIVE in frame.collect_schema():
             raise UserError(
                 f"{path or config.log} has a column {POSITIVE!r}, which `sampling` adds: rename it in the log, or "

@@ -17,7 +17,7 @@ from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.hashing import stable_hash
 from data_pipelines.logs.keys import keyed
 from data_pipelines.logs.row_counts import Survey
-from data_pipelines.names import ROW, SPLIT, TIME
+from data_pipelines.names import LIST, ROW, SPLIT, TIME
 from data_pipelines.timelines import MINUTE, Timeline
 
 SPLITS = ("train", "valid", "test")
@@ -34,12 +34,46 @@ def assign(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.
         case "time":
             code = _by_time(plan, rows, survey)
         case "random":
-            code = _by_hash(split)
+            code = _by_hash(split, _list_text(plan, rows))
         case "column":
             code = _by_column(split, rows)
         case "leave_last":
             code = _by_user(plan, rows, survey, scratch)
-    return rows.with_columns(code.cast(pl.Int8).alias(SPLIT))
+    rows = rows.with_columns(code.cast(pl.Int8).alias(SPLIT))
+    return rows if plan.config.group is None or split.by == "random" else _whole_lists(plan, rows)
+
+
+def _list_text(plan: Plan, rows: pl.LazyFrame) -> pl.Expr:
+    """What says in which split a row is: its list, or its own number."""
+    number = pl.col(ROW).cast(pl.String)
+    if plan.config.group is None:
+        return number
+    key = plan.list_key(RawColumns(rows.collect_schema()))
+    return pl.when(key == 0).then(number).otherwise(pl.format("list {}", key))
+
+
+def _whole_lists(plan: Plan, rows: pl.LazyFrame) -> pl.LazyFrame:
+    """``rows`` with every list in one split: the earliest that one of its rows is in.
+
+    Memory holds one entry per list.
+    """
+    key = plan.list_key(RawColumns(rows.collect_schema()))
+    keyed_rows = rows.select(SPLIT, key.alias(LIST)).filter(pl.col(LIST) != 0)
+    divided = (
+        keyed_rows.group_by(LIST)
+        .agg(first=pl.col(SPLIT).min(), last=pl.col(SPLIT).max(), dropped=pl.col(SPLIT).is_null().any())
+        .filter((pl.col("first") != pl.col("last")) | (pl.col("dropped") & pl.col("first").is_not_null()))
+        .collect(engine="streaming")
+    )
+    if divided.is_empty():
+        return rows
+    if plan.config.split.by == "column":
+        raise UserError(
+            f"the split's column {plan.config.split.column!r} divides {len(divided):,} lists of `group` between "
+            "splits: give all rows of a list the same split."
+        )
+    whole = key.replace_strict(divided[LIST], divided["first"], default=pl.col(SPLIT), return_dtype=pl.Int8)
+    return rows.with_columns(whole.alias(SPLIT))
 
 
 def _by_user(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.Expr:
@@ -57,10 +91,10 @@ def _by_user(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> p
     return pl.lit(pl.Series(code)).gather(pl.col(ROW))
 
 
-def _by_hash(split: Split) -> pl.Expr:
+def _by_hash(split: Split, text: pl.Expr) -> pl.Expr:
     assert isinstance(split.valid, float | int)
     assert isinstance(split.test, float | int)
-    share = stable_hash(pl.col(ROW).cast(pl.String), split.seed) / 2.0**64
+    share = stable_hash(text, split.seed) / 2.0**64
     train = 1 - split.valid - split.test
     return pl.when(share < train).then(0).when(share < train + split.valid).then(1).otherwise(2)
 

@@ -137,8 +137,13 @@ class Int8Heads(Part):
             return tower_BT + F.linear(x_BD.float(), self.weight_TD)
 
 
-def task_losses(logits_BT: Tensor, labels_BT: Tensor, kinds: Sequence[TaskKind]) -> Tensor:
+def task_losses(
+    logits_BT: Tensor, labels_BT: Tensor, kinds: Sequence[TaskKind], weights_BT: Tensor | None = None
+) -> Tensor:
     """(T,) mean loss of each task over the rows that have a label; 0 for a task without any in this batch.
+
+    With ``weights_BT`` the loss of each row is multiplied by its weight; the mean is over the number of rows still, so
+    that a batch of heavy rows moves the model more than one of light rows.
 
     Binary: cross entropy of the logit. Regression: squared error. Count: Poisson likelihood of exp(logit).
     A missing label is NaN; it adds nothing to the loss nor to any gradient.
@@ -158,4 +163,6 @@ def task_losses(logits_BT: Tensor, labels_BT: Tensor, kinds: Sequence[TaskKind])
         ],
         1,
     )
+    if weights_BT is not None:
+        per_row_BT = per_row_BT * weights_BT
     return torch.where(present_BT, per_row_BT, 0.0).sum(0) / present_BT.sum(0).clamp(min=1)

@@ -52,6 +52,8 @@ def _drop_columns(weights: "Weights", names: Collection[str]) -> None:
         ranker.narrow_inputs(kept_D)
         if ranker.gates is not None:
             ranker.gates.keep(kept_sparse, kept_dense)
+        if ranker.additive is not None:
+            ranker.additive.drop(names)
     sparse = tuple(f for f in schema.sparse if f.name not in names)
     read = {feature.table for feature in sparse}
     weights.schema = Schema(

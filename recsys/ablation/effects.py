@@ -17,6 +17,7 @@ from recsys.evaluation.comparison import TestRows
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import LOG_LOSS
 from recsys.metrics.metric import Metric
+from recsys.metrics.rows import RowFacts
 from recsys.metrics.significance import (
     Effect,
     benjamini_hochberg,
@@ -84,7 +85,7 @@ class Judge:
         study: Level, correction and tolerance.
         metrics: What arms are compared by; ``main`` is the one that they are ranked by.
         labels_N: Labels of the test rows, NaN where a row has none.
-        users_N: Codes of their users, if there are any.
+        facts: Their users, lists and weights.
         slices: (N,) boolean by name, beside all rows.
         kind: Of the task.
     """
@@ -95,14 +96,14 @@ class Judge:
         metrics: Sequence[Metric],
         main: Metric,
         labels_N: ArrayLike,
-        users_N: ArrayLike | None,
+        facts: RowFacts,
         slices: Mapping[str, NDArray[np.bool_]],
         *,
         kind: TaskKind,
     ) -> None:
         self.study, self.metrics, self.main, self._kind = study, metrics, main, kind
         masks: dict[str, NDArray[np.bool_] | None] = {ALL_ROWS: None, **slices}
-        self.rows = {name: TestRows(labels_N, users_N, kind=kind, rows_N=mask) for name, mask in masks.items()}
+        self.rows = {name: TestRows.of(labels_N, facts, kind=kind, rows_N=mask) for name, mask in masks.items()}
         self._cache: dict[tuple[str, str, str], Sample] = {}
 
     def sample(self, trial: str, logits_N: Floats, metric: Metric, slice_name: str) -> Sample:

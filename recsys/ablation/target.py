@@ -12,8 +12,8 @@ from recsys.ablation.effects import Judge
 from recsys.ablation.slices import slice_masks
 from recsys.config.study import StudyConfig
 from recsys.evaluation.comparison import TestRows
-from recsys.evaluation.evaluate import users_of
-from recsys.evaluation.monitor import why_undefined
+from recsys.evaluation.evaluate import facts_of, group_kinds
+from recsys.evaluation.monitor import missing_groups, why_undefined
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import NORMALIZED_ENTROPY
 from recsys.metrics.metric import Metric
@@ -52,7 +52,7 @@ class Target:
         usual = main_metric(self.kind)
         self.main = usual if usual in self.metrics else self.metrics[0]
         for split in ("valid", "test"):
-            if reason := why_undefined(self.main, self.kind, self._labels(split), users_of(dataset, split)):
+            if reason := why_undefined(self.main, self.kind, self._labels(split), facts_of(dataset, split, self.task)):
                 raise UserError(
                     f"{self.main.label} of task {self.task} is undefined on the {split} split ({reason}): name other "
                     "ablation.metrics, or prepare with another split."
@@ -62,8 +62,8 @@ class Target:
     def judge(self) -> Judge:
         """Compares arms on the test rows."""
         slices = slice_masks(self.study, self.dataset)
-        labels_N, users_N = self._labels("test"), users_of(self.dataset, "test")
-        return Judge(self.study, self.metrics, self.main, labels_N, users_N, slices, kind=self.kind)
+        facts = facts_of(self.dataset, "test", self.task)
+        return Judge(self.study, self.metrics, self.main, self._labels("test"), facts, slices, kind=self.kind)
 
     def valid_value(self, logits_N: Floats) -> float:
         """The main metric on the valid split."""
@@ -71,24 +71,24 @@ class Target:
 
     @cached_property
     def _valid(self) -> TestRows:
-        return TestRows(self._labels("valid"), users_of(self.dataset, "valid"), kind=self.kind)
+        return TestRows.of(self._labels("valid"), facts_of(self.dataset, "valid", self.task), kind=self.kind)
 
     def _labels(self, split: str) -> Floats:
         labels_N: Floats = self.dataset.labels(split)[:, self.dataset.schema.tasks.index(self.task)]
         return labels_N
 
     def _metrics(self) -> list[Metric]:
-        users = self.dataset.config.user is not None
+        groups = group_kinds(self.dataset.config)
         if self.study.metrics is None:  # normalised entropy is log loss over a constant
-            return [metric for metric in headline_metrics(self.kind, groups=users) if metric is not NORMALIZED_ENTROPY]
+            return [metric for metric in headline_metrics(self.kind, groups=groups) if metric is not NORMALIZED_ENTROPY]
         metrics = [get_metric(name) for name in self.study.metrics]
         for metric in metrics:
             if self.kind not in metric.kinds:
-                known = ", ".join(m.name for m in metrics_of(self.kind, groups=users))
+                known = ", ".join(m.name for m in metrics_of(self.kind, groups=groups))
                 raise UserError(
                     f"ablation.metrics: {metric.label} is not for task {self.task}, which is {self.kind}: choose from "
                     f"{known}."
                 )
-            if metric.needs_groups and not users:
-                raise UserError(f"ablation.metrics: {metric.label} needs `data.user`, the column of users: add it.")
+            if missing := missing_groups(metric, groups):
+                raise UserError(f"ablation.metrics: {metric.label} needs {missing}: add it.")
         return metrics

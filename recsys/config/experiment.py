@@ -12,6 +12,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.locations import Location
 from data_pipelines.redaction import REFERENCE, redact
+from models.layers.list_losses import LossConfig
 from models.ranker import RankerConfig
 from models.sharding.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
@@ -77,6 +78,7 @@ class TrainConfig(Config):
     tf32: bool = Field(default=True, description="On a GPU, compute fp32 products with TF32's 10-bit mantissa.")
     tables: TableOptimizerConfig = TableOptimizerConfig()
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
+    loss: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="Decay of the averaged weights that are evaluated and kept."
@@ -130,6 +132,17 @@ class ExperimentConfig(Config):
         return shape_model(content)
 
     @model_validator(mode="after")
+    def _has_lists(self) -> "ExperimentConfig":
+        if self.train.loss.needs_lists and self.data.group is None:
+            raise ValueError(
+                f"train.loss.kind {self.train.loss.kind} compares the rows of a list: name with data.group the columns "
+                "that rows shown together share, or set it to pointwise."
+            )
+        if self.train.loss.needs_lists and not any(task.kind == "binary" for task in self.data.tasks.values()):
+            raise ValueError(f"train.loss.kind {self.train.loss.kind} is for binary tasks, and data.tasks has none.")
+        return self
+
+    @model_validator(mode="after")
     def _no_credentials(self) -> "ExperimentConfig":
         """What is read again from a saved config may hold none: it would be saved, or missing there."""
         places = {"train.start": self.train.start}
@@ -178,7 +191,7 @@ def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:
         if dataset.config.features.get(name) != feature:
             known = "differs from what" if name in dataset.config.features else "is not among the features"
             raise UserError(f"data.features.{name} {known} {dataset.path} was prepared with: prepare the data again.")
-    for key in ("tasks", "split", "time", "user"):
+    for key in ("tasks", "split", "time", "user", "weight", "sampling", "group"):
         if getattr(data, key) != getattr(dataset.config, key):
             raise UserError(f"data.{key} differs from what {dataset.path} was prepared with: prepare the data again.")
     chosen = list(data.inputs) if config.train.features is None else config.train.features

@@ -28,8 +28,8 @@ from data_pipelines.dataset.matrices import blocks, to_csr
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from models.layers.normalization import squash
-from recsys.evaluation.evaluate import task_metrics, users_of
-from recsys.metrics.arrays import Floats
+from recsys.evaluation.evaluate import facts_of, task_metrics
+from recsys.metrics.arrays import Floats, weighted_mean
 from recsys.metrics.binary import auc, log_loss
 
 BASELINES_FILE = "baselines.json"
@@ -62,18 +62,18 @@ Fit = Callable[[Dataset, Sequence[str] | None], Fitted]
 def fit_popularity(dataset: Dataset, features: Sequence[str] | None = None) -> Fitted:
     """The smoothed mean label of a feature's value in training, for the one feature that orders the valid rows best."""
     train, judged = (_Rows.of(dataset, name, features) for name in ("train", _judge(dataset)))
-    rate = float(train.labels_N.mean())
+    rate = weighted_mean(train.labels_N, train.weights_N)
 
     def score(rows: _Rows, block: slice) -> Floats:
         seen, part = train.matrix[:, block], rows.matrix[:, block]
-        counts_C = np.asarray(seen.sum(0)).ravel()
-        odds_C = _logit((seen.T @ train.labels_N + SMOOTHING * rate) / (counts_C + SMOOTHING))
+        counts_C = seen.T @ train.weights_N
+        odds_C = _logit((seen.T @ (train.labels_N * train.weights_N) + SMOOTHING * rate) / (counts_C + SMOOTHING))
         return cast(Floats, (part @ odds_C) / np.maximum(np.asarray(part.sum(1)).ravel(), 1.0))
 
     schema = _schema(dataset, features)
     bags = {feature.name for feature in schema.sparse}
     columns = [block for name, block in blocks(schema).items() if name in bags]
-    best = max(columns, key=lambda block: auc(judged.labels_N, score(judged, block)))
+    best = max(columns, key=lambda block: auc(judged.labels_N, score(judged, block), judged.weights_N))
     return Fitted(lambda split: score(_Rows.of(dataset, split, features), best))
 
 
@@ -88,11 +88,13 @@ def fit_linear(
     train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
     models = [
         LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", tol=1e-3, max_iter=50, random_state=0).fit(
-            train.matrix, train.labels_N
+            train.matrix, train.labels_N, sample_weight=train.weights_N
         )
         for strength in strengths
     ]
-    best = min(models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix)))
+    best = min(
+        models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix), judged.weights_N)
+    )
 
     def logits(split: str) -> Floats:
         return cast(Floats, best.decision_function(_Rows.of(dataset, split, features, scaled=True).matrix))
@@ -105,7 +107,9 @@ def fit_decomposition(dataset: Dataset, features: Sequence[str] | None = None, *
     train = _Rows.of(dataset, "train", features, scaled=True)
     rank = min(width, min(train.matrix.shape) - 1)
     _, _, right_kC = svds(train.matrix.astype(np.float32), k=rank, random_state=0)
-    model = LogisticRegression(max_iter=200).fit(train.matrix @ right_kC.T, train.labels_N)
+    model = LogisticRegression(max_iter=200).fit(
+        train.matrix @ right_kC.T, train.labels_N, sample_weight=train.weights_N
+    )
 
     def logits(split: str) -> Floats:
         rows = _Rows.of(dataset, split, features, scaled=True)
@@ -125,7 +129,9 @@ def fit_factorization_machine(
     """A factorization machine (Rendle 2010) on the bag-of-features matrix; stops when the valid AUC falls."""
     train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
     generator = torch.Generator().manual_seed(0)
-    model = _Factors(train.matrix.shape[1], factors, float(_logit(train.labels_N.mean())), generator)
+    model = _Factors(
+        train.matrix.shape[1], factors, float(_logit(weighted_mean(train.labels_N, train.weights_N))), generator
+    )
     optimizer = torch.optim.SparseAdam([model.weights_C1, model.factors_Ck], lr=0.005)
     best = {name: value.clone() for name, value in model.state_dict().items()}
     best_auc = float("-inf")
@@ -136,9 +142,10 @@ def fit_factorization_machine(
             optimizer.zero_grad()
             logits = model(train.matrix[rows])
             labels = torch.from_numpy(train.labels_N[rows]).float()
-            F.binary_cross_entropy_with_logits(logits, labels).backward()  # type: ignore[no-untyped-call]
+            weights = torch.from_numpy(train.weights_N[rows]).float()
+            F.binary_cross_entropy_with_logits(logits, labels, weights).backward()  # type: ignore[no-untyped-call]
             optimizer.step()  # type: ignore[no-untyped-call]
-        reached = auc(judged.labels_N, model.score(judged.matrix))
+        reached = auc(judged.labels_N, model.score(judged.matrix), judged.weights_N)
         if reached <= best_auc:
             break
         best, best_auc = {name: value.clone() for name, value in model.state_dict().items()}, reached
@@ -182,7 +189,9 @@ def fit_gradient_boosting(dataset: Dataset, features: Sequence[str] | None = Non
         raise UserError("the boosted trees need LightGBM: pip install 'sparse-recsys[baselines]'.") from None
     judge = _judge(dataset)
     sets = {
-        name: lightgbm.Dataset(_tree_columns(dataset, name, features), _labels(dataset, name))
+        name: lightgbm.Dataset(
+            _tree_columns(dataset, name, features), _labels(dataset, name), weight=_weights(dataset, name)
+        )
         for name in ("train", judge)
     }
     settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 63, "verbosity": -1, "seed": 0}
@@ -229,9 +238,8 @@ def measure_baseline(
 ) -> dict[str, float]:
     """Metrics on ``split`` of the baseline ``name``, one of :data:`FITS`, which is trained unless it is ``fitted``."""
     fitted = fitted or FITS[name](dataset, None)
-    metrics = task_metrics(
-        "binary", _labels(dataset, split), fitted.logits(split), users_of(dataset, split), thorough=True
-    )
+    facts = facts_of(dataset, split, dataset.schema.tasks[0])
+    metrics = task_metrics("binary", _labels(dataset, split), fitted.logits(split), facts, thorough=True)
     return {**metrics, **fitted.facts}
 
 
@@ -264,8 +272,8 @@ def write_baselines(
 class _Rows:
     """The labelled rows of a split for the first task."""
 
-    def __init__(self, matrix: sp.csr_matrix, labels_N: Floats) -> None:
-        self.matrix, self.labels_N = matrix, labels_N
+    def __init__(self, matrix: sp.csr_matrix, labels_N: Floats, weights_N: Floats) -> None:
+        self.matrix, self.labels_N, self.weights_N = matrix, labels_N, weights_N
 
     @staticmethod
     def of(dataset: Dataset, split: str, features: Sequence[str] | None, *, scaled: bool = False) -> "_Rows":
@@ -277,7 +285,7 @@ class _Rows:
             starts = [block.start for name, block in blocks(schema).items() if name in dense]
             own = matrix.indices >= min(starts, default=matrix.shape[1])
             matrix.data[own] = squash(torch.from_numpy(matrix.data[own])).numpy()
-        return _Rows(matrix, _labels(dataset, split))
+        return _Rows(matrix, _labels(dataset, split), _weights(dataset, split))
 
 
 def _labels(dataset: Dataset, split: str) -> Floats:
@@ -286,6 +294,14 @@ def _labels(dataset: Dataset, split: str) -> Floats:
     if dataset.config.tasks[task].kind != "binary" or np.isnan(labels_N).any():
         raise UserError(f"baselines need a binary task with a label in every row, and {task!r}, the first, is not one.")
     return labels_N
+
+
+def _weights(dataset: Dataset, split: str) -> Floats:
+    """How much each row counts for the first task, on average 1."""
+    weights_N = dataset.weights(split, dataset.schema.tasks[0])
+    if weights_N is None or not weights_N.sum() > 0:
+        return np.ones(dataset.splits[split])
+    return np.asarray(weights_N / weights_N.mean())
 
 
 def _judge(dataset: Dataset) -> str:

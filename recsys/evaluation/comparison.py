@@ -12,6 +12,7 @@ from models.layers.heads import TaskKind
 from recsys.metrics.arrays import Floats
 from recsys.metrics.bootstrap import Interval, Resampling, interval
 from recsys.metrics.metric import Metric
+from recsys.metrics.rows import RowFacts
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class TestRows:
         labels_N: The labels; rows without one (NaN) are left out.
         users_N: The code of each row's user, -1 for none (see :func:`~recsys.metrics.arrays.group_codes`); a draw takes
             users with all their rows. ``None`` draws single rows.
+        lists_N: The code of the list that each row was shown in, if there are any.
+        weights_N: How much each row counts; all alike if ``None``.
         kind: Of the task.
         rows_N: Boolean, which rows to use (a slice); all if ``None``.
         draws: Number of bootstrap draws.
@@ -52,6 +55,8 @@ class TestRows:
         labels_N: ArrayLike,
         users_N: ArrayLike | None,
         *,
+        lists_N: ArrayLike | None = None,
+        weights_N: ArrayLike | None = None,
         kind: TaskKind = "binary",
         rows_N: NDArray[np.bool_] | None = None,
         draws: int = 400,
@@ -62,8 +67,34 @@ class TestRows:
         self.kept = np.isfinite(labels) if rows_N is None else np.isfinite(labels) & rows_N
         self.labels_N = labels[self.kept]
         self.has_users = users_N is not None
-        users = None if users_N is None else np.asarray(users_N)[self.kept]
-        self.resampling = Resampling(users, len(self.labels_N), draws=draws, seed=seed)
+        users, lists, weights = (
+            None if values is None else np.asarray(values)[self.kept] for values in (users_N, lists_N, weights_N)
+        )
+        self.facts = RowFacts(users, lists, weights)
+        self.resampling = Resampling(
+            users, len(self.labels_N), lists_N=lists, weights_N=weights, draws=draws, seed=seed
+        )
+
+    @classmethod
+    def of(
+        cls,
+        labels_N: ArrayLike,
+        facts: RowFacts,
+        *,
+        kind: TaskKind = "binary",
+        rows_N: NDArray[np.bool_] | None = None,
+        draws: int = 400,
+    ) -> "TestRows":
+        """The rows with these users, lists and weights."""
+        return cls(
+            labels_N,
+            facts.users_N,
+            lists_N=facts.lists_N,
+            weights_N=facts.weights_N,
+            kind=kind,
+            rows_N=rows_N,
+            draws=draws,
+        )
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -75,7 +106,9 @@ class TestRows:
 
     def value(self, metric: Metric, logits_N: ArrayLike) -> float:
         """A metric; ``logits_N`` has all rows, also those outside the slice."""
-        return metric.measure(self.kind, self.labels_N, self._logits(logits_N), self.resampling.group_N)
+        groups_N = self.resampling.groups(metric.groups)
+        weights_N = self.resampling.weights_N
+        return metric.measure(self.kind, self.labels_N, self._logits(logits_N), groups_N, weights_N)
 
     def measure(self, metric: Metric, logits_N: ArrayLike) -> Measured:
         """A metric with its bootstrap draws; ``logits_N`` has all rows, also those outside the slice."""
@@ -90,7 +123,9 @@ class TestRows:
         """
         if metric.influence is None:
             raise ValueError(f"{metric.label} has no influence function")
-        value, influence_N = metric.influence(self.labels_N, metric.outputs(self.kind, self._logits(logits_N)))
+        value, influence_N = metric.influence(
+            self.labels_N, metric.outputs(self.kind, self._logits(logits_N)), self.resampling.weights_N
+        )
         sums_U = np.bincount(self.resampling.cluster_N, weights=influence_N, minlength=self.resampling.clusters)
         return value, sums_U.astype(np.float64)
 

@@ -19,24 +19,29 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
-from data_pipelines.names import key_name
+from data_pipelines.features.config import DataConfig
+from data_pipelines.names import LIST, key_name
 from models.interpretation import Affinity, expert_affinities
 from models.layers.heads import TaskKind
 from models.moe.router import routers
 from models.ranker import Ranker
 from models.weights import Weights
 from recsys.evaluation.comparison import TestRows
-from recsys.metrics.arrays import Floats, Groups, group_codes
+from recsys.metrics.arrays import Floats, Groups, group_codes, row_weights, weighted_mean
 from recsys.metrics.binary import AUC, LOG_LOSS
 from recsys.metrics.bootstrap import Interval
+from recsys.metrics.grouped import LIST_METRICS
 from recsys.metrics.registry import metrics_of
 from recsys.metrics.regression import POISSON_DEVIANCE, RMSE
+from recsys.metrics.rows import NO_FACTS, GroupKind, RowFacts
 from recsys.runs.checkpoints import load_weights
 from serving.artifact.card import SplitMetrics
 
-_WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE)
+_WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE, *LIST_METRICS)
 
 EXPERTS_FILE = "experts.parquet"
+ADDED_FILE = "added.parquet"
+"""What values of features with `serve` add to the logits (see :func:`added_values`)."""
 EXPERT_BATCHES = 20
 """What experts have learned is told from this many batches of the split evaluated last."""
 
@@ -50,8 +55,8 @@ class Evaluation:
 
     Attributes:
         tasks: Metrics by task, tasks in the schema's order.
-        intervals: 95% bootstrap intervals (whole users drawn) by task, then by metric: of AUC, log loss, RMSE and
-            Poisson deviance.
+        intervals: 95% bootstrap intervals (whole users drawn) by task, then by metric: of AUC, log loss, RMSE,
+            Poisson deviance and the metrics of lists.
         slices: One row per value of the slice column: value, rows, mean label and metrics; ``None`` without one.
         predictions: (N) ``row``, the data set's keys, and ``<task>:label`` and ``<task>:logit`` of every task.
         features: The encoded features that the model reads.
@@ -76,7 +81,7 @@ def task_metrics(
     kind: TaskKind,
     labels_N: Floats,
     logits_N: Floats,
-    users_N: Groups | None = None,
+    facts: RowFacts = NO_FACTS,
     *,
     thorough: bool = False,
     also: Collection[str] = (),
@@ -87,16 +92,16 @@ def task_metrics(
         kind: Of the task.
         labels_N: Labels, NaN where a row has none.
         logits_N: What the ranker gives.
-        users_N: Codes of the users (see :func:`users_of`); without them, metrics within users are left out.
+        facts: Users, lists and weights of the rows; metrics within what is not there are left out.
         thorough: Measure every metric, not only the routine ones.
         also: Names of metrics to measure beside the routine ones.
     """
     labelled_N = ~np.isnan(labels_N)
     labels_N, logits_N = labels_N[labelled_N], logits_N[labelled_N]
-    users_N = None if users_N is None else users_N[labelled_N]
+    facts = facts.take(labelled_N)
     return {
-        metric.name: metric.measure(kind, labels_N, logits_N, users_N)
-        for metric in metrics_of(kind, groups=users_N is not None)
+        metric.name: metric.measure(kind, labels_N, logits_N, facts.groups(metric.within), facts.weights_N)
+        for metric in metrics_of(kind, groups=facts.kinds)
         if thorough or metric.routine or metric.name in also
     }
 
@@ -118,6 +123,19 @@ def users_of(dataset: Dataset, split: str) -> Groups | None:
     """(N,) the code of each row's user, -1 where it is null; ``None`` where the data has no user column."""
     user = dataset.config.user
     return None if user is None else group_codes(dataset.keys(split)[user])
+
+
+def group_kinds(data: DataConfig) -> frozenset[GroupKind]:
+    """What metrics can be computed within."""
+    named: dict[GroupKind, object] = {"users": data.user, "lists": data.group}
+    return frozenset(kind for kind, column in named.items() if column is not None)
+
+
+def facts_of(dataset: Dataset, split: str, task: str) -> RowFacts:
+    """Users, lists and weights of the rows of a split, for a task."""
+    lists = dataset.lists(split)
+    lists_N = None if lists is None else group_codes(pl.Series(lists).replace(0, None))
+    return RowFacts(users_of(dataset, split), lists_N, dataset.weights(split, task))
 
 
 def dataset_of(run: Path) -> Path:
@@ -162,10 +180,36 @@ def evaluate(
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
         evaluation.predictions.write_parquet(source / "predictions" / f"{split}.parquet")
+        if any(spec.additive for spec in weights.schema.sparse):
+            added_values(weights, dataset).write_parquet(source / ADDED_FILE)
         if routers(ranker):
             served = expert_values(ranker, dataset, islice(loader, EXPERT_BATCHES))
             served.write_parquet(source / EXPERTS_FILE)
     return evaluation
+
+
+def added_values(weights: Weights, dataset: Dataset) -> pl.DataFrame:
+    """What each value of a feature with `serve` adds to the logits, less what the served value adds.
+
+    Columns: ``feature``, ``value``, ``count`` of training rows, ``task``, ``logit``; most frequent values first.
+    """
+    schema = {"feature": pl.String, "value": pl.String, "count": pl.Int64, "task": pl.String, "logit": pl.Float64}
+    columns = pl.Schema(schema)
+    found = [pl.DataFrame(schema=columns)]
+    for spec in weights.schema.sparse:
+        if not spec.additive:
+            continue
+        logits_RT = weights.tables[spec.table] @ weights.dense[f"additive.terms.{spec.name}.weight"].T
+        if weights.config.wide:
+            logits_RT = logits_RT + weights.tables[f"wide {spec.table}"]
+        served = dataset.encoder.as_served().select([spec.name]).encode(pl.LazyFrame({"row": [0]})).collect().item()
+        vocabulary = dataset.encoder.vocabulary(spec.table)
+        logits_VT = (logits_RT - logits_RT[served])[vocabulary["id"].to_torch().long()].double().numpy()
+        for t, task in enumerate(weights.schema.tasks):
+            logit_V = pl.Series("logit", logits_VT[:, t])
+            rows = vocabulary.select(pl.lit(spec.name).alias("feature"), "value", "count", pl.lit(task).alias("task"))
+            found.append(rows.with_columns(logit_V).cast(columns))
+    return pl.concat(found)
 
 
 def expert_values(ranker: Ranker, dataset: Dataset, batches: Iterable[Batch]) -> pl.DataFrame:
@@ -195,16 +239,21 @@ def measure(
     dataset: Dataset, split: str, logits_NT: Floats, *, slice_by: str | None = None, draws: int = 200
 ) -> Evaluation:
     """All metrics of ``logits_NT``, rows in the order of ``split``."""
-    labels_NT, users_N, keys = dataset.labels(split), users_of(dataset, split), dataset.keys(split)
+    labels_NT, keys = dataset.labels(split), dataset.keys(split)
     kinds = [task.kind for task in dataset.config.tasks.values()]
     tasks, intervals = {}, {}
-    columns: dict[str, Floats] = {}
+    columns: dict[str, Floats | Groups] = {}
     for index, (name, kind) in enumerate(zip(dataset.schema.tasks, kinds, strict=True)):
         labels_N, logits_N = labels_NT[:, index], logits_NT[:, index]
-        tasks[name] = task_metrics(kind, labels_N, logits_N, users_N, thorough=True)
+        facts = facts_of(dataset, split, name)
+        tasks[name] = task_metrics(kind, labels_N, logits_N, facts, thorough=True)
         columns |= {f"{name}:label": labels_N, f"{name}:logit": logits_N}
+        if facts.weights_N is not None:
+            columns[f"{name}:weight"] = facts.weights_N
+        if facts.lists_N is not None:
+            columns[LIST] = facts.lists_N
         if draws:
-            intervals[name] = _intervals(TestRows(labels_N, users_N, kind=kind, draws=draws), logits_N)
+            intervals[name] = _intervals(TestRows.of(labels_N, facts, kind=kind, draws=draws), logits_N)
     predictions = (
         pl.DataFrame({"row": np.arange(len(labels_NT))})
         .hstack(keys.rename(lambda key: key_name(key, ("row",))))
@@ -217,7 +266,14 @@ def measure(
 
 
 def _intervals(rows: TestRows, logits_N: Floats) -> dict[str, Interval]:
-    return {m.name: rows.measure(m, logits_N).interval for m in _WITH_INTERVAL if rows.kind in m.kinds}
+    defined = [m for m in _WITH_INTERVAL if m.within is None or m.within in rows.facts.kinds]
+    return {m.name: rows.measure(m, logits_N).interval for m in defined if rows.kind in m.kinds}
+
+
+def mean_label(labels_N: Floats, weights_N: Floats | None = None) -> float:
+    """The (weighted) mean of the labels that are there; NaN if none are."""
+    labelled_N = ~np.isnan(labels_N)
+    return weighted_mean(labels_N[labelled_N], row_weights(labels_N, weights_N)[labelled_N])
 
 
 def slice_metrics(predictions: pl.DataFrame, column: str, task: str, kind: TaskKind) -> pl.DataFrame:
@@ -235,6 +291,8 @@ def slice_metrics(predictions: pl.DataFrame, column: str, task: str, kind: TaskK
     rows = []
     for (value,), part in parts:
         labels_N, logits_N = part[f"{task}:label"].to_numpy(), part[f"{task}:logit"].to_numpy()
-        row = {"value": str(value), "rows": len(part), "mean_label": float(np.nanmean(labels_N))}
-        rows.append(row | task_metrics(kind, labels_N, logits_N))
+        weight = f"{task}:weight"
+        weights_N = part[weight].to_numpy() if weight in part.columns else None
+        row = {"value": str(value), "rows": len(part), "mean_label": mean_label(labels_N, weights_N)}
+        rows.append(row | task_metrics(kind, labels_N, logits_N, RowFacts(weights_N=weights_N)))
     return pl.DataFrame(rows).sort("rows", "value", descending=[True, False])

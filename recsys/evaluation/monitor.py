@@ -1,16 +1,17 @@
 """What early stopping and searches watch: a weighted sum of metrics of the valid split."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
-from recsys.metrics.arrays import Floats, Groups
+from recsys.metrics.arrays import Floats
 from recsys.metrics.metric import Metric
 from recsys.metrics.registry import find_metric, metrics_of
+from recsys.metrics.rows import GroupKind, RowFacts
 
 Term = tuple[str, Metric]
 """A task and a metric of it."""
@@ -29,13 +30,13 @@ class Monitor:
     terms: Mapping[str, tuple[Term, ...]]
 
     @staticmethod
-    def of(weights: Mapping[str, float], kinds: Mapping[str, TaskKind], *, users: bool) -> "Monitor":
+    def of(weights: Mapping[str, float], kinds: Mapping[str, TaskKind], *, groups: Collection[GroupKind]) -> "Monitor":
         """The monitor that a config asks for.
 
         Args:
             weights: By key, which is a metric (its mean over the tasks that have it) or ``<task>/<metric>``.
             kinds: Kinds of the tasks by name.
-            users: Whether the data has a user column.
+            groups: What metrics can be computed within.
 
         Raises:
             UserError: A key names no metric of these tasks, or its weight rewards what is worse.
@@ -47,10 +48,10 @@ class Monitor:
             wanted = {t: kind for t, kind in kinds.items() if task in ("", t)}
             tasks = [t for t, kind in wanted.items() if metric is not None and kind in metric.kinds]
             if metric is None or not tasks:
-                known = [f"{t}/{m.name}" for t, kind in kinds.items() for m in metrics_of(kind, groups=users)]
+                known = [f"{t}/{m.name}" for t, kind in kinds.items() for m in metrics_of(kind, groups=groups)]
                 raise UserError(f"train.monitor.{key}: there is no such metric; there are {', '.join(known)}.")
-            if metric.needs_groups and not users:
-                raise UserError(f"train.monitor.{key}: {metric.label} needs data.user, the column of users: add it.")
+            if missing := missing_groups(metric, groups):
+                raise UserError(f"train.monitor.{key}: {metric.label} needs {missing}: add it.")
             if (weight < 0) != (metric.better == "lower"):
                 sign = "negative" if metric.better == "lower" else "positive"
                 raise UserError(
@@ -66,7 +67,7 @@ class Monitor:
         return frozenset(metric.name for terms in self.terms.values() for _, metric in terms)
 
     def defined_on(
-        self, split: str, kinds: Mapping[str, TaskKind], labels_NT: Floats, users_N: Groups | None
+        self, split: str, kinds: Mapping[str, TaskKind], labels_NT: Floats, facts: Mapping[str, RowFacts]
     ) -> tuple["Monitor", list[str]]:
         """The monitor without the metrics that no model could have on these rows, and one sentence about each.
 
@@ -74,7 +75,7 @@ class Monitor:
             split: The name of the rows, for the sentences.
             kinds: Kinds of the tasks by name, in the order of the columns of ``labels_NT``.
             labels_NT: Labels, NaN where a row has none.
-            users_N: Codes of the users, if there are any.
+            facts: Users, lists and weights by task.
 
         Raises:
             UserError: Nothing would be left.
@@ -85,7 +86,7 @@ class Monitor:
             defined = []
             for task, metric in terms:
                 labels_N = labels_NT[:, list(kinds).index(task)]
-                reason = why_undefined(metric, kinds[task], labels_N, users_N)
+                reason = why_undefined(metric, kinds[task], labels_N, facts.get(task, RowFacts()))
                 if reason is None:
                     defined.append((task, metric))
                 else:
@@ -114,23 +115,33 @@ class Monitor:
         return total
 
 
-def why_undefined(metric: Metric, kind: TaskKind, labels_N: Floats, users_N: Groups | None) -> str | None:
+def missing_groups(metric: Metric, groups: Collection[GroupKind]) -> str | None:
+    """The key that the data lacks to compute ``metric`` within its groups; ``None`` if it lacks none."""
+    if metric.within is None or metric.within in groups:
+        return None
+    return "data.user, the column of users" if metric.within == "users" else "data.group, the columns of a list"
+
+
+def why_undefined(metric: Metric, kind: TaskKind, labels_N: Floats, facts: RowFacts) -> str | None:
     """Why no model could have ``metric`` on these rows; ``None`` if it is defined.
 
     Args:
         metric: Of a task of ``kind``.
         kind: Of the task.
         labels_N: Labels, NaN where a row has none.
-        users_N: Codes of the users, if there are any.
+        facts: Users, lists and weights of the rows.
     """
     labelled_N = ~np.isnan(labels_N)
     labels_N = labels_N[labelled_N]
     if not len(labels_N):
         return "no row has a label"
-    users_N = None if users_N is None else users_N[labelled_N]
+    facts = facts.take(labelled_N)
+    if facts.weights_N is not None and not facts.weights_N.sum() > 0:
+        return "the weights of its rows sum to 0"
     scores_N = np.random.default_rng(0).normal(size=len(labels_N))
-    if not math.isnan(metric.measure(kind, labels_N, scores_N, users_N)):
+    if not math.isnan(metric.measure(kind, labels_N, scores_N, facts.groups(metric.within), facts.weights_N)):
         return None
     if kind == "binary" and labels_N.min() == labels_N.max():
         return f"all {len(labels_N):,} labels are {labels_N[0]:g}"
-    return "no user has rows of both classes" if metric.needs_groups else "these labels do not define it"
+    whose = {"users": "no user has rows of both classes", "lists": "no list has rows of both classes"}
+    return "these labels do not define it" if metric.within is None else whose[metric.within]

@@ -16,7 +16,7 @@ from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
 from recsys.evaluation.baselines import FITS, Fitted
 from recsys.evaluation.comparison import Measured, TestRows
-from recsys.evaluation.evaluate import users_of
+from recsys.evaluation.evaluate import facts_of
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import LOG_LOSS
 from recsys.metrics.bootstrap import interval
@@ -134,7 +134,7 @@ def compare(
         draws: Bootstrap draws, over users where there are any.
     """
     task, config = next(iter(dataset.config.tasks.items()))
-    rows = TestRows(dataset.labels(split)[:, 0], users_of(dataset, split), kind=config.kind, draws=draws)
+    rows = TestRows.of(dataset.labels(split)[:, 0], facts_of(dataset, split, task), kind=config.kind, draws=draws)
     metrics = [main_metric(config.kind)] + ([LOG_LOSS] if config.kind == "binary" else [])
     own = {metric.name: rows.measure(metric, logits_N) for metric in metrics}
     against = {

@@ -17,7 +17,7 @@ from data_pipelines.errors import UserError
 from models.sparsity.config import SparsityConfig, build_levers
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig, load_config
-from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, task_metrics, users_of
+from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, facts_of, task_metrics
 from recsys.exporting.size_report import size_report
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.artifact import Artifact
@@ -221,9 +221,8 @@ def verify_artifact(
 
 def _metrics(data: Dataset, split: str, logits_NT: np.ndarray) -> TaskMetrics:
     rows = len(logits_NT)
-    labels_NT, users_N = data.labels(split)[:rows], users_of(data, split)
-    users_N = None if users_N is None else users_N[:rows]
+    labels_NT = data.labels(split)[:rows]
     return {
-        name: task_metrics(task.kind, labels_NT[:, t], logits_NT[:, t], users_N)
+        name: task_metrics(task.kind, labels_NT[:, t], logits_NT[:, t], facts_of(data, split, name).take(slice(rows)))
         for t, (name, task) in enumerate(data.config.tasks.items())
     }

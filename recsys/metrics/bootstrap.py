@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.metrics.arrays import Floats, Indices, in_a_group
+from recsys.metrics.rows import GroupKind
 
 _CELLS = 1 << 18
 _KEPT_CELLS = 1 << 26
@@ -40,27 +41,46 @@ class Resampling:
     a cluster by itself, and belongs to no group.
 
     Args:
-        users_N: The code of each row's user; ``None`` draws single rows.
+        users_N: The code of each row's user; ``None`` draws lists, or single rows where there are none.
         rows: How many rows there are.
+        lists_N: The code of the list that each row was shown in, if there are any.
+        weights_N: How much each row counts; all alike if ``None``.
         draws: Number of draws.
         seed: Same seed, same draws.
 
     Attributes:
         cluster_N: The cluster of each row, 0 to ``clusters - 1``.
         group_N: The same for rows of a user, -1 for others; ``None`` without users.
+        list_N: The list of each row, 0 to the number of lists less 1, and -1 for rows of none; ``None`` without lists.
+        weights_N: How much each row counts; ``None`` where all count alike.
     """
 
-    def __init__(self, users_N: ArrayLike | None, rows: int, *, draws: int = 400, seed: int = 0) -> None:
+    def __init__(
+        self,
+        users_N: ArrayLike | None,
+        rows: int,
+        *,
+        lists_N: ArrayLike | None = None,
+        weights_N: Floats | None = None,
+        draws: int = 400,
+        seed: int = 0,
+    ) -> None:
         self._draws, self._seed = draws, seed
+        self.weights_N = weights_N
+        self.list_N: Indices | None = None if lists_N is None else _codes(np.asarray(lists_N))
         self.group_N: Indices | None = None
         self.cluster_N: Indices = np.arange(rows)
         if users_N is not None:
-            users = np.asarray(users_N)
-            known_N = in_a_group(users)
-            self.group_N = np.full(rows, -1, dtype=np.int64)
-            self.group_N[known_N] = np.unique(users[known_N], return_inverse=True)[1].reshape(-1)
-            self.cluster_N = self.group_N.copy()
-            self.cluster_N[~known_N] = self.users + np.arange(int((~known_N).sum()))
+            self.group_N = _codes(np.asarray(users_N))
+        drawn_N = self.list_N if self.group_N is None else self.group_N
+        if drawn_N is not None:
+            alone_N = drawn_N < 0
+            self.cluster_N = drawn_N.copy()
+            self.cluster_N[alone_N] = drawn_N.max(initial=-1) + 1 + np.arange(int(alone_N.sum()))
+
+    def groups(self, kind: GroupKind) -> Indices | None:
+        """The group of each row: its user, or its list."""
+        return self.group_N if kind == "users" else self.list_N
 
     @property
     def users(self) -> int:
@@ -87,26 +107,48 @@ class Resampling:
 
     def apply(self, statistic: Callable[[Floats], float]) -> Floats:
         """(R,) ``statistic(weights_N)`` of every draw: works for any statistic that can count a row several times."""
-        drawn = [statistic(draw_U[self.cluster_N].astype(np.float64)) for block in self.blocks() for draw_U in block]
-        return np.array(drawn)
+        own_N = 1.0 if self.weights_N is None else self.weights_N
+        drawn_N = (draw_U[self.cluster_N].astype(np.float64) for block in self.blocks() for draw_U in block)
+        return np.array([statistic(draw_N * own_N) for draw_N in drawn_N])
 
     def ratio(self, numerator_N: ArrayLike, denominator_N: ArrayLike) -> Floats:
-        """(R,) the ratio of two sums over rows, such as a mean or a calibration ratio."""
+        """(R,) the ratio of two weighted sums over rows, such as a mean or a calibration ratio."""
+        if self.weights_N is not None:
+            numerator_N = np.asarray(numerator_N) * self.weights_N
+            denominator_N = np.asarray(denominator_N) * self.weights_N
         return self._ratio(numerator_N, denominator_N, self.cluster_N)
 
-    def group_mean(self, value_G: Floats, weight_G: Floats) -> Floats:
-        """(R,) the weighted mean over groups, groups in order of their codes; groups of value NaN are left out."""
+    def group_mean(self, value_G: Floats, weight_G: Floats, groups_N: Indices) -> Floats:
+        """(R,) the weighted mean over groups; groups of value NaN are left out.
+
+        Args:
+            value_G: A value per group, groups in ascending order of their codes.
+            weight_G: The weight of each group.
+            groups_N: The code of each row's group: of its user or its list; negative for none. A group is drawn with
+                the cluster of its first row.
+        """
         weight_G = np.where(np.isnan(value_G), 0.0, weight_G)
-        return self._ratio(np.nan_to_num(value_G) * weight_G, weight_G, np.arange(len(value_G)))
+        codes_G, first_G = np.unique(groups_N, return_index=True)
+        cluster_G = self.cluster_N[first_G[codes_G >= 0]]
+        return self._ratio(np.nan_to_num(value_G) * weight_G, weight_G, cluster_G)
 
     def auc(self, labels_N: Floats, scores_N: Floats) -> Floats:
         """(R,) the area under the ROC curve; rows are sorted once for all draws."""
-        blocks = (bootstrap_auc(labels_N, scores_N, self.cluster_N, block) for block in self.blocks())
+        weights_N = self.weights_N
+        blocks = (bootstrap_auc(labels_N, scores_N, self.cluster_N, block, weights_N) for block in self.blocks())
         return np.concatenate(list(blocks))
 
     def _ratio(self, top: ArrayLike, bottom: ArrayLike, index: Indices) -> Floats:
         sums = (bootstrap_ratio(top, bottom, index, block) for block in self.blocks())
         return np.concatenate(list(sums))
+
+
+def _codes(values_N: NDArray[np.generic]) -> Indices:
+    """(N,) numbers from 0 for distinct values, in sorted order; -1 for rows of no group."""
+    known_N = in_a_group(values_N)
+    codes_N: Indices = np.full(len(values_N), -1, dtype=np.int64)
+    codes_N[known_N] = np.unique(values_N[known_N], return_inverse=True)[1].reshape(-1)
+    return codes_N
 
 
 def bootstrap(
@@ -131,7 +173,13 @@ def _drawn(generator: np.random.Generator, clusters: int, replicates: int) -> ND
     return np.stack([np.bincount(draw, minlength=clusters) for draw in drawn]).astype(np.float32)
 
 
-def bootstrap_auc(labels_N: ArrayLike, scores_N: ArrayLike, index_N: Indices, draws_RU: NDArray[np.float32]) -> Floats:
+def bootstrap_auc(
+    labels_N: ArrayLike,
+    scores_N: ArrayLike,
+    index_N: Indices,
+    draws_RU: NDArray[np.float32],
+    weights_N: Floats | None = None,
+) -> Floats:
     """(R,) AUC of each replicate; ``index_N`` is each row's cluster. Rows are sorted once, for all replicates."""
     scores_N = np.asarray(scores_N, dtype=np.float64)
     order_N = np.argsort(scores_N, kind="stable")
@@ -142,6 +190,8 @@ def bootstrap_auc(labels_N: ArrayLike, scores_N: ArrayLike, index_N: Indices, dr
     step = max(1, _CELLS // max(len(rows_N), 1))
     for start in range(0, replicates if len(rows_N) else 0, step):
         weights_RN = draws_RU[start : start + step, rows_N].astype(np.float64)
+        if weights_N is not None:
+            weights_RN *= weights_N[order_N]
         positive_RG = np.add.reduceat(weights_RN * positive_N, ties, axis=1)
         negative_RG = np.add.reduceat(weights_RN * ~positive_N, ties, axis=1)
         below_RG = np.cumsum(negative_RG, axis=1) - negative_RG / 2

@@ -1,4 +1,4 @@
-"""Metrics within groups of rows (users), averaged over the groups by their rows.
+"""Metrics within groups of rows (users, or lists that were shown), averaged over the groups.
 
 Letters: N rows, G groups. ``groups_N`` holds the group of each row; rows of a negative code belong to no group and are
 left out. ``weights_N`` counts a row that many times. Groups for which a metric is undefined (one class, no positives)
@@ -16,6 +16,7 @@ from recsys.metrics.arrays import Floats, Groups, in_a_group, row_weights, run_s
 from recsys.metrics.binary import BINARY, concordant_areas
 from recsys.metrics.bootstrap import Resampling
 from recsys.metrics.metric import Metric
+from recsys.metrics.rows import GroupKind
 
 GroupValues = tuple[Floats, Floats]
 """(G,) a value per group, NaN where it is undefined, and (G,) the weight of each group; groups in sorted order."""
@@ -109,6 +110,21 @@ def group_reciprocal_rank(
     return ranked.shares(first_G, (first_G > 0).astype(np.float64))
 
 
+def equal_lists(of_groups: Callable[..., GroupValues], **options: int) -> Callable[..., GroupValues]:
+    """``of_groups`` with the mean weight of a group's rows in place of the sum, so that large groups count no more.
+
+    (The weights of AUC are sums over the rows of a group, those of the ranking metrics are means already.)
+    """
+
+    def values(labels_N: Floats, scores_N: Floats, groups_N: Groups, weights_N: Floats | None = None) -> GroupValues:
+        value_G, _ = of_groups(labels_N, scores_N, groups_N, weights_N, **options)
+        group_N = np.unique(groups_N, return_inverse=True)[1]
+        weights_N = row_weights(labels_N, weights_N)
+        return value_G, np.bincount(group_N, weights_N) / np.maximum(np.bincount(group_N), 1)
+
+    return values
+
+
 class _Ranked:
     """Rows sorted by group, then in descending order of score, with their rank within the group."""
 
@@ -144,18 +160,28 @@ def _mean_over(
 
 
 def grouped_metric(
-    name: str, label: str, of_groups: Callable[..., GroupValues], *, routine: bool = False, headline: bool = False
+    name: str,
+    label: str,
+    of_groups: Callable[..., GroupValues],
+    *,
+    groups: GroupKind = "users",
+    routine: bool = False,
+    headline: bool = False,
 ) -> Metric:
     """The metric that is the mean of ``of_groups`` over the groups, by their weights.
 
     Args:
         of_groups: ``of_groups(labels_N, scores_N, groups_N, weights_N)`` gives :data:`GroupValues`.
+        groups: What the rows are grouped by.
     """
 
     def draws(labels_N: Floats, scores_N: Floats, resampling: Resampling) -> Floats:
-        assert resampling.group_N is not None
-        kept_N = resampling.group_N >= 0
-        return resampling.group_mean(*of_groups(labels_N[kept_N], scores_N[kept_N], resampling.group_N[kept_N]))
+        groups_N = resampling.groups(groups)
+        assert groups_N is not None
+        kept_N = groups_N >= 0
+        weights_N = None if resampling.weights_N is None else resampling.weights_N[kept_N]
+        found = of_groups(labels_N[kept_N], scores_N[kept_N], groups_N[kept_N], weights_N)
+        return resampling.group_mean(*found, groups_N)
 
     return Metric(
         name,
@@ -163,6 +189,7 @@ def grouped_metric(
         BINARY,
         partial(_mean_over, of_groups),
         needs_groups=True,
+        groups=groups,
         routine=routine,
         headline=headline,
         draws=draws,
@@ -180,3 +207,24 @@ RANKING = [
         ("hit", "hit rate", group_hit_at_k),
     )
 ]
+
+LIST_K = 10
+"""Cut-off of the metrics of lists."""
+LIST_METRICS = [
+    grouped_metric(
+        f"list_ndcg@{LIST_K}",
+        f"NDCG@{LIST_K} of lists",
+        equal_lists(group_ndcg_at_k, k=LIST_K),
+        groups="lists",
+        routine=True,
+        headline=True,
+    ),
+    grouped_metric(
+        "list_mrr", "MRR of lists", equal_lists(group_reciprocal_rank), groups="lists", routine=True, headline=True
+    ),
+    grouped_metric(
+        f"list_recall@{LIST_K}", f"recall@{LIST_K} of lists", equal_lists(group_recall_at_k, k=LIST_K), groups="lists"
+    ),
+    grouped_metric("list_auc", "AUC of lists", equal_lists(group_auc), groups="lists", routine=True, headline=True),
+]
+"""Means over lists, each of which counts alike: its weight is the mean weight of its rows."""

@@ -13,6 +13,7 @@ from scipy.special import expit
 from models.layers.heads import TaskKind
 from recsys.metrics.arrays import Floats, Groups
 from recsys.metrics.bootstrap import Resampling
+from recsys.metrics.rows import GroupKind
 
 Better = Literal["higher", "lower", "closest to 1"]
 """Which values of a metric are better."""
@@ -37,14 +38,16 @@ class Metric:
             ``value(labels_N, outputs_N, groups_N, weights_N)``. ``weights_N`` (or ``None``) counts a row that many
             times. NaN where the metric is undefined: one class only, no rows.
         better: Which values are better.
-        needs_groups: Whether it is computed within groups of rows, which here are users.
+        needs_groups: Whether it is computed within groups of rows.
+        groups: Which groups those are: the rows of each of the ``users``, or the ``lists`` of ``data.group``.
         reads: What ``outputs_N`` is: the ``logits`` that the ranker gives, or ``predictions``: probabilities of binary
             tasks, values of regressions, rates of counts.
         routine: Measured at every evaluation during training. Others are measured there only if ``train.monitor``
             names them, and by ``recsys evaluate`` always.
         headline: Shown in tables that compare models.
         draws: ``draws(labels_N, outputs_N, resampling)``, (R,) values under the bootstrap.
-        influence: The value and (N,) influence of each row, from which a closed form gives the variance.
+        influence: ``influence(labels_N, outputs_N, weights_N)``, the value and (N,) influence of each row, from which a
+            closed form gives the variance.
 
     Example:
         >>> import numpy as np
@@ -61,11 +64,17 @@ class Metric:
     value: Callable[..., float]
     better: Better = "higher"
     needs_groups: bool = False
+    groups: GroupKind = "users"
     reads: Literal["logits", "predictions"] = "logits"
     routine: bool = True
     headline: bool = False
     draws: Callable[[Floats, Floats, Resampling], Floats] | None = None
-    influence: Callable[[Floats, Floats], Influence] | None = None
+    influence: Callable[[Floats, Floats, Floats | None], Influence] | None = None
+
+    @property
+    def within(self) -> GroupKind | None:
+        """The groups that it is computed within; ``None`` if it needs none."""
+        return self.groups if self.needs_groups else None
 
     def measure(
         self,
@@ -92,7 +101,7 @@ class Metric:
         outputs_N = self.outputs(kind, logits_N)
         if self.draws is not None:
             return self.draws(labels_N, outputs_N, resampling)
-        groups: list[Any] = [resampling.group_N] if self.needs_groups else []
+        groups: list[Any] = [resampling.groups(self.groups)] if self.needs_groups else []
         return resampling.apply(lambda weights_N: self.value(labels_N, outputs_N, *groups, weights_N))
 
     def outputs(self, kind: TaskKind, logits_N: Floats) -> Floats:

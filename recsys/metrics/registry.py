@@ -1,10 +1,16 @@
 """All metrics by name. Evaluation, monitors, studies, baselines and reports read them from here."""
 
+from collections.abc import Collection
+
 from models.layers.heads import TaskKind
 from recsys.metrics.binary import AUC, CALIBRATION, CALIBRATION_ERROR, LOG_LOSS, NORMALIZED_ENTROPY
-from recsys.metrics.grouped import GAUC, MRR, RANKING
+from recsys.metrics.grouped import GAUC, LIST_METRICS, MRR, RANKING
 from recsys.metrics.metric import Metric
 from recsys.metrics.regression import POISSON_DEVIANCE, RMSE
+from recsys.metrics.rows import GroupKind
+
+EVERY: frozenset[GroupKind] = frozenset({"users", "lists"})
+"""All that metrics may be computed within."""
 
 _METRICS: dict[str, Metric] = {}
 
@@ -47,12 +53,12 @@ def metric_names() -> list[str]:
     return list(_METRICS)
 
 
-def metrics_of(kind: TaskKind, *, groups: bool = True) -> list[Metric]:
-    """The metrics of tasks of ``kind``, the main one first; without ``groups`` only those that need none."""
-    return [m for m in _METRICS.values() if kind in m.kinds and (groups or not m.needs_groups)]
+def metrics_of(kind: TaskKind, *, groups: Collection[GroupKind] = EVERY) -> list[Metric]:
+    """The metrics of tasks of ``kind``, the main one first; of those within groups only the ones within ``groups``."""
+    return [m for m in _METRICS.values() if kind in m.kinds and (m.within is None or m.within in groups)]
 
 
-def headline_metrics(kind: TaskKind, *, groups: bool = True) -> list[Metric]:
+def headline_metrics(kind: TaskKind, *, groups: Collection[GroupKind] = EVERY) -> list[Metric]:
     """Those of :func:`metrics_of` that tables show."""
     return [metric for metric in metrics_of(kind, groups=groups) if metric.headline]
 
@@ -74,6 +80,7 @@ for _metric in (
     CALIBRATION_ERROR,
     MRR,
     *RANKING,
+    *LIST_METRICS,
     POISSON_DEVIANCE,
     RMSE,
 ):

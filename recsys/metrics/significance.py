@@ -70,8 +70,10 @@ def delong(labels_N: ArrayLike, scores_KN: ArrayLike, clusters_N: ArrayLike | No
     return np.array(auc_K), np.asarray(sums_KU @ sums_KU.T * (len(clusters) / max(len(clusters) - 1, 1)))
 
 
-def auc_influence(labels_N: ArrayLike, scores_N: ArrayLike) -> tuple[float, Floats]:
+def auc_influence(labels_N: ArrayLike, scores_N: ArrayLike, weights_N: Floats | None = None) -> tuple[float, Floats]:
     """AUC, and how much each row moves it: its placement value less the mean, over the rows of its class.
+
+    With ``weights_N`` a row counts that many times, among the placements of others as well.
 
     Raises:
         ValueError: All labels are equal.
@@ -81,12 +83,29 @@ def auc_influence(labels_N: ArrayLike, scores_N: ArrayLike) -> tuple[float, Floa
     positives, negatives = int(positive.sum()), int((~positive).sum())
     if not positives or not negatives:
         raise ValueError("AUC needs rows of both labels")
+    if weights_N is not None:
+        return _weighted_influence(positive, scores_N, weights_N)
     rank_N = stats.rankdata(scores_N)
     placements_N = np.empty(len(scores_N))
     placements_N[positive] = (rank_N[positive] - stats.rankdata(scores_N[positive])) / negatives
     placements_N[~positive] = 1 - (rank_N[~positive] - stats.rankdata(scores_N[~positive])) / positives
     auc = float(placements_N[positive].mean())
     return auc, (placements_N - auc) / np.where(positive, positives, negatives)
+
+
+def _weighted_influence(positive_N: NDArray[np.bool_], scores_N: Floats, weights_N: Floats) -> tuple[float, Floats]:
+    classes_N = np.where(positive_N, 1, 0)
+    total = np.bincount(classes_N, weights_N, 2)
+    if not total.min() > 0:
+        raise ValueError("AUC needs rows of both labels with weights above 0")
+    _, tie_N = np.unique(scores_N, return_inverse=True)
+    below_2K = np.zeros((2, int(tie_N.max()) + 1))
+    np.add.at(below_2K, (classes_N, tie_N), weights_N)
+    below_2K = np.cumsum(below_2K, axis=1) - below_2K / 2
+    placements_N = np.where(positive_N, below_2K[0, tie_N] / total[0], 1 - below_2K[1, tie_N] / total[1])
+    share_N = weights_N / total[classes_N]
+    auc = float(share_N[positive_N] @ placements_N[positive_N])
+    return auc, np.asarray((placements_N - auc) * share_N)
 
 
 def pooled_seed_variance(differences_AS: Sequence[Sequence[float]]) -> tuple[float, float]:

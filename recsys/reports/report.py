@@ -15,6 +15,7 @@ from scipy.special import expit
 from data_pipelines.errors import UserError
 from recsys.config.yaml_files import to_yaml
 from recsys.evaluation.comparison import TestRows
+from recsys.evaluation.evaluate import group_kinds
 from recsys.exporting.measure import measure
 from recsys.metrics.binary import AUC, CALIBRATION, LOG_LOSS, reliability
 from recsys.metrics.bootstrap import Interval, interval
@@ -36,7 +37,7 @@ from recsys.reports.pages import (
     write_page,
 )
 from recsys.reports.run_files import RunFiles
-from recsys.reports.training_sections import expert_loads, experts, learning
+from recsys.reports.training_sections import expert_loads, experts, learning, served_constants
 
 _SPLITS = ("test", "valid")
 
@@ -82,6 +83,7 @@ def _sections(runs: Sequence[RunFiles], extras: Extras) -> Iterator[Section]:
     for task in runs[0].tasks:
         yield from _task_sections(runs, task, extras)
     yield learning(runs)
+    yield from served_constants(runs[0])
     yield from experts(runs[0])
     yield from _sparsity(runs[0])
     yield _how(runs)
@@ -121,7 +123,7 @@ def _alerts(runs: Sequence[RunFiles]) -> Iterator[str]:
 
 def _task_sections(runs: Sequence[RunFiles], task: str, extras: Extras) -> Iterator[Section]:
     splits = [split for split in _SPLITS if runs[0].predictions(split) is not None]
-    metrics = headline_metrics("binary", groups=runs[0].config.data.user is not None)
+    metrics = headline_metrics("binary", groups=group_kinds(runs[0].config.data))
     columns, cells = [], []
     for run in runs:
         for split in splits:
@@ -154,7 +156,7 @@ def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Ex
         if found is None:
             continue
         rows, logits_N = found
-        points[run.path.name] = reliability(rows.labels_N, logits_N[rows.kept])
+        points[run.path.name] = reliability(rows.labels_N, logits_N[rows.kept], rows.facts.weights_N)
         measured = rows.measure(AUC, logits_N)
         marks.append(plots.Mark(run.path.name, measured.value, *measured.interval, strong=True))
     yield (

@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 
 from data_pipelines.errors import UserError
+from data_pipelines.names import LIST
 from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.evaluation.baselines import BASELINES_FILE
 from recsys.evaluation.comparison import TestRows
-from recsys.evaluation.evaluate import EXPERTS_FILE
+from recsys.evaluation.evaluate import ADDED_FILE, EXPERTS_FILE
 from recsys.metrics.arrays import group_codes
+from recsys.metrics.rows import RowFacts
 
 
 class RunFiles:
@@ -51,6 +53,12 @@ class RunFiles:
         file = self.path / EXPERTS_FILE
         return pl.read_parquet(file) if file.is_file() else None
 
+    @cached_property
+    def added(self) -> pl.DataFrame | None:
+        """What values of features with `serve` add to the logits, where there are any and they were evaluated."""
+        file = self.path / ADDED_FILE
+        return pl.read_parquet(file) if file.is_file() else None
+
     def predictions(self, split: str) -> pl.DataFrame | None:
         """Rows, keys, labels and logits of an evaluated split; ``None`` if it was not evaluated."""
         file = self.path / "predictions" / f"{split}.parquet"
@@ -62,8 +70,11 @@ class RunFiles:
         if frame is None:
             return None
         user = self.config.data.user
-        users = group_codes(frame[user]) if user else None
-        return TestRows(frame[f"{task}:label"].to_numpy(), users), frame[f"{task}:logit"].to_numpy()
+        facts = RowFacts(
+            group_codes(frame[user]) if user else None,
+            *(frame[name].to_numpy() if name in frame.columns else None for name in (LIST, f"{task}:weight")),
+        )
+        return TestRows.of(frame[f"{task}:label"].to_numpy(), facts), frame[f"{task}:logit"].to_numpy()
 
     def curve(self, split: str, metric: str) -> tuple[list[float], list[float]]:
         """Steps and values of a metric while it was trained."""

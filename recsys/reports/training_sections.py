@@ -42,6 +42,30 @@ def learning(runs: Sequence[RunFiles]) -> Section:
     return Section("How it learned", figures=figures)
 
 
+def served_constants(run: RunFiles) -> Iterator[Section]:
+    """The curve of each feature that is fixed when serving, such as the position in a list."""
+    if run.added is None:
+        return
+    figures = []
+    for (feature,), part in run.added.group_by("feature", maintain_order=True):
+        number = pl.col("value").cast(pl.Float64, strict=False)
+        numeric = part.select(number.is_not_null().all()).item()
+        ordered = part.sort(number) if numeric else part
+        lines = [
+            plots.Curve(
+                str(task),
+                one.select(number)["value"].to_list() if numeric else list(range(1, len(one) + 1)),
+                one["logit"].to_list(),
+                marks=True,
+            )
+            for (task,), one in ordered.group_by("task", maintain_order=True)
+        ]
+        label = str(feature) if numeric else f"{feature}, most frequent first"
+        title = f"Logit added by {feature}"
+        figures.append((svg(plots.curves(title, label, lines), title), "Compared with the value that scoring uses."))
+    yield Section("Fixed when serving", figures=figures)
+
+
 def _smooth(values: Sequence[float]) -> list[float]:
     """Exponential moving average, free of the bias towards its start."""
     kept, total, smooth = 0.0, 0.0, []

@@ -25,6 +25,7 @@ from recsys.config.yaml_files import override, to_yaml
 from recsys.evaluation.monitor import why_undefined
 from recsys.metrics.binary import log_loss
 from recsys.metrics.registry import main_metric
+from recsys.metrics.rows import RowFacts
 from recsys.plots.studies import frontier as undominated
 from recsys.plots.style import png
 from recsys.studies.frontier_page import frontier_drawings, write_frontier_page
@@ -123,7 +124,7 @@ class Frontier:
         self._task, task = next(iter(data.config.tasks.items()))
         self._kind, self.metric = task.kind, main_metric(task.kind)
         for split in self._splits():
-            if reason := why_undefined(self.metric, self._kind, self._labels(split), None):
+            if reason := why_undefined(self.metric, self._kind, self._labels(split), self._facts(split)):
                 raise UserError(
                     f"a frontier compares {self.metric.label}, which is undefined for task {self._task!r} on the "
                     f"{split} split: {reason}."
@@ -191,8 +192,10 @@ class Frontier:
         values: dict[str, list[float]] = {}
         for split in self._splits():
             scores = [] if failed else [store.logits(look, split, self._task) for look in looks]
-            values[split] = [self.metric.measure(self._kind, self._labels(split), score_N) for score_N in scores]
-            values[f"{split} loss"] = [log_loss(self._labels(split), score_N) for score_N in scores]
+            labels_N, weights_N = self._labels(split), self._data.weights(split, self._task)
+            measured = (self.metric.measure(self._kind, labels_N, score_N, None, weights_N) for score_N in scores)
+            values[split] = list(measured)
+            values[f"{split} loss"] = [log_loss(labels_N, score_N, weights_N) for score_N in scores]
         first, last = self._splits()[0], self._splits()[-1]
         sizes = [figure.model_bytes or 0 for figure in figures]
         ratios = [whole / size for whole, size in zip(self._checkpoint_bytes(), sizes, strict=True) if size]
@@ -217,6 +220,9 @@ class Frontier:
     def _checkpoint_bytes(self) -> list[int]:
         """Of the config as it is, by seed: what every point is a shrinking of."""
         return [self._workers.store.figures(self._looks[0, seed]).checkpoint_bytes or 0 for seed in self._seeds]
+
+    def _facts(self, split: str) -> RowFacts:
+        return RowFacts(weights_N=self._data.weights(split, self._task))
 
     def _labels(self, split: str) -> np.ndarray:
         return self._data.labels(split)[:, list(self._data.config.tasks).index(self._task)]

@@ -42,10 +42,13 @@ def diverged_error(batch: Batch, path: Path, *, loss: float, step: int) -> Diver
 
 
 def save_batch(batch: Batch, path: Path) -> None:
-    """Write ``batch`` as safetensors: values and lengths of each sparse feature, ``dense``, ``labels``, ``rows``."""
+    """Write ``batch`` as safetensors: values and lengths of each sparse feature, ``dense``, ``labels``,
+    ``weights``, ``rows``."""
     tensors = {"dense": batch.dense, "rows": batch.rows}
     if batch.labels is not None:
         tensors["labels"] = batch.labels
+    if batch.weights is not None:
+        tensors["weights"] = batch.weights
     for prefix, bags in (("sparse", batch.sparse), ("weighted", batch.weighted)):
         for key, feature in bags.to_dict().items() if bags is not None else ():
             tensors |= {f"{prefix}.{key}.values": feature.values(), f"{prefix}.{key}.lengths": feature.lengths()}

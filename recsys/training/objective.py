@@ -3,6 +3,7 @@
 Letters: B rows of a batch, T tasks.
 """
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.dataset.dataset import Dataset
 from models.layers.heads import task_losses
+from models.layers.list_losses import list_loss
 from models.tables.id_changes import IdChanges
 from models.tables.unknown_ids import UnknownIds
 from recsys.config.experiment import TrainConfig
@@ -21,8 +23,8 @@ class Objective:
     """The loss of a batch.
 
     Args:
-        config: Precision, and the share of ids that are read as unknown.
-        dataset: Its tasks, with their kinds and weights.
+        config: Precision, the kind of loss, and the share of ids that are read as unknown.
+        dataset: Its tasks, with their kinds and weights, and the mean weight of the rows of its train split.
         schema: The encoded features of the batches.
         device: Where the ranker is.
     """
@@ -31,6 +33,9 @@ class Objective:
         tasks = dataset.config.tasks.values()
         self._kinds = [task.kind for task in tasks]
         self._weights_T = torch.tensor([task.weight for task in tasks], device=device)
+        means = [_mean_weight(dataset, name) for name in dataset.config.tasks]
+        self._mean_T = torch.tensor(means, dtype=torch.float32, device=device)
+        self._loss = config.loss
         self._unknown = UnknownIds(config.unknown, schema)
         self._device = device
         self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
@@ -43,11 +48,34 @@ class Objective:
         self._unknown(ids)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             logits_BT = state.model(ids)
-        loss = task_losses(logits_BT, batch.labels, self._kinds) @ self._weights_T
+        weights_BT = None if batch.weights is None else batch.weights / self._mean_T
+        losses_T = task_losses(logits_BT, batch.labels, self._kinds, weights_BT)
+        if self._loss.needs_lists:
+            losses_T = self._over_lists(losses_T, logits_BT, batch, weights_BT)
+        loss = losses_T @ self._weights_T
         for extra in (state.ranker.auxiliary_loss(), *(lever.loss(state.ranker) for lever in state.levers)):
             if extra is not None:
                 loss = loss + extra
         return loss
+
+    def _over_lists(self, losses_T: Tensor, logits_BT: Tensor, batch: Batch, weights_BT: Tensor | None) -> Tensor:
+        """``losses_T`` with the losses over lists in place of those of binary tasks."""
+        assert batch.labels is not None
+        assert batch.lists is not None
+        losses = list(losses_T)
+        for t, kind in enumerate(self._kinds):
+            if kind == "binary":
+                weights_B = None if weights_BT is None else weights_BT[:, t]
+                losses[t] = list_loss(self._loss, logits_BT[:, t], batch.labels[:, t], batch.lists, weights_B)
+        return torch.stack(losses)
+
+
+def _mean_weight(dataset: Dataset, task: str) -> float:
+    """Of the labelled rows of the train split, so that weights do not change the size of steps."""
+    weights_N, labels_NT = dataset.weights("train", task), dataset.labels("train")
+    if weights_N is None:
+        return 1.0
+    return float(weights_N[~np.isnan(labels_NT[:, dataset.schema.tasks.index(task)])].mean())
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

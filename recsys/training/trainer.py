@@ -143,7 +143,8 @@ class Trainer:
             threads=settings.loader_threads,
         )
         self._log = RunLog(is_main=processes.is_main)
-        self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True)
+        lists, aside = settings.loss.needs_lists, settings.checkpoint_aside
+        self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
         self._batches = DeviceBatches(self.loader, processes.device)
         self._read_every = 1 if processes.device.type == "cpu" else _READ_EVERY
         self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
@@ -152,8 +153,7 @@ class Trainer:
         self._validation = Validation(self.dataset, settings.monitor, processes)
         self.state = build_state(config, self.loader.schema, processes.device)
         self.total_steps = settings.epochs * len(self.loader)
-        keep, aside = settings.keep_checkpoints, settings.checkpoint_aside
-        self._writer = CheckpointWriter(self.run, processes, keep=keep, aside=aside)
+        self._writer = CheckpointWriter(self.run, processes, keep=settings.keep_checkpoints, aside=aside)
 
     def fit(self, *, resume: bool = False) -> Result:
         """Train to the end: until all epochs are done, or early stopping.

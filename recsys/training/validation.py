@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import polars as pl
 from torch import nn
 
-from data_pipelines.dataset.columns import LABEL
+from data_pipelines.dataset.columns import LABEL, WEIGHT
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
-from recsys.evaluation.evaluate import TaskMetrics, predict, task_metrics, users_of
+from recsys.evaluation.evaluate import TaskMetrics, facts_of, group_kinds, predict, task_metrics
 from recsys.evaluation.monitor import Monitor
 from recsys.runs.processes import Processes
 
@@ -39,11 +39,12 @@ class Validation:
     def __init__(self, dataset: Dataset, monitor: Mapping[str, float], processes: Processes) -> None:
         self.dataset, self._processes = dataset, processes
         self._kinds: dict[str, TaskKind] = {name: task.kind for name, task in dataset.config.tasks.items()}
-        self.monitor = Monitor.of(monitor, self._kinds, users=dataset.config.user is not None)
+        self.monitor = Monitor.of(monitor, self._kinds, groups=group_kinds(dataset.config))
         self.notes: list[str] = []
         if self.has_rows:
-            self._labels_NT, self._users_N = dataset.labels(SPLIT), users_of(dataset, SPLIT)
-            self.monitor, self.notes = self.monitor.defined_on(SPLIT, self._kinds, self._labels_NT, self._users_N)
+            self._labels_NT = dataset.labels(SPLIT)
+            self._facts = {name: facts_of(dataset, SPLIT, name) for name in self._kinds}
+            self.monitor, self.notes = self.monitor.defined_on(SPLIT, self._kinds, self._labels_NT, self._facts)
 
     @property
     def has_rows(self) -> bool:
@@ -61,7 +62,7 @@ class Validation:
         rows, logits_NT = self._processes.gather(rows), self._processes.gather(logits_NT)
         logits = logits_NT[rows.argsort()].numpy()
         return {
-            name: task_metrics(kind, self._labels_NT[:, t], logits[:, t], self._users_N, also=self.monitor.names)
+            name: task_metrics(kind, self._labels_NT[:, t], logits[:, t], self._facts[name], also=self.monitor.names)
             for t, (name, kind) in enumerate(self._kinds.items())
         }
 
@@ -73,13 +74,23 @@ def check_train_labels(dataset: Dataset) -> None:
         UserError: A task has no label in the train split, or all its labels there are equal.
     """
     for name, task in dataset.config.tasks.items():
+        weighted = name in dataset.encoder.plan.weighted_tasks
+        counts = pl.col(f"{WEIGHT}{name}") > 0 if weighted else pl.lit(True)
         label = pl.col(f"{LABEL}{name}").drop_nulls().drop_nans()
-        found = dataset.frame("train").select(low=label.min(), high=label.max(), rows=label.len()).collect()
-        low, high, rows = found.row(0)
+        there = pl.col(f"{LABEL}{name}").is_not_null() & pl.col(f"{LABEL}{name}").is_not_nan()
+        found = dataset.frame("train").select(
+            low=label.min(), high=label.max(), rows=label.len(), counting=(there & counts).sum()
+        )
+        low, high, rows, counting = found.collect().row(0)
         if not rows:
             raise UserError(
                 f"task {name}: no row of the train split has a label, so nothing can be learned: check "
                 f"data.tasks.{name} and data.split, and prepare the data again."
+            )
+        if not counting:
+            raise UserError(
+                f"task {name}: the weights of all {rows:,} labelled rows of the train split are 0, so nothing can be "
+                f"learned: check data.weight (or data.tasks.{name}.row_weight), and prepare the data again."
             )
         if task.kind == "binary" and low == high:
             raise UserError(

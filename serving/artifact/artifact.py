@@ -70,9 +70,8 @@ def served_encoder(weights: Weights, encoder: Encoder) -> Encoder:
     for name in weights.keep:
         if weights.schema.table(name).oov_buckets > 1:
             raise UserError(f"table {name!r} is pruned and has several OOV buckets: set oov_buckets to 1.")
-    return encoder.select(weights.schema.feature_names).prune(
-        {name: keep.numpy() for name, keep in weights.keep.items()}
-    )
+    keep = {name: keep.numpy() for name, keep in weights.keep.items()}
+    return encoder.select(weights.schema.feature_names).prune(keep).as_served()
 
 
 def compressed_dense(weights: Weights) -> dict[str, Tensor]:

@@ -53,26 +53,34 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(logits >= 0, 1.0, decay) / (1.0 + decay)
 
 
-def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt:
+def fit_platt(
+    logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.floating] | None = None
+) -> Platt:
     """The slope and intercept of the greatest likelihood, by Newton's method.
 
     Labels are smoothed by one row of each class (Platt's targets), so that separable rows do not run off to infinity.
+
+    Args:
+        logits: (N,) of the rows.
+        labels: (N,) 0 or 1.
+        weights: (N,) how much each row counts; all alike if ``None``.
     """
-    positives = labels.sum()
+    weights_N = _mean_one(weights, len(labels))
+    positives = weights_N @ labels
     targets = np.where(labels > 0.5, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
     center, spread = float(logits.mean(dtype=np.float64)), float(logits.std(dtype=np.float64)) or 1.0
     x_N2 = np.column_stack([(logits.astype(np.float64) - center) / spread, np.ones(len(logits))])
-    mean = targets.mean()
+    mean = weights_N @ targets / len(targets)
     weights_2 = np.array([0.0, np.log(mean / (1 - mean))])  # from here, on standardised logits, Newton does not run off
 
     def loss(weights_2: NDArray[np.float64]) -> float:
         z_N = x_N2 @ weights_2
-        return float((np.logaddexp(0, z_N) - targets * z_N).sum())
+        return float(weights_N @ (np.logaddexp(0, z_N) - targets * z_N))
 
     for _ in range(50):
         p_N = sigmoid(x_N2 @ weights_2)
-        gradient_2 = x_N2.T @ (p_N - targets)
-        hessian_22 = (x_N2 * (p_N * (1 - p_N))[:, None]).T @ x_N2 + 1e-9 * np.eye(2)
+        gradient_2 = x_N2.T @ (weights_N * (p_N - targets))
+        hessian_22 = (x_N2 * (weights_N * p_N * (1 - p_N))[:, None]).T @ x_N2 + 1e-9 * np.eye(2)
         step_2 = np.linalg.solve(hessian_22, gradient_2)
         while loss(weights_2 - step_2) > loss(weights_2) and np.abs(step_2).max() > 1e-10:
             step_2 /= 2
@@ -83,11 +91,21 @@ def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt
     return Platt(slope=slope, intercept=float(weights_2[1]) - slope * center)
 
 
-def fit_isotonic(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Isotonic:
-    """Pool-adjacent-violators, thinned to at most 1024 knots."""
+def _mean_one(weights: NDArray[np.floating] | None, rows: int) -> NDArray[np.float64]:
+    """Weights of mean 1, so that so many rows stay worth so many."""
+    if weights is None:
+        return np.ones(rows)
+    weights_N = weights.astype(np.float64)
+    return np.asarray(weights_N / weights_N.mean())
+
+
+def fit_isotonic(
+    logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.floating] | None = None
+) -> Isotonic:
+    """Pool-adjacent-violators, thinned to at most 1024 knots; arguments as of :func:`fit_platt`."""
     from sklearn.isotonic import IsotonicRegression
 
-    model = IsotonicRegression(out_of_bounds="clip").fit(logits, labels)
+    model = IsotonicRegression(out_of_bounds="clip").fit(logits, labels, sample_weight=weights)
     x, y = model.X_thresholds_, model.y_thresholds_
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _KNOTS)).round().astype(int))
     return Isotonic(logits=x[kept].tolist(), probabilities=y[kept].tolist())

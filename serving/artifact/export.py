@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from data_pipelines.batch import Batch
+from data_pipelines.batch import Batch, Schema
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
+from data_pipelines.features.encoder import Encoder
 from models.codecs.quantization import dequantize_rows
 from models.weights import Weights
 from serving.artifact.artifact import (
@@ -32,7 +35,7 @@ def export(
     """Write ``weights``, as the levers left them, as an artifact at ``out``.
 
     Calibration and the drift reference come from the validation split (the training split where there is none), scored
-    with the rows as they will be served: quantized.
+    with the rows as they will be served: quantized; the drift reference also with the values that are fixed there.
 
     Raises:
         UserError: ``out`` exists and ``replace`` is false, or cannot be written.
@@ -48,13 +51,15 @@ def export(
     )
     sample = next(iter(loader))
     with torch.inference_mode():
-        logits_NT = as_served(weights).to_ranker()(sample).numpy()
+        ranker, asked = as_served(weights).to_ranker(), _with_constants(sample, weights.schema, dataset.encoder)
+        logits_NT = ranker(sample).numpy()
+        asked_NT = logits_NT if asked is sample else ranker(asked).numpy()
     calibration = _calibrate(dataset, sample, logits_NT, config) if config.calibrate and split == "valid" else {}
     encoder = served_encoder(weights, dataset.encoder)
     if config.packed:
         weights, encoder = in_packing_order(weights, encoder)
-    translated = Translation(dataset.encoder, encoder)(sample)
-    scores = predictions(logits_NT, dataset.config.tasks, calibration)
+    translated = Translation(dataset.encoder, encoder)(asked)
+    scores = predictions(asked_NT, dataset.config.tasks, calibration)
     write_artifact(
         weights,
         encoder,
@@ -66,6 +71,21 @@ def export(
         packed=config.packed,
         replace=replace,
     )
+
+
+def _with_constants(batch: Batch, schema: Schema, encoder: Encoder) -> Batch:
+    """``batch`` with the values that features have when serving; ``batch`` itself if none is fixed."""
+    fixed = [spec.name for spec in schema.sparse if spec.additive]
+    if not fixed:
+        return batch
+    ids = encoder.as_served().select(fixed).encode(pl.LazyFrame({"row": [0]})).collect()
+    sparse = batch.sparse
+    values = sparse.values().clone()
+    starts = dict(zip(sparse.keys(), sparse.offset_per_key(), strict=False))
+    for name in fixed:
+        values[starts[name] : starts[name] + len(batch)] = ids[name].item()
+    changed = KeyedJaggedTensor(keys=sparse.keys(), values=values, lengths=sparse.lengths())
+    return replace(batch, sparse=changed)
 
 
 def as_served(weights: Weights) -> Weights:
@@ -87,6 +107,10 @@ def _calibrate(
     for t, (name, task) in enumerate(dataset.config.tasks.items()):
         labels_N = sample.labels[:, t].numpy()
         labelled_N = ~np.isnan(labels_N)
+        weights_N = None if sample.weights is None else sample.weights[:, t].numpy()
+        if weights_N is not None:
+            labelled_N &= weights_N > 0
         if task.kind == "binary" and len(np.unique(labels_N[labelled_N])) == 2:
-            found[name] = fit(logits_NT[labelled_N, t], labels_N[labelled_N])
+            used = None if weights_N is None else weights_N[labelled_N]
+            found[name] = fit(logits_NT[labelled_N, t], labels_N[labelled_N], used)
     return found

@@ -162,7 +162,9 @@ def run_job(
         began, scored = perf_counter(), 0
         if not ledger.finished:
             fan_out = 1 if candidates is None else max(1, _rows_of(candidates, artifact))
-            parts = rows.parts(ledger.folder / ".stage", plan, fan_out=fan_out)
+            parts = rows.parts(
+                ledger.folder / ".stage", plan, fan_out=fan_out, whole_lists=bool(plan.relative) and candidates is None
+            )
             ledger.expect([part.rows for part in parts])
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())

@@ -6,13 +6,18 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from data_pipelines.dataset.blocks import list_starts
+from data_pipelines.dataset.lists import list_cuts, together
 from data_pipelines.disk.storage import fingerprint, new_directory, open_directory
 from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
+from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.files.base import FileFormat, reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Find, format_of, scan_files
@@ -84,7 +89,7 @@ class Input:
         """Changes when a file is added, removed, or written anew."""
         return fingerprint([(file, *_stamp(file)) for file in self.files])
 
-    def parts(self, stage: Path, plan: Plan, *, fan_out: int = 1) -> list[Part]:
+    def parts(self, stage: Path, plan: Plan, *, fan_out: int = 1, whole_lists: bool = False) -> list[Part]:
         """Cut the input along its row groups, so that each part makes about as many scores.
 
         What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet in the folder ``stage``,
@@ -92,14 +97,16 @@ class Input:
 
         Args:
             fan_out: Scores that one row makes.
+            whole_lists: Cut where lists end. Memory holds a number per row.
 
         Raises:
-            UserError: A file cannot be read.
+            UserError: A file cannot be read; or the rows of a list lie apart, or have no columns of lists.
         """
         groups = list(self._row_groups()) if isinstance(self.format, ParquetFormat) else None
         if groups is None or any(rows > _LARGEST_ROW_GROUP for _, _, rows in groups):
             groups = list(_row_groups(str(self._staged(stage, plan))))
-        parts = list(_merge(groups, max(1, PART_ROWS // fan_out))) or [Part(self.files[0], 0, 0, 0, self.location)]
+        cut = _at_lists(groups, plan, self.location) if whole_lists else _merge(groups, max(1, PART_ROWS // fan_out))
+        parts = list(cut) or [Part(self.files[0], 0, 0, 0, self.location)]
         return [part if part.file in self.files else replace(part, source=self.location) for part in parts]
 
     def _row_groups(self) -> Iterator[tuple[str, int, int]]:
@@ -143,6 +150,26 @@ def _merge(groups: list[tuple[str, int, int]], most: int) -> Iterator[Part]:
                 yield Part(held[0], held[1] + start, size, first_row, source=held[0])
                 first_row += size
         held = (file, offset, rows)
+
+
+def _at_lists(groups: list[tuple[str, int, int]], plan: Plan, location: str) -> Iterator[Part]:
+    """Parts of about :data:`PART_ROWS` rows that end where lists end."""
+    columns = plan.config.group or ()
+    keys: dict[str, npt.NDArray[np.uint64]] = {}
+    for file in dict.fromkeys(file for file, _, _ in groups):
+        with reading(file):
+            rows = pl.scan_parquet(file)
+            keys[file] = rows.select(plan.list_key(RawColumns(rows.collect_schema()))).collect().to_series().to_numpy()
+    if not together(np.concatenate(list(keys.values()))):
+        raise UserError(
+            f"{location}: rows of one list lie apart, or in two files: sort the rows by {', '.join(columns)}, the "
+            "columns of data.group, so that a list is scored as a whole."
+        )
+    first_row = 0
+    for file, keys_N in keys.items():
+        for start, stop in list_cuts(list_starts(keys_N), PART_ROWS):
+            yield Part(file, start, stop - start, first_row, source=file)
+            first_row += stop - start
 
 
 def _stamp(file: str) -> tuple[Any, ...]:

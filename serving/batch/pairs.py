@@ -20,7 +20,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.names import ROW, key_name
 from models.tables.lookup import Embedded
-from serving.batch.scorer import MICROBATCH, Scorer
+from serving.batch.scorer import MICROBATCH, Scorer, in_lists
 from serving.batch.value_counts import ValueCounts
 
 _PAIRS = 1 << 16
@@ -34,7 +34,8 @@ _Embedded = tuple[Embedded, dict[str, Tensor]]
 class PairScorer:
     """Scores users against one table of candidates.
 
-    Statistics of candidates are as of the last event of the state.
+    Statistics of candidates are as of the last event of the state. The candidates are one list: what is relative to a
+    list is relative to all of them.
 
     Args:
         candidates: Raw columns of the candidates, such as ``item_id`` and ``genres``. Encoded and looked up here.
@@ -50,16 +51,18 @@ class PairScorer:
         encoder = scorer.artifact.encoder
         named = set(candidates.columns)
         columns = {name: encoder.plan.feature(name).columns() for name in encoder.schema.feature_names}
-        mine = [name for name, wanted in columns.items() if wanted <= named]
+        mine = [name for name, wanted in columns.items() if wanted and wanted <= named]
         if not mine:
             raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")
-        theirs = [name for name, wanted in columns.items() if not wanted & named]
+        compared = {name for name in columns if encoder.plan.feature(name).name in encoder.plan.relative}
+        theirs = [name for name, wanted in columns.items() if not wanted & named and name not in compared]
         both = [name for name in columns if name not in {*mine, *theirs}]
         self._sides = [_Side(scorer, names) if names else None for names in (theirs, mine, both)]
-        self._own = self._sides[1].embed(candidates) if self._sides[1] else None
+        everyone = in_lists(candidates, np.ones(len(candidates)))
+        self._own = self._sides[1].embed(everyone) if self._sides[1] else None
         self._counts = ValueCounts()
         if self._sides[1]:
-            self._sides[1].count(candidates, self._counts)
+            self._sides[1].count(everyone, self._counts)
 
     def score(self, users: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
         """Chunks of ``users`` (at least one) and the logits (U, C, T) of their pairs.
@@ -151,7 +154,8 @@ class PairScorer:
         if both is not None:
             shared = [name for name in users.columns if name not in self._candidates.columns]
             rows = [users.select(shared)[whose_P.numpy()], self._candidates[which_P.numpy()]]
-            sides.append((both.embed(pl.concat(rows, how="horizontal")), every_P))
+            pairs = in_lists(pl.concat(rows, how="horizontal"), whose_P.numpy() + 1)
+            sides.append((both.embed(pairs), every_P))
         pooled, wide, dense = dict[str, Spread](), dict[str, Spread](), dict[str, Spread]()
         for (embedded, numbers), places_P in sides:
             pooled |= {name: (value, places_P) for name, value in embedded.pooled.items()}

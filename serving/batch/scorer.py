@@ -19,7 +19,7 @@ from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.logs.sources import join_sides
 from data_pipelines.logs.validation import checked
-from data_pipelines.names import REASON, ROW, key_name
+from data_pipelines.names import LIST, REASON, ROW, key_name
 from data_pipelines.past.state import State
 from serving.artifact.artifact import Artifact
 from serving.artifact.calibration import predictions
@@ -33,6 +33,11 @@ _ENCODED = 1 << 15
 
 
 _LONGEST_SHOWN = 80
+
+
+def in_lists(frame: pl.DataFrame, lists_N: NDArray[Any]) -> pl.DataFrame:
+    """``frame`` with the list of each row, numbered from 1."""
+    return frame.with_columns(pl.Series(LIST, lists_N).cast(pl.UInt64))
 
 
 class Scorer:
@@ -50,6 +55,8 @@ class Scorer:
         self._encoder = artifact.encoder
         self._schema = artifact.encoder.schema
         self._plan = artifact.encoder.served
+        relative = self._plan.relative
+        self._relative = artifact.encoder.select(relative) if relative else None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -132,7 +139,12 @@ class Scorer:
         return pl.DataFrame(columns)
 
     def encode(self, frame: pl.DataFrame) -> Iterator[Batch]:
-        """Encoded rows, in batches that fit a processor's cache."""
+        """Encoded rows, in batches that fit a processor's cache.
+
+        What is relative to a list is worked out first, for all of ``frame``: it must hold lists whole. Without any of
+        the columns of ``data.group`` it is one list.
+        """
+        frame = self._related(frame)
         for first in range(0, max(len(frame), 1), _ENCODED):
             encoded = self._encoded(frame.slice(first, _ENCODED), self._encoder)
             for start in range(0, len(encoded), MICROBATCH):
@@ -143,6 +155,15 @@ class Scorer:
         """One batch of the features of ``encoder``, which is the artifact's own with fewer features."""
         encoded = self._encoded(frame, encoder)
         return collate(encoder.schema, encoded, np.arange(len(encoded)))
+
+    def _related(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """``frame`` with the columns of relative features."""
+        if self._relative is None:
+            return frame
+        if not set(self._plan.config.group or ()) & set(frame.columns):
+            frame = in_lists(frame, np.ones(len(frame)))
+        found = self._encoded(frame, self._relative).select(self._relative.schema.feature_names)
+        return frame.drop(LIST, strict=False).with_columns(found)
 
     def _encoded(self, frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
         rows = frame.lazy()

@@ -90,6 +90,10 @@ class FeatureConfig(Family):
         """Name and size keys of a table that features may share, and whose size keys must then be equal."""
         return None
 
+    def as_served(self) -> "FeatureConfig":
+        """The keys of the feature in an artifact."""
+        return self
+
     def problems(self, name: str, data: "DataConfig") -> Iterator[str]:
         """Sentences on what does not fit the rest of the ``data:`` block."""
         return iter(())
@@ -163,6 +167,13 @@ class Feature(Generic[C]):
     def checks(self, raw: RawColumns) -> Iterator[Check]:
         """Reasons to refuse a row. An unseen or a missing value is never one."""
         return iter(())
+
+    def check_tables(self, tables: Mapping[str, Table]) -> None:
+        """Compare what was fitted on the training rows with the config.
+
+        Raises:
+            UserError: They do not fit.
+        """
 
     @abstractmethod
     def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:

@@ -1,13 +1,18 @@
 """The kind ``id``: one categorical value per row."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipelines.config.base import register
+from data_pipelines.errors import UserError
+from data_pipelines.features.kinds.base import Specs
 from data_pipelines.features.kinds.categorical import CategoricalConfig, CategoricalFeature
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.values import text
+from data_pipelines.features.vocabulary import Table, Vocabulary
 
 if TYPE_CHECKING:
     from data_pipelines.features.config import DataConfig
@@ -25,13 +30,31 @@ class IdConfig(CategoricalConfig):
         "the row itself.",
     )
 
+    serve: str | int | float | bool | None = Field(
+        default=None,
+        description="The value that every row has when it is scored, such as 1 for the position in a list: training "
+        "learns what each value adds to the logit, apart from all other features. Scoring does not read the column.",
+    )
+    served: bool = Field(default=False, description="Set in artifacts: every row has the value `serve`.")
+
+    @model_validator(mode="after")
+    def _serves_an_input(self) -> "IdConfig":
+        if self.serve is not None and not self.input:
+            raise ValueError("`serve` is for a feature that the ranker reads: remove `input: false`")
+        if self.served and self.serve is None:
+            raise ValueError("`served` is set by export, and needs `serve`")
+        return self
+
+    def as_served(self) -> "IdConfig":
+        return self if self.serve is None else self.model_copy(update={"served": True})
+
     @property
     def is_input(self) -> bool:
         return self.input
 
     @property
     def is_part(self) -> bool:
-        return True
+        return self.serve is None
 
     def build(self, name: str, data: "DataConfig") -> "IdFeature":
         return IdFeature(name, self, is_bag=False)
@@ -41,7 +64,28 @@ class IdFeature(CategoricalFeature[IdConfig]):
     """One value per row, looked up in a vocabulary."""
 
     def columns(self) -> frozenset[str]:
-        return frozenset({self.config.column})
+        return frozenset() if self.config.served else frozenset({self.config.column})
+
+    def specs(self) -> Specs:
+        [spec] = super().specs().sparse
+        return Specs(sparse=[spec.model_copy(update={"additive": self.config.serve is not None})])
+
+    def check_tables(self, tables: Mapping[str, Table]) -> None:
+        table = tables[self.config.table]
+        if self.config.serve is None or not isinstance(table, Vocabulary):
+            return
+        if self._constant() not in table.values:
+            raise UserError(
+                f"{self.reader} serves the value {self.config.serve!r}, which no training row has often enough to "
+                f"learn: set `serve` to a value of the column {self.config.column!r}."
+            )
+
+    def _constant(self) -> str:
+        """The canonical text of the value that is served."""
+        value = pl.Series("value", [self.config.serve])
+        return str(value.to_frame().select(text(pl.col("value"), value.dtype)).item())
 
     def values(self, raw: RawColumns) -> pl.Expr:
+        if self.config.served:
+            return pl.repeat(self._constant(), pl.len())
         return raw.text(self.reader, self.config.column)

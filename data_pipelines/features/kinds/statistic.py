@@ -72,7 +72,7 @@ class StatisticConfig(PastConfig):
             if task is None or task.kind != "binary":
                 yield f"feature `{name}`: a rate needs a binary task, and `{self.of}` is not one"
         of_tasks = data.tasks[self.of].column if self.of in data.tasks else self.of
-        if data.sampling is not None and of_tasks == POSITIVE:
+        if data.drawing is not None and of_tasks == POSITIVE:
             yield (
                 f"feature `{name}`: statistics count the rows of the log, not the negatives drawn for them, so "
                 f"`{self.of}` is 1 in all that they see: use `measure: count` without `of`"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch
-from data_pipelines.dataset import loader as loader_module
+from data_pipelines.dataset import epoch_order
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.dataset.loader import Loader, collate
 from data_pipelines.errors import UserError
@@ -65,8 +65,8 @@ def test_ranks_see_every_row_once(
     dataset: Dataset, batch_size: int, world_size: int, shuffle: bool, max_rows: int | None, window: int, block: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader_module, "_WINDOW_ROWS", window)
-        patch.setattr(loader_module, "_BLOCK_ROWS", block)
+        patch.setattr(epoch_order, "WINDOW_ROWS", window)
+        patch.setattr(epoch_order, "BLOCK_ROWS", block)
         loaders = [
             Loader(dataset, "train", batch_size=batch_size, shuffle=shuffle, rank=rank, world_size=world_size,
                    max_rows=max_rows, threads=0)
@@ -157,8 +157,8 @@ def test_features_are_read_on_their_own(dataset: Dataset) -> None:
 
 def test_blocks_shuffle_nearly_as_well_as_a_global_shuffle(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """With windows of a quarter of the rows, a batch's rows spread over the split as those of a global shuffle do."""
-    monkeypatch.setattr(loader_module, "_WINDOW_ROWS", 400)
-    monkeypatch.setattr(loader_module, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(epoch_order, "WINDOW_ROWS", 400)
+    monkeypatch.setattr(epoch_order, "BLOCK_ROWS", 8)
     size = dataset.splits["train"]
     spreads = []
     for epoch in range(20):

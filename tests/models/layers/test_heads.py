@@ -28,3 +28,18 @@ def test_rows_without_a_label_change_neither_loss_nor_gradient():
     losses_T.sum().backward()
     assert logits_BT.grad[[1, 3]].abs().sum() == 0
     assert logits_BT.grad.isfinite().all()
+
+
+def test_weights_multiply_the_losses_of_rows() -> None:
+    logits_BT, labels_BT = torch.randn(6, 2), torch.tensor([[0.0, 2.0], [1.0, math.nan]] * 3)
+    weights_BT = torch.tensor([[1.0, 0.0], [2.0, 5.0], [0.5, 1.0]] * 2)
+    losses_T = task_losses(logits_BT, labels_BT, ["binary", "count"], weights_BT)
+    for t, kind in enumerate(("binary", "count")):
+        rows = [
+            float(
+                weights_BT[b, t] * task_losses(logits_BT[b : b + 1, t : t + 1], labels_BT[b : b + 1, t : t + 1], [kind])
+            )
+            for b in range(6)
+            if not labels_BT[b, t].isnan()
+        ]
+        assert float(losses_T[t]) == pytest.approx(sum(rows) / len(rows), rel=1e-5)

@@ -30,12 +30,22 @@ def test_a_better_model_is_better_by_every_metric(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["binary", "regression", "count"])
-def test_fast_draws_are_those_of_the_plain_bootstrap(kind: str) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fast_draws_are_those_of_the_plain_bootstrap(kind: str, weighted: bool) -> None:
     labels, logits, users = _rows(kind, 2)
-    rows = TestRows(labels, users, kind=kind, draws=8)
+    lists = np.where(np.arange(200) % 9 == 0, -1, users * 3 + np.random.default_rng(3).integers(0, 3, 200))
+    weights = np.random.default_rng(4).choice([0.0, 0.5, 1.0, 3.0], 200)
+    rows = TestRows(
+        labels,
+        users,
+        lists_N=np.where(users < 0, -1, lists),
+        weights_N=weights if weighted else None,
+        kind=kind,
+        draws=8,
+    )
+    names = ("name", "label", "kinds", "value", "needs_groups", "groups", "reads")
     for metric in registry.metrics_of(kind):
-        fields = {name: getattr(metric, name) for name in ("name", "label", "kinds", "value", "needs_groups", "reads")}
-        plain = Metric(**fields)
+        plain = Metric(**{name: getattr(metric, name) for name in names})
         fast, slow = rows.measure(metric, logits), rows.measure(plain, logits)
         assert fast.value == slow.value
         np.testing.assert_allclose(fast.draws_R, slow.draws_R, rtol=1e-5, err_msg=metric.name)

@@ -11,6 +11,8 @@ from recsys.metrics import significance
 from recsys.metrics.binary import AUC, auc
 from recsys.metrics.bootstrap import bootstrap_weights
 from recsys.metrics.registry import headline_metrics
+from recsys.metrics.significance import auc_influence
+from tests.metric_rows import ROWS, columns
 
 
 def _rows(seed: int, rows: int = 300, users: int = 40):
@@ -63,7 +65,7 @@ def test_every_bootstrap_draw_is_the_metric_of_the_drawn_rows(seed: int) -> None
     rows = TestRows(labels, user, draws=5, seed=seed)
     draws = bootstrap_weights(rows.users, 5, seed)
     cluster_N = rows.resampling.cluster_N
-    for metric in headline_metrics("binary"):
+    for metric in headline_metrics("binary", groups={"users"}):
         measured = rows.measure(metric, logits)
         for counts, drawn in zip(draws.astype(int), measured.draws_R, strict=True):
             # a user drawn twice is two users: GAUC and NDCG rank within each
@@ -154,3 +156,18 @@ def test_corrections_keep_order_and_never_lower_a_p_value(p: list[float]) -> Non
         assert (corrected >= np.array(p) - 1e-12).all()
         assert (corrected <= 1).all()
         assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= -1e-12).all()
+
+
+@given(rows=ROWS)
+def test_weighted_influence_is_that_of_repeated_rows(rows) -> None:
+    labels, scores, _, weights = columns(rows)
+    repeats = weights.astype(int)
+    if len(np.unique(labels[repeats > 0])) < 2:
+        with pytest.raises(ValueError, match="AUC needs rows of both labels"):
+            auc_influence(labels, scores, weights)
+        return
+    value, influence = auc_influence(labels, scores, weights)
+    copies = np.repeat(np.arange(len(labels)), repeats)
+    expected, each = auc_influence(labels[copies], scores[copies])
+    assert value == pytest.approx(expected)
+    np.testing.assert_allclose(influence, np.bincount(copies, each, len(labels)), atol=1e-12)
