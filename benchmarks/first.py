@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import polars as pl
 
 from benchmarks.common import machine, real_data, table
 from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.features.kinds.past import PastConfig
 from data_pipelines.importers import criteo, frappe, movielens
 from data_pipelines.profile.inspection import inspect_log
 from data_pipelines.profile.starter_config import starter_config
@@ -165,7 +167,7 @@ def fit_baseline(name: str, dataset: Dataset) -> Measured:
     """Fit a baseline, and score both splits."""
     began = time.perf_counter()
     base, _, raw = name.partition(", ")
-    features = [key for key, f in dataset.config.features.items() if f.kind not in ("history", "statistic")]
+    features = [key for key, f in dataset.config.features.items() if not isinstance(f, PastConfig)]
     fitted = FITS[base](dataset, features if raw else None)
     minutes = (time.perf_counter() - began) / 60
     return Measured(fitted.logits("valid"), fitted.logits("test"), minutes)
@@ -204,9 +206,9 @@ def measure_case(name: str, part: int, results: Results, folder: Path) -> Case |
     for seed in SEEDS:
         config = config_of(name, log, seed)
         settings = config.model_dump_json(exclude={"data": {"log"}})
-        ours.append(results.get(f"{key}/{OURS}/{seed}", settings, lambda c=config: train_one(c, dataset)))
+        ours.append(results.get(f"{key}/{OURS}/{seed}", settings, partial(train_one, config, dataset)))
     data = config_of(name, log, 0).data.model_dump_json(exclude={"log"})
-    baselines = {b: results.get(f"{key}/{b}", data, lambda b=b: fit_baseline(b, dataset)) for b in BASELINES}
+    baselines = {b: results.get(f"{key}/{b}", data, partial(fit_baseline, b, dataset)) for b in BASELINES}
     return Case(key.removesuffix("/1"), dataset, ours, baselines)
 
 
