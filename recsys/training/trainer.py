@@ -26,17 +26,15 @@ from recsys.runs.processes import process_group
 from recsys.runs.run import claim_run, finished_meta, run_at
 from recsys.training.checkpoint_writer import CheckpointWriter
 from recsys.training.device_batches import DeviceBatches
-from recsys.training.faults import InterruptedTrainingError, diverged, diverged_error, memory_guard
+from recsys.training.faults import InterruptedTrainingError, memory_guard
 from recsys.training.first_weights import set_first_weights
+from recsys.training.losses import Losses
 from recsys.training.model_state import build_state
 from recsys.training.objective import Objective, step_seed
 from recsys.training.optimizers import schedule_factor
 from recsys.training.results import Result, Stopped, TrainState
 from recsys.training.run_log import RunLog
 from recsys.training.validation import SPLIT, Validation, check_train_labels
-
-_READ_EVERY = 10
-"""Steps on a GPU after which their losses are read together."""
 
 OnStep = Callable[[int, str], None]
 OnEval = Callable[[int, float], None]
@@ -123,8 +121,6 @@ class Trainer:
         self.on_eval = on_eval or (lambda step, value: None)
         self.train_state = TrainState()
         self._started, self._began = False, 0.0
-        self._unread: list[tuple[Batch, torch.Tensor]] = []
-        self._began_unread, self._stop = 0.0, False
         self._open = ExitStack()
         with ExitStack() as stack:
             self.processes = stack.enter_context(process_group(config.train.device, tf32=config.train.tf32))
@@ -146,7 +142,7 @@ class Trainer:
         lists, aside = settings.loss.needs_lists, settings.checkpoint_aside
         self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
         self._batches = DeviceBatches(self.loader, processes.device)
-        self._read_every = 1 if processes.device.type == "cpu" else _READ_EVERY
+        self._losses = Losses(processes, self._log, self.run.folder)
         self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
         check_train_labels(self.dataset)
         assert settings.monitor is not None
@@ -199,40 +195,22 @@ class Trainer:
             DivergedError: The loss is NaN or infinite, or has diverged; the batch is saved.
         """
         self._step(batch)
-        return self._read_losses()
+        self._losses.read(self.train_state)
+        return self._losses.mean
 
     def _step(self, batch: Batch) -> None:
         """One step, whose loss is not read yet: on a GPU, reading it would wait for the step to end."""
         self.start()
         state = self.train_state
-        if not self._unread:
-            self._began_unread = time.perf_counter()
+        self._losses.step_begins()
         torch.manual_seed(step_seed(self.config.seed, state.step, self.processes.rank))
         schedule = self.config.train.schedule
         self.state.scale_rates(schedule_factor(schedule.kind, state.step, schedule.warmup_steps, self.total_steps))
         loss = self._objective.loss(self.state, batch)
         self.state.update(loss, state.step)
-        self._unread.append((batch, loss.detach()))
+        self._losses.add(batch, loss)
         state.step += 1
         self.on_step(len(batch) * self.processes.world_size, f"epoch {state.epoch + 1} loss {state.loss_mean:.4f}")
-
-    def _read_losses(self) -> float:
-        """Check and log the losses of the steps since the last call; the mean loss of the last step over the ranks."""
-        state, unread, mean_loss = self.train_state, self._unread, math.nan
-        self._unread = []
-        losses = [float(loss) for loss in torch.stack([loss for _, loss in unread]).cpu()] if unread else []
-        values = torch.tensor([*losses, float(self.processes.stop_requested)], dtype=torch.float64)
-        *losses, stops = self.processes.mean(values).tolist()
-        self._stop = stops > 0
-        seconds = (time.perf_counter() - self._began_unread) / max(1, len(unread))
-        for step, ((batch, _), mean_loss) in enumerate(zip(unread, losses, strict=True), state.step - len(unread)):
-            if diverged(mean_loss, state.loss_mean):
-                path = self.run.folder / f"failed-batch-rank{self.processes.rank}.safetensors"
-                raise diverged_error(batch, path, loss=mean_loss, step=step)
-            state.loss_mean += (mean_loss - state.loss_mean) / min(step + 1, 100)
-            rows = len(batch) * self.processes.world_size
-            self._log.step(state, step=step + 1, loss=mean_loss, rows=rows, seconds=seconds)
-        return float(mean_loss)
 
     def evaluate(self) -> TaskMetrics:
         """Metrics of the valid split by task, with the averaged weights where ``train.ema`` asks for them.
@@ -301,18 +279,18 @@ class Trainer:
             self.loader.set_epoch(state.epoch)
             for batch in self._batches:
                 self._step(batch)
-                if state.step % self._read_every == 0:
-                    self._read_losses()
+                if state.step % self._losses.read_every == 0:
+                    self._losses.read(state)
                 if settings.evaluate_every and state.step % settings.evaluate_every == 0:
                     self._judge()
-                if self._stop:
+                if self._losses.stop_requested:
                     self._save()
                     raise InterruptedTrainingError(f"stopped at step {state.step}; resume it with --resume")
                 if state.step % settings.checkpoint_every == 0:
                     self._save()
                 if state.evaluations_without_improvement >= settings.patience:
                     return "patience"
-            self._read_losses()
+            self._losses.read(state)
             state.epoch += 1
             if not settings.evaluate_every:
                 self._judge()
@@ -322,7 +300,7 @@ class Trainer:
 
     def _judge(self) -> None:
         """Evaluate, and save the weights if they are the best so far."""
-        self._read_losses()
+        self._losses.read(self.train_state)
         tasks, state = self.evaluate(), self.train_state
         self._log.values(state, "train", self.state.expert_shares(self.processes))
         if not tasks or not all(lever.settled(state.step) for lever in self.state.levers):
@@ -353,7 +331,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint of this step."""
-        self._read_losses()
+        self._losses.read(self.train_state)
         self._log.flush()
         state = self.train_state
         content = {

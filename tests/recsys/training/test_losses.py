@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 import torch
 
-import recsys.training.trainer as trainer_module
 from data_pipelines.dataset.dataset import Dataset, prepare
 from recsys.config.experiment import ExperimentConfig
 from recsys.runs.checkpoints import read_tensors
 from recsys.training.faults import DivergedError
+from recsys.training.losses import READ_EVERY, Losses
 from recsys.training.trainer import Trainer, train
 
 
@@ -27,21 +27,23 @@ def dataset(config: ExperimentConfig, tmp_path: Path) -> Dataset:
     return prepare(config.data, tmp_path / "dataset")
 
 
+@pytest.fixture
 def read_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = Trainer._build
+    """Losses are read as often as on a GPU."""
+    make = Losses.__init__
 
-    def build_and_read_late(trainer: Trainer) -> None:
-        build(trainer)
-        trainer._read_every = trainer_module._READ_EVERY
+    def make_lazy(losses: Losses, *arguments: Any) -> None:
+        make(losses, *arguments)
+        losses.read_every = READ_EVERY
 
-    monkeypatch.setattr(Trainer, "_build", build_and_read_late)
+    monkeypatch.setattr(Losses, "__init__", make_lazy)
 
 
 def test_the_weights_and_the_logged_losses_are_the_same(
-    config: ExperimentConfig, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ExperimentConfig, dataset: Dataset, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     each = train(config, dataset, tmp_path / "each")
-    read_late(monkeypatch)
+    request.getfixturevalue("read_late")
     late = train(config, dataset, tmp_path / "late")
     assert late.valid == each.valid
     ours, theirs = (read_tensors(tmp_path / run / "checkpoints" / "final", "") for run in ("late", "each"))
@@ -54,10 +56,10 @@ def test_the_weights_and_the_logged_losses_are_the_same(
     assert len(logged[0]) > 1
 
 
+@pytest.mark.usefixtures("read_late")
 def test_a_loss_that_is_nan_is_found_late_with_its_step_and_its_batch(
     config: ExperimentConfig, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_late(monkeypatch)
     with Trainer(config, dataset, tmp_path / "run") as trainer:
         loss = trainer._objective.loss
 
