@@ -91,6 +91,7 @@ def _column(weights_R: Floats) -> Tensor:
 class _Rows:
     matrix_NC: sp.csr_matrix
     labels_N: Floats
+    weights_N: Floats
 
 
 class _Design:
@@ -118,19 +119,21 @@ class _Design:
         self._mean_F = np.array([feature.name in means for feature in schema.sparse])
 
     def rows(self, dataset: Dataset, split: str) -> _Rows:
-        """The labelled rows of a split, or a part of them."""
+        """The rows of a split that have a label and count, or a part of them; weights have the mean 1."""
         parts = list(self._parts(dataset, split))
-        matrix = sp.vstack([matrix for matrix, _ in parts], format="csr")
-        labels_N = np.concatenate([labels for _, labels in parts]).astype(np.float64)
-        labelled_N = ~np.isnan(labels_N)
-        return _Rows(matrix[labelled_N], labels_N[labelled_N])
+        matrix = sp.vstack([matrix for matrix, _, _ in parts], format="csr")
+        labels_N = np.concatenate([labels for _, labels, _ in parts]).astype(np.float64)
+        weights_N = np.concatenate([weights for _, _, weights in parts]).astype(np.float64)
+        used_N = ~np.isnan(labels_N) & (weights_N > 0)
+        return _Rows(matrix[used_N], labels_N[used_N], weights_N[used_N] / weights_N[used_N].mean())
 
-    def _parts(self, dataset: Dataset, split: str) -> Iterator[tuple[sp.csr_matrix, Floats]]:
+    def _parts(self, dataset: Dataset, split: str) -> Iterator[tuple[sp.csr_matrix, Floats, Floats]]:
         rows, entries = 0, 0
         for batch in Loader(dataset, split, batch_size=_BATCH_ROWS, shuffle=True, features=self._schema.feature_names):
             assert batch.labels is not None
             matrix = self._matrix(batch)
-            yield matrix, batch.labels[:, 0].numpy()
+            weights_N = np.ones(len(batch)) if batch.weights is None else batch.weights[:, 0].numpy()
+            yield matrix, batch.labels[:, 0].numpy(), weights_N
             rows, entries = rows + len(batch), entries + matrix.nnz
             if rows >= _ROWS or entries >= _ENTRIES:
                 return
@@ -152,7 +155,7 @@ class _Design:
 def _fit(train: _Rows, valid: _Rows | None, link: _Link) -> Floats:
     """(C + 1,) weights and bias, from the strongest penalty to weaker ones as long as the valid loss falls."""
     weights_C = np.zeros(train.matrix_NC.shape[1] + 1)
-    weights_C[-1] = link.inverse(float(train.labels_N.mean()))
+    weights_C[-1] = link.inverse(float(np.average(train.labels_N, weights=train.weights_N)))
     judged = train if valid is None or not len(valid.labels_N) else valid
     best, best_loss = weights_C, _loss(judged, weights_C, link)
     for penalty in _PENALTIES if judged is valid else _PENALTIES[:3]:
@@ -171,11 +174,12 @@ def _objective(rows: _Rows, link: _Link, penalty: float, weights_C: Floats) -> t
     """The penalised mean loss and its gradient; the bias is not penalised."""
     own_C, count = weights_C[:-1], len(rows.labels_N)
     predictor_N = rows.matrix_NC @ own_C + weights_C[-1]
-    residual_N = link.mean(predictor_N) - rows.labels_N
-    value = link.loss(predictor_N, rows.labels_N).sum() + 0.5 * penalty * (own_C @ own_C)
+    residual_N = rows.weights_N * (link.mean(predictor_N) - rows.labels_N)
+    value = rows.weights_N @ link.loss(predictor_N, rows.labels_N) + 0.5 * penalty * (own_C @ own_C)
     gradient_C = np.append(rows.matrix_NC.T @ residual_N + penalty * own_C, residual_N.sum())
     return float(value / count), gradient_C / count
 
 
 def _loss(rows: _Rows, weights_C: Floats, link: _Link) -> float:
-    return float(link.loss(rows.matrix_NC @ weights_C[:-1] + weights_C[-1], rows.labels_N).mean())
+    losses_N = link.loss(rows.matrix_NC @ weights_C[:-1] + weights_C[-1], rows.labels_N)
+    return float(np.average(losses_N, weights=rows.weights_N))

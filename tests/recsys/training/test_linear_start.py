@@ -99,6 +99,23 @@ def test_the_first_weights_are_a_logistic_regression(log: Path, dataset: Dataset
     assert ranker.wide is not None
 
 
+def test_rows_count_by_their_weight(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "weighted.parquet"
+    pl.read_parquet(log).with_columns(importance=1 + 3 * pl.col("clicked")).write_parquet(path)
+    content = configure(path, CLICKED).model_dump()
+    config = ExperimentConfig.model_validate(content | {"data": content["data"] | {"weight": "importance"}})
+    dataset = prepare(config.data, tmp_path / "dataset")
+    with Trainer(config, dataset, tmp_path / "run") as trainer:
+        trainer.start()
+        batch = next(iter(trainer._loader("train", batch_size=5000)))
+        with torch.no_grad():
+            logits_N = trainer.state.model(batch)[:, 0].numpy()
+    labels_N = dataset.labels("train")[:, 0]
+    residual_N = expit(logits_N) - labels_N
+    assert abs(((1 + 3 * labels_N) * residual_N).sum()) < 1  # the bias is not penalised
+    assert residual_N.sum() > 50
+
+
 def test_training_keeps_the_start_where_it_is_the_best(log: Path, dataset: Dataset, tmp_path: Path) -> None:
     spoilt = configure(log, CLICKED, epochs=2, dense={"learning_rate": 3.0})
     result = train(spoilt, dataset, tmp_path / "run")
