@@ -29,6 +29,8 @@ OPTIONAL_PARTS = {
     "cluster": ("prepare and score on a Ray cluster", ("ray",)),
 }
 LOW_MEMORY_BYTES = 4 << 30
+NOTABLE_SPEEDUP = 1.3
+"""How much faster a library must be before it is worth changing a setting."""
 
 Level = Literal["ok", "note", "fault"]
 
@@ -112,6 +114,7 @@ def examine() -> list[Finding]:
     if all(finding.level != "fault" for finding in findings):
         findings.append(_trial())
         findings.append(_gpu())
+        findings.append(_products())
     findings += [*_machine(), *_optional_parts()]
     return findings
 
@@ -144,6 +147,19 @@ def _gpu() -> Finding:
         return Finding("ok", "GPU", "none that Torch can use; everything runs on the CPU")
     names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Finding("ok", "GPU", ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in names))
+
+
+def _products() -> Finding:
+    """Which library computes float32 products, and whether it is the faster one here."""
+    from models.products import VARIABLE, library, measure
+
+    used, rates = library(), measure()
+    best = max(rates, key=rates.__getitem__)
+    text = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in rates.items())
+    found = f"{used} computes them; GFLOP/s measured here: {text}"
+    if rates[best] > NOTABLE_SPEEDUP * rates[used]:
+        return Finding("note", "fp32 products", found, f"If this stays so on an idle machine, set {VARIABLE}={best}.")
+    return Finding("ok", "fp32 products", found)
 
 
 def _machine() -> Iterator[Finding]:

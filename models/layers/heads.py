@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
 from models.layers.int8 import Int8Linear
 from models.layers.part import Int8Input, Part, UnitSlice, narrow_linear
+from models.products import Linear, linear
 
 TaskKind = Literal["binary", "regression", "count"]
 
@@ -79,7 +80,7 @@ class Heads(Part):
         super().__init__()
         self.features = features
         self.out_width = tasks
-        self.linear = nn.Linear(features + tower, tasks)
+        self.linear = Linear(features + tower, tasks)
 
     @torch.no_grad()
     def start_at_zero(self) -> None:
@@ -95,8 +96,8 @@ class Heads(Part):
             if tower_BW.dim() == 3:
                 tower_BT = torch.einsum("tbw,tw->bt", tower_BW, tower_weight_TW)
             else:
-                tower_BT = F.linear(tower_BW, tower_weight_TW)
-            return F.linear(x_BD.float(), feature_weight_TD, self.linear.bias) + tower_BT
+                tower_BT = linear(tower_BW, tower_weight_TW)
+            return linear(x_BD.float(), feature_weight_TD, self.linear.bias) + tower_BT
 
     def tower_readers(self) -> tuple[UnitSlice, ...]:
         """What reads the tower's output."""
@@ -134,7 +135,7 @@ class Int8Heads(Part):
         """(B, T) float32."""
         with torch.autocast(x_BD.device.type, enabled=False):
             tower_BT: Tensor = self.tower(tower_BW)
-            return tower_BT + F.linear(x_BD.float(), self.weight_TD)
+            return tower_BT + linear(x_BD.float(), self.weight_TD)
 
 
 def task_losses(

@@ -17,8 +17,9 @@ from functools import cache
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.products import linear
 
 LARGEST_CODE = 255
 _LARGEST_WEIGHT = 127
@@ -80,7 +81,7 @@ class Int8Linear(nn.Module):
     def plain(self, codes_BD: Tensor) -> Tensor:
         """:meth:`forward` of codes in float32: the same sums, as long as they are below 2**24."""
         with torch.autocast(codes_BD.device.type, enabled=False):
-            y_BO = F.linear(codes_BD.float(), self.codes_OD.float())
+            y_BO = linear(codes_BD.float(), self.codes_OD.float())
         y_BO = y_BO.mul_(self.scale_O).add_(self.bias_O)
         y_BO = y_BO.relu_() if self._relu else y_BO
         return _as_codes(y_BO.round_()) if self._to_codes else y_BO

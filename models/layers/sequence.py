@@ -7,13 +7,13 @@ N candidates of one history.
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
 
 from data_pipelines.batch import Schema, SparseSpec
 from data_pipelines.errors import UserError
 from models.layers.part import Part
+from models.products import Linear, linear
 from models.tables.config import TablesConfig
 from models.tables.lookup import Embedded, pool_rows
 
@@ -52,11 +52,11 @@ class TargetAttention(nn.Module):
     def __init__(self, query: int, side: int) -> None:
         super().__init__()
         self.query = query
-        self.candidate = nn.Linear(query, _HIDDEN, bias=False)
-        self.event = nn.Linear(2 * query + side, _HIDDEN)
+        self.candidate = Linear(query, _HIDDEN, bias=False)
+        self.event = Linear(2 * query + side, _HIDDEN)
         self.position = nn.Embedding(_POSITIONS, _HIDDEN)
         nn.init.zeros_(self.position.weight)
-        self.score = nn.Sequential(nn.ReLU(), nn.Linear(_HIDDEN, 1))
+        self.score = nn.Sequential(nn.ReLU(), Linear(_HIDDEN, 1))
 
     def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C) weighted sums of the events; zeros where a row has none.
@@ -81,13 +81,13 @@ class TargetAttention(nn.Module):
     def _attend_all(self, candidate_BNQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """What an event adds by itself is computed once, not once a candidate; products in pieces that stay cached."""
         event_weight_HC, product_weight_HQ = self.event.weight.tensor_split((events_LC.shape[1],), 1)
-        alone_LH = F.linear(events_LC, event_weight_HC, self.event.bias) + self._positions(offsets)
+        alone_LH = linear(events_LC, event_weight_HC, self.event.bias) + self._positions(offsets)
         pooled = []
         for b, (start, stop) in enumerate(zip(offsets.tolist(), offsets[1:].tolist(), strict=False)):
             own_LC, own_LH = events_LC[start:stop], alone_LH[start:stop]
             for piece_NQ in torch.split(candidate_BNQ[b], max(1, _CACHED_EVENTS // max(1, stop - start))):
                 product_NLQ = piece_NQ.unsqueeze(1) * own_LC[:, : self.query]
-                hidden_NLH = F.linear(product_NLQ, product_weight_HQ) + own_LH + self.candidate(piece_NQ).unsqueeze(1)
+                hidden_NLH = linear(product_NLQ, product_weight_HQ) + own_LH + self.candidate(piece_NQ).unsqueeze(1)
                 weights_NL = self.score(hidden_NLH).squeeze(2).float()
                 with torch.autocast(events_LC.device.type, enabled=False):
                     pooled.append(weights_NL @ own_LC)
@@ -102,7 +102,7 @@ class LocalConvolution(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.kernel = nn.Linear(3 * width, width)
+        self.kernel = Linear(3 * width, width)
 
     def forward(self, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C)."""

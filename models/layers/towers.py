@@ -17,6 +17,7 @@ from models.layers.activations import KWinners, activation
 from models.layers.heads import TasksConfig
 from models.layers.int8 import fuse
 from models.layers.part import Int8Input, Part, UnitGroup, UnitSlice, linear_inputs, narrow_linear
+from models.products import Linear
 
 
 class TowerConfig(Family):
@@ -108,7 +109,7 @@ class DenseTower(Tower):
         self.config = config
         layers: list[nn.Module] = []
         for out in config.hidden:
-            layers += [nn.Linear(width, out), activation(out, config.k_winners)]
+            layers += [Linear(width, out), activation(out, config.k_winners)]
             layers += [nn.Dropout(config.dropout)] if config.dropout else []
             width = out
         self.layers = nn.Sequential(*layers)

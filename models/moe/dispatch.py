@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.products import product_into
+
 _TALL = 512
 _WASTE = 1.25
 _STEP = 8
@@ -181,7 +183,7 @@ class _RunProducts(torch.autograd.Function):
         for run in runs:
             if cast_EIO is not weight_EIO:
                 run.weights(cast_EIO).copy_(run.weights(weight_EIO))
-            _product(run.rows(x_MI), run.weights(cast_EIO), run.rows(y_MO))
+            product_into(run.rows(x_MI), run.weights(cast_EIO), run.rows(y_MO))
         ctx.save_for_backward(x_MI, cast_EIO)
         ctx.runs, ctx.weight_dtype = runs, weight_EIO.dtype
         return y_MO
@@ -196,14 +198,10 @@ class _RunProducts(torch.autograd.Function):
         for run in ctx.runs:
             x, grad = run.rows(x_MI), run.rows(grad_MO)
             if of_x is not None:
-                _product(grad, run.weights(cast_EIO).mT, run.rows(of_x))
+                product_into(grad, run.weights(cast_EIO).mT, run.rows(of_x))
             if of_weight is not None:
                 _weight_product(x.mT, grad, run.weights(of_weight))
         return of_x, of_weight, None
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    (torch.mm if left.dim() == 2 else torch.bmm)(left, right, out=out)
 
 
 def _weight_product(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -211,10 +209,10 @@ def _weight_product(left: Tensor, right: Tensor, out: Tensor) -> None:
     if left.dtype != out.dtype:
         out.copy_(left @ right)
     elif left.dim() == 2:
-        torch.mm(left, right, out=out)
+        product_into(left, right, out)
     else:
         for pair in zip(left, right, out, strict=True):
-            torch.mm(pair[0], pair[1], out=pair[2])
+            product_into(*pair)
 
 
 def grouped_product(x_MI: Tensor, weight_EIO: Tensor, plan: DispatchPlan) -> Tensor:

@@ -6,7 +6,6 @@ K experts chosen for a row, M slots.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +18,7 @@ from models.layers.part import Component, UnitGroup, UnitSlice, module_component
 from models.moe.dispatch import DispatchPlan, combine, dispatch, plan_dispatch
 from models.moe.fused import can_fuse, fused_experts, product
 from models.moe.router import Router, RouterConfig
+from models.products import linear
 
 _ONE_TASK = TaskRouting()
 
@@ -62,7 +62,7 @@ class Experts(nn.Module):
 
     def forward_dense(self, x_ND: Tensor) -> Tensor:
         """(N, D) outputs of a single expert for all rows."""
-        return cast(Tensor, self.activation(x_ND @ self.w1_EDH[0]) @ self.w2_EHD[0])
+        return linear(self.activation(linear(x_ND, self.w1_EDH[0].t())), self.w2_EHD[0].t())
 
     def compute(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
         """:meth:`forward` with the weights given."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data_pipelines.config.base import Config
 from models.layers.heads import TaskRouting
 from models.layers.part import Component, own_tensors
+from models.products import linear
 
 Gate = Literal["softmax", "sigmoid"]
 Balance = Literal["loss", "bias", "none"]
@@ -116,7 +117,7 @@ class Router(nn.Module):
 
     def _logits(self, context_NC: Tensor) -> Tensor:
         if self.weight.dim() == 2:
-            return F.linear(context_NC, self.weight)
+            return linear(context_NC, self.weight)
         return torch.einsum("tnc,etc->tne", context_NC, self.weight).flatten(0, 1)
 
     def _mask(self, context_NC: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from models.layers.int8 import fuse
 from models.layers.interactions.base import Fields, Interaction, InteractionConfig
 from models.layers.part import Component, Int8Input, linear_inputs, module_components, narrow_linear
 from models.layers.truncation import truncated_svd
+from models.products import Linear
 
 
 @register
@@ -50,9 +51,9 @@ class CrossNet(Interaction):
         super().__init__(config, width, width)
         rank = config.rank
         self.layers = nn.ModuleList(
-            nn.Linear(width, width)
+            Linear(width, width)
             if rank is None
-            else nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+            else nn.Sequential(Linear(width, rank, bias=False), Linear(rank, width))
             for _ in range(config.layers)
         )
 
@@ -91,7 +92,7 @@ class CrossNet(Interaction):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
             up_Dr, down_rD = truncated_svd(layer.weight, rank)
-            down, up = nn.Linear(self.in_width, rank, bias=False), nn.Linear(rank, self.in_width)
+            down, up = Linear(self.in_width, rank, bias=False), Linear(rank, self.in_width)
             down.weight, up.weight, up.bias = nn.Parameter(down_rD), nn.Parameter(up_Dr.contiguous()), layer.bias
             self.layers[index] = nn.Sequential(down, up)
         self.config = self.config.model_copy(update={"rank": rank})

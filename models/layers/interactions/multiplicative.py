@@ -13,6 +13,7 @@ from data_pipelines.config.base import register
 from models.layers.int8 import fuse
 from models.layers.interactions.base import Fields, Interaction, InteractionConfig
 from models.layers.part import Int8Input, linear_inputs
+from models.products import Linear
 
 
 @register
@@ -39,7 +40,7 @@ class MultiplicativeBlocks(Interaction):
 
     def __init__(self, width: int, config: MultiplicativeConfig) -> None:
         super().__init__(config, width, width)
-        self.layers = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Linear(width, 2 * width) for _ in range(config.layers))
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """(B, D)."""

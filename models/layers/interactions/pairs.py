@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipelines.config.base import register
 from data_pipelines.errors import UserError
 from models.layers.interactions.base import Fields, Interaction, InteractionConfig
 from models.layers.part import Int8Input
+from models.products import Linear
 
 
 @register
@@ -56,7 +57,7 @@ class PairInteraction(Interaction):
         width = field_count(fields) * dim
         super().__init__(config, width, width + (dim if products is None else products))
         self.fields, self.dim = field_count(fields), dim
-        self.dense_field = nn.Linear(fields.dense, dim) if fields.dense else None
+        self.dense_field = Linear(fields.dense, dim) if fields.dense else None
 
     def products(self, fields_BFd: Tensor) -> Tensor:
         """(B, P)."""

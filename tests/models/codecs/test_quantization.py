@@ -15,6 +15,7 @@ from data_pipelines.errors import UserError
 from models.codecs.quantization import (
     Bits,
     choose_bits,
+    clipped_range,
     common_step,
     dequantize_rows,
     fake_quantize,
@@ -62,6 +63,54 @@ def test_error_is_at_most_half_a_code(bits: Bits, levels: int) -> None:
 def test_a_constant_row_survives(bits: Bits) -> None:
     weight = torch.full((3, 8), 0.25)
     assert torch.equal(dequantize_rows(quantize_rows(weight, bits, clip=True), bits, 8), weight)
+
+
+def full_search(weight_Rd: torch.Tensor, bits: Bits) -> tuple[torch.Tensor, torch.Tensor]:
+    """The greedy search to its end, for every row."""
+
+    def error(low_R: torch.Tensor, high_R: torch.Tensor) -> torch.Tensor:
+        bias_R1 = low_R.half().float()[:, None]
+        scale_R1 = ((high_R[:, None] - bias_R1) / (2**bits - 1)).half().float()
+        scale_R1 = torch.where(scale_R1 > 0, scale_R1, 1.0)
+        codes_Rd = ((weight_Rd - bias_R1) / scale_R1).round().clamp(0, 2**bits - 1)
+        return (codes_Rd * scale_R1 + bias_R1 - weight_Rd).square().sum(1)
+
+    low_R, high_R = weight_Rd.amin(1), weight_Rd.amax(1)
+    steps, reach = {8: (8, 0.1), 4: (24, 0.4), 2: (32, 0.8)}[bits]
+    stride_R = (high_R - low_R) * (reach / steps)
+    found = low_R, high_R, error(low_R, high_R)
+    for _ in range(steps):
+        up_R, down_R = error(low_R + stride_R, high_R), error(low_R, high_R - stride_R)
+        low_R, high_R = (
+            torch.where(up_R <= down_R, low_R + stride_R, low_R),
+            torch.where(up_R <= down_R, high_R, high_R - stride_R),
+        )
+        now = low_R, high_R, torch.minimum(up_R, down_R)
+        found = tuple(torch.where(now[2] < found[2], new, old) for new, old in zip(now, found, strict=True))
+    return found[0], found[1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    dim=st.integers(1, 80),
+    bits=st.sampled_from([8, 4, 2]),
+    scale=st.sampled_from([1e-6, 1e-3, 1.0, 100.0]),
+    offset=st.sampled_from([0.0, 5.0]),
+    shape=st.sampled_from(["normal", "heavy tails", "mostly zero"]),
+    seed=st.integers(0, 999),
+)
+def test_rows_leave_the_search_only_when_it_would_find_nothing_more(
+    dim: int, bits: Bits, scale: float, offset: float, shape: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    weight = torch.randn(64, dim)
+    if shape == "heavy tails":
+        weight = weight * torch.randn(64, dim).abs() ** 3
+    elif shape == "mostly zero":
+        weight = weight * (torch.rand(64, dim) < 0.1)
+    weight = weight * scale + offset * torch.randn(64, 1)
+    for ours, theirs in zip(clipped_range(weight, bits), full_search(weight, bits), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("bits", [4, 2])
