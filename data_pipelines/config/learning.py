@@ -100,7 +100,11 @@ class Split(Config):
         ge=0,
         description="Seconds before valid and before test whose rows are dropped, so that late labels cannot leak.",
     )
-    column: str | None = Field(default=None, description="The column that holds `train`, `valid` or `test`.")
+    column: str | None = Field(
+        default=None,
+        description="The column that holds `train`, `valid` (or `validation`, `val`, `dev`) or `test`. If it names no "
+        "valid rows, the share `valid` of the training rows is taken for them.",
+    )
     seed: int = Field(default=0, description="Seed of the random split.")
 
     @field_validator("valid", "test", mode="before")

@@ -83,7 +83,8 @@ def write(
             rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
         counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, plan)))
         train = rows.filter(pl.col(SPLIT) == 0)
-        warn_of_outcomes(plan, train)
+        unmatched = sources.unmatched_shares(plan, rows)
+        outcomes = warn_of_outcomes(plan, train, survey.rows)
         encoder = Encoder.fit(plan, train, None if earlier is None else earlier.encoder, counted)
         # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
         saved = aside.submit(encoder.save, folder)
@@ -96,6 +97,7 @@ def write(
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
     saved.result()
     profile = {"rows": survey.total, "refused": survey.refused, "splits": splits, "tables": _sizes(encoder)}
+    profile |= {"outcomes": outcomes, "side_tables": unmatched}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits
 

@@ -18,7 +18,7 @@ from data_pipelines.features.raw_columns import RawColumns, unreadable
 from data_pipelines.features.row_weights import negative, row_weight, weight_checks
 from data_pipelines.features.values import condition_columns
 from data_pipelines.hashing import key_of
-from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT
+from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT, UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Plan:
         if config.drawing is not None:
             names.update((config.drawing.item, *config.drawing.basket))
         names.update(config.group or ())
-        names.update(key for join in config.joins for key in (*join.keys, join.time))
+        names.update(key for join in config.joins for key in join.keys)
         names.update(task.column for task in config.tasks.values())
         names.update(weight.read_column for weight in self.weights.values())
         conditions = [(f"task {name!r}", task.where) for name, task in self.tasks.items() if task.where is not None]
@@ -213,6 +213,6 @@ class Plan:
                 yield from label_checks(name, task, raw)
             for weight in {weight.read_column: weight for weight in self.weights.values()}.values():
                 yield from weight_checks(weight, raw)
-            yield "no label", pl.all_horizontal(self.label(name, raw).is_null() for name in self.tasks)
+            yield UNLABELLED, pl.all_horizontal(self.label(name, raw).is_null() for name in self.tasks)
         for feature in self.features.values():
             yield from feature.checks(raw)

@@ -131,6 +131,8 @@ def texts(column: pl.Expr, dtype: pl.DataType, delimiter: str | None) -> pl.Expr
 
 MISSING = ("", "nan", "null", "na", "n/a", "none", "-", "inf", "-inf")
 """Text in a column of numbers that says there is none, in lower case."""
+NO_LABEL = ("", "nan", "null", "na", "n/a")
+"""Text in a column of labels that says there is none, in lower case; ``none`` may be the name of a class."""
 
 
 def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
@@ -155,11 +157,15 @@ def label_value(
 ) -> pl.Expr:
     """``column`` as Float64 labels: its numbers, or 0 and 1 by ``at_least``, or by the text that is ``positive``.
 
+    Text such as ``NA`` is no label, and null, unless it is among ``positive``.
+
     Raises:
         TypeError: Values of ``dtype`` are no numbers (with ``positive``: no single values).
     """
     if positive:
-        return text(column, dtype).is_in(canonical(pl.Series(positive)).to_list()).cast(pl.Float64)
+        wanted, value = canonical(pl.Series(positive)).to_list(), text(column, dtype)
+        given = value.is_in(wanted) | ~value.str.to_lowercase().is_in(NO_LABEL)
+        return pl.when(given).then(value.is_in(wanted).cast(pl.Float64))
     value = number(column, dtype)
     return value if at_least is None else (value >= at_least).cast(pl.Float64)
 

@@ -1,5 +1,7 @@
 """Side tables beside a log: by key, or by key as of each row's time."""
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 import polars as pl
 
@@ -15,34 +17,62 @@ _LOOKED_AT = 10_000
 
 
 def join(
-    rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str | None, time_format: str | None = None
+    rows: pl.LazyFrame,
+    table: pl.LazyFrame,
+    side: Join,
+    time: str | None,
+    time_format: str | None = None,
+    *,
+    read: Collection[str] | None = None,
+    filling: bool = False,
 ) -> pl.LazyFrame:
-    """``rows``, in their order, with the other columns of ``table``; nulls where it has no such key (yet).
+    """``rows``, in their order, with columns of ``table``; nulls where it has no such key (yet).
 
     Args:
         time: The column of ``rows`` that holds their time.
         time_format: How those times are written.
+        read: Columns that will be read: others are not added. All are if absent.
+        filling: Columns that ``rows`` have already stay as they are, and are not added. Otherwise they are refused.
 
     Raises:
-        UserError: A column to join on is missing, or a key of ``table`` has several rows.
+        UserError: A column to join on or to add is missing, a column to add is there already, or a key of ``table`` has
+            several rows.
     """
     left, right = rows.collect_schema(), table.collect_schema()
-    for key in side.keys:
-        for where, schema in (("the log", left), (side.table, right)):
-            if key not in schema:
-                raise UserError(f"{where} has no column {key!r} to join on; it has {', '.join(schema.names())}.")
+    for where, schema, names in (
+        ("the log", left, side.keys),
+        (side.table, right, side.table_keys),
+        (side.table, right, side.columns or []),
+    ):
+        for name in names:
+            if name not in schema:
+                use = "to join on" if name in (*side.keys, *side.table_keys) else "to add"
+                raise UserError(f"{where} has no column {name!r} {use}; it has {', '.join(schema.names())}.")
+    added = {old: new for old, new in side.added(right.names()).items() if read is None or new in read}
+    present = [old for old, new in added.items() if new in left]
+    if present and not filling:
+        both = ", ".join(repr(added[old]) for old in present)
+        raise UserError(
+            f"the side table {side.table} adds {both}, which the log or another side table has already: set `columns` "
+            "(those to add) or `prefix` (put before their names) of this table in data.joins."
+        )
+    added = {old: new for old, new in added.items() if old not in present}
     if side.time is not None:
         assert time is not None
-        return _as_of(rows, table, side, time, time_format)
-    names = [f"{_KEY}{i}" for i in range(len(side.keys))]
-    rows, table = _spelled(rows, side.keys, names, "the log"), _spelled(table, side.keys, names, side.table)
-    repeated = table.group_by(names).agg(pl.len(), pl.col(side.keys).first()).filter(pl.col("len") > 1).head(1)
+        return _as_of(rows, table, side, time, time_format, added)
+    keys = [f"{_KEY}{i}" for i in range(len(side.keys))]
+    rows, table = _spelled(rows, side.keys, keys, "the log"), _spelled(table, side.table_keys, keys, side.table)
+    repeated = table.group_by(keys).agg(pl.len(), pl.col(side.table_keys).first()).filter(pl.col("len") > 1).head(1)
     found = repeated.collect(engine="streaming")
     if len(found):
-        shown = ", ".join(f"{key} = {found[key][0]!r}" for key in side.keys)
+        shown = ", ".join(f"{key} = {found[key][0]!r}" for key in side.table_keys)
         raise UserError(f"{side.table} has {found['len'][0]} rows for {shown}: a side table has one row per key.")
-    added = table.drop(side.keys)
-    return rows.join(added, on=names, how="left", maintain_order="left").drop(names)
+    chosen = table.select(*keys, *_renamed(added))
+    return rows.join(chosen, on=keys, how="left", maintain_order="left").drop(keys)
+
+
+def _renamed(added: Mapping[str, str]) -> list[pl.Expr]:
+    return [pl.col(old).alias(new) for old, new in added.items()]
 
 
 def _spelled(rows: pl.LazyFrame, keys: list[str], names: list[str], where: str) -> pl.LazyFrame:
@@ -52,19 +82,21 @@ def _spelled(rows: pl.LazyFrame, keys: list[str], names: list[str], where: str) 
     return rows.with_columns(raw.text(reader, key).alias(name) for key, name in zip(keys, names, strict=True))
 
 
-def _as_of(rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str, time_format: str | None) -> pl.LazyFrame:
+def _as_of(
+    rows: pl.LazyFrame, table: pl.LazyFrame, side: Join, time: str, time_format: str | None, columns: Mapping[str, str]
+) -> pl.LazyFrame:
     """The latest row of ``table`` with the key that is not later than the row: the table is held in memory, sorted."""
     assert side.time is not None
     some = table.select(side.time).head(_LOOKED_AT).collect()[side.time]
     check_readable(side.table, side.time, "data.joins.time_format", some, side.time_format)
     known = (
-        _keyed(table, side.keys, side.time, side.time_format, side.table)
+        _keyed(table, side.table_keys, side.time, side.time_format, side.table)
         .drop_nulls([_KEY, _TIME])
         .sort(_KEY, _TIME, maintain_order=True)
         .collect()
     )
     keys, times = known[_KEY].to_numpy(), known[_TIME].to_numpy()
-    added = known.drop(_KEY, _TIME, *side.keys, side.time)
+    added = known.select(_renamed(columns))
 
     def attach(part: pl.DataFrame) -> pl.DataFrame:
         wanted = part.select(pl.col(_KEY).fill_null(0), pl.col(_TIME))

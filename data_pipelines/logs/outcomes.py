@@ -5,14 +5,18 @@ predict the label badly; what gives it away is implication: a like happens only 
 """
 
 import warnings
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from data_pipelines.errors import Notice
+from data_pipelines.features.kinds.time import TimeConfig
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.hashing import spread
+from data_pipelines.names import ROW, TIME
 
 SAMPLE_ROWS = 50_000
 _SURE = 0.995
@@ -23,6 +27,7 @@ _CHANCE = 1e-9
 _FEW_VALUES = 100
 _COMMON_LABEL = 0.8
 _RARE_FLAG = 0.1
+_MOSTLY = 0.5
 
 Labels = npt.NDArray[np.float64]
 
@@ -59,12 +64,32 @@ def outcome_reason(values: pl.Series, labels: Labels, label: str) -> str | None:
     return _of_flag(set_N, positive_N, rate, label, _is_flag(frame["value"])) or _of_values(frame, rate, label)
 
 
-def warn_of_outcomes(plan: Plan, train: pl.LazyFrame) -> None:
+def later_than_row(values: pl.Series, times: pl.Series, time: str) -> str | None:
+    """Why a column of times looks as if it was recorded after the row; ``None`` where most are not later than the row.
+
+    Args:
+        values: (N,) microseconds since 1970.
+        times: (N,) times of the rows, likewise.
+        time: Name of the column of ``times``, for the sentence.
+    """
+    later = (values > times).drop_nulls()
+    share = later.mean()
+    if len(later) < _ENOUGH or not isinstance(share, float) or share < _MOSTLY:
+        return None
+    return f"is later than {time!r} in most rows that have it: recorded after the row, unless it was planned before"
+
+
+def warn_of_outcomes(plan: Plan, train: pl.LazyFrame, rows: int) -> dict[str, str]:
     """Warn (:class:`Notice`) of each input that reads a task's column, or what looks like another outcome.
 
     Args:
-        train: Rows of the training split; the first ``SAMPLE_ROWS`` are looked at.
+        train: Rows of the training split; an even sample of about ``SAMPLE_ROWS`` of them is looked at.
+        rows: How many rows the log has.
+
+    Returns:
+        The reason for each of these inputs, by its name.
     """
+    found: dict[str, str] = {}
     tasks = {task.column: name for name, task in plan.tasks.items()}
     reads = {
         name: sorted(plan.features[name].columns())
@@ -72,37 +97,60 @@ def warn_of_outcomes(plan: Plan, train: pl.LazyFrame) -> None:
         if name in plan.features and name not in plan.past
     }
     for name, columns in reads.items():
-        for column in set(columns) & tasks.keys():
-            _warn(name, column, f"is the label of the task {tasks[column]!r}")
+        for column in sorted(set(columns) & tasks.keys()):
+            found[name] = _warn(name, column, f"is the label of the task {tasks[column]!r}")
     if plan.config.drawing is not None:
-        return
+        return found
+    reasons = _reasons(plan, train, {column for columns in reads.values() for column in columns} - tasks.keys(), rows)
+    for column, reason in reasons.items():
+        for name in (name for name, columns in reads.items() if column in columns):
+            found[name] = _warn(name, column, reason)
+    return found
+
+
+def _reasons(plan: Plan, train: pl.LazyFrame, columns: Collection[str], rows: int) -> dict[str, str]:
+    """Why columns look like outcomes, by their names."""
     raw = RawColumns(train.collect_schema())
-    wanted = {column for columns in reads.values() for column in columns} - tasks.keys()
-    chosen = sorted(column for column in wanted & raw.schema.keys() if _is_single(raw.schema[column]))
-    labels = [plan.label(task, raw).cast(pl.Float64).alias(f"__label_{task}") for task in plan.tasks]
-    sample = train.select(*labels, *chosen).head(SAMPLE_ROWS).collect(engine="streaming")
-    for column in chosen:
-        for task, config in plan.tasks.items():
-            if config.kind != "binary":
-                continue
-            found = sample[f"__label_{task}"].fill_null(float("nan")).to_numpy()
-            reason = outcome_reason(sample[column], found, config.column)
-            if reason is not None:
-                for name in (name for name, columns in reads.items() if column in columns):
-                    _warn(name, column, reason)
-                break
+    chosen = sorted(column for column in columns if column in raw.schema and _is_single(raw.schema[column]))
+    times = sorted({column for column in columns if column in raw.schema and _holds_times(plan, column, raw.schema)})
+    labels = [plan.label(task, raw).cast(pl.Float64).alias(f":label{i}") for i, task in enumerate(plan.tasks)]
+    own = [plan.when(raw).alias(TIME)] if times else []
+    formats = {column: format for column, (_, format) in plan.times.items()}
+    read = [raw.epoch("a feature", column, formats.get(column)).alias(column) for column in times]
+    plain = [pl.col(column) for column in chosen if column not in times]
+    part = spread(pl.col(ROW), min(1.0, SAMPLE_ROWS / max(rows, 1)))
+    sample = train.filter(part).select(*labels, *own, *plain, *read).collect(engine="streaming")
+    found: dict[str, str] = {}
+    for column in [*times, *(column for column in chosen if column not in times)]:
+        reason = later_than_row(sample[column], sample[TIME], str(plan.time)) if column in times else None
+        for i, task in enumerate(plan.tasks.values()):
+            if reason is None and task.kind == "binary":
+                labels_N = sample[f":label{i}"].fill_null(float("nan")).to_numpy()
+                reason = outcome_reason(sample[column], labels_N, task.column)
+        if reason is not None:
+            found[column] = reason
+    return found
 
 
-def _warn(feature: str, column: str, reason: str) -> None:
+def _warn(feature: str, column: str, reason: str) -> str:
     warnings.warn(
         f"feature {feature!r}: the column {column!r} {reason}: remove the feature if new rows do not have it yet.",
         Notice,
-        stacklevel=2,
+        stacklevel=3,
     )
+    return reason
 
 
 def _is_single(dtype: pl.DataType) -> bool:
-    return not dtype.is_nested() and not dtype.is_temporal() and dtype not in (pl.Binary, pl.Object)
+    return not dtype.is_nested() and dtype not in (pl.Binary, pl.Object)
+
+
+def _holds_times(plan: Plan, column: str, schema: pl.Schema) -> bool:
+    """Whether a column holds times other than that of the row: by its type, or because a feature reads its age."""
+    if plan.time is None or column == plan.time:
+        return False
+    aged = any(isinstance(f.config, TimeConfig) and f.config.column == column for f in plan.features.values())
+    return aged or isinstance(schema[column], pl.Datetime | pl.Date)
 
 
 def _of_flag(
@@ -119,7 +167,8 @@ def _of_flag(
 
 
 def _of_values(frame: pl.DataFrame, rate: float, label: str) -> str | None:
-    if frame["value"].dtype != pl.String or frame["value"].n_unique() > _FEW_VALUES:
+    dtype = frame["value"].dtype
+    if not (dtype == pl.String or dtype.is_integer()) or not 2 < frame["value"].n_unique() <= _FEW_VALUES:
         return None
     counts = frame.group_by("value").agg(n=pl.len(), both=pl.col("label").sum()).drop_nulls("value").sort("value")
     pure = [value for value, n, both in counts.iter_rows() if _pure(int(both), n, rate, values=len(counts))]

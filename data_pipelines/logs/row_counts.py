@@ -6,7 +6,7 @@ import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
-from data_pipelines.names import REASON, ROW, TIME
+from data_pipelines.names import REASON, ROW, TIME, UNLABELLED
 from data_pipelines.timelines import MINUTE
 
 
@@ -67,7 +67,10 @@ def take_survey(plan: Plan, rows: pl.LazyFrame, location: str, lines: pl.DataFra
 
 
 def _refused(plan: Plan, rows: pl.LazyFrame, lines: pl.DataFrame, total: int, location: str) -> dict[str, int]:
-    """Refused rows and lines by reason, in descending frequency order."""
+    """Refused rows and lines by reason, in descending frequency order.
+
+    Rows without a label are not at fault, and do not count for ``max_quarantined``.
+    """
     by_reason = rows.group_by(REASON).agg(n=pl.len(), where=pl.format("row {}", pl.col(ROW).min() + 1))
     counted = by_reason.collect(engine="streaming")
     if len(lines):
@@ -77,13 +80,14 @@ def _refused(plan: Plan, rows: pl.LazyFrame, lines: pl.DataFrame, total: int, lo
     bad = counted.sort("n", REASON, descending=[True, False])
     refused: dict[str, int] = dict(bad.select(REASON, "n").iter_rows())
     allowed = plan.config.max_quarantined
-    if sum(refused.values()) > allowed * total:
+    faulty = bad.filter(pl.col(REASON) != UNLABELLED)
+    if faulty["n"].sum() > allowed * total:
         reasons = "; ".join(
             f"{reason} ({n:,} {'row' if n == 1 else 'rows'}, first {where})"
-            for reason, n, where in bad.head(3).iter_rows()
+            for reason, n, where in faulty.head(3).iter_rows()
         )
         raise UserError(
-            f"{location}: {sum(refused.values()):,} of {total:,} rows are refused, more than the share "
+            f"{location}: {faulty['n'].sum():,} of {total:,} rows are refused, more than the share "
             f"{allowed} that `max_quarantined` allows: {reasons}."
         )
     return refused

@@ -1,10 +1,11 @@
 """Where rows come from: the log of a plan with its side tables joined, as one lazy frame."""
 
+import warnings
 from collections.abc import Iterable
 
 import polars as pl
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.files.base import Scan, reading
 from data_pipelines.files.find import find_files
@@ -12,6 +13,8 @@ from data_pipelines.files.formats import Find, scan_files
 from data_pipelines.locations import expand
 from data_pipelines.logs.joins import join
 from data_pipelines.names import OWN, POSITIVE, ROW
+
+_MOST_UNMATCHED = 0.5
 
 
 def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:
@@ -39,22 +42,48 @@ def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:
     return Scan(join_sides(plan, frame.with_row_index(ROW)), found.refused)
 
 
-def join_sides(plan: Plan, frame: pl.LazyFrame, find: Find | None = None) -> pl.LazyFrame:
-    """``frame`` with the side tables of ``plan`` joined, rows in their order.
+def join_sides(plan: Plan, frame: pl.LazyFrame, find: Find | None = None, *, filling: bool = False) -> pl.LazyFrame:
+    """``frame`` with the columns of side tables that ``plan`` reads, rows in their order.
 
     Args:
+        filling: Columns that ``frame`` has already stay as they are; otherwise they are refused.
         find: Gives the files of a side table, or refuses it; :func:`data_pipelines.files.find.find_files` if absent.
 
     Raises:
-        UserError: A side table cannot be read, or a column to join on is missing.
+        UserError: A side table cannot be read, a column to join on is missing, or one to add is there already.
     """
     for side in plan.config.joins:
         location = expand(side.table)
         files = (find or find_files)(location)
-        table = scan_files(location, side.format, needed=plan.log_columns, files=files).rows(side.table)
+        needed = side.needed(plan.log_columns)
+        table = scan_files(location, side.format, needed=needed, files=files).rows(side.table)
         with reading(side.table):
-            frame = join(frame, table, side, plan.time, plan.config.time_format)
+            frame = join(frame, table, side, plan.time, plan.config.time_format, read=plan.log_columns, filling=filling)
     return frame
+
+
+def unmatched_shares(plan: Plan, rows: pl.LazyFrame) -> dict[str, float]:
+    """By side table, the share of ``rows`` that have no row in it: those in which all its columns are null.
+
+    A :class:`Notice` names a table that most rows have no row in.
+    """
+    found: dict[str, float] = {}
+    for side in plan.config.joins:
+        there = scan_files(expand(side.table), side.format).frame.collect_schema().names()
+        added = plan.log_columns.intersection(side.added(there).values(), rows.collect_schema().names())
+        if not added:
+            continue
+        empty = pl.all_horizontal(pl.col(name).is_null() for name in sorted(added))
+        share = float(rows.select(empty.mean()).collect(engine="streaming").item() or 0.0)
+        found[side.table] = share
+        if share > _MOST_UNMATCHED:
+            warnings.warn(
+                f"the side table {side.table} has no row for {share:.1%} of the rows: look at the values of its key, "
+                f"{', '.join(side.table_keys)}, beside those of {', '.join(side.keys)} in the log.",
+                Notice,
+                stacklevel=2,
+            )
+    return found
 
 
 def _check_names(location: str, columns: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Which rows are for training, validation and test."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import polars as pl
 
 from data_pipelines.config.learning import Split
 from data_pipelines.disk.spill import KEY, partitions
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.times import epoch
@@ -21,6 +22,12 @@ from data_pipelines.names import LIST, ROW, SPLIT, TIME
 from data_pipelines.timelines import MINUTE, Timeline
 
 SPLITS = ("train", "valid", "test")
+NAMED_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "eval"), "valid"),
+    **dict.fromkeys(("test", "testing", "holdout"), "test"),
+}
+"""What a column that holds the split may call it, in lower case."""
 
 
 def assign(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.LazyFrame:
@@ -36,7 +43,7 @@ def assign(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.
         case "random":
             code = _by_hash(split, _list_text(plan, rows))
         case "column":
-            code = _by_column(split, rows)
+            code = _by_column(plan, rows)
         case "leave_last":
             code = _by_user(plan, rows, survey, scratch)
     rows = rows.with_columns(code.cast(pl.Int8).alias(SPLIT))
@@ -94,18 +101,43 @@ def _by_user(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> p
 def _by_hash(split: Split, text: pl.Expr) -> pl.Expr:
     assert isinstance(split.valid, float | int)
     assert isinstance(split.test, float | int)
-    share = stable_hash(text, split.seed) / 2.0**64
+    share = _hashed(split, text)
     train = 1 - split.valid - split.test
     return pl.when(share < train).then(0).when(share < train + split.valid).then(1).otherwise(2)
 
 
-def _by_column(split: Split, rows: pl.LazyFrame) -> pl.Expr:
+def _by_column(plan: Plan, rows: pl.LazyFrame) -> pl.Expr:
+    """The split that a column names; where it names no valid rows, a share of the training rows by hash."""
+    split = plan.config.split
     assert split.column is not None
     names = rows.collect_schema().names()
     if split.column not in names:
         raise UserError(f"the split's column {split.column!r} is not there; there are {', '.join(names)}.")
-    name = RawColumns(rows.collect_schema()).text("`split`", split.column)
-    return pl.when(name == "train").then(0).when(name == "valid").then(1).when(name == "test").then(2)
+    text = RawColumns(rows.collect_schema()).text("`split`", split.column)
+    counts = rows.group_by(value=text).agg(n=pl.len()).collect(engine="streaming").drop_nulls()
+    found = {value: NAMED_SPLITS.get(value.lower()) for value in counts.sort("n", descending=True)["value"].to_list()}
+    if "train" not in found.values():
+        raise UserError(
+            f"the split's column {split.column!r} has no row called train: its values are {', '.join(list(found)[:5])}."
+        )
+    others = [value for value, name in found.items() if name is None]
+    if others:
+        warnings.warn(
+            f"the split's column {split.column!r} holds {', '.join(map(repr, others[:5]))}, which are none of "
+            f"{', '.join(NAMED_SPLITS)}: these rows are left out.",
+            Notice,
+            stacklevel=2,
+        )
+    codes = {value: SPLITS.index(name) for value, name in found.items() if name is not None}
+    code = text.replace_strict(list(codes), list(codes.values()), default=None, return_dtype=pl.Int8)
+    if "valid" in found.values() or not isinstance(split.valid, float) or split.valid == 0:
+        return code
+    return pl.when((code == 0) & (_hashed(split, _list_text(plan, rows)) < split.valid)).then(1).otherwise(code)
+
+
+def _hashed(split: Split, text: pl.Expr) -> pl.Expr:
+    """A number from 0 to 1 that a text determines."""
+    return stable_hash(text, split.seed) / 2.0**64
 
 
 def _by_time(plan: Plan, rows: pl.LazyFrame, survey: Survey) -> pl.Expr:

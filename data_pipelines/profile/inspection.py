@@ -1,7 +1,7 @@
 """A first look at a log: what its columns seem to be, how they are distributed, and what is wrong with them.
 
 Counts, cardinalities and frequencies are of the whole log, streamed; shapes of distributions and the test for leaks are
-of an even sample of at most ``SAMPLE_ROWS`` rows.
+of an even sample of at most about ``SAMPLE_ROWS`` rows.
 """
 
 from collections.abc import Sequence
@@ -16,78 +16,48 @@ from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
 from data_pipelines.features.time_formats import HOUR, oddities
 from data_pipelines.features.times import epoch
-from data_pipelines.features.values import MICROSECONDS, label_value, number, text, texts
+from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.files.base import reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Format, format_of, scan_files
-from data_pipelines.logs.outcomes import outcome_reason
+from data_pipelines.hashing import spread
+from data_pipelines.logs.joins import join
+from data_pipelines.logs.outcomes import Labels
 from data_pipelines.names import ROW
-from data_pipelines.profile.guessing import Role, Roles, guess_format, guess_roles, named_like_outcome
-from data_pipelines.profile.leaks import alone_auc, joint_auc
+from data_pipelines.profile.columns import Column, figures, iso, readable
+from data_pipelines.profile.formats import guess_format
+from data_pipelines.profile.labels import Label, LabelKind, guess_label
+from data_pipelines.profile.leaks import alone_auc, joint_auc, telling_combinations
+from data_pipelines.profile.roles import Role, Roles, guess_roles
+from data_pipelines.profile.sides import SideTable, fit_side
+from data_pipelines.profile.suspicions import outcome_of, repeats_time, suspicions
 from data_pipelines.profile.types import with_numbers, with_times
+from data_pipelines.profile.unseen import latest_rows, stretches
 from data_pipelines.redaction import redact
 
 SAMPLE_ROWS = 100_000
-LEAK_AUC = 0.97
-"""AUC from which a column that predicts the label alone is suspected to have been recorded after it."""
-
-_BINS = 40
-_FREQUENCIES = 200
-_FITTED_RANKS = 1000
 _DAY = 86_400 * MICROSECONDS
-
-
-class Histogram(Config):
-    """Counts between edges (one more edge than counts)."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-class Column(Config):
-    """What is known about one column.
-
-    Attributes:
-        role: What it seems to be, see :mod:`data_pipelines.profile.guessing`.
-        nulls: Share of rows that are null (or NaN).
-        distinct: Distinct values (of a list column: of its elements); estimated where there are many.
-        frequencies: (rank, count) of values by falling count, at ranks spaced evenly on a logarithmic scale.
-        zipf: Exponent of the power law that fits the first thousand of them.
-        alone_auc: AUC of the label predicted from this column alone, out of fold.
-        outcome: Why it looks like another outcome of the row, which new rows do not have, if it does.
-        suspicions: What is odd about it, one sentence each.
-    """
-
-    name: str
-    type: str
-    role: Role
-    nulls: float
-    distinct: int | None = None
-    low: str = ""
-    high: str = ""
-    mean: float | None = None
-    top: tuple[tuple[str, int], ...] = ()
-    frequencies: tuple[tuple[int, int], ...] = ()
-    singletons: float | None = None
-    zipf: float | None = None
-    values: Histogram | None = None
-    lengths: Histogram | None = None
-    mean_length: float | None = None
-    delimiter: str | None = None
-    alone_auc: float | None = None
-    outcome: str | None = None
-    suspicions: tuple[str, ...] = ()
 
 
 class LogProfile(Config):
     """What is known about a log.
 
     Attributes:
-        days: Rows and label rate (NaN without a label) of each day of the log: (ISO date, rows, rate).
+        columns: Those of the log, then those that side tables add.
+        sides: The side tables.
+        label_kind: What the label is, as a task says it.
         label_at_least: Where the label column holds ratings: from which on they count as positive.
         label_positive: Where it holds text: the values that count as positive.
+        label_note: What was guessed about the label.
+        label_rate: Share of the labelled rows that are positive; ``None`` where the label is not binary.
+        label_mean: Mean of the labels.
+        split: A column that says which rows are for training and which for the test.
+        latest: What the rows are called that unseen values are counted in.
+        hours: Distinct hours of the day that the rows' times have.
+        days: Rows and mean label (NaN without a label) of each day of the log: (ISO date, rows, mean).
         outcomes_auc: AUC of a shallow tree of the columns that look like outcomes; ``None`` where there are none.
         others_auc: AUC of a shallow tree of the other columns of single values.
+        combinations: Sentences on a few columns that predict the label together, though none does alone.
         time_formats: By column of times that need the key ``time_format``: the formats that fit, the likeliest first.
         time_notes: What is implausible about the times of the log, one sentence each.
     """
@@ -96,24 +66,36 @@ class LogProfile(Config):
     format: Format | None
     rows: int
     columns: tuple[Column, ...]
+    sides: tuple[SideTable, ...] = ()
     label: str | None
+    label_kind: LabelKind = "binary"
     label_at_least: float | None
     label_positive: tuple[str, ...]
+    label_note: str = ""
     label_rate: float | None
+    label_mean: float | None = None
     time: str | None
     first: str | None
     last: str | None
     user: str | None
     item: str | None
+    split: str | None = None
+    latest: str = "latest tenth"
+    hours: int = 0
     days: tuple[tuple[str, int, float], ...]
     outcomes_auc: float | None = None
     others_auc: float | None = None
+    combinations: tuple[str, ...] = ()
     time_formats: dict[str, tuple[str, ...]] = Field(default={})
     time_notes: tuple[str, ...] = ()
 
     def of(self, *roles: Role) -> tuple[Column, ...]:
         """The columns of some roles."""
         return tuple(column for column in self.columns if column.role in roles)
+
+    def column(self, name: str) -> Column:
+        """The column of that name."""
+        return next(column for column in self.columns if column.name == name)
 
 
 def inspect_log(
@@ -123,16 +105,21 @@ def inspect_log(
     label: str | None = None,
     time: str | None = None,
     user: str | None = None,
+    item: str | None = None,
     positive: Sequence[str] = (),
+    at_least: float | None = None,
+    sides: Sequence[str] = (),
 ) -> LogProfile:
-    """Look at the log at ``location``; ``label``, ``time`` and ``user`` are guessed where they are not given.
+    """Look at the log at ``location``; ``label``, ``time``, ``user`` and ``item`` are guessed where they are not given.
 
     Args:
-        positive: Values of the label that count as positive, where it is text.
+        positive: Values of the label that count as positive.
+        at_least: From where on numbers of the label count as positive.
+        sides: Side tables, whose keys are found.
 
     Raises:
-        UserError: The log cannot be read or is empty, a given column is not there, or the label is text that says
-            neither yes nor no.
+        UserError: The log cannot be read or is empty, a given column is not there, a side table does not fit, or the
+            label is text that says neither yes nor no, or has one class only.
     """
     format = format or guess_format(location)
     with reading(location), TemporaryDirectory() as scratch:
@@ -141,42 +128,22 @@ def inspect_log(
         if rows == 0:
             raise UserError(f"{location} holds no rows.")
         frame, time_formats = with_times(frame, rows)
+        frame, tables = _with_sides(frame.with_row_index(ROW), sides, rows)
         sample = _sample(frame, rows)
-        for name in (label, time, user):
-            if name is not None and name not in sample.columns:
-                raise UserError(f"{location} has no column {name!r}; it has {', '.join(sample.columns)}.")
-        roles = guess_roles(sample, rows, label=label, time=time, user=user)
-        roles.positive = tuple(positive) or roles.positive
-        target = _label(sample, location, roles)
-        columns = tuple(_column(frame, sample, name, roles, rows, target) for name in sample.columns)
-        days = _days(frame, roles)
-        notes = _time_notes(frame, roles)
-        outcomes_auc, others_auc = _joint_aucs(sample, columns, target)
-    span = next((column for column in columns if column.name == roles.time), None)
-    return LogProfile(
-        location=redact(location),
-        format=format,
-        rows=rows,
-        columns=columns,
-        label=roles.label,
-        label_at_least=roles.at_least,
-        label_positive=roles.positive,
-        label_rate=None if target is None else float(np.nanmean(target)),
-        time=roles.time,
-        first=span.low if span else None,
-        last=span.high if span else None,
-        user=roles.user,
-        item=roles.item,
-        days=days,
-        outcomes_auc=outcomes_auc,
-        others_auc=others_auc,
-        time_formats=time_formats,
-        time_notes=notes,
-    )
+        roles = guess_roles(sample, rows, label=label, time=time, user=user, item=item)
+        rule = None if roles.label is None else guess_label(frame, roles.label, positive, at_least)
+        if rule is None and (positive or at_least is not None):
+            raise UserError("--positive and --at-least say how to read the label: name it with --label.")
+        view = _View(frame, sample, rows, roles, rule)
+        origin = {name: table.join.table for table in tables for name in table.added}
+        columns = tuple(view.column(name, origin.get(name)) for name in sample.columns)
+        found = view.summary(columns)
+    own = {"location": redact(location), "format": format, "rows": rows, "columns": columns, "sides": tables}
+    return LogProfile.model_validate(own | found | {"time_formats": time_formats})
 
 
 def _columnar(location: str, format: Format | None, scratch: Path) -> pl.LazyFrame:
-    """The log; text as a columnar copy in ``scratch``, because it is read once a column."""
+    """The log; text as a columnar copy in ``scratch``, because it is read once per column."""
     frame = scan_files(location, format).rows(location)
     format = format or format_of(location, find_files(location))
     if format.columnar:
@@ -186,198 +153,123 @@ def _columnar(location: str, format: Format | None, scratch: Path) -> pl.LazyFra
     return with_numbers(copy) if format.textual else copy
 
 
+def _with_sides(frame: pl.LazyFrame, sides: Sequence[str], rows: int) -> tuple[pl.LazyFrame, tuple[SideTable, ...]]:
+    """``frame`` with the columns of all side tables."""
+    found: list[SideTable] = []
+    for location in sides:
+        with reading(location):
+            side, table = fit_side(location, _sample(frame, rows))
+            frame = join(frame, table, side.join, None)
+        found.append(side)
+    return frame, tuple(found)
+
+
 def _sample(frame: pl.LazyFrame, rows: int) -> pl.DataFrame:
-    step = -(-rows // SAMPLE_ROWS)
-    return frame.with_row_index(ROW).filter(pl.col(ROW) % step == 0).drop(ROW).collect(engine="streaming")
+    part = spread(pl.col(ROW), min(1.0, SAMPLE_ROWS / rows))
+    return frame.filter(part).drop(ROW).collect(engine="streaming")
 
 
-def _label(sample: pl.DataFrame, location: str, roles: Roles) -> np.ndarray | None:
-    """(N,) labels of the sample, NaN where there is none."""
-    if roles.label is None:
-        return None
-    labels = sample.select(_label_value(sample.schema, roles)).to_series()
-    if labels.null_count() == len(labels):
-        values = ", ".join(sample[roles.label].cast(pl.String).value_counts(sort=True)[roles.label].head(3))
-        raise UserError(
-            f"{location}: the label {roles.label!r} holds text ({values} ...): name the values that count as positive, "
-            "each with --positive."
+class _View:
+    """A log as it is looked at: its rows, a sample of them, and what its columns are.
+
+    Attributes:
+        label: (N,) labels of the sample, NaN where there is none; ``None`` without a label.
+        classes: The same where they are binary; else ``None``.
+        times: (N,) times of the sample in microseconds; ``None`` without a time.
+    """
+
+    def __init__(self, frame: pl.LazyFrame, sample: pl.DataFrame, rows: int, roles: Roles, rule: Label | None) -> None:
+        self.frame, self.sample, self.rows, self.roles, self.rule = frame, sample, rows, roles, rule
+        self.label: Labels | None = None
+        if rule is not None:
+            labels = sample.select(rule.value(sample.schema)).to_series()
+            self.label = labels.fill_null(float("nan")).to_numpy()
+        self.classes = self.label if rule is not None and rule.kind == "binary" else None
+        self.times = None if roles.time is None else readable(roles.time, sample, "time")
+        self.latest, self.latest_name = latest_rows(frame, roles)
+
+    def column(self, name: str, side: str | None) -> Column:
+        """What is known about one column."""
+        role = self.roles.of[name]
+        found = figures(self.frame, self.sample, name, self.roles, self.latest) | {"side": side}
+        in_stretches = same_time = False
+        if role in ("id", "user", "item", "number", "constant", "time"):
+            values = readable(name, self.sample, role)
+            if self.classes is not None and name != self.roles.time:
+                found["alone_auc"] = alone_auc(values, self.classes)
+            found["outcome"] = outcome_of(name, values, self.classes, self.times, self.roles)
+            if self.times is not None and name != self.roles.time:
+                in_stretches = stretches(values, self.times)
+                same_time = role == "time" and repeats_time(values, self.times)
+        elif role in ("text", "json") and self.classes is not None:
+            found["outcome"] = outcome_of(name, self.sample[name].is_null(), self.classes, None, self.roles)
+        sentences = suspicions(found, self.rows, self.latest_name, in_stretches=in_stretches, same_time=same_time)
+        return Column.model_validate({**found, "suspicions": tuple(sentences)})
+
+    def summary(self, columns: Sequence[Column]) -> dict[str, object]:
+        """Attributes of :class:`LogProfile` that are not those of single columns."""
+        roles, rule = self.roles, self.rule
+        mean = None if self.label is None else float(np.nanmean(self.label))
+        span = next((column for column in columns if column.name == roles.time), None)
+        outcomes_auc, others_auc, combinations = self._together(columns)
+        return {
+            "label": roles.label,
+            "label_kind": "binary" if rule is None else rule.kind,
+            "label_at_least": None if rule is None else rule.at_least,
+            "label_positive": () if rule is None else rule.positive,
+            "label_note": "" if rule is None else rule.note,
+            "label_rate": mean if self.classes is not None else None,
+            "label_mean": mean,
+            "time": roles.time,
+            "first": span.low if span else None,
+            "last": span.high if span else None,
+            "user": roles.user,
+            "item": roles.item,
+            "split": roles.split,
+            "latest": self.latest_name,
+            "hours": 0 if self.times is None else (self.times // HOUR % 24).drop_nulls().n_unique(),
+            "days": self._days(),
+            "time_notes": self._time_notes(),
+            "outcomes_auc": outcomes_auc,
+            "others_auc": others_auc,
+            "combinations": combinations,
+        }
+
+    def _days(self) -> tuple[tuple[str, int, float], ...]:
+        """Rows and mean label day by day."""
+        if self.roles.time is None:
+            return ()
+        schema = self.frame.collect_schema()
+        day = epoch(pl.col(self.roles.time), schema[self.roles.time]) // _DAY
+        label = pl.lit(float("nan")) if self.rule is None else self.rule.value(schema)
+        table = self.frame.group_by(day=day).agg(rows=pl.len(), mean=label.mean()).drop_nulls("day")
+        return tuple(
+            (iso(day * _DAY)[:10], rows, float("nan") if mean is None else mean)
+            for day, rows, mean in table.collect(engine="streaming").sort("day").rows()
         )
-    return labels.fill_null(float("nan")).to_numpy()
 
+    def _time_notes(self) -> tuple[str, ...]:
+        """What is implausible about the times of the log."""
+        if self.roles.time is None:
+            return ()
+        time = epoch(pl.col(self.roles.time), self.frame.collect_schema()[self.roles.time])
+        first, last = self.frame.select(first=time.min(), last=time.max()).collect(engine="streaming").row(0)
+        hours = self.frame.select(hour=time // HOUR).unique().drop_nulls().collect(engine="streaming")["hour"].sort()
+        return () if first is None else tuple(oddities(first, last, hours.to_numpy()))
 
-def _label_value(schema: pl.Schema, roles: Roles) -> pl.Expr:
-    """Float64 label of a row."""
-    assert roles.label is not None
-    return label_value(pl.col(roles.label), schema[roles.label], at_least=roles.at_least, positive=roles.positive)
-
-
-def _column(
-    frame: pl.LazyFrame, sample: pl.DataFrame, name: str, roles: Roles, rows: int, label: np.ndarray | None
-) -> Column:
-    dtype, role, column = sample.schema[name], roles.of[name], pl.col(name)
-    missing = number(column, dtype).is_null() if role == "number" else column.is_null()
-    nulls = float(frame.select(missing.mean()).collect(engine="streaming").item())
-    found: dict[str, object] = {"name": name, "type": str(dtype), "role": role, "nulls": nulls}
-    match role:
-        case "id" | "user" | "item" | "label" | "constant":
-            found |= _counted(frame.select(value=text(column, dtype)))
-        case "bag":
-            delimiter = roles.delimiters.get(name)
-            lists = texts(column, dtype, delimiter)
-            found |= _counted(frame.select(value=lists.explode(empty_as_null=False)))
-            lengths = sample.select(lists.list.len()).to_series()
-            found |= {"delimiter": delimiter, "lengths": _histogram(lengths), "mean_length": lengths.mean()}
-        case "number":
-            found |= _measured(frame, sample, name)
-        case "time":
-            when = epoch(column, dtype)
-            low, high = frame.select(low=when.min(), high=when.max()).collect(engine="streaming").row(0)
-            found |= {"low": _iso(low), "high": _iso(high)}
-        case "index" | "text":
-            found["distinct"] = frame.select(column.n_unique()).collect(engine="streaming").item()
-        case "vector":
-            found["mean_length"] = sample.select(column.list.len().mean() if isinstance(dtype, pl.List) else 0).item()
-    if label is not None and role in ("id", "user", "item", "number", "constant", "time"):
-        value = (
-            epoch(column, dtype)
-            if role == "time"
-            else number(column, dtype)
-            if role == "number"
-            else text(column, dtype)
+    def _together(self, columns: Sequence[Column]) -> tuple[float | None, float | None, tuple[str, ...]]:
+        """AUC of the columns that look like outcomes, and of the others, each taken together; telling combinations."""
+        if self.classes is None:
+            return None, None, ()
+        honest = [c for c in columns if c.role in ("id", "user", "item", "number") and not c.suspicions]
+        numbers = [c.name for c in honest if c.role == "number"]
+        others = [c.name for c in honest if c.role != "number"]
+        outcomes = [c.name for c in columns if c.outcome]
+        telling = tuple(telling_combinations(self.sample, self.classes, numbers, others))
+        if not outcomes:
+            return None, None, telling
+        return (
+            joint_auc(self.sample, self.classes, outcomes),
+            joint_auc(self.sample, self.classes, [*numbers, *others]),
+            telling,
         )
-        values = sample.select(value).to_series()
-        found["alone_auc"] = alone_auc(values, label)
-        found["outcome"] = _outcome(values, label, name, roles)
-    return Column.model_validate({**found, "suspicions": tuple(_suspicions(found, rows))})
-
-
-def _outcome(values: pl.Series, label: np.ndarray, name: str, roles: Roles) -> str | None:
-    """Why a column looks like another outcome of the row, if it does."""
-    if name in (roles.user, roles.item, roles.time):
-        return None
-    assert roles.label is not None
-    reason = outcome_reason(values, label, roles.label)
-    if reason is None and named_like_outcome(values):
-        reason = f"is named like an outcome of the row, and {roles.label!r} is the label"
-    return reason
-
-
-def _counted(values: pl.LazyFrame) -> dict[str, object]:
-    """How often each value occurs."""
-    counts = (
-        values.drop_nulls().group_by("value").agg(n=pl.len()).sort("n", "value", descending=[True, False])
-    ).collect(engine="streaming")
-    n = counts["n"].to_numpy()
-    top = tuple((str(value), int(times)) for value, times in counts.head(5).rows())
-    if not len(n):
-        return {"distinct": 0}
-    ranks = np.unique(np.geomspace(1, len(n), _FREQUENCIES).astype(np.int64))
-    return {
-        "distinct": len(n),
-        "top": top,
-        "frequencies": tuple((int(rank), int(n[rank - 1])) for rank in ranks),
-        "singletons": float((n == 1).mean()),
-        "zipf": _zipf(n),
-    }
-
-
-def _zipf(counts: np.ndarray) -> float | None:
-    """Exponent s of count ~ rank ** -s over the first ranks, by least squares on logarithms."""
-    head = counts[: min(_FITTED_RANKS, int((counts > 1).sum()))]
-    if len(head) < 10:
-        return None
-    return float(-np.polyfit(np.log(np.arange(1, len(head) + 1)), np.log(head), 1)[0])
-
-
-def _measured(frame: pl.LazyFrame, sample: pl.DataFrame, name: str) -> dict[str, object]:
-    """Range, mean and shape of a column of numbers."""
-    value = number(pl.col(name), sample.schema[name])
-    row = frame.select(low=value.min(), high=value.max(), mean=value.mean(), distinct=value.approx_n_unique()).collect(
-        engine="streaming"
-    )
-    low, high, mean, distinct = row.row(0)
-    return {
-        "low": "" if low is None else f"{low:g}",
-        "high": "" if high is None else f"{high:g}",
-        "mean": mean,
-        "distinct": distinct,
-        "values": _histogram(sample.select(value).to_series()),
-    }
-
-
-def _histogram(values: pl.Series) -> Histogram | None:
-    """Counts between equally wide bins; what lies beyond the 0.5% and 99.5% quantiles is in the outermost ones."""
-    array = values.drop_nulls().to_numpy().astype(np.float64)
-    if not len(array):
-        return None
-    low, high = np.quantile(array, [0.005, 0.995])
-    if values.dtype.is_integer() and high - low < _BINS:
-        edges = np.arange(low, high + 2) - 0.5
-    else:
-        edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
-    counts = np.histogram(np.clip(array, edges[0], edges[-1]), edges)[0]
-    return Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist()))
-
-
-def _days(frame: pl.LazyFrame, roles: Roles) -> tuple[tuple[str, int, float], ...]:
-    """Rows and label rate day by day."""
-    if roles.time is None:
-        return ()
-    schema = frame.collect_schema()
-    day = epoch(pl.col(roles.time), schema[roles.time]) // _DAY
-    rate: pl.Expr = pl.lit(float("nan"))
-    if roles.label is not None:
-        rate = _label_value(schema, roles)
-    table = frame.group_by(day=day).agg(rows=pl.len(), rate=rate.mean()).drop_nulls("day").collect(engine="streaming")
-    return tuple(
-        (_iso(day * _DAY)[:10], rows, float("nan") if rate is None else rate)
-        for day, rows, rate in table.sort("day").rows()
-    )
-
-
-def _time_notes(frame: pl.LazyFrame, roles: Roles) -> tuple[str, ...]:
-    """What is implausible about the times of the log."""
-    if roles.time is None:
-        return ()
-    time = epoch(pl.col(roles.time), frame.collect_schema()[roles.time])
-    first, last = frame.select(first=time.min(), last=time.max()).collect(engine="streaming").row(0)
-    hours = frame.select(hour=time // HOUR).unique().drop_nulls().collect(engine="streaming")["hour"].sort()
-    return () if first is None else tuple(oddities(first, last, hours.to_numpy()))
-
-
-def _joint_aucs(
-    sample: pl.DataFrame, columns: Sequence[Column], label: np.ndarray | None
-) -> tuple[float | None, float | None]:
-    """AUC of the columns that look like outcomes, and of the others, each taken together."""
-    outcomes = [column.name for column in columns if column.outcome]
-    if label is None or not outcomes or not np.isin(label[~np.isnan(label)], (0.0, 1.0)).all():
-        return None, None
-    others = [c.name for c in columns if c.role in ("id", "user", "item", "number") and not c.suspicions]
-    return joint_auc(sample, label, outcomes), joint_auc(sample, label, others)
-
-
-def _iso(microseconds: int | None) -> str:
-    if microseconds is None:
-        return ""
-    return str(np.datetime64(microseconds, "us").astype("datetime64[s]")).replace("T", " ")
-
-
-def _suspicions(column: dict[str, object], rows: int) -> Sequence[str]:
-    """What is odd about a column."""
-    found = []
-    role, nulls, distinct = column["role"], column["nulls"], column.get("distinct")
-    assert isinstance(nulls, float)
-    if role == "index":
-        found.append("counts the rows: an index, which says nothing of a new row")
-    elif role == "constant":
-        found.append("has one value only: no model can learn from it")
-    elif role in ("id", "item", "user", "text") and distinct == rows > 1:
-        found.append("is different in every row: nothing can be learnt about a value")
-    if nulls > 0.95:
-        found.append(f"is null in {nulls:.1%} of the rows")
-    if column.get("outcome"):
-        found.append(str(column["outcome"]))
-    auc = column.get("alone_auc")
-    if isinstance(auc, float) and auc >= LEAK_AUC and role != "label":
-        found.append(f"predicts the label alone (AUC {auc:.3f}), as if recorded after it")
-    return found

@@ -1,5 +1,6 @@
 """Verbs of raw logs: import, inspect, init."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from data_pipelines.errors import UserError
 from recsys.cli.common import Json, app, command, finish
 
 if TYPE_CHECKING:
+    from data_pipelines.files.base import FileFormat
     from data_pipelines.profile.inspection import LogProfile
 
 imports = typer.Typer(no_args_is_help=True, help="Make an ordinary Parquet log of a public data set.")
@@ -18,6 +20,8 @@ Source = Annotated[Path, typer.Argument(help="Where the data set lies, as its pu
 Log = Annotated[Path, typer.Argument(help="The Parquet log to write.")]
 _FILE_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
+_WORTH_SAYING = 0.05
+"""Share of unseen values from which it is said."""
 
 
 @imports.command()
@@ -58,8 +62,17 @@ LabelOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The lab
 PositiveOption = Annotated[
     list[str] | None, typer.Option(metavar="VALUE", help="A value of the label that counts as positive, if it is text.")
 ]
+AtLeastOption = Annotated[
+    float | None, typer.Option(metavar="NUMBER", help="From where on numbers of the label count as positive.")
+]
 TimeOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The time, if it is not guessed right.")]
 UserOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The user, if it is not guessed right.")]
+ItemOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The item, if it is not guessed right.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(metavar="FORMAT", help="The format, if it is not guessed right: csv, or keys as in a config."),
+]
+SideOption = Annotated[list[str] | None, typer.Option(metavar="TABLE", help="A side table to join; its key is found.")]
 
 
 @app.command()
@@ -68,8 +81,12 @@ def inspect(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots, too (of a log).")] = None,
     label: LabelOption = None,
     positive: PositiveOption = None,
+    at_least: AtLeastOption = None,
     time: TimeOption = None,
     user: UserOption = None,
+    item: ItemOption = None,
+    format: FormatOption = None,
+    side: SideOption = None,
     json: Json = False,
 ) -> None:
     """Say what is in a log (types, nulls, skew, suspicious columns), or in anything that recsys wrote."""
@@ -82,8 +99,22 @@ def inspect(
     if Path(path, "config.yaml").is_file():
         raise UserError(f"{path} is a run that is not complete: go on with `recsys train --resume`.")
     from data_pipelines.profile.inspection import inspect_log
+    from data_pipelines.profile.starter_config import what_is_missing
 
-    profile = inspect_log(path, label=label, time=time, user=user, positive=positive or ())
+    given = _given(
+        label=label, positive=positive, at_least=at_least, time=time, user=user, item=item, format=format, side=side
+    )
+    profile = inspect_log(
+        path,
+        format=_format(path, format),
+        label=label,
+        time=time,
+        user=user,
+        item=item,
+        positive=positive or (),
+        at_least=at_least,
+        sides=side or (),
+    )
     _print_profile(profile, json)
     if html is not None:
         from recsys.reports.log_page import write_log_page
@@ -91,7 +122,9 @@ def inspect(
         write_log_page(profile, html)
     written: dict[str, Any] = {"log": path, "rows": profile.rows} | ({"page": html} if html else {})
     details = profile.model_dump(mode="json", exclude={"location", "rows"}) if json else {}
-    finish({**written, **details}, json, command("init", path, "CONFIG"))
+    missing = what_is_missing(profile)
+    step = command("init", path, "CONFIG", *given) if missing is None else f"recsys init: {path} {missing}"
+    finish({**written, **details}, json, step)
 
 
 @app.command()
@@ -100,8 +133,12 @@ def init(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML to write.")],
     label: LabelOption = None,
     positive: PositiveOption = None,
+    at_least: AtLeastOption = None,
     time: TimeOption = None,
     user: UserOption = None,
+    item: ItemOption = None,
+    format: FormatOption = None,
+    side: SideOption = None,
     json: Json = False,
 ) -> None:
     """Write a commented experiment to start from, by looking at the columns of a log."""
@@ -111,7 +148,17 @@ def init(
 
     if config.exists():
         raise UserError(f"{config} already exists: name another file, or remove it first.")
-    profile = inspect_log(log, label=label, time=time, user=user, positive=positive or ())
+    profile = inspect_log(
+        log,
+        format=_format(log, format),
+        label=label,
+        time=time,
+        user=user,
+        item=item,
+        positive=positive or (),
+        at_least=at_least,
+        sides=side or (),
+    )
     write_file(config, starter_config(profile))
     result = {
         "config": config,
@@ -119,8 +166,42 @@ def init(
         "label": profile.label,
         "time": profile.time,
         "user": profile.user,
+        "item": profile.item,
+        "split": "time" if profile.time is not None else "random",
     }
+    if profile.split is not None:
+        result["split"] = profile.split
     finish(result, json, f"read {config}, then: {command('prepare', config, 'DATASET')}")
+
+
+def _format(location: str, given: str | None) -> "FileFormat | None":
+    """The format that an option names: a kind, or the keys of a config's ``format``."""
+    import yaml
+    from pydantic import ValidationError
+
+    from data_pipelines.files.base import FileFormat
+    from data_pipelines.profile.formats import guess_format
+
+    if given is None:
+        return None
+    try:
+        keys = yaml.safe_load(given)
+        return FileFormat.parse(keys) if isinstance(keys, dict) else guess_format(location, str(keys))
+    except (yaml.YAMLError, ValidationError):
+        kinds = ", ".join(FileFormat.kinds())
+        raise UserError(
+            f"--format {given!r} is not a format: give one of {kinds}, or keys such as "
+            "'{kind: csv, delimiter: \";\"}'."
+        ) from None
+
+
+def _given(**options: Any) -> list[str]:
+    """Options as words of a command line."""
+    words: list[str] = []
+    for name, value in options.items():
+        for entry in value if isinstance(value, list) else [] if value is None else [value]:
+            words += [f"--{name.replace('_', '-')}", f"{entry:g}" if isinstance(entry, float) else str(entry)]
+    return words
 
 
 def _summary(path: Path, kind: str) -> dict[str, Any]:
@@ -142,6 +223,7 @@ def _summary(path: Path, kind: str) -> dict[str, Any]:
 def _print_profile(profile: "LogProfile", json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from recsys.reports.log_page import COLUMN_HEADS, NUMERIC_HEADS, column_cells, column_name
 
@@ -155,23 +237,43 @@ def _print_profile(profile: "LogProfile", json: bool) -> None:
         else:
             table.add_column(head, justify="right" if head in NUMERIC_HEADS else "left", no_wrap=True)
     for column in profile.columns:
-        table.add_row(*column_cells(column), style="yellow" if column.suspicions else None)
+        table.add_row(*map(Text, column_cells(column)), style="yellow" if column.suspicions else None)
     console.print(table)
-    if profile.time is not None:
-        console.print(f"\nFrom {profile.first} to {profile.last} ({profile.time}).")
-        if profile.time in profile.time_formats:
-            formats = " or ".join(map(repr, profile.time_formats[profile.time]))
-            console.print(f"The times are read as {formats}: a guess, which `init` writes as time_format.")
-        for note in profile.time_notes:
-            console.print(f"[yellow]{profile.time}[/yellow] {note}.", highlight=False)
-    if profile.label_rate is not None:
-        console.print(f"Label {profile.label}: positive in {profile.label_rate:.2%} of the rows.")
+    for sentence in _sentences(profile):
+        console.print(sentence, highlight=False, markup=False)
     for column in profile.columns:
         for why in column.suspicions:
-            console.print(f"[yellow]{column_name(column)}[/yellow] {why}.", highlight=False)
+            console.print(Text.assemble((column_name(column), "yellow"), f" {why}."))
+    console.print()
+
+
+def _sentences(profile: "LogProfile") -> Iterator[str]:
+    """What is said about a log beside the table of its columns."""
+    from data_pipelines.profile.wording import percent
+
+    yield ""
+    for side in profile.sides:
+        keys = ", ".join(side.join.keys)
+        yield f"Joined {side.join.table} by {keys}: {percent(side.unmatched)} of the rows have no row in it."
+    if profile.time is not None:
+        yield f"From {profile.first} to {profile.last} ({profile.time})."
+        if profile.time in profile.time_formats:
+            formats = " or ".join(map(repr, profile.time_formats[profile.time]))
+            yield f"The times are read as {formats}: a guess, which `init` writes as time_format."
+        yield from (f"{profile.time} {note}." for note in profile.time_notes)
+    if profile.label is not None:
+        note = f" ({profile.label_note})" if profile.label_note else ""
+        if profile.label_rate is not None:
+            yield f"Label {profile.label}: {percent(profile.label_rate)} of the labels are positive{note}."
+        else:
+            yield f"Label {profile.label}: a {profile.label_kind} with mean {profile.label_mean:.4g}{note}."
+    described = profile.of("user", "item", "id", "bag", "number")
+    news = [column for column in described if (column.unseen or 0) > _WORTH_SAYING]
+    if news:
+        shares = ", ".join(f"{column.name} {percent(column.unseen or 0)}" for column in news)
+        yield f"Share of the {profile.latest} with values that are new there: {shares}."
     if profile.outcomes_auc is not None:
         beside = "" if profile.others_auc is None else f", the other columns {profile.others_auc:.3f}"
-        console.print(
-            f"Together the columns that look like outcomes have AUC {profile.outcomes_auc:.3f} of the label{beside}."
-        )
-    console.print()
+        yield f"Together the columns that look like outcomes have AUC {profile.outcomes_auc:.3f} of the label{beside}."
+    for combination in profile.combinations:
+        yield f"Look at this: {combination}, as if one of them were recorded after it."

@@ -70,14 +70,21 @@ def evaluate_verb(
 ) -> None:
     """Score a split with a run's weights, measure everything, and say where the model stands."""
     from data_pipelines.dataset.dataset import Dataset
+    from data_pipelines.dataset.unseen import unseen_shares
     from recsys.evaluation.baselines import FITS
     from recsys.evaluation.evaluate import dataset_of, evaluate
+    from recsys.evaluation.plausibility import warn_of_implausible
     from recsys.evaluation.standing import fit_baselines
     from recsys.reports.advice import standing
 
     data = Dataset.open(dataset or dataset_of(run))
     evaluation = evaluate(run, data, split, slice_by=slice_by)
     result: dict[str, Any] = {split: evaluation.summary().model_dump()}
+    unseen = unseen_shares(data.schema, data.frame(split))
+    result["unseen"] = {name: unknown for name, (_, unknown) in unseen.items() if unknown > 0}
+    for task, metrics in evaluation.tasks.items():
+        if "auc" in metrics:
+            warn_of_implausible(data, split, task, metrics["auc"], evaluation.features)
     if evaluation.slices is not None:
         result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
     if baselines is not False:

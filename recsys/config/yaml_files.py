@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from data_pipelines.errors import UserError
+from recsys.config.removal import without_feature
 
 _FILE_BYTES = 4 << 20
 _VALUES = 100_000
@@ -98,7 +99,10 @@ def _load(text: str) -> Any:
 
 
 def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of ``content`` with each ``a.b.c=VALUE`` set; values are read as YAML."""
+    """A copy of ``content`` with each ``a.b.c=VALUE`` set; values are read as YAML.
+
+    ``data.features.NAME=null`` removes a feature, and what refers to it.
+    """
     result = dict(content)
     for assignment in overrides:
         key, equals, text = assignment.partition("=")
@@ -108,7 +112,13 @@ def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
             value = _load(text)
         except yaml.YAMLError:
             raise UserError(f"the value of {assignment!r} is not valid YAML: put it in quotes.") from None
-        _set(result, key.split("."), value)
+        keys = key.split(".")
+        if value is None and len(keys) == 3 and keys[:2] == ["data", "features"]:
+            if keys[2] not in ((result.get("data") or {}).get("features") or {}):
+                raise UserError(f"{assignment!r} removes a feature that is not there.")
+            result = without_feature(result, keys[2])
+        else:
+            _set(result, keys, value)
     return result
 
 

@@ -7,12 +7,14 @@ from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from data_pipelines.profile.inspection import Histogram
+from data_pipelines.profile.columns import Histogram
 from recsys.plots.style import Draw, Palette, panel
 
 
-def over_time(title: str, days: Sequence[str], rows: Sequence[float], rates: Sequence[float]) -> Draw:
-    """Rows a day as an area and, on a scale of its own, the label's rate as a line."""
+def over_time(
+    title: str, days: Sequence[str], rows: Sequence[float], means: Sequence[float], *, binary: bool = True
+) -> Draw:
+    """Rows per day as an area and, on a scale of its own, the mean label as a line: a rate if labels are binary."""
 
     def draw(palette: Palette) -> Figure:
         figure, axes = panel(9.6, 2.8)
@@ -23,11 +25,12 @@ def over_time(title: str, days: Sequence[str], rows: Sequence[float], rates: Seq
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))  # type: ignore[no-untyped-call]
-        if np.isfinite(rates).any():
+        if np.isfinite(means).any():
             right = axes.twinx()
-            right.plot(dates, rates, color=palette.orange, linewidth=1.3)
-            right.set_ylabel("label rate", color=palette.orange)
-            right.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            right.plot(dates, means, color=palette.orange, linewidth=1.3)
+            right.set_ylabel("label rate" if binary else "mean label", color=palette.orange)
+            if binary:
+                right.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
             right.set_ylim(bottom=0)
             right.grid(False)
             right.margins(x=0)

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from data_pipelines.profile.inspection import Column, LogProfile
+from data_pipelines.profile.columns import Column
+from data_pipelines.profile.inspection import LogProfile
+from data_pipelines.profile.wording import percent, shown
 from recsys.plots import logs as plots
 from recsys.plots.style import svg
 from recsys.reports.pages import NONE, Grid, Line, Section, Tile, write_page
@@ -25,7 +27,10 @@ def write_log_page(profile: LogProfile, out: Path) -> Path:
         title=Path(profile.location).name,
         kind="A look at a log",
         lead=f"{profile.location}. What its columns seem to be is guessed from names, types and values.",
-        alerts=[f"{column_name(column)} {why}." for column in profile.columns for why in column.suspicions],
+        alerts=[
+            *(f"{column_name(column)} {why}." for column in profile.columns for why in column.suspicions),
+            *(f"{sentence}." for sentence in profile.combinations),
+        ],
         tiles=_tiles(profile),
         sections=_sections(profile),
     )
@@ -37,33 +42,35 @@ def column_name(column: Column) -> str:
 
 
 def column_cells(column: Column) -> list[str]:
-    """Name, role, type, nulls, distinct values, Zipf exponent, AUC alone, range or most frequent values."""
+    """Name, role, type, nulls, distinct values, unseen, Zipf exponent, AUC alone, range or most frequent values."""
     if column.low:
         seen = f"{column.low} to {column.high}"
     else:
-        seen = ", ".join(f"{value} ({count:,})" for value, count in column.top[:3])
+        seen = ", ".join(f"{shown(value)} ({count:,})" for value, count in column.top[:3])
     if column.mean_length is not None and column.role == "bag":
-        seen = f"{column.mean_length:.1f} a row: {seen}"
+        seen = f"{column.mean_length:.1f} per row: {seen}"
     return [
         column_name(column),
         column.role,
         column.type.split("(")[0],
-        f"{column.nulls:.1%}" if column.nulls else NONE,
+        percent(column.nulls) if column.nulls else NONE,
         NONE if column.distinct is None else f"{column.distinct:,}",
+        percent(column.unseen) if column.unseen else NONE,
         NONE if column.zipf is None else f"{column.zipf:.2f}",
         NONE if column.alone_auc is None else f"{column.alone_auc:.3f}",
         seen,
     ]
 
 
-COLUMN_HEADS = ("column", "role", "type", "null", "distinct", "Zipf", "AUC alone", "values")
-NUMERIC_HEADS = ("null", "distinct", "Zipf", "AUC alone")
+COLUMN_HEADS = ("column", "role", "type", "null", "distinct", "unseen", "Zipf", "AUC alone", "values")
+NUMERIC_HEADS = ("null", "distinct", "unseen", "Zipf", "AUC alone")
 
 
 def _tiles(profile: LogProfile) -> Iterator[Tile]:
     yield Tile("Rows", f"{profile.rows:,}", f"{len(profile.columns)} columns")
     if profile.label is not None:
-        rate = NONE if profile.label_rate is None else f"{profile.label_rate:.2%}"
+        rate = NONE if profile.label_mean is None else f"mean {profile.label_mean:.4g}"
+        rate = rate if profile.label_rate is None else percent(profile.label_rate)
         rule = "" if profile.label_at_least is None else f" >= {profile.label_at_least:g}"
         rule = f" is {' or '.join(profile.label_positive)}" if profile.label_positive else rule
         yield Tile("Label", rate, profile.label + rule)
@@ -75,12 +82,18 @@ def _tiles(profile: LogProfile) -> Iterator[Tile]:
 
 
 def _sections(profile: LogProfile) -> Iterator[Section]:
-    grid = Grid(COLUMN_HEADS, [Line(column_cells(column)) for column in profile.columns], texts=(0, 1, 2, 7))
-    note = "AUC alone: how well this column alone predicts the label, out of fold. 0.5 is chance; near 1 is a leak."
+    grid = Grid(COLUMN_HEADS, [Line(column_cells(column)) for column in profile.columns], texts=(0, 1, 2, 8))
+    note = (
+        f"Unseen: how much of the {profile.latest} of the rows has values that no earlier row has. "
+        "AUC alone: how well this column alone predicts the label, out of fold. 0.5 is chance; near 1 is a leak."
+    )
     yield Section("Columns", note, grids=[grid])
     if len(profile.days) > 1:
         days, rows, rates = _binned(profile.days)
-        drawing = svg(plots.over_time("Rows over time", days, rows, rates), "rows and label rate over time")
+        drawing = svg(
+            plots.over_time("Rows over time", days, rows, rates, binary=profile.label_rate is not None),
+            "rows and label rate over time",
+        )
         yield Section("Time", wide=[(drawing, "")])
     skewed = [column for column in profile.of("user", "item", "id", "bag") if len(column.frequencies) > 9]
     if skewed:

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.dataset.unseen import unseen_shares
 from data_pipelines.disk.storage import MANIFEST, Manifest, open_directory
 from recsys.training.results import Result
 from serving.artifact.card import Value
@@ -34,6 +35,9 @@ class DatasetSummary(BaseModel):
         features: Kind of each encoded feature.
         tables: Rows of each table.
         label_mean_in_train: By task.
+        unseen: By id and bag feature, the share of the latest rows' ids that training did not see, where it is not 0.
+        null: By id feature, the share of the latest rows that are null, where it is not 0.
+        side_tables: By side table, the share of the rows that have no row in it.
         bytes: On disk.
     """
 
@@ -44,6 +48,9 @@ class DatasetSummary(BaseModel):
     features: dict[str, str]
     tables: dict[str, int]
     label_mean_in_train: dict[str, Value]
+    unseen: dict[str, float]
+    null: dict[str, float]
+    side_tables: dict[str, float]
     bytes: int
 
 
@@ -84,6 +91,8 @@ def dataset_summary(path: Path) -> DatasetSummary:
     """
     dataset = Dataset.open(path)
     labels = dataset.labels("train")
+    latest = next((split for split in ("test", "valid") if dataset.splits[split]), "train")
+    shares = unseen_shares(dataset.schema, dataset.frame(latest))
     sparse = {feature.name: str(feature.kind) for feature in dataset.schema.sparse}
     dense = {feature.name: f"{feature.width} number{'s' * (feature.width > 1)}" for feature in dataset.schema.dense}
     return DatasetSummary(
@@ -93,6 +102,9 @@ def dataset_summary(path: Path) -> DatasetSummary:
         features=sparse | dense,
         tables={table.name: table.rows for table in dataset.schema.tables},
         label_mean_in_train=dict(zip(dataset.schema.tasks, np.nanmean(labels, axis=0).tolist(), strict=True)),
+        unseen={name: unknown for name, (_, unknown) in shares.items() if unknown},
+        null={name: null for name, (null, _) in shares.items() if null},
+        side_tables=dataset.profile.get("side_tables", {}),
         bytes=sum(entry.bytes for entry in dataset.manifest.files.values()),
     )
 

@@ -109,7 +109,7 @@ def test_figures(profile: LogProfile, frame: pl.DataFrame) -> None:
 def test_suspicions(profile: LogProfile) -> None:
     odd = {column.name: " ".join(column.suspicions) for column in profile.columns if column.suspicions}
     assert set(odd) == {"", "always", "hash", "gone", "review", "charged"}
-    assert "index" in odd[""]
+    assert "running number" in odd[""]
     assert "one value only" in odd["always"]
     assert "different in every row" in odd["hash"]
     assert "null in 99.3%" in odd["gone"]
@@ -191,8 +191,11 @@ def test_a_starter_config_runs_as_it_stands(write: Write, frame: pl.DataFrame, t
     data = yaml.safe_load(text)["data"]
     features = data["features"]
     assert set(features) == {
-        *("UserId", "item", "genres", "related", "tags", "emb", "price_EUR", "on", "when"),
+        *("UserId", "item", "genres", "related", "tags", "emb", "price_EUR", "on", "on_value", "created_age", "when"),
         *("recent", "rate_of_user", "rate_of_item", "count_of_user", "count_of_item"),
+        *("rate_of_user_7d", "rate_of_item_7d", "count_of_user_7d", "count_of_item_7d"),
+        *("rate_of_user_and_item", "rate_of_user_and_genres", "rate_of_user_and_related"),
+        *("count_of_user_and_item", "count_of_user_and_genres", "count_of_user_and_related"),
     }
     assert features["genres"]["delimiter"] == "|"
     assert features["price_EUR"] == {
@@ -201,7 +204,8 @@ def test_a_starter_config_runs_as_it_stands(write: Write, frame: pl.DataFrame, t
         "indicator": True,
         "column": "price: (EUR)",
     }
-    assert "# Left out: charged is set only where 'click' is positive" in text
+    assert "    # charged: {kind: number, transform" in text
+    assert "# is set only where 'click' is positive, as if recorded after it; predicts the label alone" in text
     dataset = prepare(DataConfig.model_validate(data), tmp_path / "dataset")
     assert sum(dataset.splits.values()) == ROWS
 

@@ -37,7 +37,7 @@ def test_an_own_csv_is_inspected_started_from_and_prepared(tmp_path: Path, monke
     log = "examples/own-csv/events.csv"
     page = tmp_path / "log.html"
     shown = recsys("inspect", log, "--html", page)
-    assert "counts the rows: an index" in shown
+    assert "is a running number" in shown
     assert "bought?" in shown
     html = page.read_text()
     assert "<svg" in html
