@@ -42,15 +42,20 @@ def library() -> Library:
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in get_args(Library):
         raise UserError(f"the environment variable {VARIABLE} is {wanted!r}: set it to 'mkl' or 'onednn', or unset it.")
-    if wanted == "onednn" and not torch.backends.mkldnn.is_available():
+    if wanted == "onednn" and not _is_built(torch.backends.mkldnn):
         raise UserError(f"the environment variable {VARIABLE} is 'onednn', and this Torch has no oneDNN: unset it.")
     return cast(Library, wanted) if wanted else _fastest(_vendor(), torch.backends.cpu.get_cpu_capability())
 
 
 def _fastest(vendor: str, capability: str) -> Library:
     """By the maker of the processor and the widest vectors that Torch uses on it, as Torch names them."""
-    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    both = _is_built(torch.backends.mkl) and _is_built(torch.backends.mkldnn)
     return "onednn" if both and vendor not in ("", "GenuineIntel") and capability.startswith("AVX512") else "mkl"
+
+
+def _is_built(library: Any) -> bool:
+    """Whether Torch was built with a library, one of ``torch.backends``."""
+    return bool(library.is_available())
 
 
 def _vendor() -> str:
@@ -152,7 +157,7 @@ def measure(rows: int = 1024, width: int = 400, rounds: int = 5) -> dict[Library
     x_NI, grad_NO = torch.randn(rows, width, requires_grad=True), torch.randn(rows, width)
     weight_OI = torch.randn(width, width, requires_grad=True)
     candidates: dict[Library, Any] = {"mkl": F.linear}
-    if torch.backends.mkldnn.is_available():
+    if _is_built(torch.backends.mkldnn):
         candidates["onednn"] = _OnednnLinear.apply
     seconds: dict[Library, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
