@@ -12,6 +12,7 @@ compared.
 import copy
 import functools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -278,6 +279,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("Nothing was measured: Torch sees no GPU.")
         sys.exit(SKIPPED)
+    os.environ[fused.VARIABLE] = "1"
     print(f"{machine()}; {torch.cuda.get_device_name()}\n")
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ CPU never waits. The plain form is ``dispatch``, two grouped products and ``comb
 Letters: N rows, D width of the model, H hidden width, E experts, K experts of a row, M slots.
 """
 
+import os
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from models.moe.dispatch import DispatchPlan, grouped_product
 
+VARIABLE = "RECSYS_TRITON"
+
 _DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
@@ -27,8 +30,11 @@ def _has_triton() -> bool:
 
 
 def can_fuse(x: Tensor) -> bool:
-    """Whether Triton kernels can compute on ``x``: on a GPU, with Triton installed, as it is with Torch's build."""
-    return x.is_cuda and x.dtype in _DTYPES and _has_triton()
+    """Whether Triton kernels compute on ``x``: on a GPU, with Triton, where ``RECSYS_TRITON=1`` asks for them.
+
+    They have been checked in Triton's interpreter, and not yet on a GPU: until then they are not the default.
+    """
+    return x.is_cuda and x.dtype in _DTYPES and os.environ.get(VARIABLE) == "1" and _has_triton()
 
 
 def _kernels() -> Any:

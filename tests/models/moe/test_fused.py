@@ -10,8 +10,14 @@ from torch import Tensor
 
 from models.moe.dispatch import combine, dispatch, plan_dispatch
 from models.moe.experts import MixtureOfExperts
-from models.moe.fused import can_fuse, fused_experts
+from models.moe.fused import VARIABLE, can_fuse, fused_experts
 from models.sparsity.activations import measure_activity
+
+
+@pytest.fixture(autouse=True)
+def ask_for_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "1")
+
 
 SHAPES = {
     "even": (512, 64, 96, 4, 2),
