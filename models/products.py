@@ -2,7 +2,7 @@
 
 ``F.linear`` in float32 calls MKL, which uses the AVX-512 units of Intel's processors only. A training step of a tower
 of 416-400-400-256 is 2.4 times faster by oneDNN on an AMD EPYC with AVX-512, and a tenth slower on one with AVX2 alone;
-on an Intel Xeon the gradient of a weight takes up to twice the time. The precision is the same; sums are added in
+on an Intel Xeon the gradient of a weight takes up to four times as long. The precision is the same; sums are added in
 another order.
 
 The library follows from the processor and not from a timing, so that two trainings on one machine, and a training and
