@@ -30,8 +30,8 @@ from recsys.runs.checkpoints import (
 )
 from recsys.runs.processes import Processes
 
-MAY_CHANGE = ("checkpoint_every", "checkpoint_aside", "keep_checkpoints", "loader_threads", "mlflow")
-"""Keys of ``train`` that leave the weights as they are: these, sharding and expert_parallel may change in a resume."""
+MAY_CHANGE = ("checkpoint_every", "checkpoint_aside", "keep_checkpoints", "loader_threads", "mlflow", "device")
+"""Keys of ``train`` that leave the weights as they are, but for rounding: these may change, and how things are sharded."""
 
 
 class Run(Protocol):

@@ -230,7 +230,7 @@ def test_a_log_goes_on_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log = make_log(6, 240).sort("time", maintain_order=True)
     cut = int(log["time"].search_sorted(log["time"][120], side="left"))
     days = [log[:cut], log[cut:].with_columns(item=pl.col("item").replace("i3", "brand new"))]
-    by_part = {"split": {"by": "column", "column": "part"}}
+    by_part = {"split": {"by": "column", "column": "part", "valid": 0}}
     for day, part in zip(days, ("train", "test"), strict=True):
         day.with_columns(part=pl.lit(part)).write_parquet(tmp_path / f"{part}.parquet")
     pl.concat(days).with_columns(part=pl.Series(["train"] * cut + ["test"] * (240 - cut))).write_parquet(

@@ -198,5 +198,5 @@ def test_ranking_metrics_need_a_user_column(place: Path, tiny_data: dict[str, An
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**content, "ablation": {"metrics": ["auc", "gauc"]}}))
     config = load_config(tmp_path / "config.yaml")
     prepare(config.data, tmp_path / "dataset")
-    with pytest.raises(UserError, match=r"needs `data\.user`"):
+    with pytest.raises(UserError, match=r"needs data\.user"):
         _study(tmp_path, config)
