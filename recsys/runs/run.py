@@ -31,7 +31,7 @@ from recsys.runs.checkpoints import (
 from recsys.runs.processes import Processes
 
 MAY_CHANGE = ("checkpoint_every", "checkpoint_aside", "keep_checkpoints", "loader_threads", "mlflow", "device")
-"""Keys of ``train`` that leave the weights as they are, but for rounding: these may change, and how things are sharded."""
+"""Keys of ``train`` that a resume may change, beside sharding: they leave the weights as they are, but for rounding."""
 
 
 class Run(Protocol):
