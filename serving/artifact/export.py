@@ -1,19 +1,20 @@
 """Export: from trained weights, and the data set they were trained on, to an artifact."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.features.encoder import Encoder
 from models.codecs.quantization import dequantize_rows
+from models.tables.id_changes import IdChanges
 from models.weights import Weights
 from serving.artifact.artifact import (
     compressed_dense,
@@ -78,14 +79,8 @@ def _with_constants(batch: Batch, schema: Schema, encoder: Encoder) -> Batch:
     fixed = [spec.name for spec in schema.sparse if spec.additive]
     if not fixed:
         return batch
-    ids = encoder.as_served().select(fixed).encode(pl.LazyFrame({"row": [0]})).collect()
-    sparse = batch.sparse
-    values = sparse.values().clone()
-    starts = dict(zip(sparse.keys(), sparse.offset_per_key(), strict=False))
-    for name in fixed:
-        values[starts[name] : starts[name] + len(batch)] = ids[name].item()
-    changed = KeyedJaggedTensor(keys=sparse.keys(), values=values, lengths=sparse.lengths())
-    return replace(batch, sparse=changed)
+    ids = encoder.as_served().select(fixed).encode(pl.LazyFrame({"row": [0]})).collect().row(0, named=True)
+    return IdChanges(batch).change({name: partial(torch.full_like, fill_value=ids[name]) for name in fixed}).batch()
 
 
 def as_served(weights: Weights) -> Weights:

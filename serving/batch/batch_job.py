@@ -191,10 +191,9 @@ def run_job(
                 raise UserError(f"{source} changed while it was scored: remove {ledger.folder} and score it again.")
             assert sorted(ledger.entries) == list(range(len(parts)))
             assert done == total, f"{done} rows went in of {total}"
-            counts = _check_known(artifact, ledger, source, options)
+        counts = _check_known(artifact, ledger, source, options)
+        if not ledger.finished:
             ledger.finish()
-        else:
-            counts = _check_known(artifact, ledger, source, options)
     except UserError:
         ledger.abandon()
         raise
@@ -318,11 +317,14 @@ def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
 def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> tuple[pl.DataFrame, ValueCounts]:
     with reading(part.source):
         users = part.scan().collect().with_row_index(ROW, offset=part.first_row)
+    counts = ValueCounts()
     with _naming(part.source):
-        scores = pairs.top_k(users, options.top_k) if options.top_k else pairs.all_pairs(users)
-        counts = pairs.count(users)
+        if options.top_k:
+            scores = pairs.top_k(users, options.top_k, counts=counts)
+        else:
+            scores = pairs.all_pairs(users, counts=counts)
     assert len(scores) == part.rows * min(options.top_k or pairs.candidates, pairs.candidates)
-    return scores, counts
+    return scores, pairs.candidate_counts + counts
 
 
 def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:

@@ -40,6 +40,9 @@ class PairScorer:
     Args:
         candidates: Raw columns of the candidates, such as ``item_id`` and ``genres``. Encoded and looked up here.
 
+    Attributes:
+        candidate_counts: How many values of the candidates are known.
+
     Raises:
         UserError: No feature reads the candidates' columns, or the model has tables that cannot be split this way.
     """
@@ -59,13 +62,16 @@ class PairScorer:
         both = [name for name in columns if name not in {*mine, *theirs}]
         self._sides = [_Side(scorer, names) if names else None for names in (theirs, mine, both)]
         everyone = in_lists(candidates, np.ones(len(candidates)))
-        self._own = self._sides[1].embed(everyone) if self._sides[1] else None
-        self._counts = ValueCounts()
-        if self._sides[1]:
-            self._sides[1].count(everyone, self._counts)
+        self.candidate_counts = ValueCounts()
+        self._own = self._sides[1].embed(everyone, self.candidate_counts) if self._sides[1] else None
 
-    def score(self, users: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+    def score(
+        self, users: pl.DataFrame, counts: ValueCounts | None = None
+    ) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
         """Chunks of ``users`` (at least one) and the logits (U, C, T) of their pairs.
+
+        Args:
+            counts: Counts the known values of the users, when given.
 
         Raises:
             UserError: Users and candidates have a column in common, so that it is not known whose is meant.
@@ -79,11 +85,13 @@ class PairScorer:
                 "be in one of the two tables only, so remove it from the other."
             )
         self._scorer.artifact.check_mapped()
+        if counts is not None:
+            counts.observe_rows(users, read)
         numbers = users[ROW].to_numpy() if ROW in users.columns else np.arange(len(users))
         size = max(1, _PAIRS // max(len(self._candidates), 1))
         for start in range(0, max(len(users), 1), size):
             chunk = users.slice(start, size)
-            logits_PT = self._logits(chunk)
+            logits_PT = self._logits(chunk, counts)
             self._scorer.check_finite(logits_PT, numbers[start : start + size].repeat(self.candidates))
             yield chunk, logits_PT.reshape(len(chunk), self.candidates, len(self._scorer.tasks))
 
@@ -92,25 +100,26 @@ class PairScorer:
         """How many there are."""
         return len(self._candidates)
 
-    def count(self, users: pl.DataFrame) -> ValueCounts:
-        """How many values of the users, and of all candidates, are known."""
-        counts = self._counts + ValueCounts()
-        counts.observe_rows(users, self._scorer.artifact.encoder.served.row_columns)
-        if self._sides[0] is not None:
-            self._sides[0].count(users, counts)
-        return counts
+    def all_pairs(self, users: pl.DataFrame, *, counts: ValueCounts | None = None) -> pl.DataFrame:
+        """Key columns of user and candidate, and every task's prediction; user by user, candidates in their order.
 
-    def all_pairs(self, users: pl.DataFrame) -> pl.DataFrame:
-        """Key columns of user and candidate, and every task's prediction; user by user, candidates in their order."""
+        Args:
+            counts: Counts the known values of the users, when given.
+        """
         parts = []
-        for chunk, logits_UCT in self.score(users):
+        for chunk, logits_UCT in self.score(users, counts):
             places = np.tile(np.arange(self.candidates), (len(chunk), 1))
             predictions = self._scorer.predict(logits_UCT.reshape(-1, logits_UCT.shape[2]))
             parts.append(self._keys(chunk, places).with_columns(**predictions))
         return pl.concat(parts)
 
-    def top_k(self, users: pl.DataFrame, k: int, *, task: str | None = None) -> pl.DataFrame:
+    def top_k(
+        self, users: pl.DataFrame, k: int, *, task: str | None = None, counts: ValueCounts | None = None
+    ) -> pl.DataFrame:
         """The k best candidates of each user, best first (ties in the candidates' order).
+
+        Args:
+            counts: Counts the known values of the users, when given.
 
         Returns:
             Key columns of the user, key columns of the candidate, ``rank`` from 1, and the task's prediction.
@@ -123,7 +132,7 @@ class PairScorer:
             raise UserError(f"k must be at least 1 and the task one of {', '.join(self._scorer.tasks)}: {k}, {task!r}.")
         k, t = min(k, len(self._candidates)), self._scorer.tasks.index(task)
         parts = []
-        for chunk, logits_UCT in self.score(users):
+        for chunk, logits_UCT in self.score(users, counts):
             best_UK = np.argsort(-logits_UCT[:, :, t], axis=1, kind="stable")[:, :k]
             best_NT = np.take_along_axis(logits_UCT, best_UK[:, :, None], 1).reshape(-1, logits_UCT.shape[2])
             predictions = self._scorer.predict(best_NT)
@@ -141,14 +150,14 @@ class PairScorer:
         rows = [whose[np.arange(len(users)).repeat(places_UK.shape[1])], which[places_UK.ravel()]]
         return pl.concat(rows, how="horizontal")
 
-    def _logits(self, users: pl.DataFrame) -> np.ndarray:
+    def _logits(self, users: pl.DataFrame, counts: ValueCounts | None) -> np.ndarray:
         """(P, T)."""
         every_P = torch.arange(len(users) * self.candidates)
         whose_P, which_P = every_P // max(self.candidates, 1), every_P % max(self.candidates, 1)
         theirs, _, both = self._sides
         sides: list[tuple[_Embedded, Tensor]] = []
         if theirs is not None:
-            sides.append((theirs.embed(users), whose_P))
+            sides.append((theirs.embed(users, counts), whose_P))
         if self._own is not None:
             sides.append((self._own, which_P))
         if both is not None:
@@ -203,13 +212,11 @@ class _Side:
         self._encoder: Encoder = scorer.artifact.encoder.select(names)
         self._tables = scorer.artifact.tables(self._encoder.schema)
 
-    def count(self, rows: pl.DataFrame, counts: ValueCounts) -> None:
-        """Add the values of ``rows`` to ``counts``."""
-        counts.observe(self._encoder.schema, self._scorer.encode_part(rows, self._encoder))
-
-    def embed(self, rows: pl.DataFrame) -> _Embedded:
-        """Embeddings of the sparse features and numbers of the dense ones, a row each."""
+    def embed(self, rows: pl.DataFrame, counts: ValueCounts | None = None) -> _Embedded:
+        """Embeddings of the sparse features and numbers of the dense ones, one row each, and counted where asked."""
         batch = self._scorer.encode_part(rows, self._encoder)
+        if counts is not None:
+            counts.observe(self._encoder.schema, batch)
         widths = [feature.width for feature in self._encoder.schema.dense]
         numbers = torch.split(batch.dense, widths, 1) if widths else ()
         with torch.inference_mode():

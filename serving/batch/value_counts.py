@@ -30,10 +30,9 @@ class ValueCounts(BaseModel):
     values: dict[str, NonNegativeInt] = Field(default={})
     unknown: dict[str, NonNegativeInt] = Field(default={})
 
-    def observe_rows(self, rows: pl.DataFrame, columns: Iterable[str], joined: Iterable[str] = ()) -> None:
-        """Count the raw ``columns`` of rows, those that were ``joined`` among them."""
+    def observe_rows(self, rows: pl.DataFrame, columns: Iterable[str]) -> None:
+        """Count the raw ``columns`` of rows."""
         self.rows += len(rows)
-        self.joined = tuple(sorted({*self.joined, *joined}))
         for name in sorted({*columns} & {*rows.columns}):
             self.nulls[name] = self.nulls.get(name, 0) + rows[name].null_count()
 
