@@ -79,7 +79,7 @@ class Loader:
             raise UserError(f"split {split!r} has {self._rows} rows, too few for {world_size} ranks.")
         self._batch_size, self._shuffle, self._seed, self._threads = batch_size, shuffle, seed, threads
         self._rank, self._world_size = rank, world_size
-        self._epoch = 0
+        self._epoch, self._ordered = 0, -1
         self._bounds: Positions | None = _list_bounds(dataset, split, self._rows) if lists else None
         self.columns.lists = lists
         self._restart()
@@ -111,7 +111,7 @@ class Loader:
         """
         self._epoch, self._next, self._resumed = state["epoch"], state["next"], True
         self._ranges = [(start, stop) for start, stop in state["ranges"]]
-        self._order = self._make_order()
+        self._take_order()
         batch_size, world_size = state["batch_size"], state["world_size"]
         if (batch_size, world_size) != (self._batch_size, self._world_size):
             before = shares(self._ranges, batch_size, world_size, self._order.starts)
@@ -131,8 +131,13 @@ class Loader:
 
     def _restart(self) -> None:
         self._next, self._ranges, self._resumed = 0, [(0, self._rows)], False
-        self._order = self._make_order()
+        self._take_order()
         self._share = self._shared()
+
+    def _take_order(self) -> None:
+        """Make the order of the epoch, unless it is there: that of lists takes a pass over all of them."""
+        if self._ordered != self._epoch:
+            self._order, self._ordered = self._make_order(), self._epoch
 
     def _make_order(self) -> EpochOrder:
         if self._bounds is not None:

@@ -64,7 +64,8 @@ class Encoder:
             dense=self._dense,
             tasks=tuple(plan.tasks),
         )
-        compared = [f.of.name for f in plan.select(self.schema.feature_names).relative.values() if f.of is not None]
+        self._relative = plan.select(self.schema.feature_names).relative
+        compared = [feature.of.name for feature in self._relative.values() if feature.of is not None]
         self.served = plan.select((*self.schema.feature_names, *compared))
         self._cache: dict[tuple[tuple[str, str], ...], list[pl.Expr]] = {}
 
@@ -149,8 +150,7 @@ class Encoder:
 
     def _waiting(self, raw: RawColumns) -> dict[str, RelativeFeature]:
         """The features that :meth:`relate` works out, and rows do not bring themselves."""
-        named = self.plan.select(self.schema.feature_names).relative
-        return {name: feature for name, feature in named.items() if not feature.carried(raw)}
+        return {name: feature for name, feature in self._relative.items() if not feature.carried(raw)}
 
     def warm(self) -> None:
         """Build what the first :meth:`encode` would: the index of every vocabulary, a second for millions of values."""

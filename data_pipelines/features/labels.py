@@ -6,7 +6,7 @@ import polars as pl
 
 from data_pipelines.config.learning import Task
 from data_pipelines.features.raw_columns import SINGLE, RawColumns, wrong_type
-from data_pipelines.features.values import MISSING, condition, label_value
+from data_pipelines.features.values import condition, label_value, unread
 
 
 def label(name: str, task: Task, raw: RawColumns) -> pl.Expr:
@@ -33,8 +33,7 @@ def label_checks(name: str, task: Task, raw: RawColumns) -> Iterator[tuple[str, 
     read = raw.number(f"task {name!r}", task.column)
     if raw.schema[task.column] == pl.String:
         reason = f"{task.column}: no number (name the values that count with `positive`)"
-        given = pl.col(task.column).str.strip_chars().str.to_lowercase()
-        yield reason, given.is_not_null() & ~given.is_in(MISSING) & read.is_null()
+        yield reason, unread(pl.col(task.column), read)
     if task.kind == "binary" and task.at_least is None:
         yield (
             f"{task.column}: a label that is not 0 or 1 (make it so by `at_least` or `positive`)",

@@ -4,7 +4,7 @@ import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.times import epoch
-from data_pipelines.features.values import MISSING, number, text
+from data_pipelines.features.values import number, text, unread
 from data_pipelines.names import OWN
 
 SINGLE = "single values (kind bag reads lists)"
@@ -71,7 +71,7 @@ class RawColumns:
         read = self.epoch(reader, column, format)
         given, dtype = self.column(reader, column)
         if dtype == pl.String:
-            return given.is_not_null() & ~given.str.strip_chars().str.to_lowercase().is_in(MISSING) & read.is_null()
+            return unread(given, read)
         if dtype.is_float():
             return given.is_not_null() & given.is_not_nan() & read.is_null()
         return given.is_not_null() & read.is_null()

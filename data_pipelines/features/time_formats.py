@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.times import CALENDARS, NAMES, epoch
-from data_pipelines.features.values import MICROSECONDS, MISSING
+from data_pipelines.features.times import CALENDARS, NAMES, epoch, to_text
+from data_pipelines.features.values import MICROSECONDS, is_missing
 
 _DATES = (
     *("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%Y", "%d.%m.%y", "%m-%d-%Y", "%d-%m-%Y"),
@@ -99,9 +99,9 @@ def oddities(first: int, last: int, hours: np.ndarray) -> Iterator[str]:
     """
     years = [_year(time) for time in (first, last)]
     if years[0] == 1970:
-        yield f"the times begin in 1970 ({_shown(first)}): they may be counted in another unit, or not be times"
+        yield f"the times begin in 1970 ({to_text(first)}): they may be counted in another unit, or not be times"
     if years[1] > datetime.now(UTC).year + 1:
-        yield f"the times end in {years[1]} ({_shown(last)}): they may be counted in another unit, or not be times"
+        yield f"the times end in {years[1]} ({to_text(last)}): they may be counted in another unit, or not be times"
     if last - first >= 2 * _DAY and len(np.unique(hours % 24)) == 1:
         yield f"every time is in hour {hours[0] % 24}: an hour of the day says nothing here"
     if last - first >= 14 * _DAY and len(weekdays := np.unique((hours // 24 + 3) % 7)) == 1:
@@ -115,16 +115,12 @@ def _year(microseconds: int) -> int:
     return int(np.datetime64(microseconds, "us").astype("datetime64[Y]").astype(int)) + 1970
 
 
-def _shown(microseconds: int) -> str:
-    return str(np.datetime64(microseconds, "us").astype("datetime64[s]")).replace("T", " ")
-
-
 def _given(values: pl.Series) -> pl.Series:
     """``values`` without those that say there is none."""
     values = values.cast(pl.String) if isinstance(values.dtype, pl.Categorical | pl.Enum) else values
     values = values.drop_nulls()
     if values.dtype == pl.String:
-        return values.filter(~values.str.strip_chars().str.to_lowercase().is_in(MISSING))
+        return values.filter(~is_missing(values))
     return values
 
 

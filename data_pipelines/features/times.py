@@ -7,6 +7,7 @@ Everything else needs a key ``time_format``, which :mod:`data_pipelines.features
 from functools import partial
 from typing import Annotated
 
+import numpy as np
 import polars as pl
 from pydantic import AfterValidator
 
@@ -100,6 +101,11 @@ def epoch(column: pl.Expr, dtype: pl.DataType, format: str | None = None) -> pl.
         written = column.cast(pl.String)
         return written.map_batches(partial(_read, format=format), return_dtype=pl.Int64, is_elementwise=True)
     return _by_size(column, dtype)
+
+
+def to_text(microseconds: int) -> str:
+    """A time in microseconds since 1970 as text, to the second."""
+    return str(np.datetime64(microseconds, "us").astype("datetime64[s]")).replace("T", " ")
 
 
 def _digits(column: pl.Expr, dtype: pl.DataType, width: int) -> pl.Expr:

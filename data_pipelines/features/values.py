@@ -7,6 +7,7 @@ integer ``7``, the float ``7.0``, the decimal ``7.00`` and the texts ``"7"``, ``
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -134,6 +135,18 @@ MISSING = ("", "nan", "null", "na", "n/a", "none", "-", "inf", "-inf")
 NO_LABEL = ("", "nan", "null", "na", "n/a")
 """Text in a column of labels that says there is none, in lower case; ``none`` may be the name of a class."""
 
+TextT = TypeVar("TextT", pl.Expr, pl.Series)
+
+
+def is_missing(texts: TextT, words: Sequence[str] = MISSING) -> TextT:
+    """Whether texts say that there is no value, by one of ``words``; null where a text is null."""
+    return texts.str.strip_chars().str.to_lowercase().is_in(words)
+
+
+def unread(column: pl.Expr, read: pl.Expr) -> pl.Expr:
+    """Where a column of text has a value, and ``read``, what was made of it, has none."""
+    return column.is_not_null() & ~is_missing(column) & read.is_null()
+
 
 def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """``column`` as Float64; what is no finite number is null.
@@ -157,7 +170,7 @@ def label_value(
 ) -> pl.Expr:
     """``column`` as Float64 labels: its numbers, or 0 and 1 by ``at_least``, or by the text that is ``positive``.
 
-    Text such as ``NA`` is no label, and null, unless it is among ``positive``.
+    Text such as ``NA`` means that a row has no label, and is read as null, unless it is among ``positive``.
 
     Raises:
         TypeError: Values of ``dtype`` are no numbers (with ``positive``: no single values).

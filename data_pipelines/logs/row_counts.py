@@ -81,13 +81,14 @@ def _refused(plan: Plan, rows: pl.LazyFrame, lines: pl.DataFrame, total: int, lo
     refused: dict[str, int] = dict(bad.select(REASON, "n").iter_rows())
     allowed = plan.config.max_quarantined
     faulty = bad.filter(pl.col(REASON) != UNLABELLED)
-    if faulty["n"].sum() > allowed * total:
+    faults = int(faulty["n"].sum())
+    if faults > allowed * total:
         reasons = "; ".join(
             f"{reason} ({n:,} {'row' if n == 1 else 'rows'}, first {where})"
             for reason, n, where in faulty.head(3).iter_rows()
         )
         raise UserError(
-            f"{location}: {faulty['n'].sum():,} of {total:,} rows are refused, more than the share "
+            f"{location}: {faults:,} of {total:,} rows are refused, more than the share "
             f"{allowed} that `max_quarantined` allows: {reasons}."
         )
     return refused

@@ -67,15 +67,19 @@ def unmatched_shares(plan: Plan, rows: pl.LazyFrame) -> dict[str, float]:
 
     A :class:`Notice` names a table that most rows have no row in.
     """
-    found: dict[str, float] = {}
+    columns = rows.collect_schema().names()
+    joined, empty = [], []
     for side in plan.config.joins:
         there = scan_files(expand(side.table), side.format).frame.collect_schema().names()
-        added = plan.log_columns.intersection(side.added(there).values(), rows.collect_schema().names())
-        if not added:
-            continue
-        empty = pl.all_horizontal(pl.col(name).is_null() for name in sorted(added))
-        share = float(rows.select(empty.mean()).collect(engine="streaming").item() or 0.0)
-        found[side.table] = share
+        added = plan.log_columns.intersection(side.added(there).values(), columns)
+        if added:
+            joined.append(side)
+            nulls = pl.all_horizontal(pl.col(name).is_null() for name in sorted(added))
+            empty.append(nulls.mean().alias(str(len(empty))))
+    if not joined:
+        return {}
+    shares = [float(share or 0.0) for share in rows.select(empty).collect(engine="streaming").row(0)]
+    for side, share in zip(joined, shares, strict=True):
         if share > _MOST_UNMATCHED:
             warnings.warn(
                 f"the side table {side.table} has no row for {share:.1%} of the rows: look at the values of its key, "
@@ -83,7 +87,7 @@ def unmatched_shares(plan: Plan, rows: pl.LazyFrame) -> dict[str, float]:
                 Notice,
                 stacklevel=2,
             )
-    return found
+    return {side.table: share for side, share in zip(joined, shares, strict=True)}
 
 
 def _check_names(location: str, columns: Iterable[str]) -> None:

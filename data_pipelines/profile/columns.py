@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from data_pipelines.config.base import Config
-from data_pipelines.features.times import epoch
+from data_pipelines.features.times import epoch, to_text
 from data_pipelines.features.values import number, text, texts
 from data_pipelines.profile.roles import Role, Roles
 
@@ -107,9 +107,7 @@ def readable(column: str, sample: pl.DataFrame, role: Role) -> pl.Series:
 
 def iso(microseconds: int | None) -> str:
     """A time as text, to the second; empty for none."""
-    if microseconds is None:
-        return ""
-    return str(np.datetime64(microseconds, "us").astype("datetime64[s]")).replace("T", " ")
+    return "" if microseconds is None else to_text(microseconds)
 
 
 def _counted(values: pl.LazyFrame) -> dict[str, object]:

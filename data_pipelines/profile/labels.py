@@ -7,14 +7,13 @@ from typing import Literal
 import polars as pl
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.values import NO_LABEL, canonical, label_value, number, text
+from data_pipelines.features.values import NO_LABEL, canonical, is_missing, label_value, number, text
 from data_pipelines.profile import words
+from data_pipelines.profile.types import SURE_SHARE
 from data_pipelines.profile.wording import listed
 
 LabelKind = Literal["binary", "regression", "count"]
 
-SURE_SHARE = 0.99
-"""Of the values of a column of numbers or times: a few may be damaged."""
 _NO_OF_YES = {"yes": "no", "y": "n", "true": "false", "t": "f", "ja": "nein", "oui": "non", "sí": "no", "si": "no"}
 _MOST_GRADES = 21
 _HIGHEST_GRADE = 100
@@ -57,7 +56,7 @@ def guess_label(frame: pl.LazyFrame, column: str, positive: Sequence[str] = (), 
     dtype = frame.collect_schema()[column]
     counts = (
         frame.select(value=text(pl.col(column), dtype))
-        .filter(pl.col("value").is_not_null() & ~_is_missing(pl.col("value")))
+        .filter(pl.col("value").is_not_null() & ~is_missing(pl.col("value"), NO_LABEL))
         .group_by("value")
         .agg(n=pl.len())
         .sort("n", "value", descending=[True, False])
@@ -107,16 +106,9 @@ def is_binary(values: pl.Series) -> bool:
     if values.dtype == pl.Boolean:
         return True
     if values.dtype == pl.String:
-        return bool(_affirmative(values.filter(~_missing(values)).unique().head(3).drop_nulls().to_list()))
+        given = values.filter(~is_missing(values, NO_LABEL))
+        return bool(_affirmative(given.unique().head(3).to_list()))
     return values.dtype.is_numeric() and set(values.drop_nulls().unique().head(3).to_list()) == {0, 1}
-
-
-def _missing(values: pl.Series) -> pl.Series:
-    return values.to_frame("value").select(_is_missing(pl.col("value"))).to_series().fill_null(True)
-
-
-def _is_missing(column: pl.Expr) -> pl.Expr:
-    return column.str.strip_chars().str.to_lowercase().is_in(NO_LABEL)
 
 
 def _chosen(column: str, values: list[str], positive: Sequence[str]) -> Label:

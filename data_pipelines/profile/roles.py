@@ -8,10 +8,11 @@ import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.times import epoch
-from data_pipelines.features.values import MISSING, number
+from data_pipelines.features.values import is_missing, number
 from data_pipelines.logs.splits import NAMED_SPLITS
 from data_pipelines.profile import words
-from data_pipelines.profile.labels import SURE_SHARE, find_label
+from data_pipelines.profile.labels import find_label
+from data_pipelines.profile.types import SURE_SHARE
 
 Role = (
     Literal["label", "time", "user", "item", "id", "bag", "number", "vector"]
@@ -133,9 +134,9 @@ def _text_role(values: pl.Series, distinct: int, roles: Roles) -> Role:
     if _is_split(values, distinct):
         return "split"
     some = values.head(_LOOKED_AT)
-    given = some.filter(~some.str.strip_chars().str.to_lowercase().is_in(MISSING))
+    given = some.filter(~is_missing(some))
     if given.is_empty():
-        return "constant" if values.str.strip_chars().str.to_lowercase().is_in(MISSING).all() else "id"
+        return "constant" if is_missing(values).all() else "id"
     numbers = given.to_frame().select(number(pl.col(given.name), pl.String()).is_not_null().mean()).item()
     if numbers >= SURE_SHARE and not words.is_category(values.name):
         return "number"

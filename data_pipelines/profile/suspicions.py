@@ -8,9 +8,10 @@ import polars as pl
 
 from data_pipelines.features.values import MICROSECONDS, MISSING
 from data_pipelines.logs.outcomes import later_than_row, outcome_reason
-from data_pipelines.profile.labels import SURE_SHARE, named_like_outcome
+from data_pipelines.profile.labels import named_like_outcome
 from data_pipelines.profile.leaks import LEAK_AUC
 from data_pipelines.profile.roles import Roles, role_reason
+from data_pipelines.profile.types import SURE_SHARE
 from data_pipelines.profile.unseen import MOST_UNSEEN
 from data_pipelines.profile.wording import percent
 

@@ -9,7 +9,7 @@ from data_pipelines.features.times import epoch
 from data_pipelines.features.values import MISSING
 
 SURE_SHARE = 0.99
-"""Of the values of a column of numbers: a few may be damaged."""
+"""Of the values of a column of numbers or times: a few may be damaged."""
 _CODE = r"^[+-]?0\d"
 """A leading zero: ``007`` is a code, not the number 7."""
 

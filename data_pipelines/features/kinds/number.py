@@ -13,7 +13,7 @@ from data_pipelines.config.base import register
 from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.base import Check, Feature, FeatureConfig, Fitted, Specs
 from data_pipelines.features.raw_columns import RawColumns
-from data_pipelines.features.values import MISSING
+from data_pipelines.features.values import unread
 
 if TYPE_CHECKING:
     from data_pipelines.features.config import DataConfig
@@ -107,9 +107,7 @@ class NumberFeature(Feature[NumberConfig]):
     def checks(self, raw: RawColumns) -> Iterator[Check]:
         read = raw.number(self.reader, self.config.column)
         if raw.schema[self.config.column] == pl.String:
-            given = pl.col(self.config.column).str.strip_chars()
-            missing = given.str.to_lowercase().is_in(MISSING)
-            yield f"{self.config.column}: no number", given.is_not_null() & ~missing & read.is_null()
+            yield f"{self.config.column}: no number", unread(pl.col(self.config.column), read)
 
     def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:
         value = self._clipped(raw)
