@@ -7,7 +7,7 @@ rows, all figures are of test rows, and ours are means of three seeds. A differe
 and seeds. Logs of positives only are left out: their baselines are others.
 
 Real data is read from the folder that ``RECSYS_DATA`` names; without it there is the demo log only. Each result is kept
-in the folder that ``RECSYS_RESULTS`` names, so that a run that was stopped goes on where it was;
+in the folder that ``RECSYS_RESULTS`` names, so a stopped run resumes;
 ``python -m benchmarks.first trivago census/10`` measures these two alone, the second from a tenth of its rows.
 """
 

@@ -68,7 +68,7 @@ def unmatched_shares(plan: Plan, rows: pl.LazyFrame) -> dict[str, float]:
     A :class:`Notice` names a table that most rows have no row in.
     """
     columns = rows.collect_schema().names()
-    joined, empty = [], []
+    joined, empty = [], list[pl.Expr]()
     for side in plan.config.joins:
         there = scan_files(expand(side.table), side.format).frame.collect_schema().names()
         added = plan.log_columns.intersection(side.added(there).values(), columns)

@@ -82,12 +82,6 @@ class Heads(Part):
         self.out_width = tasks
         self.linear = Linear(features + tower, tasks)
 
-    @torch.no_grad()
-    def start_at_zero(self) -> None:
-        """Set every weight to zero: the logits are then what else is added to them."""
-        for parameter in self.parameters():
-            parameter.zero_()
-
     def forward(self, x_BD: Tensor, tower_BW: Tensor) -> Tensor:
         """(B, T); the tower may give each task rows of its own, (T, B, W)."""
         with torch.autocast(x_BD.device.type, enabled=False):

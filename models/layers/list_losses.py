@@ -86,8 +86,7 @@ def _lambda_loss(logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B:
     best_B = 1 / torch.log2(_ranks(labels_B, lists_B) + 2)
     ideal_L = torch.zeros_like(labels_B).index_add(0, lists_B, labels_B * best_B)
     positives = torch.nonzero(labels_B > 0).squeeze(1)
-    size_L = torch.bincount(lists_B, minlength=len(lists_B))
-    first_L = size_L.cumsum(0) - size_L
+    first_L, size_L = _spans(lists_B)
     sizes = size_L[lists_B[positives]]
     better_P = positives.repeat_interleave(sizes)
     inside_P = torch.arange(len(better_P), device=sizes.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
@@ -98,12 +97,17 @@ def _lambda_loss(logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B:
     return losses_P.sum() / _with_positive(labels_B, lists_B)
 
 
+def _spans(lists_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) the first row of each list, and how many rows it has; 0 rows for numbers that are no list's."""
+    size_L = torch.bincount(lists_B, minlength=len(lists_B))
+    return size_L.cumsum(0) - size_L, size_L
+
+
 def _ranks(scores_B: Tensor, lists_B: Tensor) -> Tensor:
     """(B,) the rank of each row in its list, from 0, in descending order of score; ties by row."""
     order_B = torch.argsort(-scores_B, stable=True)
     order_B = order_B[torch.argsort(lists_B[order_B], stable=True)]
-    size_L = torch.bincount(lists_B, minlength=len(lists_B))
-    first_L = size_L.cumsum(0) - size_L
+    first_L, _ = _spans(lists_B)
     ranks_B = torch.empty_like(lists_B)
     ranks_B[order_B] = torch.arange(len(order_B), device=order_B.device) - first_L[lists_B[order_B]]
     return ranks_B

@@ -112,6 +112,12 @@ class Part(nn.Module):
 
     out_width: int
 
+    @torch.no_grad()
+    def start_at_zero(self) -> None:
+        """Set every weight to zero: the part then adds nothing to the logits."""
+        for parameter in self.parameters():
+            parameter.zero_()
+
     def components(self, path: str) -> Iterator[Component]:
         """The part's tensors, each in exactly one component, and the work per row; see :func:`module_components`.
 

@@ -28,12 +28,6 @@ class Wide(Part):
         self.linear = nn.Linear(dense, tasks, bias=False) if dense else None
         self.bias = nn.Parameter(torch.zeros(tasks))
 
-    @torch.no_grad()
-    def start_at_zero(self) -> None:
-        """Set every weight to zero."""
-        for parameter in self.parameters():
-            parameter.zero_()
-
     def forward(self, wide: dict[str, Tensor], dense_BD: Tensor) -> Tensor:
         """(B, T); one sum over the ids for all tasks, in float32."""
         logits_BT = self.bias.expand(len(dense_BD), -1)

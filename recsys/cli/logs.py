@@ -101,20 +101,9 @@ def inspect(
     from data_pipelines.profile.inspection import inspect_log
     from data_pipelines.profile.starter_config import what_is_missing
 
-    given = _given(
-        label=label, positive=positive, at_least=at_least, time=time, user=user, item=item, format=format, side=side
-    )
-    profile = inspect_log(
-        path,
-        format=_format(path, format),
-        label=label,
-        time=time,
-        user=user,
-        item=item,
-        positive=positive or (),
-        at_least=at_least,
-        sides=side or (),
-    )
+    options: dict[str, Any] = {"label": label, "positive": positive, "at_least": at_least, "time": time, "user": user}
+    options |= {"item": item, "format": format, "side": side}
+    profile = inspect_log(path, **_arguments(path, **options))
     _print_profile(profile, json)
     if html is not None:
         from recsys.reports.log_page import write_log_page
@@ -123,7 +112,7 @@ def inspect(
     written: dict[str, Any] = {"log": path, "rows": profile.rows} | ({"page": html} if html else {})
     details = profile.model_dump(mode="json", exclude={"location", "rows"}) if json else {}
     missing = what_is_missing(profile)
-    step = command("init", path, "CONFIG", *given) if missing is None else f"recsys init: {path} {missing}"
+    step = command("init", path, "CONFIG", *_given(**options)) if missing is None else f"recsys init: {path} {missing}"
     finish({**written, **details}, json, step)
 
 
@@ -148,17 +137,9 @@ def init(
 
     if config.exists():
         raise UserError(f"{config} already exists: name another file, or remove it first.")
-    profile = inspect_log(
-        log,
-        format=_format(log, format),
-        label=label,
-        time=time,
-        user=user,
-        item=item,
-        positive=positive or (),
-        at_least=at_least,
-        sides=side or (),
-    )
+    options: dict[str, Any] = {"label": label, "positive": positive, "at_least": at_least, "time": time, "user": user}
+    options |= {"item": item, "format": format, "side": side}
+    profile = inspect_log(log, **_arguments(log, **options))
     write_file(config, starter_config(profile))
     result = {
         "config": config,
@@ -172,6 +153,13 @@ def init(
     if profile.split is not None:
         result["split"] = profile.split
     finish(result, json, f"read {config}, then: {command('prepare', config, 'DATASET')}")
+
+
+def _arguments(
+    location: str, *, positive: list[str] | None, format: str | None, side: list[str] | None, **others: Any
+) -> dict[str, Any]:
+    """Options of a verb as :func:`~data_pipelines.profile.inspection.inspect_log` takes them."""
+    return {"positive": positive or (), "format": _format(location, format), "sides": side or (), **others}
 
 
 def _format(location: str, given: str | None) -> "FileFormat | None":

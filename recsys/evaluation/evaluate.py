@@ -131,11 +131,18 @@ def group_kinds(data: DataConfig) -> frozenset[GroupKind]:
     return frozenset(kind for kind, column in named.items() if column is not None)
 
 
-def facts_of(dataset: Dataset, split: str, task: str) -> RowFacts:
-    """Users, lists and weights of the rows of a split, for a task."""
+def facts_by_task(dataset: Dataset, split: str, tasks: Iterable[str] | None = None) -> dict[str, RowFacts]:
+    """Users, lists and weights of the rows of a split, for each of ``tasks``; for all tasks if absent."""
     lists = dataset.lists(split)
     lists_N = None if lists is None else group_codes(pl.Series(lists).replace(0, None))
-    return RowFacts(users_of(dataset, split), lists_N, dataset.weights(split, task))
+    shared = RowFacts(users_of(dataset, split), lists_N)
+    names = dataset.schema.tasks if tasks is None else tasks
+    return {task: replace(shared, weights_N=dataset.weights(split, task)) for task in names}
+
+
+def facts_of(dataset: Dataset, split: str, task: str) -> RowFacts:
+    """Users, lists and weights of the rows of a split, for one task."""
+    return facts_by_task(dataset, split, (task,))[task]
 
 
 def dataset_of(run: Path) -> Path:
@@ -239,13 +246,13 @@ def measure(
     dataset: Dataset, split: str, logits_NT: Floats, *, slice_by: str | None = None, draws: int = 200
 ) -> Evaluation:
     """All metrics of ``logits_NT``, rows in the order of ``split``."""
-    labels_NT, keys = dataset.labels(split), dataset.keys(split)
+    labels_NT, keys, by_task = dataset.labels(split), dataset.keys(split), facts_by_task(dataset, split)
     kinds = [task.kind for task in dataset.config.tasks.values()]
     tasks, intervals = {}, {}
     columns: dict[str, Floats | Groups] = {}
     for index, (name, kind) in enumerate(zip(dataset.schema.tasks, kinds, strict=True)):
         labels_N, logits_N = labels_NT[:, index], logits_NT[:, index]
-        facts = facts_of(dataset, split, name)
+        facts = by_task[name]
         tasks[name] = task_metrics(kind, labels_N, logits_N, facts, thorough=True)
         columns |= {f"{name}:label": labels_N, f"{name}:logit": logits_N}
         if facts.weights_N is not None:

@@ -17,7 +17,7 @@ from data_pipelines.errors import UserError
 from models.sparsity.config import SparsityConfig, build_levers
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig, load_config
-from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, facts_of, task_metrics
+from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, facts_by_task, task_metrics
 from recsys.exporting.size_report import size_report
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.artifact import Artifact
@@ -221,8 +221,8 @@ def verify_artifact(
 
 def _metrics(data: Dataset, split: str, logits_NT: np.ndarray) -> TaskMetrics:
     rows = len(logits_NT)
-    labels_NT = data.labels(split)[:rows]
+    labels_NT, facts = data.labels(split)[:rows], facts_by_task(data, split)
     return {
-        name: task_metrics(task.kind, labels_NT[:, t], logits_NT[:, t], facts_of(data, split, name).take(slice(rows)))
+        name: task_metrics(task.kind, labels_NT[:, t], logits_NT[:, t], facts[name].take(slice(rows)))
         for t, (name, task) in enumerate(data.config.tasks.items())
     }

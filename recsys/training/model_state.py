@@ -182,14 +182,12 @@ class ModelState:
             parameter_name, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
             parameter = self._unfused.get(parameter_name)
             if parameter is not None:
-                optimizer, on_device = owners[parameter]
-                if key != "step":
-                    value = place_like(parameter, value)
-                elif on_device:  # only such optimizers count their steps beside the parameters
-                    value = value.reshape(()).to(parameter.device)
+                optimizer, counts_on_device = owners[parameter]
+                if key == "step":
+                    placed = value.reshape(()).to(parameter.device if counts_on_device else "cpu")
                 else:
-                    value = value.reshape(())
-                optimizer.state[parameter][key] = value
+                    placed = place_like(parameter, value)
+                optimizer.state[parameter][key] = placed
 
     def _load_levers(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         states: dict[str, dict[str, Any]] = {lever.name: {} for lever in self.levers}

@@ -72,10 +72,11 @@ class Objective:
 
 def _mean_weight(dataset: Dataset, task: str) -> float:
     """Of the labelled rows of the train split, so that weights do not change the size of steps."""
-    weights_N, labels_NT = dataset.weights("train", task), dataset.labels("train")
+    weights_N = dataset.weights("train", task)
     if weights_N is None:
         return 1.0
-    return float(weights_N[~np.isnan(labels_NT[:, dataset.schema.tasks.index(task)])].mean())
+    labels_N = dataset.labels("train")[:, dataset.schema.tasks.index(task)]
+    return float(weights_N[~np.isnan(labels_N)].mean())
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -13,7 +13,7 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
-from recsys.evaluation.evaluate import TaskMetrics, facts_of, group_kinds, predict, task_metrics
+from recsys.evaluation.evaluate import TaskMetrics, facts_by_task, group_kinds, predict, task_metrics
 from recsys.evaluation.monitor import Monitor
 from recsys.runs.processes import Processes
 
@@ -43,7 +43,7 @@ class Validation:
         self.notes: list[str] = []
         if self.has_rows:
             self._labels_NT = dataset.labels(SPLIT)
-            self._facts = {name: facts_of(dataset, SPLIT, name) for name in self._kinds}
+            self._facts = facts_by_task(dataset, SPLIT)
             self.monitor, self.notes = self.monitor.defined_on(SPLIT, self._kinds, self._labels_NT, self._facts)
 
     @property
