@@ -16,7 +16,7 @@ from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
 from recsys.evaluation.baselines import FITS, Fitted
 from recsys.evaluation.comparison import Measured, TestRows
-from recsys.evaluation.evaluate import facts_of
+from recsys.evaluation.evaluate import facts_of, mean_label
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import LOG_LOSS
 from recsys.metrics.bootstrap import interval
@@ -159,9 +159,10 @@ def _difference(metric: Metric, model: Measured, baseline: Measured) -> Differen
 
 
 def _base_rate(dataset: Dataset) -> Fitted:
-    """Predicts the mean label of the training rows."""
-    kind: TaskKind = next(iter(dataset.config.tasks.values())).kind
-    logit = float(np.nanmean(dataset.labels("train")[:, 0]))
+    """Predicts the (weighted) mean label of the training rows."""
+    task, config = next(iter(dataset.config.tasks.items()))
+    kind: TaskKind = config.kind
+    logit = mean_label(dataset.labels("train")[:, 0], dataset.weights("train", task))
     if kind != "regression":
         odds = logit / max(1 - logit, _LEAST) if kind == "binary" else logit
         logit = math.log(max(odds, _LEAST))

@@ -75,3 +75,14 @@ def test_large_data_has_only_the_base_rate_unless_asked(dataset: Dataset, monkey
     assert list(fitted) == [BASE_RATE]
     assert "--baselines" in note
     assert list(fit_baselines(dataset, names=["popularity"])[0]) == [BASE_RATE, "popularity"]
+
+
+def test_the_base_rate_counts_rows_by_their_weight(dataset: Dataset, tmp_path: Path) -> None:
+    frame = pl.read_parquet(dataset.config.log).with_columns(importance=1 + 3 * pl.col("click"))
+    frame.write_parquet(tmp_path / "log.parquet")
+    content = config(tmp_path, {"click": {"column": "click"}}).model_dump()
+    weighted = prepare(DataConfig.model_validate(content | {"weight": "importance"}), tmp_path / "dataset")
+    labels_N = weighted.labels("train")[:, 0]
+    rate = np.average(labels_N, weights=1 + 3 * labels_N)
+    fitted, _ = fit_baselines(weighted, names=[])
+    assert fitted[BASE_RATE].logits("test")[0] == pytest.approx(np.log(rate / (1 - rate)))
