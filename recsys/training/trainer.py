@@ -27,13 +27,13 @@ from recsys.runs.run import claim_run, finished_meta, run_at
 from recsys.training.checkpoint_writer import CheckpointWriter
 from recsys.training.device_batches import DeviceBatches
 from recsys.training.faults import InterruptedTrainingError, memory_guard
-from recsys.training.first_weights import set_first_weights
 from recsys.training.losses import Losses
 from recsys.training.model_state import build_state
 from recsys.training.objective import Objective, step_seed
 from recsys.training.optimizers import schedule_factor
 from recsys.training.results import Result, Stopped, TrainState
 from recsys.training.run_log import RunLog
+from recsys.training.start.first_weights import set_first_weights
 from recsys.training.validation import SPLIT, Validation, check_train_labels
 
 OnStep = Callable[[int, str], None]

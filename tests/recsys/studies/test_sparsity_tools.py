@@ -19,7 +19,7 @@ from recsys.exporting.measure import measure
 from recsys.studies.codes import code_table, recall_of
 from recsys.studies.feature_selection import select_features
 from recsys.studies.frontier import grid
-from recsys.training.svd_init import bag_factors
+from recsys.training.start.svd import bag_factors
 from recsys.training.trainer import train
 
 LEVERS = {

@@ -5,10 +5,10 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.locations import expand
-from recsys.training.linear_start import start_wide
 from recsys.training.model_state import ModelState
-from recsys.training.svd_init import start_tables
-from recsys.training.warm_start import start_from_run
+from recsys.training.start.earlier_run import start_from_run
+from recsys.training.start.linear import start_wide
+from recsys.training.start.svd import start_tables
 
 
 def set_first_weights(state: ModelState, start: str, dataset: Dataset, schema: Schema) -> None:

@@ -19,7 +19,7 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.training.faults import InterruptedTrainingError
-from recsys.training.linear_start import _PENALTIES
+from recsys.training.start.linear import _PENALTIES
 from recsys.training.trainer import Trainer, train
 from serving.artifact.artifact import Artifact
 from serving.batch.scorer import Scorer
