@@ -89,6 +89,8 @@ class Batch:
         labels: (B, T) float32; NaN where a row has no label for a task. ``None`` when scoring.
         rows: (B,) int64, positions of the rows in their split (or in the input when scoring).
         weights: (B, T) float32, how much each row counts for each task; ``None`` where all count alike.
+        log_q: (B, T) float32, the log of how many times as likely as by a uniform draw a row's item is drawn as a
+            negative, 0 for tasks without negatives; ``None`` where nothing is to be corrected.
         lists: (B,) int64, ascending from 0: the list that each row was shown in, where batches keep lists whole.
     """
 
@@ -98,6 +100,7 @@ class Batch:
     labels: Tensor | None
     rows: Tensor
     weights: Tensor | None = None
+    log_q: Tensor | None = None
     lists: Tensor | None = None
 
     def __len__(self) -> int:
@@ -115,6 +118,15 @@ class Batch:
                 bags.offset_per_key()
                 bags.offsets()
         return self._changed(lambda part: part.to(device, non_blocking=True))
+
+    def of_sample(self, logits_BT: Tensor) -> Tensor:
+        """The logits of the labels of this batch, from those of the ranker (log-q correction).
+
+        A popular item is often drawn as a negative. Without that share its logit is as if negatives were drawn
+        uniformly, which is what the ranker learns and serves (Yi et al., RecSys 2019, "Sampling-bias-corrected neural
+        modeling for large corpus item recommendations").
+        """
+        return logits_BT if self.log_q is None else logits_BT - self.log_q
 
     def pinned(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies without waiting for the CPU."""

@@ -19,8 +19,10 @@ POSITIVE = "positive"
 """With ``sampling``: 1 in the rows of the log, 0 in the negatives drawn for them."""
 DRAWN = ":drawn"
 """With ``sampling``: whether a row is a drawn negative, which never happened and is no event of anyone's past."""
+LOG_Q = ":log_q"
+"""With ``sampling``: the log of how many times as likely as by a uniform draw a row's item is drawn as a negative."""
 LIST = ":list"
-"""With ``group``: the key of the list that a row was shown in (UInt64); 0 for a row of none."""
+"""The key of the list that a row is in (UInt64), 0 for none: what ``group`` says, or a positive and its negatives."""
 SOURCE = ":source"
 """Suffix of the column that holds what a ``relative`` feature compares."""
 START, LENGTH = ":start", ":length"
@@ -29,7 +31,7 @@ SEPARATOR = "\x1f"
 """Stands between the parts of a combined value (ASCII unit separator)."""
 
 
-OWN = frozenset({ROW, TIME, REASON, SPLIT, DRAWN, LIST})
+OWN = frozenset({ROW, TIME, REASON, SPLIT, DRAWN, LOG_Q, LIST})
 """Columns that stand beside those of a log while it is read."""
 
 

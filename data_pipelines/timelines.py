@@ -63,6 +63,10 @@ class Timeline:
         rows[self.order] = values
         return rows
 
+    def until(self, delay: int) -> Int64s:
+        """(N,) the first place of the same key that is not more than ``delay`` before the place: ``first:until`` is."""
+        return self.tie if delay == 0 else bisect(self.times, self.first, self.tie, self.times - delay)
+
     def since(self, window: int) -> Int64s:
         """(N,) the first place of the same key whose time is at most ``window`` before that of the place."""
         return bisect(self.times, self.first, self.tie, self.times - window)

@@ -70,6 +70,12 @@ class Task(Config):
     row_weight: RowWeight | None = Field(
         default=None, description="How much each row counts for this task; `data.weight` where absent."
     )
+    label_delay: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds from a row until its label is known. Statistics of the task, and histories whose `where` "
+        "reads its column, count a row only from then on.",
+    )
     where: str | None = Field(
         default=None, description="A SQL condition: rows for which it does not hold have no label."
     )
@@ -150,6 +156,18 @@ class Sampling(Config):
     negatives: int = Field(default=4, ge=1, description="Negatives per row.")
     by: Literal["uniform", "popularity"] = Field(default="uniform", description="The distribution to draw items from.")
     exponent: float = Field(default=0.75, ge=0, description="With `popularity`: items are drawn by count ** exponent.")
+    window: float | None = Field(
+        default=None,
+        gt=0,
+        description="With `popularity`: seconds. Time is divided into periods of this length, and the negatives of a "
+        "row are as popular as in the period before its own (one draw in ten: as in the whole training split). Without "
+        "it, all draws are by the popularity in the training split.",
+    )
+    log_q: bool = Field(
+        default=True,
+        description="With `popularity`: learn and measure with logits minus the log of an item's chance to be drawn "
+        "(log-q correction). Scores then do not depend on how negatives were drawn: they are those of uniform draws.",
+    )
     exclude: Literal["basket", "past", "none"] = Field(
         default="basket",
         description="What is never drawn for a row, beside its own item. `basket`: the other items of its basket. "
@@ -192,4 +210,11 @@ class Sampling(Config):
     def _basket_is_excluded(self) -> "Sampling":
         if self.basket and self.exclude != "basket":
             raise ValueError(f"`basket` has a meaning only with exclude: basket, not with exclude: {self.exclude}")
+        if self.window is not None and self.by != "popularity":
+            raise ValueError("`window` has a meaning only with by: popularity")
         return self
+
+    @property
+    def corrects(self) -> bool:
+        """Whether logits are corrected by the chance of items to be drawn, which differs between items."""
+        return self.draws and self.log_q and self.by == "popularity"

@@ -81,6 +81,7 @@ class Block:
         rows: (W,) positions in the split.
         weights: (W, T) float32 where rows do not count alike.
         lists: (W,) uint64 keys of the lists, 0 for a row of no list; rows of a list are neighbours.
+        log_q: (W, T) float32, or ``None``, as :class:`~data_pipelines.batch.Batch` has it.
         order: (W,) the order in which batches take the rows; ``None`` for their order in the block.
     """
 
@@ -93,6 +94,7 @@ class Block:
     rows: Rows
     order: Rows | None = None
     weights: npt.NDArray[np.float32] | None = None
+    log_q: npt.NDArray[np.float32] | None = None
     lists: npt.NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
@@ -131,6 +133,7 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
                 plain.add(feature.name, events[feature.name], lengths)
     labels = [block.labels[rows] for block, rows in picked if block.labels is not None]
     row_weights = [block.weights[rows] for block, rows in picked if block.weights is not None]
+    log_q = [block.log_q[rows] for block, rows in picked if block.log_q is not None]
     lists = [block.lists[rows] for block, rows in picked if block.lists is not None]
     return Batch(
         sparse=plain.jagged(),
@@ -139,6 +142,7 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
         labels=torch.from_numpy(_joined(labels, np.float32)) if labels else None,
         rows=torch.from_numpy(_joined([block.rows[rows] for block, rows in picked], np.int64)),
         weights=torch.from_numpy(_joined(row_weights, np.float32)) if row_weights else None,
+        log_q=torch.from_numpy(_joined(log_q, np.float32)) if log_q else None,
         lists=torch.from_numpy(list_starts(_joined(lists, np.uint64)).cumsum() - 1) if lists else None,
     )
 

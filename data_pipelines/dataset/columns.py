@@ -21,6 +21,8 @@ from data_pipelines.names import LENGTH, LIST, ROW, START, TIME
 LABEL = "label:"
 WEIGHT = "weight:"
 """Prefix of how much a row counts for a task, where rows do not count alike."""
+LOG_Q_OF = "log_q:"
+"""Prefix of what log-q correction takes from a row's logit of a task, where it takes anything."""
 KEY = "key:"
 WEIGHTS = ":weights"
 PART_ROWS = 1 << 20
@@ -79,7 +81,7 @@ class Columns:
     """Encoded columns of one split. Nothing is read before it is asked for.
 
     Attributes:
-        labelled: Whether blocks have labels and weights.
+        labelled: Whether blocks have labels, weights and corrections.
         lists: Whether blocks have the keys of lists.
     """
 
@@ -130,7 +132,6 @@ class Columns:
             for feature in self.schema.dense
         ]
         labels = [self._flat(LABEL + task, pieces) for task in self.schema.tasks] if self.labelled else []
-        weights = [self._weights(task, pieces, size) for task in self.schema.tasks] if self.weighted else []
         return Block(
             ids={name: row for row, name in enumerate(ids)},
             id_matrix=self._id_matrix(ids, pieces, size, by_row=shuffled),
@@ -139,20 +140,19 @@ class Columns:
             dense=np.concatenate(dense, axis=1) if dense else np.empty((size, 0), np.float32),
             labels=np.stack(labels, axis=1) if labels else None,
             rows=np.concatenate([np.arange(start, stop) for start, stop in ranges] or [np.empty(0, np.int64)]),
-            weights=np.stack(weights, axis=1) if weights else None,
+            weights=self._by_task(WEIGHT, pieces, size, absent=1.0),
+            log_q=self._by_task(LOG_Q_OF, pieces, size, absent=0.0),
             lists=self._flat(LIST, pieces) if self.lists else None,
         )
 
-    @property
-    def weighted(self) -> bool:
-        """Whether blocks have weights: whether rows do not count alike for some task."""
+    def _by_task(self, prefix: str, pieces: Sequence[Piece], size: int, *, absent: float) -> np.ndarray | None:
+        """(W, T) of the columns that some tasks have, ``absent`` for the others; ``None`` where no task has one."""
         names = self.batches[0].schema.names if self.labelled and self.batches else ()
-        return any(WEIGHT + task in names for task in self.schema.tasks)
-
-    def _weights(self, task: str, pieces: Sequence[Piece], size: int) -> np.ndarray:
-        if WEIGHT + task not in self.batches[0].schema.names:
-            return np.ones(size, np.float32)
-        return self._flat(WEIGHT + task, pieces)
+        if not any(prefix + task in names for task in self.schema.tasks):
+            return None
+        constant = np.full(size, absent, np.float32)
+        columns = [prefix + task for task in self.schema.tasks]
+        return np.stack([self._flat(name, pieces) if name in names else constant for name in columns], axis=1)
 
     def _pieces(self, start: int, stop: int) -> Iterable[Piece]:
         """What makes up a range of rows."""
@@ -236,7 +236,8 @@ def _check_columns(schema: Schema, events: Mapping[str, Events], found: pa.Schem
         raise ValueError(f"it has no column {ROW!r}: an earlier version prepared it")
     ids, numbers = pa.int32(), pa.float32()
     wanted: dict[str, tuple[pa.DataType, ...]] = {LABEL + task: (numbers,) for task in schema.tasks}
-    wanted |= {WEIGHT + task: (numbers,) for task in schema.tasks if WEIGHT + task in found.names}
+    optional = [prefix + task for prefix in (WEIGHT, LOG_Q_OF) for task in schema.tasks]
+    wanted |= {name: (numbers,) for name in optional if name in found.names}
     for feature in schema.sparse:
         if feature.kind == "id":
             wanted[feature.name] = (ids,)

@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import Field, TypeAdapter
 
 from data_pipelines.batch import Schema
-from data_pipelines.dataset.columns import KEY, LABEL, WEIGHT, Columns
+from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, Columns
 from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
 from data_pipelines.dataset.raw_rows import raw_rows
@@ -26,6 +26,7 @@ from data_pipelines.features.plan import Plan
 from data_pipelines.locations import expand
 from data_pipelines.logs.splits import SPLITS
 from data_pipelines.names import LIST, OWN
+from data_pipelines.past.deliveries import Late
 from data_pipelines.past.state import State
 
 _SPLITS = TypeAdapter(dict[Annotated[str, Field(pattern="^(train|valid|test)$")], Annotated[int, Field(ge=0)]])
@@ -37,6 +38,7 @@ def prepare(
     *,
     log: str | None = None,
     extend: Path | None = None,
+    late: Late = "refuse",
     progress: Callable[[int], None] | None = None,
     engine: Engine | None = None,
 ) -> "Dataset":
@@ -46,6 +48,8 @@ def prepare(
         log: Read this log in place of ``config.log``.
         extend: A data set that this log goes on from. Its ids and normalisation stay, new values are appended to its
             vocabularies, its past is remembered, and ``profile["drift"]`` says how far the new log is from its own.
+        late: With ``extend``: what to do with rows that are not later than its latest event, and may be in it already:
+            ``refuse`` the log, ``drop`` the rows, or ``count`` them.
         progress: Is told how many more rows are done, now and then.
         engine: Who counts values and encodes rows, part by part; this process if absent.
 
@@ -59,7 +63,7 @@ def prepare(
     with storage.new_directory(out, "dataset", meta=meta) as folder:
         earlier = None if old is None else Earlier(old.encoder, old.state)
         meta["splits"] = write(
-            Plan.of(config), folder, expand(location), progress or (lambda rows: None), earlier, engine
+            Plan.of(config), folder, expand(location), progress or (lambda rows: None), earlier, engine, late
         )
         if old is not None:
             meta["extends"] = old.manifest.fingerprint
@@ -139,12 +143,21 @@ class Dataset:
         histories = {f.sequence for f in schema.sparse if f.sequence is not None}
         events = {name: Events.open(below(self.path, f"events/{name}")) for name in histories}
         columns = Columns.open(self._split(split), schema, events)
+        self._check_drawn(columns)
         if len(columns) != self.splits[split]:
             raise UserError(
                 f"{self._split(split)} has {len(columns)} rows, and {storage.MANIFEST} says {self.splits[split]}: "
                 "prepare the data set again."
             )
         return columns
+
+    def _check_drawn(self, columns: Columns) -> None:
+        """Refuse a data set of an earlier version, whose drawn rows lack what says how they were drawn."""
+        plan = self.encoder.plan
+        wanted = {LOG_Q_OF + task for task in plan.corrected_tasks} | ({LIST} if plan.has_lists else set())
+        lacking = wanted.difference(*(batch.schema.names for batch in columns.batches[:1]))
+        if columns.batches and lacking:
+            raise UserError(f"{self.path} has no column {min(lacking)!r}: prepare the data set again.")
 
     def labels(self, split: str) -> np.ndarray:
         """(N, T) float32 labels of a split, NaN where a row has none."""
@@ -159,8 +172,11 @@ class Dataset:
         return weights
 
     def lists(self, split: str) -> np.ndarray | None:
-        """(N,) uint64: the key of the list that each row was shown in, 0 for none; ``None`` without ``group``."""
-        return None if self.config.group is None else self.feature(split, LIST).to_numpy()
+        """(N,) uint64: the key of the list that each row is in, 0 for none; ``None`` without lists.
+
+        A list is what ``group`` says, or else a positive and the negatives drawn for it.
+        """
+        return self.feature(split, LIST).to_numpy() if self.encoder.plan.has_lists else None
 
     def keys(self, split: str) -> pl.DataFrame:
         """The raw key, user and time columns of a split."""

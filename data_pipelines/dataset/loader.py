@@ -48,7 +48,7 @@ class Loader:
         features: Read only these, named as in the config or the schema; the batch then has the smaller schema
             ``loader.schema``.
         max_rows: Stop after the first ``max_rows`` rows of the split.
-        lists: Keep the lists of ``data.group`` whole, and say in ``Batch.lists`` which row is in which.
+        lists: Keep lists (:meth:`Dataset.lists`) whole, and say in ``Batch.lists`` which row is in which.
         threads: Threads that make batches ahead; 0 makes each when it is asked for.
 
     Raises:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 
-from data_pipelines.dataset.columns import KEY, LABEL, WEIGHT, PartWriter
+from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, PartWriter
 from data_pipelines.dataset.lists import arrange
 from data_pipelines.disk import storage
 from data_pipelines.disk.spill import CHUNK_ROWS
@@ -32,7 +32,8 @@ from data_pipelines.logs.outcomes import warn_of_outcomes
 from data_pipelines.logs.row_counts import Survey, take_survey
 from data_pipelines.logs.splits import SPLITS, assign
 from data_pipelines.logs.validation import check_times, checked
-from data_pipelines.names import LIST, REASON, ROW, SOURCE, SPLIT, TIME
+from data_pipelines.names import LIST, LOG_Q, REASON, ROW, SOURCE, SPLIT, TIME
+from data_pipelines.past.deliveries import Late, fresh_events
 from data_pipelines.past.point_in_time import Past, compute
 from data_pipelines.past.snapshots import Snapshots
 from data_pipelines.past.state import State, save
@@ -61,8 +62,11 @@ def write(
     progress: Callable[[int], None],
     earlier: Earlier | None,
     engine: Engine | None = None,
+    late: Late = "refuse",
 ) -> dict[str, int]:
     """Write everything but the manifest into ``folder``; returns the rows of each split.
+
+    Events that ``earlier`` has counted may be delivered again: ``late`` is what to do with them.
 
     With an ``engine`` values are counted and rows encoded part by part, wherever the engine has that done.
     """
@@ -77,7 +81,11 @@ def write(
         _quarantine(rows, survey, folder)
         if len(log.refused):
             log.refused.write_parquet(folder / "quarantine_lines.parquet")
-        rows = rows.filter(pl.col(REASON).is_null()) if survey.refused else rows
+        total, refused = survey.total, survey.refused
+        rows = rows.filter(pl.col(REASON).is_null()) if refused else rows
+        fresh = fresh_events(plan, rows, location, None if earlier is None else earlier.state, late)
+        if fresh.duplicates or fresh.dropped:
+            rows, survey = fresh.rows, take_survey(plan, fresh.rows, location, log.refused)
         rows = assign(plan, rows.drop(REASON), survey, scratch)
         if plan.config.drawing is not None:
             rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
@@ -96,8 +104,8 @@ def write(
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
     saved.result()
-    profile = {"rows": survey.total, "refused": survey.refused, "splits": splits, "tables": _sizes(encoder)}
-    profile |= {"outcomes": outcomes, "side_tables": unmatched}
+    profile = {"rows": total, "refused": refused, "splits": splits, "tables": _sizes(encoder)}
+    profile |= {"duplicates": fresh.duplicates, "outcomes": outcomes, "side_tables": unmatched}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits
 
@@ -163,6 +171,7 @@ def _past(
         latest = survey.last if base is None else max(survey.last, base.latest)
         snapshots = Snapshots(plan, state, latest, base)
         past = compute(plan, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
+        snapshots.add_delivered(rows)
         snapshots.close()
         save(state, snapshots)
     return past
@@ -191,13 +200,14 @@ def _encode(
     raw = RawColumns(rows.collect_schema())
     carried = [plan.label(task, raw).alias(LABEL + task) for task in plan.tasks]
     carried += [plan.weight(task, raw).alias(WEIGHT + task) for task in plan.weighted_tasks]
+    carried += [pl.col(LOG_Q).alias(LOG_Q_OF + task) for task in plan.corrected_tasks]
     carried += [_plain(name, raw.schema.get(name)).alias(KEY + name) for name in plan.keys]
     carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in raw.schema]
     if plan.kept_negatives is not None:
         assert plan.config.sampling is not None
         negative = (pl.col(SPLIT) == 0) & plan.is_negative(raw)
         carried.append(thinned_out(negative, plan.kept_negatives, plan.config.sampling.seed).alias(_THINNED))
-    if plan.config.group is not None:
+    if plan.has_lists:
         carried.append(plan.list_key(raw).alias(LIST))
     later = {name for name, feature in plan.relative.items() if feature.of is not None and feature.of.name in plan.past}
     compared = [pl.col(plan.relative[name].config.of or "").cast(pl.Float64).alias(name + SOURCE) for name in later]

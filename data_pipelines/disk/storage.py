@@ -24,6 +24,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 
+from data_pipelines.disk.exchange import replace_directory
 from data_pipelines.disk.file_names import FileName, below
 from data_pipelines.errors import UserError, writing
 from data_pipelines.redaction import redacted
@@ -204,10 +205,7 @@ def new_directory(
             yield beside
             seal(beside, kind, meta or {})
             if path.exists():
-                retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-                os.replace(path, retired / "old")
-                os.replace(beside, path)
-                shutil.rmtree(retired)
+                replace_directory(beside, path)
             else:
                 os.replace(beside, path)
     except BaseException:

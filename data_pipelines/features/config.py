@@ -54,6 +54,16 @@ class DataConfig(Config):
     groups: dict[str, list[str]] = Field(
         default={}, description="Features that ablations take away together, by the name of the group."
     )
+    event_key: list[str] = Field(
+        default=[],
+        description="Columns that together identify an event, such as `[order_id, line]`: a row that repeats one was "
+        "delivered twice and counts once.",
+    )
+    event_window: float = Field(
+        default=2_592_000.0,
+        ge=0,
+        description="Seconds before the latest event for which a state remembers the keys of events.",
+    )
     max_quarantined: float = Field(
         default=0.01, ge=0, le=1, description="The share of refused rows from which the log is refused as a whole."
     )
@@ -106,6 +116,8 @@ class DataConfig(Config):
             yield "split by leave_last needs the keys `user` and `time`"
         if self.drawing is not None and self.user is None:
             yield "`sampling` needs the key `user`: negatives are what a user has not chosen"
+        if self.sampling is not None and self.sampling.window is not None and self.time is None:
+            yield "`sampling.window` needs the key `time`: the column that says when a row was"
         for join in self.joins:
             if join.time is not None and self.time is None:
                 yield f"the as-of join with {join.table} needs the key `time`"

@@ -18,7 +18,7 @@ from data_pipelines.features.raw_columns import RawColumns, unreadable
 from data_pipelines.features.row_weights import negative, row_weight, weight_checks
 from data_pipelines.features.values import condition_columns
 from data_pipelines.hashing import key_of
-from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT, UNLABELLED
+from data_pipelines.names import DRAWN, LIST, LOG_Q, POSITIVE, ROW, SPLIT, UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,28 @@ class Plan:
         """The tasks for which a data set stores how much each row counts."""
         return [name for name in self.tasks if name in self.weights or self.kept_negatives is not None]
 
+    @property
+    def corrected_tasks(self) -> list[str]:
+        """The tasks whose logits are corrected by how often an item is drawn as a negative."""
+        drawing = self.config.drawing
+        corrects = drawing is not None and drawing.corrects
+        return [name for name, task in self.tasks.items() if corrects and task.column == POSITIVE]
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether a data set stores which rows are compared with each other."""
+        return self.config.group is not None or self.config.drawing is not None
+
     def list_key(self, raw: RawColumns) -> pl.Expr:
-        """UInt64: the key of the list that each row was shown in; 0 for a row of none.
+        """UInt64: the key of the list that each row is in; 0 for a row of none.
+
+        Without ``group`` rows must have been drawn: a list is then a positive and its negatives.
 
         Raises:
             UserError: A column of ``group`` is missing, or holds no single values.
         """
-        assert self.config.group is not None
+        if self.config.group is None:
+            return pl.col(LIST)
         return key_of([raw.text("`group`", column) for column in self.config.group]).fill_null(0)
 
     @property
@@ -150,10 +165,10 @@ class Plan:
     def log_columns(self) -> frozenset[str]:
         """Every column that is read of a log, and those the product adds itself."""
         config = self.config
-        names = {ROW, POSITIVE, SPLIT, DRAWN, config.time, config.user, config.split.column, *config.keys}
+        names = {ROW, POSITIVE, SPLIT, DRAWN, LOG_Q, LIST, config.time, config.user, config.split.column, *config.keys}
         if config.drawing is not None:
             names.update((config.drawing.item, *config.drawing.basket))
-        names.update(config.group or ())
+        names.update((*(config.group or ()), *config.event_key))
         names.update(key for join in config.joins for key in join.keys)
         names.update(task.column for task in config.tasks.values())
         names.update(weight.read_column for weight in self.weights.values())

@@ -6,6 +6,7 @@ Letters: N rows of a chunk, K negatives per row.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.hashing import key_of
-from data_pipelines.names import DRAWN, POSITIVE, ROW, SPLIT, TIME
+from data_pipelines.logs.popularity import Popularity
+from data_pipelines.names import DRAWN, LIST, LOG_Q, POSITIVE, ROW, SPLIT, TIME
 
 _ATTEMPTS = 32
 _GROUP = ":group"
@@ -29,16 +31,34 @@ Ids = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Negatives of N rows.
+
+    Attributes:
+        items: (N * K,) row by row.
+        found: (N * K,) whether each was found.
+        log_q: (N, 1 + K) of the row's own item and of those drawn, as :meth:`Popularity.log_q` gives it.
+    """
+
+    items: pl.Series
+    found: npt.NDArray[np.bool_]
+    log_q: npt.NDArray[np.float32]
+
+
 class NegativeSampler:
-    """Draws items for the rows of a log, uniformly or by popularity ** exponent.
+    """Draws items for the rows of a log, from the distribution that ``sampling`` asks for.
 
     For no row its own item is drawn, nor an item of a positive of its group: that of its basket, or of its user, as
     ``sampling.exclude`` says. A row without a group (null) is alone.
 
     Args:
-        positives: ``group`` (UInt64), ``item`` and ``split`` (0 train, 1 valid, 2 test) of every row of the log. The
-            items of the training split are the candidates, as popular as they are there. Memory: 8 bytes per distinct
-            pair of a group and an item.
+        positives: ``group`` (UInt64), ``item`` and ``split`` (0 train, 1 valid, 2 test) of every row of the log, and
+            with ``sampling.window`` its ``time`` in microseconds. The items of the training split are the candidates,
+            as popular as they are there. Memory: 8 bytes per distinct pair of a group and an item.
+
+    Attributes:
+        popularity: The distribution.
 
     Raises:
         UserError: There are fewer than two candidates.
@@ -46,45 +66,33 @@ class NegativeSampler:
 
     def __init__(self, config: Sampling, positives: pl.LazyFrame) -> None:
         self.negatives, self._seed = config.negatives, config.seed
-        counts = (
-            positives.filter((pl.col("split") == 0) & pl.col("item").is_not_null())
-            .group_by("item")
-            .agg(count=pl.len())
-            .collect(engine="streaming")
-            .sort("count", "item", descending=[True, False])
-        )
-        if counts.height < 2:
-            raise UserError("`sampling` needs at least two distinct items in the training split.")
-        weight = counts["count"].to_numpy().astype(np.float64) ** (config.exponent if config.by == "popularity" else 0)
-        self._cumulative = np.cumsum(weight)
-        self.candidates = counts.with_columns(log_q=pl.Series(np.log(weight / weight.sum())))
-        """``item``, its ``count`` in training, and ``log_q``: the log of its chance to be drawn, for log-q correction
-        (Yi et al. 2019, Sampling-bias-corrected neural modeling)."""
+        self.popularity = Popularity(config, positives.filter((pl.col("split") == 0) & pl.col("item").is_not_null()))
         grouped = positives.drop_nulls(["group", "item"])
         groups = grouped.select(pl.col("group").unique()).collect(engine="streaming")["group"]
         self._groups = np.sort(groups.to_numpy())
         self._known = [self._pairs(grouped.filter(pl.col("split") <= split)) for split in range(3)]
 
+    @property
+    def candidates(self) -> pl.DataFrame:
+        """The candidates, as :attr:`Popularity.candidates` has them."""
+        return self.popularity.candidates
+
     def _pairs(self, rows: pl.LazyFrame) -> Ids:
         """Sorted codes of the distinct pairs of a group and a candidate."""
         distinct = rows.select("group", "item").unique().collect(engine="streaming")
-        items = self._item_codes(distinct)
-        pairs = np.searchsorted(self._groups, distinct["group"].to_numpy()) * len(self._cumulative) + items
+        items = self.popularity.codes(distinct["item"])
+        pairs = np.searchsorted(self._groups, distinct["group"].to_numpy()) * len(self.candidates) + items
         return np.sort(pairs[items >= 0])
 
-    def _item_codes(self, rows: pl.DataFrame) -> Ids:
-        """(N,) positions of ``item`` among the candidates, -1 where it is none of them."""
-        codes = self.candidates.select("item", code=pl.int_range(pl.len(), dtype=pl.Int64))
-        found = rows.select("item").join(codes, on="item", how="left", maintain_order="left")
-        return found["code"].fill_null(-1).to_numpy()
-
-    def draw(self, rows: pl.DataFrame) -> tuple[pl.Series, npt.NDArray[np.bool_]]:
-        """Items for the N rows of ``group, item, split, row``: (N * K,) row by row, and which of them were found.
+    def draw(self, rows: pl.DataFrame) -> "Draws":
+        """Items for the N rows of ``group, item, split, row`` (and ``time``).
 
         Of a group only the positives of the row's split or an earlier one are left out. Where a group holds nearly all
         candidates, none may be found.
         """
-        own, alone = self._item_codes(rows), rows["group"].is_null().to_numpy()
+        popularity, candidates = self.popularity, len(self.candidates)
+        own, alone = popularity.codes(rows["item"]), rows["group"].is_null().to_numpy()
+        period = popularity.periods(rows.get_column("time", default=None))
         groups = np.searchsorted(self._groups, rows["group"].fill_null(0).to_numpy())
         split, number = rows["split"].to_numpy(), rows["row"].to_numpy().astype(np.uint64)
         draws = np.arange(self.negatives, dtype=np.uint64)
@@ -95,11 +103,15 @@ class NegativeSampler:
             if not len(at):
                 break
             chance = _uniform(self._seed, number[at], draws[draw], attempt)
-            items = np.searchsorted(self._cumulative, chance * self._cumulative[-1], side="right")
+            items = popularity.draw(chance, None if period is None else period[at])
             items_NK[at, draw] = items
-            taken = self._is_known(groups[at] * len(self._cumulative) + items, split[at])
+            taken = self._is_known(groups[at] * candidates + items, split[at])
             open_NK[at, draw] = (items == own[at]) | (taken & ~alone[at])
-        return self.candidates["item"].gather(items_NK.ravel()), ~open_NK.ravel()
+        drawn = self.candidates["item"].gather(items_NK.ravel())
+        every_NK = np.concatenate([own[:, None], items_NK], axis=1).ravel()
+        repeated = None if period is None else np.repeat(period, self.negatives + 1)
+        log_q_NK = popularity.log_q(every_NK, repeated).reshape(len(rows), -1)
+        return Draws(drawn, ~open_NK.ravel(), log_q_NK)
 
     def _is_known(self, pairs: Ids, split: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
         found = np.zeros(len(pairs), bool)
@@ -114,8 +126,8 @@ class NegativeSampler:
 def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str], out: Path) -> pl.DataFrame:
     """Write ``rows`` (accepted, with ``:row`` and ``:split``) and their negatives as a Parquet file.
 
-    The file has the raw ``columns`` of the log, ``positive``, ``:drawn`` and ``:split``. Memory grows only by the
-    distinct pairs that :class:`NegativeSampler` holds.
+    The file has the raw ``columns`` of the log, ``:split``, and what :func:`with_negatives` adds. Memory grows only by
+    the distinct pairs that :class:`NegativeSampler` holds.
 
     Returns:
         The candidates, as :attr:`NegativeSampler.candidates` has them.
@@ -132,13 +144,18 @@ def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str],
             raise UserError(f"the log has no column {name!r} for `sampling`; it has {', '.join(columns)}.")
     rows = rows.filter(pl.col(SPLIT).is_not_null())
     group = _group(plan, sampling, user, RawColumns(rows.collect_schema()))
-    sampler = NegativeSampler(sampling, rows.select(group=group, item=pl.col(sampling.item), split=pl.col(SPLIT)))
-    chunks = rows.select(*columns, ROW, SPLIT, group.alias(_GROUP)).collect_batches(
+    time = [] if plan.time is None else [pl.col(TIME)]
+    drawn_for = rows.select(group=group, item=pl.col(sampling.item), split=pl.col(SPLIT))
+    if sampling.window is not None:
+        drawn_for = rows.select(group=group, item=pl.col(sampling.item), split=pl.col(SPLIT), time=pl.col(TIME))
+    sampler = NegativeSampler(sampling, drawn_for)
+    chunks = rows.select(*columns, ROW, SPLIT, *time, group.alias(_GROUP)).collect_batches(
         chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"
     )
     writer: pq.ParquetWriter | None = None
     for chunk in chunks:
-        table = to_arrow(with_negatives(chunk, sampler, group=pl.col(_GROUP), item=sampling.item).drop(ROW, _GROUP))
+        both = with_negatives(chunk, sampler, group=pl.col(_GROUP), item=sampling.item)
+        table = to_arrow(both.drop(ROW, _GROUP, TIME, strict=False))
         writer = writer or pq.ParquetWriter(out, table.schema)
         writer.write_table(table)
     assert writer is not None
@@ -160,21 +177,28 @@ def _group(plan: Plan, sampling: Sampling, user: str, raw: RawColumns) -> pl.Exp
 def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Expr, item: str) -> pl.DataFrame:
     """Rows of a log (with ``:row`` and ``:split``), each followed by its negatives.
 
-    ``positive`` is 1 in the former and 0 in the latter, of which ``:drawn`` is true. A negative has all of its row's
-    columns but the item. What describes the item must therefore be joined afterwards.
+    ``positive`` is 1 in the former and 0 in the latter, of which ``:drawn`` is true. ``:log_q`` is the log of how many
+    times as likely as by a uniform draw the row's item is drawn at its time; ``:list`` is the same for a row and its
+    negatives. A negative has all of its row's columns but the item. What describes the item must therefore be joined
+    afterwards.
 
     Args:
         group: The group of each row, as :class:`NegativeSampler` has them.
     """
-    named = rows.select(group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
-    drawn, found = sampler.draw(named)
+    times = [pl.col(TIME).alias("time")] if TIME in rows.columns else []
+    named = rows.select(group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW)).with_columns(
+        rows.select(times)
+    )
+    draws = sampler.draw(named)
     n, k = len(rows), sampler.negatives
     source = np.concatenate([np.arange(n)[:, None], n + np.arange(n * k).reshape(n, k)], axis=1).ravel()
-    keep = np.concatenate([np.ones((n, 1), bool), found.reshape(n, k)], axis=1).ravel()
-    items = pl.concat([named["item"], drawn]).gather(source[keep])
+    keep = np.concatenate([np.ones((n, 1), bool), draws.found.reshape(n, k)], axis=1).ravel()
+    items = pl.concat([named["item"], draws.items]).gather(source[keep])
     copies = pl.DataFrame(rows[np.repeat(np.arange(n), k + 1)[keep]])
     is_drawn = pl.Series(DRAWN, (source >= n)[keep])
-    return copies.with_columns(items.alias(item), (~is_drawn).cast(pl.Int8).alias(POSITIVE), is_drawn)
+    log_q = pl.Series(LOG_Q, draws.log_q.ravel()[keep])
+    lists = (pl.col(ROW).cast(pl.UInt64) + 1).alias(LIST)
+    return copies.with_columns(items.alias(item), (~is_drawn).cast(pl.Int8).alias(POSITIVE), is_drawn, log_q, lists)
 
 
 def _uniform(seed: int, row: Words, draw: Words, attempt: int) -> npt.NDArray[np.float64]:

@@ -13,9 +13,14 @@ import pyarrow as pa
 from data_pipelines.arrays import to_arrow
 from data_pipelines.disk.spill import MEMORY_ROWS
 from data_pipelines.features.plan import Plan
+from data_pipelines.past.deliveries import Counted, remembered
+from data_pipelines.timelines import MINUTE
+
+DELIVERED = "delivered.keys.arrow"
+"""Keys of events; no feature has a dot in its name."""
 
 
-class Base(Protocol):
+class Base(Counted, Protocol):
     """An earlier state to build on (:class:`data_pipelines.past.state.State`)."""
 
     def frame(self, name: str) -> pl.DataFrame: ...
@@ -23,6 +28,9 @@ class Base(Protocol):
     def span(self, name: str, low: int, high: int) -> pl.DataFrame: ...
 
     def minutes(self, name: str) -> pl.DataFrame | None: ...
+
+    @property
+    def delivered(self) -> pl.DataFrame | None: ...
 
 
 @dataclass
@@ -32,8 +40,8 @@ class Snapshots:
     Attributes:
         latest: Time of the last row of the log, in microseconds.
         base: An earlier state that the log continues.
-        priors: By feature that needs totals over all keys, ``[minute, rows, sum]`` of all minutes before the last one
-            together, and of the last.
+        priors: By feature that needs totals over all keys, ``[minute, rows, sum]`` of the last minute and of those
+            whose labels are not known yet, and of all minutes before them together.
     """
 
     plan: Plan
@@ -75,8 +83,15 @@ class Snapshots:
         if before is not None:
             minutes = pl.concat([before, minutes.cast({"sum": pl.Int128})])
             minutes = minutes.group_by("minute").sum().sort("minute")
-        self.priors[name] = _squeeze(minutes)
+        self.priors[name] = _squeeze(minutes, self.latest - self.plan.past[name].config.delay)
         return minutes
+
+    def add_delivered(self, rows: pl.LazyFrame) -> None:
+        """Write the keys of the events of the log, and of those of ``base``, that may be delivered again."""
+        keys = remembered(self.plan, rows, self.base, self.latest)
+        if keys is not None:
+            with pa.ipc.new_file(str(self.folder / DELIVERED), to_arrow(keys).schema) as writer:
+                writer.write_table(to_arrow(keys))
 
     def close(self) -> None:
         for name in list(self._waiting):
@@ -85,9 +100,10 @@ class Snapshots:
             writer.close()
 
 
-def _squeeze(minutes: pl.DataFrame) -> list[list[int]]:
-    """``[minute, rows, sum]`` of the last minute, and before it of all others together."""
-    early, last = minutes[:-1], minutes[-1:]
+def _squeeze(minutes: pl.DataFrame, known: int) -> list[list[int]]:
+    """``[minute, rows, sum]`` of the last minute and of those not before ``known``, and of all others together."""
+    recent = max(1, int((minutes["minute"] >= known // MINUTE).sum()))
+    early, last = minutes.head(-recent), minutes.tail(recent)
     kept = [[int(value) for value in row] for row in last.select("minute", "count", "sum").iter_rows()]
     if len(early):
         kept.insert(0, [int(early["minute"][-1]), int(early["count"].sum()), int(early["sum"].cast(pl.Int128).sum())])

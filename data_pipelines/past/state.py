@@ -4,7 +4,7 @@ A row that comes after that event gets from the state the same features, value b
 whole log.
 """
 
-import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from data_pipelines.disk import storage
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.spill import KEY
 from data_pipelines.disk.storage import intact, read_json
-from data_pipelines.errors import Notice, UserError
+from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.past import Kept
 from data_pipelines.features.plan import Plan
@@ -29,12 +29,12 @@ from data_pipelines.logs import sources
 from data_pipelines.logs.keys import keyed
 from data_pipelines.logs.validation import check_times, checked
 from data_pipelines.names import REASON, ROW, TIME
+from data_pipelines.past.deliveries import Late, fresh_events
 from data_pipelines.past.point_in_time import remember
-from data_pipelines.past.snapshots import Snapshots
+from data_pipelines.past.snapshots import DELIVERED, Snapshots
 from data_pipelines.timelines import Int64s
 
 STATE = "state.json"
-Late = Literal["refuse", "drop", "count"]
 
 
 class _Content(Config):
@@ -77,6 +77,25 @@ class State:
         storage.open_directory(folder, "state", verify=verify)
         return State(folder)
 
+    @staticmethod
+    def before(plan: Plan, log: str, time: int, out: Path) -> "State":
+        """The state of a log as it was right before ``time`` (microseconds since 1970), written to ``out``.
+
+        Raises:
+            UserError: The log cannot be read or lacks a column, or ``out`` exists.
+        """
+        with storage.new_directory(out, "state") as folder:
+            with reading(log):
+                rows = checked(plan, sources.scan(plan, log).rows(log))
+                rows = rows.filter(pl.col(REASON).is_null() & (pl.col(TIME) < time))
+                latest = rows.select(pl.col(TIME).max()).collect(engine="streaming").item()
+                snapshots = Snapshots(plan, folder, time - 1 if latest is None else latest)
+                remember(plan, rows, snapshots)
+                snapshots.add_delivered(rows)
+            snapshots.close()
+            save(folder, snapshots)
+        return State(out)
+
     def frame(self, name: str) -> pl.DataFrame:
         """What is kept of a feature (see :mod:`data_pipelines.past.snapshots`)."""
         if name not in self._frames:
@@ -89,6 +108,20 @@ class State:
                 self.plan.past[name].check_kept(frame.schema)
             self._frames[name] = frame
         return self._frames[name]
+
+    @cached_property
+    def delivered(self) -> pl.DataFrame | None:
+        """``key`` and ``time`` of events that may be delivered again; ``None`` where none are remembered."""
+        path = below(self.path, DELIVERED)
+        if not path.is_file():
+            return None
+        with intact(path):
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            frame = pl.from_arrow(table)
+            assert isinstance(frame, pl.DataFrame)
+            if frame.schema != {"key": pl.UInt64(), "time": pl.Int64()}:
+                raise ValueError(f"its columns are {dict(frame.schema)}")
+        return frame
 
     def span(self, name: str, low: int, high: int) -> pl.DataFrame:
         """What is kept of the keys from ``low`` to below ``high``."""
@@ -146,8 +179,8 @@ class State:
         """The state after the events of another log as well, written over this one (or to ``out``).
 
         Args:
-            late: What to do with events that are not later than :attr:`latest`, which this state may have already:
-                ``count`` them, ``drop`` them, or ``refuse`` the log.
+            late: What to do with events that are not later than :attr:`latest`, which this state may have already, as
+                :func:`~data_pipelines.past.deliveries.fresh_events` does it.
 
         Raises:
             UserError: The log cannot be read, or lacks a column; it has late events and ``late`` is ``refuse``; or this
@@ -161,26 +194,15 @@ class State:
                 events = sources.scan(self.plan, expand(log)).rows(log)
                 check_times(self.plan, events, log)
                 rows = checked(self.plan, events).filter(pl.col(REASON).is_null())
-                rows = self._later(rows, log, late)
+                rows = fresh_events(self.plan, rows, log, self, late).rows
                 newest = rows.select(pl.col(TIME).max()).collect().item()
                 latest = max(self.latest, newest if newest is not None else self.latest)
                 fresh = Snapshots(self.plan, folder, latest, base=self)
                 remember(self.plan, rows, fresh)
+                fresh.add_delivered(rows)
             fresh.close()
             save(folder, fresh)
         return State(out)
-
-    def _later(self, rows: pl.LazyFrame, log: str, late: Late) -> pl.LazyFrame:
-        if late == "count":
-            return rows
-        old = rows.filter(pl.col(TIME) <= self.latest).select(pl.len()).collect(engine="streaming").item()
-        if not old:
-            return rows
-        what = f"{log} has {old:,} events at or before {self.path}'s latest event"
-        if late == "refuse":
-            raise UserError(f"{what}: if it has them already, give `--late drop`; if not, `--late count`.")
-        warnings.warn(f"{what}: they are left out.", Notice, stacklevel=3)
-        return rows.filter(pl.col(TIME) > self.latest)
 
 
 def save(folder: Path, snapshots: Snapshots) -> None:

@@ -14,17 +14,21 @@ from data_pipelines.config.base import Config
 
 
 class LossConfig(Config):
-    """What training minimises for binary tasks: ``train.loss``. All kinds but `pointwise` need `data.group`.
+    """What training minimises for binary tasks: ``train.loss``. All kinds but `pointwise` compare the rows of a list.
+
+    A list is what `data.group` says, or a positive and the negatives that `data.sampling` draws for it: `softmax` is
+    then the sampled softmax (with log-q correction: Bengio and Senecal, IEEE TNN 2008), and `pairwise` is BPR.
 
     ``pointwise``: cross entropy of each row, which learns probabilities. ``softmax``: cross entropy of the positives
     among the rows of their list (ListNet's top-one loss; Cao et al., ICML 2007). ``lambdarank``: each pair of a
     positive and another row of its list, weighted by how much NDCG its exchange would change (Burges, MSR-TR-2010-82).
-    These two learn an order and no probabilities. ``calibrated``: cross entropy of rows and of lists together, with
+    ``pairwise``: the mean over such pairs, unweighted (Bayesian personalized ranking; Rendle et al., UAI 2009). These
+    three learn an order and no probabilities. ``calibrated``: cross entropy of rows and of lists together, with
     probabilities in place of exponentials in the softmax, so that one logit can serve both (Bai et al., KDD 2023,
     "Regression Compatible Listwise Objectives"; the aim of JRC, Sheng et al., KDD 2023).
     """
 
-    kind: Literal["pointwise", "softmax", "lambdarank", "calibrated"] = Field(
+    kind: Literal["pointwise", "softmax", "pairwise", "lambdarank", "calibrated"] = Field(
         default="pointwise", description="What is compared: rows with their labels, or rows of a list with each other."
     )
     share: float = Field(
@@ -42,7 +46,8 @@ def list_loss(
 ) -> Tensor:
     """The loss of one task on a batch of whole lists, a scalar: the mean over lists with a positive.
 
-    Of ``calibrated`` it is the mean over rows, as that of :func:`~models.layers.heads.task_losses` is.
+    Of ``pairwise`` it is the mean over pairs, and of ``calibrated`` that over rows, as that of
+    :func:`~models.layers.heads.task_losses` is.
 
     Args:
         config: The kind of loss.
@@ -57,6 +62,8 @@ def list_loss(
     weights_B = torch.ones_like(labels_B) if weights_B is None else weights_B[present_B]
     if config.kind == "lambdarank":
         return _lambda_loss(logits_B, labels_B, lists_B, weights_B)
+    if config.kind == "pairwise":
+        return _pairwise_loss(logits_B, labels_B, lists_B, weights_B)
     if config.kind == "softmax":
         losses_B = labels_B * weights_B * (_logsumexp(logits_B, lists_B)[lists_B] - logits_B)
         return losses_B.sum() / _with_positive(labels_B, lists_B)
@@ -85,16 +92,27 @@ def _lambda_loss(logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B:
     discount_B = 1 / torch.log2(_ranks(logits_B.detach(), lists_B) + 2)
     best_B = 1 / torch.log2(_ranks(labels_B, lists_B) + 2)
     ideal_L = torch.zeros_like(labels_B).index_add(0, lists_B, labels_B * best_B)
+    better_P, other_P, gain_P = _pairs(labels_B, lists_B)
+    change_P = gain_P * (discount_B[better_P] - discount_B[other_P]).abs() / ideal_L[lists_B[better_P]]
+    losses_P = weights_B[better_P] * change_P * F.softplus(logits_B[other_P] - logits_B[better_P])
+    return losses_P.sum() / _with_positive(labels_B, lists_B)
+
+
+def _pairwise_loss(logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
+    better_P, other_P, gain_P = _pairs(labels_B, lists_B)
+    losses_P = weights_B[better_P] * gain_P * F.softplus(logits_B[other_P] - logits_B[better_P])
+    return losses_P.sum() / gain_P.sum().clamp(min=1)
+
+
+def _pairs(labels_B: Tensor, lists_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each positive with each row of its list: the places of both, and the difference of their labels, at least 0."""
     positives = torch.nonzero(labels_B > 0).squeeze(1)
     first_L, size_L = _spans(lists_B)
     sizes = size_L[lists_B[positives]]
     better_P = positives.repeat_interleave(sizes)
     inside_P = torch.arange(len(better_P), device=sizes.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     other_P = first_L[lists_B[better_P]] + inside_P
-    gain_P = (labels_B[better_P] - labels_B[other_P]).clamp(min=0)
-    change_P = gain_P * (discount_B[better_P] - discount_B[other_P]).abs() / ideal_L[lists_B[better_P]]
-    losses_P = weights_B[better_P] * change_P * F.softplus(logits_B[other_P] - logits_B[better_P])
-    return losses_P.sum() / _with_positive(labels_B, lists_B)
+    return better_P, other_P, (labels_B[better_P] - labels_B[other_P]).clamp(min=0)
 
 
 def _spans(lists_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,7 @@ def row_saliency(weights: "Weights", batches: Iterable[Batch], kinds: Sequence[T
     scores = {name: torch.zeros(len(table)) for name, table in tables.items()}
     for batch in batches:
         assert batch.labels is not None
-        loss = task_losses(ranker(batch), batch.labels, kinds, batch.weights).sum()
+        loss = task_losses(batch.of_sample(ranker(batch)), batch.labels, kinds, batch.weights).sum()
         gradients = torch.autograd.grad(loss, list(tables.values()), allow_unused=True)
         for (name, table), gradient in zip(tables.items(), gradients, strict=True):
             if gradient is not None:

@@ -17,6 +17,10 @@ def prepare(
     extend: Annotated[
         Path | None, typer.Option(help="A data set whose ids and past the new one goes on from; reports the drift.")
     ] = None,
+    late: Annotated[
+        Literal["refuse", "drop", "count"],
+        typer.Option(help="With --extend: rows not later than its latest event, which it may have already."),
+    ] = "refuse",
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; one of this machine if absent.")] = None,
     json: Json = False,
@@ -37,7 +41,7 @@ def prepare(
     data = load_config(config, overrides or []).data
     start = time.perf_counter()
     with sent(dataset) as folder, progress_bar("prepare") as advance:
-        made = prepare(data, folder, log=log, extend=extend, progress=advance, engine=workers)
+        made = prepare(data, folder, log=log, extend=extend, late=late, progress=advance, engine=workers)
         profile = made.profile
     seconds = time.perf_counter() - start
     result = {
@@ -45,6 +49,7 @@ def prepare(
         "rows": profile["rows"],
         "splits": made.splits,
         "refused": profile["refused"],
+        **({"duplicates": profile["duplicates"]} if profile["duplicates"] else {}),
         "tables": profile["tables"],
         "seconds": seconds,
         "rows_per_s": profile["rows"] / seconds,

@@ -80,6 +80,13 @@ def score_verb(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="File, folder, glob or address of the rows.")],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder to write the scores to; may be an address.")],
     events: Annotated[str | None, typer.Option(help="Log of what happened since the artifact was made.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="State to read the past from, such as `recsys state update` wrote.")
+    ] = None,
+    late: Annotated[
+        Literal["refuse", "drop", "count"],
+        typer.Option(help="With --events: those not later than the state's latest, which it may have already."),
+    ] = "refuse",
     bad_rows: Annotated[
         Literal["quarantine", "score"], typer.Option(help="Leave them out with the reason, or read bad values as null.")
     ] = "quarantine",
@@ -117,6 +124,8 @@ def score_verb(
             source,
             output,
             events=events,
+            state=state,
+            late=late,
             bad_rows=bad_rows,
             logits=logits,
             candidates=candidates,

@@ -66,6 +66,13 @@ def evaluate_verb(
             help="Compare with all baselines (SVD and FM too), or with none; absent, with the quick ones.",
         ),
     ] = None,
+    ranking: Annotated[
+        bool, typer.Option("--ranking", help="Also rank all items for each user, beside popularity and own repeats.")
+    ] = False,
+    k: Annotated[int, typer.Option("--k", min=1, help="With --ranking: length of the lists.")] = 20,
+    item: Annotated[
+        str | None, typer.Option(help="With --ranking: the column of items, if it is not plain from the config.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a split with a run's weights, measure everything, and say where the model stands."""
@@ -93,6 +100,10 @@ def evaluate_verb(
         result["standing"] = found.model_dump(mode="json") if json else found.lines()
         if baselines:
             result["baselines"] = measured
+    if ranking:
+        from recsys.evaluation.ranking import rank
+
+        result["ranking"] = vars(rank(run, data, split, k=k, item=item))
     finish(result, json, command("export", run, "ARTIFACT"))
 
 

@@ -133,10 +133,10 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _has_lists(self) -> "ExperimentConfig":
-        if self.train.loss.needs_lists and self.data.group is None:
+        if self.train.loss.needs_lists and self.data.group is None and self.data.drawing is None:
             raise ValueError(
                 f"train.loss.kind {self.train.loss.kind} compares the rows of a list: name with data.group the columns "
-                "that rows shown together share, or set it to pointwise."
+                "that rows shown together share, or have data.sampling draw negatives, or set it to pointwise."
             )
         if self.train.loss.needs_lists and not any(task.kind == "binary" for task in self.data.tasks.values()):
             raise ValueError(f"train.loss.kind {self.train.loss.kind} is for binary tasks, and data.tasks has none.")

@@ -108,12 +108,13 @@ def task_metrics(
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows (N,) and logits (N, T) of ``batches``, on the CPU; the model's mode is left as it was."""
+    """Rows (N,) and logits (N, T) of the labels of ``batches``, on the CPU; the model's mode is left as it was."""
     was_training = model.training
     model.eval()
     rows, logits = [torch.empty(0, dtype=torch.int64)], []
     for batch in batches:
-        logits.append(model(batch.to(device)).float().cpu())
+        batch = batch.to(device)
+        logits.append(batch.of_sample(model(batch)).float().cpu())
         rows.append(batch.rows)
     model.train(was_training)
     return torch.cat(rows), torch.cat(logits) if logits else torch.empty(0, 1)
@@ -133,7 +134,7 @@ def group_kinds(data: DataConfig) -> frozenset[GroupKind]:
 
 def facts_by_task(dataset: Dataset, split: str, tasks: Iterable[str] | None = None) -> dict[str, RowFacts]:
     """Users, lists and weights of the rows of a split, for each of ``tasks``; for all tasks if absent."""
-    lists = dataset.lists(split)
+    lists = None if dataset.config.group is None else dataset.lists(split)  # drawn negatives were never shown together
     lists_N = None if lists is None else group_codes(pl.Series(lists).replace(0, None))
     shared = RowFacts(users_of(dataset, split), lists_N)
     names = dataset.schema.tasks if tasks is None else tasks

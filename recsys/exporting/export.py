@@ -205,8 +205,8 @@ def verify_artifact(
     logits: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with torch.inference_mode():
         for ours, theirs in zip(*loaders, strict=True):
-            logits[0].append(ranker(ours).numpy())
-            logits[1].append(scorer.logits(translation(theirs)))
+            logits[0].append(ours.of_sample(ranker(ours)).numpy())
+            logits[1].append(theirs.of_sample(torch.from_numpy(scorer.logits(translation(theirs)))).numpy())
     run_NT, artifact_NT = map(np.concatenate, logits)
     difference = np.abs(run_NT - artifact_NT)
     return Verification(

@@ -293,7 +293,7 @@ def permutation(data: Dataset, names: Sequence[str], run: Path) -> list[Ranked]:
     def auc_of(changed: Any) -> float:
         starts = range(0, len(changed), 1 << 14)
         batches = (make_batch(weights.schema, [(changed, at, min(at + (1 << 14), len(changed)))]) for at in starts)
-        return auc(labels_N, np.concatenate([ranker(batch)[:, 0].numpy() for batch in batches]))
+        return auc(labels_N, np.concatenate([batch.of_sample(ranker(batch))[:, 0].numpy() for batch in batches]))
 
     whole = auc_of(block)
     ranking = []

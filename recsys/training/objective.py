@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.names import POSITIVE
 from models.layers.heads import task_losses
 from models.layers.list_losses import list_loss
 from models.tables.id_changes import IdChanges
@@ -32,6 +33,8 @@ class Objective:
     def __init__(self, config: TrainConfig, dataset: Dataset, schema: Schema, device: torch.device) -> None:
         tasks = dataset.config.tasks.values()
         self._kinds = [task.kind for task in tasks]
+        drawn = dataset.config.drawing is not None  # then only `positive` differs within a list
+        self._compared = [task.kind == "binary" and (not drawn or task.column == POSITIVE) for task in tasks]
         self._weights_T = torch.tensor([task.weight for task in tasks], device=device)
         means = [_mean_weight(dataset, name) for name in dataset.config.tasks]
         self._mean_T = torch.tensor(means, dtype=torch.float32, device=device)
@@ -47,7 +50,7 @@ class Objective:
         ids = IdChanges(batch)
         self._unknown(ids)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            logits_BT = state.model(ids)
+            logits_BT = batch.of_sample(state.model(ids))
         weights_BT = None if batch.weights is None else batch.weights / self._mean_T
         losses_T = task_losses(logits_BT, batch.labels, self._kinds, weights_BT)
         if self._loss.needs_lists:
@@ -59,12 +62,12 @@ class Objective:
         return loss
 
     def _over_lists(self, losses_T: Tensor, logits_BT: Tensor, batch: Batch, weights_BT: Tensor | None) -> Tensor:
-        """``losses_T`` with the losses over lists in place of those of binary tasks."""
+        """``losses_T`` with the losses over lists in place of those of tasks whose labels differ within a list."""
         assert batch.labels is not None
         assert batch.lists is not None
         losses = list(losses_T)
-        for t, kind in enumerate(self._kinds):
-            if kind == "binary":
+        for t, compared in enumerate(self._compared):
+            if compared:
                 weights_B = None if weights_BT is None else weights_BT[:, t]
                 losses[t] = list_loss(self._loss, logits_BT[:, t], batch.labels[:, t], batch.lists, weights_B)
         return torch.stack(losses)

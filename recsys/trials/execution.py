@@ -163,7 +163,7 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
 def _score(ranker: Ranker, block: Block) -> NDArray[np.float32]:
     starts = range(0, len(block), _BATCH_ROWS)
     batches = (make_batch(ranker.schema, [(block, start, min(start + _BATCH_ROWS, len(block)))]) for start in starts)
-    return np.concatenate([ranker(batch).numpy() for batch in batches])
+    return np.concatenate([batch.of_sample(ranker(batch)).numpy() for batch in batches])
 
 
 def _write_logits(logits: Logits, tasks: Sequence[str], path: Path) -> None:

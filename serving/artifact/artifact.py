@@ -245,6 +245,22 @@ class Artifact:
         """
         check_not_written(self.path, self.stamps)
 
+    def past_in(self, state: Path) -> Manifest:
+        """The manifest of another state that the artifact can read the past from.
+
+        Raises:
+            UserError: It is no state or damaged, or its features of the past are not those of this artifact.
+        """
+        manifest = open_directory(state, "state", verify="sizes")
+        kept, wanted = State(state).plan.config.features, self.encoder.served.config.features
+        for name in self.encoder.served.past:
+            if kept.get(name) != wanted[name]:
+                raise UserError(
+                    f"{state} has no {name!r} as {self.path} reads it: give a state that `recsys state update` made of "
+                    "that of this artifact or of its data set."
+                )
+        return manifest
+
     @property
     def side_tables(self) -> list[str]:
         """Places outside the artifact that scoring may read, as its configs name them: paths and addresses."""

@@ -106,6 +106,17 @@ def _calibrate(
         if weights_N is not None:
             labelled_N &= weights_N > 0
         if task.kind == "binary" and len(np.unique(labels_N[labelled_N])) == 2:
-            used = None if weights_N is None else weights_N[labelled_N]
+            counted_N = _as_uniform(labels_N, weights_N, None if sample.log_q is None else sample.log_q[:, t].numpy())
+            used = None if counted_N is None else counted_N[labelled_N]
             found[name] = fit(logits_NT[labelled_N, t], labels_N[labelled_N], used)
     return found
+
+
+def _as_uniform(
+    labels_N: NDArray[np.float32], weights_N: NDArray[np.float32] | None, log_q_N: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """(N,) the weights with which negatives are as frequent as if they were drawn uniformly."""
+    if log_q_N is None:
+        return weights_N
+    uniform_N = np.where(labels_N > 0.5, 1.0, np.exp(-log_q_N)).astype(np.float32)
+    return uniform_N if weights_N is None else uniform_N * weights_N

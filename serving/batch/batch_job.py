@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.files.base import reading
 from data_pipelines.names import ROW
+from data_pipelines.past.deliveries import Late
 from data_pipelines.past.state import State
 from data_pipelines.redaction import redacted
 from serving.artifact.artifact import Artifact
@@ -124,6 +125,8 @@ def run_job(
     options: JobOptions = _DEFAULTS,
     *,
     events: str | None = None,
+    state: Path | None = None,
+    late: Late = "refuse",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: Event | None = None,
@@ -135,7 +138,9 @@ def run_job(
     Args:
         source: Path, glob or address of the rows, in any format a log may have.
         output: Folder of the scores: ``part-*.parquet`` in the order of the input, ``ledger.ndjson``, a manifest.
-        events: A log of what happened since the artifact's state: histories and statistics go on from there.
+        events: A log of what happened since the state: histories and statistics go on from there.
+        state: The state to read the past from; the artifact's own if absent.
+        late: What to do with ``events`` that are not later than the state's latest event.
         threads: Parts in work at a time; one a processor by default.
         progress: Called with rows newly done (first with those done before a kill) and rows in all.
         stop: When set, the parts in work are finished and :class:`ParkedError` is raised.
@@ -154,6 +159,8 @@ def run_job(
         "artifact": artifact.fingerprint,
         "input": rows.fingerprint(),
         "events": None if events is None else Input.find(events, plan).fingerprint(),
+        **({} if state is None else {"state": artifact.past_in(state).fingerprint}),
+        **({} if events is None else {"late": late}),
         "options": redacted(options.model_dump(exclude=_LIMITS)),
         "candidates": None if candidates is None else candidates.fingerprint(),
     }
@@ -168,12 +175,12 @@ def run_job(
             ledger.expect([part.rows for part in parts])
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())
-            state = _state(artifact, events, ledger.folder / ".state")
+            past = _state(state or artifact.state, events, late, ledger.folder / ".state")
             todo = [number for number in range(len(parts)) if number not in ledger.entries]
             if progress is not None:
                 progress(done, total)
             engine = engine or partial(_threads, threads, drift)
-            with engine(artifact, options, state) as workers:
+            with engine(artifact, options, past) as workers:
                 began = perf_counter()
 
                 def score(number: int) -> Entry:
@@ -327,16 +334,16 @@ def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> tuple[pl
     return scores, pairs.candidate_counts + counts
 
 
-def _state(artifact: Artifact, events: str | None, folder: Path) -> Path | None:
-    """The artifact's past, brought forward by ``events`` in ``folder`` when there are any.
+def _state(state: Path | None, events: str | None, late: Late, folder: Path) -> Path | None:
+    """The past in ``state``, brought forward by ``events`` in ``folder`` when there are any.
 
     What an earlier attempt left in ``folder`` is used if it was not damaged.
     """
-    if artifact.state is None or events is None:
-        return artifact.state
+    if state is None or events is None:
+        return state
     try:
         State.open(folder)
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)
-        State.open(artifact.state).update(events, folder)
+        State.open(state).update(events, folder, late=late)
     return folder

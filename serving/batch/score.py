@@ -6,6 +6,7 @@ from typing import Literal
 
 from data_pipelines.disk.object_store import sent
 from data_pipelines.errors import UserError
+from data_pipelines.past.deliveries import Late
 from serving.artifact.artifact import Artifact
 from serving.batch.batch_job import Engine, JobOptions, JobResult, run_job
 
@@ -18,6 +19,8 @@ def score(
     output: Path | str,
     *,
     events: str | None = None,
+    state: Path | str | None = None,
+    late: Late = "refuse",
     bad_rows: Literal["quarantine", "score"] = "quarantine",
     logits: bool = False,
     candidates: str | None = None,
@@ -35,7 +38,10 @@ def score(
         source: Path, folder, glob or address of the rows, in any format that a log may have.
         output: Folder of the scores, or an address to send it to. Scores are ``part-*.parquet`` in the order of
             ``source``: its key columns and one column per task.
-        events: A log of what happened since the artifact was made. Histories and statistics include it.
+        events: A log of what happened since the artifact, or ``state``, was made. Histories and statistics include it.
+        state: A state to read the past from instead of the artifact's own, such as ``recsys state update`` writes.
+        late: What to do with ``events`` that are not later than the latest event of the state, which may have them
+            already: ``refuse`` them, ``drop`` them, or ``count`` them.
         bad_rows: What to do with rows that hold an invalid value: ``quarantine`` writes them to
             ``quarantine/*.parquet`` with the reason; ``score`` reads the value as null.
         logits: Add a column ``<task>:logit`` per task.
@@ -75,5 +81,14 @@ def score(
     opened = artifact if isinstance(artifact, Artifact) else Artifact.open(Path(artifact), verify="full")
     with sent(str(output), resume=True) as folder:
         return run_job(
-            opened, source, folder, options, events=events, threads=threads, progress=progress, engine=engine
+            opened,
+            source,
+            folder,
+            options,
+            events=events,
+            state=None if state is None else Path(state),
+            late=late,
+            threads=threads,
+            progress=progress,
+            engine=engine,
         )

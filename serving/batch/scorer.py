@@ -49,6 +49,8 @@ class Scorer:
 
     def __init__(self, artifact: Artifact, *, state: Path | None = None) -> None:
         self.artifact = artifact
+        if state is not None:
+            artifact.past_in(state)
         folder = state or artifact.state
         self._state = None if folder is None else State.open(folder, verify="sizes")
         self.ranker = artifact.ranker()

@@ -18,7 +18,7 @@ from data_pipelines.disk.spill import ByRow, places
 from data_pipelines.features.events import Events, append_events
 from data_pipelines.features.kinds.base import Fitted, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature, categorical_parts, part_problems
-from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature, happened
+from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastFeature, happened
 from data_pipelines.features.raw_columns import RawColumns, wrong_type
 from data_pipelines.features.values import condition, text
 from data_pipelines.features.vocabulary import Table, Vocabulary
@@ -36,7 +36,7 @@ NO_ROW = 2**32 - 1
 
 
 @register
-class HistoryConfig(PastConfig):
+class HistoryConfig(DelayedConfig):
     """The last events of an entity that were strictly earlier than the row, oldest first."""
 
     kind: Literal["history"] = "history"
@@ -53,7 +53,8 @@ class HistoryConfig(PastConfig):
 
     @classmethod
     def defaults(cls, name: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        return {} if data.get("user") is None else {"entity": data["user"]}
+        entity = {} if data.get("user") is None else {"entity": data["user"]}
+        return super().defaults(name, data) | entity
 
     @property
     def past_parts(self) -> Sequence[str]:
@@ -157,12 +158,15 @@ class HistoryFeature(PastFeature[HistoryConfig]):
         """The events that the history of a later row can hold, in the order of (key, time).
 
         Those are the last ``last`` events of each key before its latest time, and all events at that time: a row may
-        come at the same time, and then sees only the former.
+        come at the same time, and then sees only the former. Labels that are not known yet keep more of them.
         """
         line = Timeline.of(past["key"].to_numpy(), past["time"].to_numpy())
         ends = line.last_places()
         sizes = np.diff(np.append(line.first[ends], len(past)))
-        kept = np.arange(len(past)) >= np.repeat(line.tie[ends] - self.config.last, sizes)
+        seen = line.tie[ends]
+        if self.config.delay:
+            seen = bisect(line.times, line.first[ends], seen, np.full(len(ends), latest - self.config.delay))
+        kept = np.arange(len(past)) >= np.repeat(seen - self.config.last, sizes)
         return line.arranged(past).filter(pl.Series(kept))
 
     @property
@@ -177,7 +181,7 @@ class HistoryFeature(PastFeature[HistoryConfig]):
         event_keys, event_times = kept.rows["key"].to_numpy(), kept.rows["time"].to_numpy()
         low = np.searchsorted(event_keys, keys, side="left").astype(np.int64)
         high = np.searchsorted(event_keys, keys, side="right").astype(np.int64)
-        end = bisect(event_times, low, high, times[places])
+        end = bisect(event_times, low, high, times[places] - self.config.delay)
         start = np.maximum(low, end - self.config.last)
         starts, lengths = np.zeros((2, len(times)), np.int64)
         starts[places], lengths[places] = start, end - start
@@ -233,7 +237,7 @@ class Slices:
         numbers = rows["row"].to_numpy()
         event = rows[flag].to_numpy()[line.order]
         count = running(event)
-        end = count[line.tie]
+        end = count[line.until(self._feature.config.delay)]
         length = np.minimum(end - count[line.first], self._feature.config.last)
         start = line.in_log_order(self._events + end - length)
         self._rows.add(numbers[known:], start=start[known:], length=line.in_log_order(length)[known:])

@@ -10,14 +10,17 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from data_pipelines.disk.file_names import is_plain_name
+from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.base import Feature, FeatureConfig
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.values import MICROSECONDS, condition_columns
 from data_pipelines.features.vocabulary import Table
 from data_pipelines.names import DRAWN
 from data_pipelines.timelines import Int64s, Keys, Timeline
@@ -36,6 +39,49 @@ class PastConfig(FeatureConfig):
         for file in (f"{name}.arrow", *(f"{name}.{part}.i32" for part in self.past_parts)):
             if not is_plain_name(file):
                 yield f"feature `{name}`: files are named after it and its parts: use short names without `/` or `\\`"
+
+    @property
+    def delay(self) -> int:
+        """How long before a row, in microseconds, an event must lie to count."""
+        return 0
+
+
+class DelayedConfig(PastConfig):
+    """Keys of a feature that may read labels, which are known some time after their rows."""
+
+    label_delay: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds after a row from which it counts, because its label is known only then. By default the "
+        "`label_delay` of the task that the feature reads.",
+    )
+
+    @classmethod
+    def defaults(cls, name: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        delays = label_delays(name, data)
+        return {"label_delay": max(delays)} if delays else {}
+
+    @property
+    def delay(self) -> int:
+        return round(self.label_delay * MICROSECONDS)
+
+
+def label_delays(name: str, data: Mapping[str, Any]) -> list[float]:
+    """Delays of the tasks that the feature ``name`` reads, by ``of`` or in ``where``; of a block not validated yet."""
+    feature, tasks = data["features"][name], data.get("tasks")
+    if not isinstance(feature, dict) or not isinstance(tasks, dict):
+        return []
+    of, where = feature.get("of"), feature.get("where")
+    try:
+        read = condition_columns(f"feature {name!r}", where) if isinstance(where, str) else frozenset()
+    except UserError:  # which whoever reads the condition reports
+        read = frozenset()
+    found = []
+    for task, keys in tasks.items():
+        delay = keys.get("label_delay") if isinstance(keys, dict) else None
+        if isinstance(delay, int | float) and delay > 0 and (of == task or keys.get("column") in read):
+            found.append(float(delay))
+    return found
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from data_pipelines.config.base import register
 from data_pipelines.config.learning import Task
 from data_pipelines.disk.spill import ByRow, places
 from data_pipelines.features.kinds.base import Fitted, Specs
-from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature, happened
+from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastFeature, happened
 from data_pipelines.features.labels import label
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Table
@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @register
-class StatisticConfig(PastConfig):
+class StatisticConfig(DelayedConfig):
     """A running statistic of the rows strictly earlier than the row that share its ``by`` columns."""
 
     kind: Literal["statistic"] = "statistic"
@@ -156,7 +156,10 @@ class StatisticFeature(PastFeature[StatisticConfig]):
         ``before_sum``) and at it (``at``, ``at_sum``): a row may come at that very time and must not see the latter."""
         past = past.drop_nulls("value")
         if self.config.microseconds is not None:
-            return past.filter(pl.col("time") >= latest - self.config.microseconds).sort("key", "time")
+            oldest = latest - self.config.microseconds - self.config.delay
+            return past.filter(pl.col("time") >= oldest).sort("key", "time")
+        if self.config.delay:
+            return self._summed(past.select("key", "time", pl.lit(1, pl.Int64).alias("count"), sum="value"), latest)
         line = Timeline.of(past["key"].to_numpy(), past["time"].to_numpy())
         ends = line.last_places()
         counts, sums = np.arange(len(past) + 1), running(past["value"].to_numpy()[line.order])
@@ -174,7 +177,11 @@ class StatisticFeature(PastFeature[StatisticConfig]):
 
     @property
     def kept_columns(self) -> Mapping[str, pl.DataType]:
-        names = ("value",) if self.config.window is not None else ("before", "before_sum", "at", "at_sum")
+        names: tuple[str, ...] = ("before", "before_sum", "at", "at_sum")
+        if self.config.window is not None:
+            names = ("value",)
+        elif self.config.delay:
+            names = ("count", "sum")
         return dict.fromkeys(names, pl.Int64())
 
     @property
@@ -185,6 +192,8 @@ class StatisticFeature(PastFeature[StatisticConfig]):
         both = pl.concat([old, new])
         if self.config.window is not None:
             return self.condense(both, latest)
+        if self.config.delay:
+            return self._summed(both, latest)
         current = pl.col("time") == pl.col("time").max()
         return (
             both.group_by("key")
@@ -198,9 +207,20 @@ class StatisticFeature(PastFeature[StatisticConfig]):
             .sort("key")
         )
 
+    def _summed(self, rows: pl.DataFrame, latest: int) -> pl.DataFrame:
+        """``count`` and ``sum`` of each key and time; rows that every later row sees are one row of each key."""
+        known = pl.col("time") < latest - self.config.delay
+        return (
+            rows.group_by("key", pl.when(known).then(None).otherwise(pl.col("time")).alias("part"))
+            .agg(pl.col("time").max(), pl.col("count").sum(), pl.col("sum").sum())
+            .drop("part")
+            .sort("key", "time")
+        )
+
     def attach(self, kept: Kept, keys: Keys, places: Int64s, times: Int64s) -> list[pl.Series]:
-        counts, sums = self.totals(kept.rows, keys, times[places])
-        prior = self.prior(Prior.of(kept.minutes), times)
+        known_until = times - self.config.delay
+        counts, sums = self.totals(kept.rows, keys, known_until[places])
+        prior = self.prior(Prior.of(kept.minutes), known_until)
         levels = self.level(counts, sums, None if prior is None else prior[places])
         totals, elements = _by_place(places, levels.astype(np.float32), len(times))
         return [self.finish(totals, elements, prior)]
@@ -211,13 +231,16 @@ class StatisticFeature(PastFeature[StatisticConfig]):
     def totals(self, kept: pl.DataFrame, keys: Keys, now: Int64s) -> tuple[Int64s, Int64s]:
         """Rows of each key strictly before ``now`` (in the window, if there is one), and their sums."""
         times = kept["time"].to_numpy()
-        if self.config.microseconds is not None:
+        if self.config.microseconds is not None or self.config.delay:
             low = np.searchsorted(kept["key"].to_numpy(), keys, side="left").astype(np.int64)
             high = np.searchsorted(kept["key"].to_numpy(), keys, side="right").astype(np.int64)
-            start = bisect(times, low, high, now - self.config.microseconds)
             end = bisect(times, low, high, now)
-            running_sums = running(kept["value"].to_numpy())
-            return end - start, running_sums[end] - running_sums[start]
+            if self.config.microseconds is None:
+                counts, sums = running(kept["count"].to_numpy()), running(kept["sum"].to_numpy())
+                return counts[end] - counts[low], sums[end] - sums[low]
+            start = bisect(times, low, high, now - self.config.microseconds)
+            sums = running(kept["value"].to_numpy())
+            return end - start, sums[end] - sums[start]
         if kept.is_empty():
             return np.zeros_like(now), np.zeros_like(now)
         place, known = find(kept["key"].to_numpy(), keys)
@@ -299,20 +322,21 @@ class Running:
         feature, added = self._feature, rows[self._feature.name]
         counted = added.is_not_null().to_numpy()[line.order]
         counts, sums = running(counted), running(added.fill_null(0).to_numpy()[line.order])
-        window = feature.config.microseconds
-        low = line.first if window is None else line.since(window)
-        count, total = counts[line.tie] - counts[low], sums[line.tie] - sums[low]
+        window, delay = feature.config.microseconds, feature.config.delay
+        low, high = line.first if window is None else line.since(window + delay), line.until(delay)
+        count, total = counts[high] - counts[low], sums[high] - sums[low]
         if earlier is not None:
-            before = feature.totals(earlier, rows["key"].to_numpy()[line.order], line.times)
+            before = feature.totals(earlier, rows["key"].to_numpy()[line.order], line.times - delay)
             count, total = count + before[0], total + before[1]
-        levels = feature.level(count, total, feature.prior(self._prior, line.times))
+        levels = feature.level(count, total, feature.prior(self._prior, line.times - delay))
         self._rows.add(rows["row"].to_numpy(), level=line.in_log_order(levels.astype(np.float32)))
         return feature.events(rows)
 
     def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
         records = self._rows.take(int(rows[-1]) + 1)
         totals, elements = _by_place(places(rows, records["row"]), records["level"], len(rows))
-        return [self._feature.finish(totals, elements, self._feature.prior(self._prior, times))]
+        known_until = times - self._feature.config.delay
+        return [self._feature.finish(totals, elements, self._feature.prior(self._prior, known_until))]
 
 
 def _by_place(place: Int64s, levels: npt.NDArray[np.float32], rows: int) -> tuple[Floats, Floats]:

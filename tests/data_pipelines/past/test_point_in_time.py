@@ -28,8 +28,16 @@ FEATURES: dict[str, Any] = {
     "taste": {"kind": "statistic", "measure": "rate", "of": "click", "by": ["user", "tags"], "smoothing": 2},
     "stars": {"kind": "statistic", "measure": "mean", "of": "rating", "by": ["item"], "smoothing": 1},
     "lately": {"kind": "statistic", "measure": "count", "by": ["user"], "window": 200},
+    "again": {"kind": "recency", "by": ["user", "item"]},
+    "fond": {"kind": "recency", "by": ["user", "tags"], "where": "rating >= 4"},
+    "late_rate": {"kind": "statistic", "measure": "rate", "of": "buy", "by": ["user"], "smoothing": 5},
+    "late_mean": {"kind": "statistic", "measure": "mean", "of": "buy", "by": ["item"], "window": 200},
+    "bought": {"kind": "history", "of": ["item"], "where": "purchase = 1", "last": 3},
 }
+DELAY = 70
+"""Seconds until it is known whether something was bought."""
 PAST = ["likes.item", "likes.tags", "likes.age", "seen.item", "views", "rate", "taste", "stars", "lately"]
+PAST += ["again", "fond", "late_rate", "late_mean", "bought.item"]
 
 
 def config_of(log: Path) -> DataConfig:
@@ -38,7 +46,7 @@ def config_of(log: Path) -> DataConfig:
             "log": str(log),
             "time": "time",
             "user": "user",
-            "tasks": {"click": {"column": "click"}},
+            "tasks": {"click": {"column": "click"}, "buy": {"column": "purchase", "label_delay": DELAY}},
             "split": {"by": "time", "valid": 0.2, "test": 0.2},
             "features": FEATURES,
         }
@@ -56,6 +64,7 @@ def make_log(seed: int, rows: int = 120) -> pl.DataFrame:
             "time": 1_700_000_000 + rng.integers(0, 500, rows),
             "rating": rng.integers(1, 6, rows),
             "click": rng.integers(0, 2, rows),
+            "purchase": rng.integers(0, 2, rows),
         },
         schema_overrides={"tags": pl.List(pl.String)},
     )
@@ -80,8 +89,22 @@ def reference(log: pl.DataFrame) -> list[dict[str, Any]]:
             rates.append((sum(shared) + 2 * click_prior) / (len(shared) + 2))
         rate = (sum(r["click"] for r in mine) + 5 * click_prior) / (len(mine) + 5)
         taste = sum(rates) / len(rates) if rates else click_prior
+        fond = [0.0]
+        for tag in set(row["tags"]) - {None} if row["user"] is not None else ():
+            fond += [recency(row["time"], [r for r in mine if tag in r["tags"] and r["rating"] >= 4])]
+        known = [r for r in mine if r["time"] < row["time"] - DELAY]
+        purchases = [r["purchase"] for r in rows if r["time"] // 60 < (row["time"] - DELAY) // 60]
+        buy_prior = (sum(purchases) + 0.5) / (len(purchases) + 1)
+        late = (sum(r["purchase"] for r in known) + 5 * buy_prior) / (len(known) + 5)
+        recent = [r["purchase"] for r in same if row["time"] - DELAY - 200 <= r["time"] < row["time"] - DELAY]
+        buy_mean = sum(purchases) / max(len(purchases), 1)
         expected.append(
             {
+                "again": recency(row["time"], [r for r in mine if r["item"] == row["item"]]),
+                "fond": max(fond),
+                "late_rate": math.log(late / (1 - late)),
+                "late_mean": (sum(recent) + 20 * buy_mean) / (len(recent) + 20),
+                "bought.item": [r["item"] for r in known if r["purchase"] == 1][-3:],
                 "likes.item": [r["item"] for r in likes],
                 "likes.tags": [r["tags"][0] if r["tags"] else None for r in likes],
                 "likes.age": [int(math.log2(1 + row["time"] - r["time"])) for r in likes],
@@ -96,6 +119,10 @@ def reference(log: pl.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return expected
+
+
+def recency(now: int, past: list[dict[str, Any]]) -> float:
+    return math.log1p(365 * 86400 / (now - max(r["time"] for r in past))) if past else 0.0
 
 
 def prepared(log: pl.DataFrame, folder: Path, name: str = "dataset") -> Dataset:
@@ -190,7 +217,7 @@ def test_loader_gathers_the_slices(tmp_path: Path) -> None:
     encoded = dataset.encoder.encode(raw.lazy()).collect()
     for batch in Loader(dataset, "train", batch_size=32, shuffle=True):
         expected = encoded[batch.rows.numpy()]
-        for name in ("likes.item", "likes.tags", "likes.age", "seen.item"):
+        for name in ("likes.item", "likes.tags", "likes.age", "seen.item", "bought.item"):
             bags = batch.sparse[name].to_dense()
             assert [bag.tolist() for bag in bags] == expected[name].to_list()
         for i, feature in enumerate(dataset.schema.dense):
@@ -214,7 +241,7 @@ def named(dataset: Dataset, split: str) -> pl.DataFrame:
     }
     columns: dict[str, list[Any]] = {name: [] for name in PAST}
     for batch in Loader(dataset, split, batch_size=50):
-        for name in ("likes.item", "likes.tags", "likes.age", "seen.item"):
+        for name in ("likes.item", "likes.tags", "likes.age", "seen.item", "bought.item"):
             known = values.get(name.split(".")[1])
             bags = [bag.tolist() for bag in batch.sparse[name].to_dense()]
             columns[name] += [[known.get(i) for i in bag] for bag in bags] if known else bags
@@ -255,7 +282,7 @@ def test_a_log_goes_on_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     grown, expected = named(second, "train"), named(whole, "test")
     for name in PAST:
-        if name in ("likes.item", "seen.item"):
+        if name in ("likes.item", "seen.item", "bought.item"):
             # The whole log's vocabulary does not have the new value, which is of its test rows.
             known = grown[name].list.eval(pl.when(pl.element() != "brand new").then(pl.element()))
             assert known.to_list() == expected[name].to_list()

@@ -25,7 +25,7 @@ def tensors(lists) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def plain(kind: str, lists) -> float:
-    total, positive_lists, rows, pointwise = 0.0, 0, 0, 0.0
+    total, positive_lists, rows, pointwise, pairs = 0.0, 0, 0, 0.0, 0.0
     for one in lists:
         kept = [(score / 4, label, weight) for score, label, weight in one if not math.isnan(label)]
         rows += len(kept)
@@ -38,18 +38,19 @@ def plain(kind: str, lists) -> float:
         for i, (score, label, weight) in enumerate(kept):
             if not label:
                 continue
-            if kind != "lambdarank":
+            if kind not in ("lambdarank", "pairwise"):
                 total -= weight * math.log(chance[i] / sum(chance))
                 continue
             for j, (other, its, _) in enumerate(kept):
-                change = (label - its) * abs(discount[i] - discount[j]) / ideal
+                pairs += label - its
+                change = (label - its) * (abs(discount[i] - discount[j]) / ideal if kind == "lambdarank" else 1.0)
                 total += weight * change * math.log1p(math.exp(other - score))
     if kind == "calibrated":
         return (0.7 * pointwise + 0.3 * total) / max(rows, 1)
-    return total / max(positive_lists, 1)
+    return total / max(pairs if kind == "pairwise" else positive_lists, 1)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "lambdarank", "calibrated"])
+@pytest.mark.parametrize("kind", ["softmax", "pairwise", "lambdarank", "calibrated"])
 @given(lists=LISTS)
 def test_a_loss_is_the_sum_over_its_lists(kind: str, lists) -> None:
     scores, labels, numbers, weights = tensors(lists)

@@ -1,0 +1,176 @@
+"""How well a run ranks all candidates for each user, beside baselines that know the same past.
+
+Letters: U users, C candidates, k positions of a list.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from data_pipelines.dataset.dataset import Dataset
+from data_pipelines.errors import UserError
+from data_pipelines.files.formats import scan_files
+from data_pipelines.locations import expand
+from data_pipelines.logs import sources
+from data_pipelines.logs.joins import join
+from data_pipelines.logs.validation import checked
+from data_pipelines.names import REASON, TIME
+from data_pipelines.past.state import State
+from models.weights import Weights
+from recsys.evaluation.catalog import Catalog, baselines
+from recsys.metrics.arrays import Floats
+from recsys.metrics.bootstrap import bootstrap_ratio, bootstrap_weights, interval
+from recsys.metrics.top_k import top_k, top_k_metrics
+from recsys.runs.checkpoints import load_weights
+from serving.artifact.artifact import Artifact, served_encoder, write_artifact
+from serving.artifact.card import ModelCard
+from serving.batch.pairs import PairScorer
+from serving.batch.scorer import Scorer
+
+MODEL = "model"
+SEGMENTS = ("all", "repeated", "new")
+
+Values = dict[str, dict[str, dict[str, Floats]]]
+"""(U,) a value per user, by segment, ranker and metric."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Metrics of the first k candidates, averaged over users.
+
+    Attributes:
+        split: What is ranked for.
+        k: Length of the lists.
+        users: Users that took something in the split.
+        candidates: Items that were taken before the split began.
+        segments: By segment (``all``; ``repeated``: items that the user had taken before; ``new``: the others), how
+            many users have any, and the metrics of ``model`` and of each baseline. ``<metric>_difference`` of a
+            baseline is the 95% interval of the model's metric minus its own, over paired draws of users.
+    """
+
+    split: str
+    k: int
+    users: int
+    candidates: int
+    segments: dict[str, dict[str, Any]]
+
+
+def rank(
+    source: Path | Weights,
+    dataset: Dataset,
+    split: str = "test",
+    *,
+    k: int = 20,
+    item: str | None = None,
+    users: int = 10_000,
+    draws: int = 400,
+) -> Ranking:
+    """Rank all candidates for the users of ``split``, as they would have been ranked when it began.
+
+    Every user is scored once with all items that were taken before, at the time and with the columns of the user's
+    first row in the split, and with the past as of its begin; features of items alone are as of the last event before
+    it. Items of the split that nobody took before count as
+    missed. Memory does not grow with users times candidates.
+
+    Args:
+        source: A finished run, or weights.
+        dataset: The data set that it was trained on, split by time, whose log is still there.
+        split: ``test`` or ``valid``.
+        k: Length of the lists.
+        item: The column of items (see :meth:`Catalog.of`).
+        users: Rank for at most so many users, drawn evenly.
+        draws: Bootstrap draws of users for the intervals.
+
+    Raises:
+        UserError: The data set is not split by time or its log is gone, or the model cannot score pairs.
+    """
+    if split not in ("valid", "test") or k < 1:
+        raise UserError(f"a ranking is of the valid or test split, and k at least 1, not {split!r} and {k}.")
+    weights = load_weights(source) if isinstance(source, Path) else source
+    catalog = Catalog.of(dataset, split, item=item, users=users)
+    collected: list[Values] = []
+    with TemporaryDirectory(prefix="ranking-") as scratch:
+        for first, logits_UC in _scores(weights, dataset, catalog, Path(scratch)):
+            last = first + len(logits_UC)
+            scores = {MODEL: logits_UC, **baselines(catalog, first, last)}
+            collected.append(_measure(catalog, scores, first, last, k))
+    segments = {name: _summary([part[name] for part in collected], draws) for name in SEGMENTS}
+    return Ranking(split, k, len(catalog.users), len(catalog.items), segments)
+
+
+def _scores(weights: Weights, dataset: Dataset, catalog: Catalog, scratch: Path) -> Iterator[tuple[int, Floats]]:
+    """The first user of each chunk, and (u, C) logits of the first task."""
+    encoder = served_encoder(weights, dataset.encoder)
+    plan, log, state = encoder.served, expand(dataset.manifest.meta["log"]), None
+    if plan.past:
+        state = State.before(dataset.encoder.plan, log, catalog.begin, scratch / "state").path
+    write_artifact(weights, encoder, state, ModelCard(name="ranking"), scratch / "artifact")
+    candidates = pl.DataFrame({catalog.item: catalog.items}).lazy()
+    for side in plan.config.joins:
+        if set(side.keys) <= set(candidates.collect_schema().names()) and side.time is None:
+            table = scan_files(expand(side.table), side.format, needed=plan.log_columns).rows(side.table)
+            candidates = join(candidates, table, side, None)
+    offered = candidates.collect()
+    wanted = plan.row_columns - set(offered.columns)
+    rows = checked(plan, sources.scan(plan, log).rows(log), labelled=False)
+    rows = rows.filter(pl.col(REASON).is_null() & (pl.col(TIME) >= catalog.begin))
+    rows = rows.filter(pl.col(catalog.user).is_in(catalog.users.implode())).sort(TIME, maintain_order=True)
+    columns = [name for name in rows.collect_schema().names() if name in wanted | {catalog.user}]
+    asked = (
+        rows.group_by(catalog.user, maintain_order=True).agg(pl.col(columns).exclude(catalog.user).first()).collect()
+    )
+    asked = pl.DataFrame({catalog.user: catalog.users}).join(asked, on=catalog.user, how="left", maintain_order="left")
+    first = 0
+    pairs = PairScorer(Scorer(Artifact.open(scratch / "artifact")), offered)
+    for chunk, logits_UCT in pairs.score(asked):
+        yield first, logits_UCT[:, :, 0].astype(np.float64)
+        first += len(chunk)
+
+
+def _measure(catalog: Catalog, scores: dict[str, Floats], first: int, last: int, k: int) -> Values:
+    candidates = len(catalog.items)
+    low, high = np.searchsorted(catalog.taken_M, [first * candidates, last * candidates])
+    taken, repeated = catalog.taken_M[low:high], catalog.repeated_M[low:high]
+    whole_U = catalog.wanted_U[first:last]
+    repeated_U = np.bincount(taken[repeated] // candidates - first, minlength=last - first)
+    parts = {"all": (taken, whole_U), "repeated": (taken[repeated], repeated_U)}
+    parts["new"] = (taken[~repeated], whole_U - repeated_U)
+    lists = {name: top_k(scores_UC, k) for name, scores_UC in scores.items()}
+    values: Values = {}
+    for segment, (items, wanted_U) in parts.items():
+        hits = {
+            name: _hits(list_Uk + np.arange(first, last)[:, None] * candidates, items)
+            for name, list_Uk in lists.items()
+        }
+        values[segment] = {name: top_k_metrics(hit_Uk, wanted_U) for name, hit_Uk in hits.items()}
+    return values
+
+
+def _hits(pair_Uk: npt.NDArray[np.int64], taken: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    return np.isin(pair_Uk, taken)
+
+
+def _summary(parts: list[dict[str, dict[str, Floats]]], draws: int) -> dict[str, Any]:
+    rankers = {
+        name: {metric: np.concatenate([part[name][metric] for part in parts]) for metric in parts[0][name]}
+        for name in parts[0]
+    }
+    asked_U = ~np.isnan(rankers[MODEL]["recall"])
+    users = int(asked_U.sum())
+    summary: dict[str, Any] = {"users": users}
+    weights_RU = bootstrap_weights(users, draws) if users else np.empty((0, 0), np.float32)
+    for name, metrics in rankers.items():
+        means: dict[str, Any] = {m: float(v[asked_U].mean()) if users else float("nan") for m, v in metrics.items()}
+        if name != MODEL and users:
+            for metric, value_U in metrics.items():
+                difference_U = (rankers[MODEL][metric] - value_U)[asked_U]
+                drawn_R = bootstrap_ratio(difference_U, np.ones(users), np.arange(users), weights_RU)
+                means[f"{metric}_difference"] = list(interval(drawn_R))
+        summary[name] = means
+    return summary
