@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
-from scipy import stats
 
 from recsys.ablation.arms import WARM, Arm
 from recsys.ablation.effects import ALL_ROWS
@@ -136,4 +135,4 @@ def _warm_rank_correlation(effects: pl.DataFrame, metric: Metric) -> float | Non
     both = warm.join(chosen.filter(kind="leave_one_out").select("arm", retrained="effect"), on="arm")
     if len(both) < 3:
         return None
-    return float(stats.spearmanr(both["warm"], both["retrained"]).statistic)
+    return float(both.select(pl.corr("warm", "retrained", method="spearman")).item())

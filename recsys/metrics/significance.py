@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special  # not scipy.stats, whose import takes every process more than a second
 
 from recsys.metrics.arrays import Floats
 
@@ -44,7 +45,7 @@ class Effect:
         """The same with the interval of another confidence level."""
         if not self.standard_error > 0:
             return self
-        reach = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.standard_error
+        reach = float(special.stdtrit(self.freedom, (1 + level) / 2)) * self.standard_error
         return replace(self, low=self.value - reach, high=self.value + reach)
 
 
@@ -85,12 +86,17 @@ def auc_influence(labels_N: ArrayLike, scores_N: ArrayLike, weights_N: Floats | 
         raise ValueError("AUC needs rows of both labels")
     if weights_N is not None:
         return _weighted_influence(positive, scores_N, weights_N)
-    rank_N = stats.rankdata(scores_N)
+    rank_N = _midranks(scores_N)
     placements_N = np.empty(len(scores_N))
-    placements_N[positive] = (rank_N[positive] - stats.rankdata(scores_N[positive])) / negatives
-    placements_N[~positive] = 1 - (rank_N[~positive] - stats.rankdata(scores_N[~positive])) / positives
+    placements_N[positive] = (rank_N[positive] - _midranks(scores_N[positive])) / negatives
+    placements_N[~positive] = 1 - (rank_N[~positive] - _midranks(scores_N[~positive])) / positives
     auc = float(placements_N[positive].mean())
     return auc, (placements_N - auc) / np.where(positive, positives, negatives)
+
+
+def _midranks(scores_N: Floats) -> Floats:
+    """Ranks from 1; equal scores share the mean of their ranks."""
+    return pl.Series(scores_N).rank("average").to_numpy()
 
 
 def _weighted_influence(positive_N: NDArray[np.bool_], scores_N: Floats, weights_N: Floats) -> tuple[float, Floats]:
@@ -119,7 +125,7 @@ def pooled_seed_variance(differences_AS: Sequence[Sequence[float]]) -> tuple[flo
     if len(spread) < 2:
         return 0.0, 0.0
     freedom = np.median([f for _, f in spread])
-    variance = np.median([v for v, _ in spread]) * freedom / stats.chi2.median(freedom)
+    variance = np.median([v for v, _ in spread]) * freedom / special.chdtri(freedom, 0.5)
     return float(variance), float(freedom * (len(spread) // 2))
 
 
@@ -148,7 +154,7 @@ def combine(
     if not error > 0:
         return Effect(value, value, value, 1.0 if value == 0 else 0.0, 0.0, float("inf"), rows_variance, seed_variance)
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / worth) if worth and parts[0] else float("inf")
-    p_value = float(2 * stats.t.sf(abs(value) / error, freedom))
+    p_value = float(2 * special.stdtr(freedom, -abs(value) / error))
     effect = Effect(value, value, value, p_value, error, float(freedom), rows_variance, seed_variance)
     return effect.at(0.95)
 
@@ -160,7 +166,7 @@ def seeds_that_tell(effect: Effect, *, level: float = 0.95, power: float = 0.8, 
     """
     if effect.value == 0:
         return None
-    room = (effect.value / (stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power))) ** 2 - effect.rows_variance
+    room = (effect.value / (special.ndtri((1 + level) / 2) + special.ndtri(power))) ** 2 - effect.rows_variance
     if room <= 0:
         return None
     needed = max(2, int(np.ceil(effect.seed_variance / room)))
