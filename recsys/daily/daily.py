@@ -101,7 +101,9 @@ def _work(config: ExperimentConfig, history: History, log: str, begun: Begun, sa
     data = (
         Dataset.open(folder / DATASET)
         if (folder / DATASET).exists()
-        else prepare(config.data, folder / DATASET, log=log, extend=None if before is None else before.path)
+        else prepare(
+            config.data, folder / DATASET, log=log, extend=None if before is None else before.path, late="count"
+        )
     )
     say("checking the day")
     late = check_day(config.daily, begun.log, data, before, None if last is None else last.latest)
