@@ -29,6 +29,7 @@ from data_pipelines.names import LIST, OWN
 from data_pipelines.past.deliveries import Late
 from data_pipelines.past.state import State
 
+_LINEAGE = TypeAdapter(list[str])
 _SPLITS = TypeAdapter(dict[Annotated[str, Field(pattern="^(train|valid|test)$")], Annotated[int, Field(ge=0)]])
 
 
@@ -67,6 +68,7 @@ def prepare(
         )
         if old is not None:
             meta["extends"] = old.manifest.fingerprint
+            meta["lineage"] = [*old.lineage, old.manifest.fingerprint]
             _add_drift(folder, old)
     return Dataset.open(out, verify="sizes")
 
@@ -120,6 +122,13 @@ class Dataset:
     def config(self) -> DataConfig:
         """What its columns mean."""
         return self.encoder.config
+
+    @property
+    def lineage(self) -> list[str]:
+        """Fingerprints of the data sets that it extends, the first one first; their ids mean the same here."""
+        with storage.intact(self.path / storage.MANIFEST):
+            extends = self.manifest.meta.get("extends")
+            return _LINEAGE.validate_python(self.manifest.meta.get("lineage", [] if extends is None else [extends]))
 
     @property
     def schema(self) -> Schema:

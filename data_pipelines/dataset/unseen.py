@@ -5,7 +5,9 @@ import polars as pl
 from data_pipelines.batch import NULL_ID, Schema, SparseSpec
 
 
-def unseen_shares(schema: Schema, frame: pl.LazyFrame) -> dict[str, tuple[float, float]]:
+def unseen_shares(
+    schema: Schema, frame: pl.LazyFrame, *, known: Schema | None = None
+) -> dict[str, tuple[float, float]]:
     """By id and bag feature, the share of a split's ids that are null, and the share that have no id of their own.
 
     The latter are values that the training rows do not have, or that ``min_count`` or ``max_size`` left out. Bags have
@@ -13,12 +15,15 @@ def unseen_shares(schema: Schema, frame: pl.LazyFrame) -> dict[str, tuple[float,
 
     Args:
         frame: Encoded rows of a split.
+        known: The schema of a data set that this one extends: values that were appended since are unknown, too.
     """
     chosen = [feature for feature in schema.sparse if feature.kind != "history"]
     if not chosen:
         return {}
     counts = frame.select(
-        pl.struct(n=ids.len(), null=(ids == NULL_ID).sum(), unknown=_unknown(schema, feature, ids)).alias(feature.name)
+        pl.struct(n=ids.len(), null=(ids == NULL_ID).sum(), unknown=_unknown(schema, feature, ids, known)).alias(
+            feature.name
+        )
         for feature in chosen
         for ids in (_ids(feature),)
     ).collect(engine="streaming")
@@ -34,5 +39,6 @@ def _ids(feature: SparseSpec) -> pl.Expr:
     return ids if feature.kind == "id" else ids.explode(empty_as_null=False)
 
 
-def _unknown(schema: Schema, feature: SparseSpec, ids: pl.Expr) -> pl.Expr:
-    return ((ids > NULL_ID) & (ids < schema.table(feature.table).reserved)).sum()
+def _unknown(schema: Schema, feature: SparseSpec, ids: pl.Expr, known: Schema | None) -> pl.Expr:
+    unknown = (ids > NULL_ID) & (ids < schema.table(feature.table).reserved)
+    return (unknown if known is None else unknown | (ids >= known.table(feature.table).rows)).sum()

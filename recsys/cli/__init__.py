@@ -16,7 +16,7 @@ from data_pipelines.redaction import conceal
 from data_pipelines.runtime import tune_process
 from recsys.cli.common import app
 
-VERBS = ("demo", "logs", "fit", "data", "plan", "train", "serve", "study", "sparsity", "doctor")
+VERBS = ("demo", "logs", "fit", "data", "plan", "train", "serve", "daily", "study", "sparsity", "doctor")
 """Modules of this package that register verbs, in the order of ``recsys --help``."""
 
 for _module in VERBS:

@@ -163,7 +163,7 @@ def serve_verb(
     ] = None,
 ) -> None:
     """Serve scores over HTTP, work jobs off, and show it all on a page."""
-    with _extra():
+    with optional_part():
         from serving.http.server import serve
 
     named = dict(_named(artifact) for artifact in artifacts)
@@ -180,7 +180,7 @@ def serve_verb(
 
 
 @contextmanager
-def _extra() -> Iterator[None]:
+def optional_part() -> Iterator[None]:
     """Say which optional part is missing when an import inside fails."""
     from data_pipelines.errors import UserError
 
@@ -203,7 +203,7 @@ def token_verb(
     ] = "sqlite:///jobs.db",
 ) -> None:
     """Make a bearer token for the service and print it: only its hash is kept."""
-    with _extra():
+    with optional_part():
         from serving.http.jobs import JobStore
 
     print(JobStore(jobs_db).new_token(name))

@@ -16,6 +16,7 @@ from models.layers.list_losses import LossConfig
 from models.ranker import RankerConfig
 from models.sharding.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
+from recsys.config.daily import DailyConfig
 from recsys.config.study import StudyConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.validation import parse_config
@@ -117,6 +118,7 @@ class ExperimentConfig(Config):
     export: ExportConfig = ExportConfig()
     ablation: StudyConfig = StudyConfig()
     tune: TuneConfig = TuneConfig()
+    daily: DailyConfig = DailyConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset
@@ -26,6 +27,7 @@ from serving.artifact.export import export
 from serving.artifact.id_remap import Translation
 from serving.batch.scorer import Scorer
 
+_BATCH = 8192
 _CALIBRATION_ROWS = 100_000
 _VERSIONS = ("sparse-recsys", "torch", "torchrec", "polars")
 
@@ -196,18 +198,8 @@ def verify_artifact(
     data = Dataset.open(dataset or dataset_of(run))
     split = split if data.splits.get(split) else "train"
     weights = load_weights(run)
-    loaders = [
-        Loader(data, split, batch_size=8192, features=features, max_rows=rows, threads=0)
-        for features in (weights.schema.feature_names, artifact.model.encoded.feature_names)
-    ]
-    translation = Translation(data.encoder, artifact.encoder)
-    ranker, scorer = weights.to_ranker(), Scorer(artifact)
-    logits: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    with torch.inference_mode():
-        for ours, theirs in zip(*loaders, strict=True):
-            logits[0].append(ours.of_sample(ranker(ours)).numpy())
-            logits[1].append(theirs.of_sample(torch.from_numpy(scorer.logits(translation(theirs)))).numpy())
-    run_NT, artifact_NT = map(np.concatenate, logits)
+    run_NT = run_logits(weights, data, split, max_rows=rows)
+    artifact_NT = artifact_logits(artifact, data, split, max_rows=rows)
     difference = np.abs(run_NT - artifact_NT)
     return Verification(
         rows=len(run_NT),
@@ -217,6 +209,32 @@ def verify_artifact(
         run=_metrics(data, split, run_NT),
         artifact=_metrics(data, split, artifact_NT),
     )
+
+
+def run_logits(weights: Weights, data: Dataset, split: str, *, max_rows: int | None = None) -> NDArray[np.float32]:
+    """(N, T) logits of the labels of ``split`` with weights as trained, or of its first ``max_rows`` rows."""
+    batches = Loader(
+        data, split, batch_size=_BATCH, features=weights.schema.feature_names, max_rows=max_rows, threads=0
+    )
+    ranker = weights.to_ranker()
+    with torch.inference_mode():
+        return np.concatenate([batch.of_sample(ranker(batch)).numpy() for batch in batches])
+
+
+def artifact_logits(
+    artifact: Artifact, data: Dataset, split: str, *, max_rows: int | None = None
+) -> NDArray[np.float32]:
+    """(N, T) logits of the labels of ``split`` with an artifact, or of its first ``max_rows`` rows.
+
+    Args:
+        data: The data set that the artifact was made from, or one that extends it: values that are new there are
+            unknown to the artifact.
+    """
+    features = artifact.model.encoded.feature_names
+    batches = Loader(data, split, batch_size=_BATCH, features=features, max_rows=max_rows, threads=0)
+    translation, scorer = Translation(data.encoder, artifact.encoder), Scorer(artifact)
+    logits = ((batch, torch.from_numpy(scorer.logits(translation(batch)))) for batch in batches)
+    return np.concatenate([batch.of_sample(logits_BT).numpy() for batch, logits_BT in logits])
 
 
 def _metrics(data: Dataset, split: str, logits_NT: np.ndarray) -> TaskMetrics:

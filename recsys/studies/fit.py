@@ -1,8 +1,6 @@
 """From a log to an artifact in one call, resumable: config, data set, search, comparison with baselines, export."""
 
-import fcntl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.disk.ledger import locked
 from data_pipelines.disk.storage import read_json, write_file
 from data_pipelines.errors import UserError
 from data_pipelines.profile.inspection import inspect_log
@@ -126,7 +125,7 @@ def fit(
         content = starter_config(inspect_log(log, **(columns or {})))
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / CONFIG, content)
-    with _alone(folder):
+    with locked(folder, f"another fit is running in {folder}: wait for it, or name another folder."):
         dataset = _dataset(log, folder, say)
         say("searching")
         settings = (f"tune.minutes={minutes}", f"tune.trials={_MOST_TRIALS}")
@@ -139,17 +138,6 @@ def fit(
 
 def _tell(say: Callable[[str], None], _trials: int, note: str) -> None:
     say(f"trial ended: {note}")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second fit in the folder; the lock ends with the process, however that ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another fit is running in {folder}: wait for it, or name another folder.") from None
-        yield
 
 
 def _result(log: str, folder: Path, minutes: float, found: Tuned, dataset: Dataset, say: Callable[[str], None]) -> Fit:

@@ -20,9 +20,10 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from data_pipelines.disk.file_names import FileName
+from data_pipelines.disk.ledger import append_entry, parse_lines, read_lines, write_entries
 from data_pipelines.disk.storage import (
     MANIFEST,
     FileEntry,
@@ -31,7 +32,6 @@ from data_pipelines.disk.storage import (
     open_directory,
     seal,
     sync,
-    write_file,
 )
 from data_pipelines.errors import UserError, writing
 from serving.batch.value_counts import ValueCounts
@@ -185,8 +185,7 @@ class Ledger:
     def _rewrite(self) -> None:
         """Write the entries in memory to the ledger, in the order of the parts."""
         head = json.dumps({"terms": self._terms, "xxh3": fingerprint(self._terms)})
-        lines = [head, *(self.entries[part].model_dump_json() for part in sorted(self.entries))]
-        write_file(self.folder / LEDGER, "\n".join(lines) + "\n")
+        write_entries(self.folder / LEDGER, (self.entries[part] for part in sorted(self.entries)), head=head)
 
     def _remove_all_but(self, names: set[str]) -> None:
         """Remove what lies in the work folder beside the files of these names."""
@@ -240,10 +239,8 @@ class Ledger:
             files=files,
             counts=counts,
         )
-        with self._writing, (self.folder / LEDGER).open("ab") as file:
-            file.write(entry.model_dump_json().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._writing:
+            append_entry(self.folder / LEDGER, entry)
             self.entries[part] = entry
         return entry
 
@@ -289,23 +286,15 @@ def _read(path: Path) -> tuple[Any, dict[int, Entry], int]:
     without its end is one that a kill cut short.
     """
     try:
-        first, *lines = path.read_bytes().split(b"\n")[:-1]
+        first, *lines = read_lines(path)
         head = json.loads(first)
         terms = head["terms"]
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None, {}, 0
     if head.get("xxh3") != fingerprint(terms):
         return None, {}, 0
-    entries: dict[int, Entry] = {}
-    invalid = 0
-    for line in lines:
-        try:
-            entry = Entry.model_validate_json(line)
-        except ValidationError:
-            invalid += 1
-        else:
-            entries[entry.part] = entry
-    return terms, entries, invalid
+    entries, invalid = parse_lines(lines, Entry)
+    return terms, {entry.part: entry for entry in entries}, invalid
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

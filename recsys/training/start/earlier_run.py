@@ -29,7 +29,7 @@ def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
     """
     old = load_weights(run)
     known = open_directory(run, "run", verify="sizes").meta["dataset_fingerprint"]
-    if known not in (data.manifest.fingerprint, data.manifest.meta.get("extends")):
+    if known not in (data.manifest.fingerprint, *data.lineage):
         raise UserError(
             f"train.start: {run} was trained on a data set that {data.path} neither is nor extends, so that ids mean "
             "something else: prepare with --extend and that data set, or start from random."

@@ -87,12 +87,13 @@ def test_a_fit_that_is_killed_at_every_step_continues_to_the_end(small: None, ti
         finished_fit("other.csv", folder, 5)
 
 
-def test_two_fits_do_not_share_a_folder(tmp_path: Path) -> None:
-    held, second = fitting._alone(tmp_path), fitting._alone(tmp_path)
-    with held, pytest.raises(UserError, match="another fit is running"), second:
-        raise AssertionError
-    with fitting._alone(tmp_path):
-        pass
+def test_two_fits_do_not_share_a_folder(small: None, tiny_log: Path, tmp_path: Path) -> None:
+    def begin_a_second(step: str) -> None:
+        if step == "preparing the data set":
+            fit(str(tiny_log), tmp_path / "fit", HERE)
+
+    with pytest.raises(UserError, match="another fit is running"):
+        fit(str(tiny_log), tmp_path / "fit", HERE, say=begin_a_second)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,183 @@
+"""One day of the daily road: extend the data set, train from yesterday's run, compare, export, switch or refuse.
+
+Every step writes something that is complete or absent, so a day that was killed continues with the step that was in
+work. A day is done when its line is in the ledger (see :mod:`recsys.daily.history`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.disk.storage import checksum, fingerprint
+from data_pipelines.errors import UnavailableError, UserError
+from data_pipelines.features.plan import Plan
+from data_pipelines.locations import expand
+from data_pipelines.names import TIME
+from data_pipelines.redaction import redact
+from recsys.config.experiment import ExperimentConfig
+from recsys.daily.gates import check_day, reasons_against, times_of
+from recsys.daily.history import ARTIFACT, DATASET, DAYS, KEPT, RUN, Begun, Day, History
+from recsys.evaluation.standing import Difference, compare
+from recsys.exporting.export import artifact_logits, export_run, verify_artifact
+from recsys.metrics.registry import main_metric
+from recsys.training.faults import DivergedError
+from recsys.training.trainer import OnStep, train
+from serving.artifact.artifact import Artifact
+from serving.artifact.refresh import with_state
+from serving.batch.inputs import Input
+
+YESTERDAY = "yesterday"
+Say = Callable[[str], None]
+
+
+def run_day(
+    config: ExperimentConfig,
+    history: History,
+    log: str,
+    *,
+    say: Say = lambda step: None,
+    on_step: OnStep | None = None,
+) -> tuple[Day, bool]:
+    """Do one day, or continue it after a kill; the day, and whether this call did it.
+
+    A day whose log has the content of an earlier day's changes nothing.
+
+    Args:
+        config: The experiment. Its ``data.log`` is not read, and from the second day on ``train.start`` is yesterday's
+            model.
+        history: The opened folder of the daily road.
+        log: File, folder, glob or address of the rows of the day.
+        say: Called with the name of each step as it begins.
+        on_step: Called after every step of the training (see :func:`recsys.training.trainer.train`).
+
+    Raises:
+        UserError: The day is refused: it cannot be read, is empty, late or unlike the days before, or cannot be trained
+            on. Everything is as it was before the call.
+        UnavailableError: A disk is full. The same call continues the day.
+        InterruptedTrainingError: SIGTERM or SIGINT was received. The same call continues the day.
+    """
+    say("reading the log")
+    log_checksum = _checksum_of(log, config)
+    if (done := history.day_of(log_checksum)) is not None:
+        history.remove_old(config.daily.keep)
+        return done, False
+    content = config.model_dump(mode="json", exclude={"daily", "ablation", "tune"})
+    begun = Begun(log=redact(log), log_checksum=log_checksum, config=fingerprint(content))
+    history.begin(begun)
+    try:
+        day = _work(config, history, log, begun, say, on_step)
+    except UnavailableError:
+        raise
+    except DivergedError:
+        history.discard()
+        raise UserError(
+            f"{begun.log}: the loss of the training on this day became NaN, infinite or very large: look at the "
+            "rows of the day, or lower train.dense.learning_rate or train.tables.learning_rate."
+        ) from None
+    except UserError:
+        history.discard()
+        raise
+    say("recording the day")
+    history.record(day)
+    say("switching")
+    history.switch()
+    say("removing old days")
+    history.remove_old(config.daily.keep)
+    return day, True
+
+
+def _checksum_of(log: str, config: ExperimentConfig) -> str:
+    """Of the content of the files of a log; of a remote file, what its store says about its content."""
+    found = Input.find(expand(log), Plan.of(config.data))
+    if any("://" in file for file in found.files):
+        return found.fingerprint()
+    return fingerprint([checksum(Path(file)).xxh3 for file in found.files])
+
+
+def _work(config: ExperimentConfig, history: History, log: str, begun: Begun, say: Say, on_step: OnStep | None) -> Day:
+    folder, last = history.work, history.last
+    before = None if last is None else Dataset.open(history.path(last.number, DATASET))
+    say("preparing the data set")
+    data = (
+        Dataset.open(folder / DATASET)
+        if (folder / DATASET).exists()
+        else prepare(
+            config.data, folder / DATASET, log=log, extend=None if before is None else before.path, late="count"
+        )
+    )
+    say("checking the day")
+    late = check_day(config.daily, begun.log, data, before, None if last is None else last.latest)
+    say("training")
+    if last is not None:
+        start = str(history.path(last.model, RUN).resolve())
+        config = config.model_copy(update={"train": config.train.model_copy(update={"start": start})})
+    train(config, data, folder / RUN, resume=True, on_step=on_step)
+    say("exporting")
+    made = folder / ARTIFACT
+    artifact = (
+        Artifact.open(made, verify="full") if made.exists() else export_run(folder / RUN, made, dataset=data.path)
+    )
+    say("comparing")
+    task, settings = next(iter(config.data.tasks.items()))
+    metric = main_metric(settings.kind)
+    verified = verify_artifact(Artifact.open(made, verify="full"), folder / RUN, dataset=data.path, rows=len_of(data))
+    difference = None if last is None else _compare(artifact, Artifact.open(history.folder / last.artifact), data)
+    reasons = list(reasons_against(config.daily, metric, verified, difference))
+    metrics = {"run": verified.run[task][metric.name], "artifact": verified.artifact[task][metric.name]}
+    if difference is not None:
+        metrics[YESTERDAY] = difference.baseline
+    if last is None and reasons:
+        raise UserError(f"{begun.log}: the first day has no model to keep instead: {'; '.join(reasons)}.")
+    switched = not reasons
+    say("bringing the past forward")
+    serving = f"{DAYS}/{folder.name}/{ARTIFACT}"
+    if last is not None and not switched:
+        serving = _kept(history, last, data)
+    return Day(
+        number=int(folder.name),
+        log=begun.log,
+        log_checksum=begun.log_checksum,
+        rows=data.splits,
+        refused=data.profile["refused"],
+        late=late,
+        latest=_latest(data, last),
+        switched=switched,
+        reasons=reasons,
+        model=int(folder.name) if switched or last is None else last.model,
+        artifact=serving,
+        metric=metric.name,
+        metrics=metrics,
+        difference=difference,
+    )
+
+
+def len_of(data: Dataset) -> int:
+    """Test rows of a data set."""
+    return data.splits["test"]
+
+
+def _compare(today: Artifact, yesterday: Artifact, data: Dataset) -> Difference:
+    """Both artifacts on the test rows of the day, on which neither was trained."""
+    logits = {
+        name: artifact_logits(artifact, data, "test")[:, 0] for name, artifact in (("", today), (YESTERDAY, yesterday))
+    }
+    found = compare(data, "test", logits[""], {YESTERDAY: logits[YESTERDAY]})
+    return found.against[YESTERDAY][found.main]
+
+
+def _kept(history: History, last: Day, data: Dataset) -> str:
+    """Where yesterday's model is with today's past; where it was, if it reads none."""
+    yesterday = Artifact.open(history.folder / last.artifact)
+    if yesterday.state is None:
+        return last.artifact
+    if not (history.work / KEPT).exists():
+        with_state(yesterday, data.path / "state", history.work / KEPT)
+    return f"{DAYS}/{history.work.name}/{KEPT}"
+
+
+def _latest(data: Dataset, last: Day | None) -> int | None:
+    times = times_of(data)
+    if times is None:
+        return None
+    newest = int(times[TIME].max())  # type: ignore[arg-type]
+    return newest if last is None or last.latest is None else max(newest, last.latest)
