@@ -3,17 +3,21 @@
 Every public log that is at hand, whole and by subsamples of a tenth and a hundredth of its rows, goes the way of a
 newcomer: ``init``, ``prepare``, ``train``, ``evaluate``. The baselines learn from the features that ``init`` chose;
 those called raw, from the same without what is computed from the past. Their strengths and rounds are chosen on valid
-rows, all figures are of test rows, and ours are means of three seeds. A difference has an interval that holds test rows
-and seeds. Logs of positives only are left out: their baselines are others.
+rows, all figures are of test rows, and ours are means over seeds. The interval of a difference covers test rows and
+seeds. Logs of positives only are left out: their baselines are others. Times are of the processor, over all threads,
+so a busy machine does not change them.
 
 Real data is read from the folder that ``RECSYS_DATA`` names; without it there is the demo log only. Each result is kept
 in the folder that ``RECSYS_RESULTS`` names, so a stopped run resumes;
-``python -m benchmarks.first trivago census/10`` measures these two alone, the second from a tenth of its rows.
+``python -m benchmarks.first --seeds 1 trivago census/10`` measures these two alone, with one seed, the second from a
+tenth of its rows.
 """
 
+import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -43,7 +47,7 @@ from recsys.metrics.binary import auc, calibration_ratio, log_loss
 from recsys.metrics.significance import Effect, combine, delong
 from recsys.training.trainer import train
 
-SEEDS = (0, 1, 2)
+SEEDS = 3
 PARTS = (1, 10, 100)
 """A log is measured whole, and by every tenth and hundredth row."""
 
@@ -120,7 +124,7 @@ class Measured:
 
     Attributes:
         valid, test: Logits of the rows of a split.
-        minutes: Of training.
+        minutes: Processor time of training, over all threads.
     """
 
     valid: Floats
@@ -150,11 +154,11 @@ class Results:
 
 def train_one(config: ExperimentConfig, dataset: Dataset) -> Measured:
     """Train as ``config`` says, and score both splits."""
-    began = time.perf_counter()
+    began = time.process_time()
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
         train(config, dataset, run)
-        minutes = (time.perf_counter() - began) / 60
+        minutes = (time.process_time() - began) / 60
         task = dataset.schema.tasks[0]
         logits = {
             split: evaluate(run, dataset, split, draws=0).predictions[f"{task}:logit"].to_numpy()
@@ -165,11 +169,11 @@ def train_one(config: ExperimentConfig, dataset: Dataset) -> Measured:
 
 def fit_baseline(name: str, dataset: Dataset) -> Measured:
     """Fit a baseline, and score both splits."""
-    began = time.perf_counter()
+    began = time.process_time()
     base, _, raw = name.partition(", ")
     features = [key for key, f in dataset.config.features.items() if not isinstance(f, PastConfig)]
     fitted = FITS[base](dataset, features if raw else None)
-    minutes = (time.perf_counter() - began) / 60
+    minutes = (time.process_time() - began) / 60
     return Measured(fitted.logits("valid"), fitted.logits("test"), minutes)
 
 
@@ -195,7 +199,7 @@ class Case:
         return combine(list(auc_K[:-1] - auc_K[-1]), float(share_K @ covariance_KK @ share_K))
 
 
-def measure_case(name: str, part: int, results: Results, folder: Path) -> Case | None:
+def measure_case(name: str, part: int, seeds: int, results: Results, folder: Path) -> Case | None:
     """All that is measured on one in ``part`` rows of a log; ``None`` where the test rows are too few."""
     key, log = f"{name}/{part}", folder / "log.parquet"
     write_log(name, part, log)
@@ -203,7 +207,7 @@ def measure_case(name: str, part: int, results: Results, folder: Path) -> Case |
     if any((dataset.labels(split)[:, 0] > 0.5).sum() < LEAST_TEST_POSITIVES for split in ("valid", "test")):
         return None
     ours = []
-    for seed in SEEDS:
+    for seed in range(seeds):
         config = config_of(name, log, seed)
         settings = config.model_dump_json(exclude={"data": {"log"}})
         ours.append(results.get(f"{key}/{OURS}/{seed}", settings, partial(train_one, config, dataset)))
@@ -212,28 +216,14 @@ def measure_case(name: str, part: int, results: Results, folder: Path) -> Case |
     return Case(key.removesuffix("/1"), dataset, ours, baselines)
 
 
-COLUMNS = ("rows", "init", *BASELINES, "less linear", "95% interval", "log loss", "of linear", "minutes")
-
-
-def _line(case: Case) -> list[str]:
-    labels_N, effect = case.labels(), case.against("linear")
-    ours = f"{np.mean([auc(labels_N, run.test) for run in case.ours]):.4f}"
-    return [
-        f"{case.dataset.splits['train']:,}",
-        ours,
-        *(f"{auc(labels_N, case.baselines[name].test):.4f}" for name in BASELINES),
-        f"{effect.value:+.4f}",
-        f"{effect.low:+.4f} to {effect.high:+.4f}",
-        f"{np.mean([log_loss(labels_N, run.test) for run in case.ours]):.4f}",
-        f"{log_loss(labels_N, case.baselines['linear'].test):.4f}",
-        f"{np.mean([run.minutes for run in case.ours]):.1f}",
-    ]
+COLUMNS = ("rows", "seeds", OURS, *BASELINES, "less linear", "95% interval", "log loss", "of linear", "minutes")
 
 
 def _figures(case: Case) -> dict[str, Any]:
     labels_N = case.labels()
     figures: dict[str, Any] = {
         "train_rows": case.dataset.splits["train"],
+        "seeds": len(case.ours),
         "test_positives": int((labels_N > 0.5).sum()),
         "auc": round(float(np.mean([auc(labels_N, run.test) for run in case.ours])), 5),
         "valid_auc": round(float(np.mean([auc(case.labels("valid"), run.valid) for run in case.ours])), 5),
@@ -242,16 +232,35 @@ def _figures(case: Case) -> dict[str, Any]:
         "minutes": round(float(np.mean([run.minutes for run in case.ours])), 2),
     }
     for name, run in case.baselines.items():
-        key, effect = name.replace(", ", "_"), case.against(name)
+        key, effect = _key(name), case.against(name)
         figures[f"{key}_auc"] = round(auc(labels_N, run.test), 5)
         figures[f"{key}_logloss"] = round(log_loss(labels_N, run.test), 5)
         figures[f"less_{key}"] = [round(value, 5) for value in (effect.value, effect.low, effect.high)]
     return figures
 
 
-def _below(cases: Sequence[Case], *baselines: str) -> int:
-    """Cases in which ours is below one of ``baselines``, outside the interval."""
-    return sum(any(case.against(name).high < 0 for name in baselines) for case in cases)
+def _key(baseline: str) -> str:
+    return baseline.replace(", ", "_")
+
+
+def _line(figures: Mapping[str, Any]) -> list[str]:
+    value, low, high = figures["less_linear"]
+    return [
+        f"{figures['train_rows']:,}",
+        f"{figures['seeds']}",
+        f"{figures['auc']:.4f}",
+        *(f"{figures[f'{_key(name)}_auc']:.4f}" for name in BASELINES),
+        f"{value:+.4f}",
+        f"{low:+.4f} to {high:+.4f}",
+        f"{figures['logloss']:.4f}",
+        f"{figures['linear_logloss']:.4f}",
+        f"{figures['minutes']:.1f}",
+    ]
+
+
+def _below(sets: Mapping[str, Mapping[str, Any]], *baselines: str) -> int:
+    """Sets in which ours is below one of ``baselines``, outside the interval."""
+    return sum(any(figures[f"less_{_key(name)}"][2] < 0 for name in baselines) for figures in sets.values())
 
 
 def _asked(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -265,29 +274,34 @@ def _asked(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Measure the logs of these names, all that are at hand if there are none."""
+    parser = argparse.ArgumentParser(prog="benchmarks.first")
+    parser.add_argument("logs", nargs="*", metavar="LOG[/PART]")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    asked = parser.parse_args(arguments)
     print(machine())
-    cases: list[Case] = []
+    sets: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         results = Results(Path(os.environ.get("RECSYS_RESULTS", f"{scratch}/results")))
-        for number, (name, part) in enumerate(_asked(arguments)):
+        for number, (name, part) in enumerate(_asked(asked.logs)):
             folder = Path(scratch) / str(number)
             folder.mkdir()
-            case = measure_case(name, part, results, folder)
+            case = measure_case(name, part, asked.seeds, results, folder)
             if case is None:
                 print(f"{name}/{part} is left out: fewer than {LEAST_TEST_POSITIVES} positive valid or test rows.")
                 continue
-            cases.append(case)
-            print(f"{case.name}: {json.dumps(_figures(case))}", file=sys.stderr, flush=True)
-    print(table(["test AUC", *COLUMNS], [[case.name, *_line(case)] for case in cases]))
+            sets[case.name] = _figures(case)
+            print(f"{case.name}: {json.dumps(sets[case.name])}", file=sys.stderr, flush=True)
+            shutil.rmtree(folder)
+    print(table(["test AUC", *COLUMNS], [[name, *_line(figures)] for name, figures in sets.items()]))
     summary: dict[str, Any] = {
-        "sets": {case.name: _figures(case) for case in cases},
-        "below_lr": _below(cases, "linear", "linear, raw"),
-        "below_popularity": _below(cases, "popularity"),
-        "below_lightgbm_raw": _below(cases, "lightgbm, raw"),
+        "sets": sets,
+        "below_lr": _below(sets, "linear", "linear, raw"),
+        "below_popularity": _below(sets, "popularity"),
+        "below_lightgbm_raw": _below(sets, "lightgbm, raw"),
     }
     for name in ("trivago", "census"):
-        if name in summary["sets"]:
-            summary[f"{name}_auc"] = summary["sets"][name]["auc"]
+        if name in sets:
+            summary[f"{name}_auc"] = sets[name]["auc"]
     print(json.dumps(summary))
 
 

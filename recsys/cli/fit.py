@@ -7,26 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recsys.cli.common import Address, EngineName, Json, app, command, finish, trial_engine
-from recsys.cli.logs import LabelOption, PositiveOption, TimeOption, UserOption
+from recsys.cli.log_options import LogOptions, takes_log_options
 
 if TYPE_CHECKING:
     from recsys.studies.fit import Fit
 
 
 @app.command("fit")
+@takes_log_options
 def fit_verb(
     log: Annotated[str, typer.Argument(metavar="LOG", help="File, folder, glob or address of the log.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write, or to continue.")],
     minutes: Annotated[float, typer.Option(min=0.001, help="Budget of the search, in minutes of trials.")] = 10.0,
-    label: LabelOption = None,
-    positive: PositiveOption = None,
-    time: TimeOption = None,
-    user: UserOption = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time.")] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of each trial.")] = None,
     engine: EngineName = "local",
     address: Address = None,
     json: Json = False,
+    *,
+    options: LogOptions,
 ) -> None:
     """From a log to an artifact: config, data set, search, baselines, export; run it again to continue."""
     from recsys.studies.fit import finished_fit, fit
@@ -37,10 +36,9 @@ def fit_verb(
         )
         _finish(finished, json)
         return
-    columns = {"label": label, "positive": positive or (), "time": time, "user": user}
     each = threads or max(1, len(os.sched_getaffinity(0)) // jobs)
     with trial_engine(engine, address, jobs=jobs, threads=each) as carries_out:
-        found = fit(log, folder, carries_out, minutes=minutes, columns=columns, say=_say)
+        found = fit(log, folder, carries_out, minutes=minutes, columns=options.arguments(log), say=_say)
     _finish(found, json)
 
 

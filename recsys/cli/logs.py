@@ -8,9 +8,9 @@ import typer
 
 from data_pipelines.errors import UserError
 from recsys.cli.common import Json, app, command, finish
+from recsys.cli.log_options import LogOptions, takes_log_options
 
 if TYPE_CHECKING:
-    from data_pipelines.files.base import FileFormat
     from data_pipelines.profile.inspection import LogProfile
 
 imports = typer.Typer(no_args_is_help=True, help="Make an ordinary Parquet log of a public data set.")
@@ -58,36 +58,14 @@ def _finish_import(rows: int, out: Path, example: str, json: bool) -> None:
     finish({"log": out, "rows": rows}, json, f"recsys prepare examples/{example}.yaml DATASET data.log={out}")
 
 
-LabelOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The label, if it is not guessed right.")]
-PositiveOption = Annotated[
-    list[str] | None, typer.Option(metavar="VALUE", help="A value of the label that counts as positive, if it is text.")
-]
-AtLeastOption = Annotated[
-    float | None, typer.Option(metavar="NUMBER", help="From where on numbers of the label count as positive.")
-]
-TimeOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The time, if it is not guessed right.")]
-UserOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The user, if it is not guessed right.")]
-ItemOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="The item, if it is not guessed right.")]
-FormatOption = Annotated[
-    str | None,
-    typer.Option(metavar="FORMAT", help="The format, if it is not guessed right: csv, or keys as in a config."),
-]
-SideOption = Annotated[list[str] | None, typer.Option(metavar="TABLE", help="A side table to join; its key is found.")]
-
-
 @app.command()
+@takes_log_options
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A log, or a data set, run or artifact.")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots, too (of a log).")] = None,
-    label: LabelOption = None,
-    positive: PositiveOption = None,
-    at_least: AtLeastOption = None,
-    time: TimeOption = None,
-    user: UserOption = None,
-    item: ItemOption = None,
-    format: FormatOption = None,
-    side: SideOption = None,
     json: Json = False,
+    *,
+    options: LogOptions,
 ) -> None:
     """Say what is in a log (types, nulls, skew, suspicious columns), or in anything that recsys wrote."""
     from recsys.reports.summaries import kind_of
@@ -101,9 +79,7 @@ def inspect(
     from data_pipelines.profile.inspection import inspect_log
     from data_pipelines.profile.starter_config import what_is_missing
 
-    options: dict[str, Any] = {"label": label, "positive": positive, "at_least": at_least, "time": time, "user": user}
-    options |= {"item": item, "format": format, "side": side}
-    profile = inspect_log(path, **_arguments(path, **options))
+    profile = inspect_log(path, **options.arguments(path))
     _print_profile(profile, json)
     if html is not None:
         from recsys.reports.log_page import write_log_page
@@ -112,23 +88,18 @@ def inspect(
     written: dict[str, Any] = {"log": path, "rows": profile.rows} | ({"page": html} if html else {})
     details = profile.model_dump(mode="json", exclude={"location", "rows"}) if json else {}
     missing = what_is_missing(profile)
-    step = command("init", path, "CONFIG", *_given(**options)) if missing is None else f"recsys init: {path} {missing}"
+    step = command("init", path, "CONFIG", *options.words()) if missing is None else f"recsys init: {path} {missing}"
     finish({**written, **details}, json, step)
 
 
 @app.command()
+@takes_log_options
 def init(
     log: Annotated[str, typer.Argument(metavar="LOG", help="File, folder, glob or address of the log.")],
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML to write.")],
-    label: LabelOption = None,
-    positive: PositiveOption = None,
-    at_least: AtLeastOption = None,
-    time: TimeOption = None,
-    user: UserOption = None,
-    item: ItemOption = None,
-    format: FormatOption = None,
-    side: SideOption = None,
     json: Json = False,
+    *,
+    options: LogOptions,
 ) -> None:
     """Write a commented experiment to start from, by looking at the columns of a log."""
     from data_pipelines.disk.storage import write_file
@@ -137,9 +108,7 @@ def init(
 
     if config.exists():
         raise UserError(f"{config} already exists: name another file, or remove it first.")
-    options: dict[str, Any] = {"label": label, "positive": positive, "at_least": at_least, "time": time, "user": user}
-    options |= {"item": item, "format": format, "side": side}
-    profile = inspect_log(log, **_arguments(log, **options))
+    profile = inspect_log(log, **options.arguments(log))
     write_file(config, starter_config(profile))
     result = {
         "config": config,
@@ -153,43 +122,6 @@ def init(
     if profile.split is not None:
         result["split"] = profile.split
     finish(result, json, f"read {config}, then: {command('prepare', config, 'DATASET')}")
-
-
-def _arguments(
-    location: str, *, positive: list[str] | None, format: str | None, side: list[str] | None, **others: Any
-) -> dict[str, Any]:
-    """Options of a verb as :func:`~data_pipelines.profile.inspection.inspect_log` takes them."""
-    return {"positive": positive or (), "format": _format(location, format), "sides": side or (), **others}
-
-
-def _format(location: str, given: str | None) -> "FileFormat | None":
-    """The format that an option names: a kind, or the keys of a config's ``format``."""
-    import yaml
-    from pydantic import ValidationError
-
-    from data_pipelines.files.base import FileFormat
-    from data_pipelines.profile.formats import guess_format
-
-    if given is None:
-        return None
-    try:
-        keys = yaml.safe_load(given)
-        return FileFormat.parse(keys) if isinstance(keys, dict) else guess_format(location, str(keys))
-    except (yaml.YAMLError, ValidationError):
-        kinds = ", ".join(FileFormat.kinds())
-        raise UserError(
-            f"--format {given!r} is not a format: give one of {kinds}, or keys such as "
-            "'{kind: csv, delimiter: \";\"}'."
-        ) from None
-
-
-def _given(**options: Any) -> list[str]:
-    """Options as words of a command line."""
-    words: list[str] = []
-    for name, value in options.items():
-        for entry in value if isinstance(value, list) else [] if value is None else [value]:
-            words += [f"--{name.replace('_', '-')}", f"{entry:g}" if isinstance(entry, float) else str(entry)]
-    return words
 
 
 def _summary(path: Path, kind: str) -> dict[str, Any]:

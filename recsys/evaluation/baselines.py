@@ -78,28 +78,37 @@ def fit_popularity(dataset: Dataset, features: Sequence[str] | None = None) -> F
 
 
 def fit_linear(
-    dataset: Dataset, features: Sequence[str] | None = None, *, strengths: tuple[float, ...] = (0.03, 0.3)
+    dataset: Dataset, features: Sequence[str] | None = None, *, strengths: Sequence[float] = (0.03, 0.3, 3.0)
 ) -> Fitted:
-    """Logistic regression with an L1 penalty on the bag-of-features matrix.
+    """Logistic regression on the bag-of-features matrix, with an L1 or an L2 penalty.
+
+    Both are fitted with weaker and weaker penalties until the log loss of the valid split rises, and the best of all is
+    taken. Where values have few rows, a penalty that is too strong costs more than the choice of the penalty.
 
     Args:
-        strengths: Inverse penalties to choose from by the log loss of the valid split.
+        strengths: Inverse penalties, in ascending order.
     """
     train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
-    models = [
-        LogisticRegression(l1_ratio=1.0, C=strength, solver="liblinear", tol=1e-3, max_iter=50, random_state=0).fit(
-            train.matrix, train.labels_N, sample_weight=train.weights_N
-        )
-        for strength in strengths
-    ]
-    best = min(
-        models, key=lambda model: log_loss(judged.labels_N, model.decision_function(judged.matrix), judged.weights_N)
-    )
+    best, least = None, float("inf")
+    for l1_ratio, solver in ((1.0, "liblinear"), (0.0, "lbfgs")):
+        before = float("inf")
+        for strength in strengths:
+            model = LogisticRegression(
+                l1_ratio=l1_ratio, C=strength, solver=solver, tol=1e-3, max_iter=60, random_state=0
+            ).fit(train.matrix, train.labels_N, sample_weight=train.weights_N)
+            loss = log_loss(judged.labels_N, model.decision_function(judged.matrix), judged.weights_N)
+            if best is None or loss < least:
+                best, least = model, loss
+            if loss > before:
+                break
+            before = loss
+    assert best is not None
+    coefficients, predict = best.coef_, best.decision_function
 
     def logits(split: str) -> Floats:
-        return cast(Floats, best.decision_function(_Rows.of(dataset, split, features, scaled=True).matrix))
+        return cast(Floats, predict(_Rows.of(dataset, split, features, scaled=True).matrix))
 
-    return Fitted(logits, {"density": float((best.coef_ != 0).mean())})
+    return Fitted(logits, {"density": float((coefficients != 0).mean())})
 
 
 def fit_decomposition(dataset: Dataset, features: Sequence[str] | None = None, *, width: int = 32) -> Fitted:

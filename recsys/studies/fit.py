@@ -103,8 +103,9 @@ def fit(
         engine: Runs the trials of the search.
         minutes: The budget of the search: no trial is started that would probably end later, counted in trial time.
             The config that ``recsys init`` would write is always trained. Preparing, baselines and export are extra.
-        columns: Label, time, user and so on, as :func:`~data_pipelines.profile.inspection.inspect_log` takes them;
-            guessed where absent.
+        columns: Label, time, user, side tables and so on, as
+            :func:`~data_pipelines.profile.inspection.inspect_log` takes them; guessed where absent. They count when
+            ``config.yaml`` is written; later it is used as it is.
         say: Called with the name of each step as it begins, and after each trial.
 
     Raises:
@@ -125,6 +126,8 @@ def fit(
         content = starter_config(inspect_log(log, **(columns or {})))
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / CONFIG, content)
+    elif any((columns or {}).values()):
+        say(f"{folder / CONFIG} is used as it is: to read the log by other options, name another folder")
     with locked(folder, f"another fit is running in {folder}: wait for it, or name another folder."):
         dataset = _dataset(log, folder, say)
         say("searching")

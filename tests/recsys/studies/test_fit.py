@@ -126,3 +126,24 @@ def test_a_baseline_that_wins_is_the_first_thing_said() -> None:
     assert fitting._summary(against(-0.1)).startswith("A baseline wins on the valid split: linear has auc 0.8000")
     assert "more epochs" in fitting._summary(against(-0.1))
     assert fitting._summary(against(0.1)) == "On the valid split the model is better than linear (auc)."
+
+
+def test_a_log_is_described_to_fit_as_to_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, side = tmp_path / "clicks.txt", tmp_path / "goods.csv"
+    rows = [f"{row % 7};{row % 5};{row % 3 + 1};2024-01-{row % 28 + 1:02d}" for row in range(60)]
+    log.write_text("\n".join(["who;what;stars;seen", *rows]))
+    side.write_text("what,price\n" + "\n".join(f"{what},{what * 2.5}" for what in range(5)))
+    options = ["--user", "who", "--item", "what", "--label", "stars", "--at-least", "3", "--time", "seen"]
+    options += ["--format", '{kind: csv, delimiter: ";"}', "--side", str(side)]
+    written = CliRunner().invoke(app, ["init", str(log), str(tmp_path / "init.yaml"), *options])
+    assert written.exit_code == 0, written.output
+
+    def stop(*_: object, **__: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr(fitting, "prepare", stop)
+    stopped = CliRunner().invoke(app, ["fit", str(log), str(tmp_path / "fit"), *options])
+    assert str(stopped.exception) == "far enough"
+    assert (tmp_path / "fit" / "config.yaml").read_text() == (tmp_path / "init.yaml").read_text()
+    again = CliRunner().invoke(app, ["fit", str(log), str(tmp_path / "fit"), "--label", "seen"])
+    assert "is used as it is: to read the log by other options, name another folder" in again.stderr
