@@ -147,8 +147,9 @@ def _config(out: Path, log: Path, seed: int) -> ExperimentConfig:
 
 def _test_auc(log: Path, scores: Path, test_rows: int) -> float:
     """AUC of the scores of the log's last rows, which are the test split."""
-    clicked = pl.scan_parquet(log).select("clicked").tail(test_rows).collect()["clicked"].to_numpy()
-    score = pl.scan_parquet(scores / "part-*.parquet").select("click").tail(test_rows).collect()["click"].to_numpy()
+    clicked = pl.scan_parquet(log, glob=False).select("clicked").tail(test_rows).collect()["clicked"].to_numpy()
+    parts = sorted(scores.glob("part-*.parquet"))
+    score = pl.scan_parquet(parts, glob=False).select("click").tail(test_rows).collect()["click"].to_numpy()
     return auc(clicked.astype(float), score)
 
 

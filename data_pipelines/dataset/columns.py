@@ -32,6 +32,16 @@ Piece = tuple[int, int, int]
 """A record batch, and where in it rows start and stop."""
 
 
+def parts(folder: Path) -> list[Path]:
+    """The files that :class:`PartWriter` wrote into ``folder``, in order."""
+    return sorted(folder.glob("part-*.arrow"))
+
+
+def scan_parts(folder: Path) -> pl.LazyFrame:
+    """The rows that :class:`PartWriter` wrote into ``folder``, whatever marks are in its name (``runs [final]``)."""
+    return pl.scan_ipc(parts(folder), glob=False)
+
+
 class PartWriter:
     """Writes frames of one schema into ``part-*.arrow`` files of at most about ``PART_ROWS`` rows.
 
@@ -99,7 +109,7 @@ class Columns:
     @staticmethod
     def open(folder: Path, schema: Schema, events: Mapping[str, Events]) -> "Columns":
         batches: list[pa.RecordBatch] = []
-        for path in sorted(folder.glob("part-*.arrow")):
+        for path in parts(folder):
             path = below(folder, path.name)
             with intact(path):
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))

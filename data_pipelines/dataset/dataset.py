@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import Field, TypeAdapter
 
 from data_pipelines.batch import Schema
-from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, Columns
+from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, Columns, scan_parts
 from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
 from data_pipelines.dataset.raw_rows import raw_rows
@@ -76,7 +76,7 @@ def prepare(
 def _add_drift(folder: Path, old: "Dataset") -> None:
     path, encoder = folder / "profile.json", Encoder.load(folder)
     profile = json.loads(path.read_text())
-    new = pl.scan_ipc(folder / "splits" / "train" / "part-*.arrow")
+    new = scan_parts(folder / "splits" / "train")
     profile["drift"] = drift(old.schema, old.frame("train"), encoder.schema, new)
     path.write_text(json.dumps(profile, indent=1))
 
@@ -199,7 +199,7 @@ class Dataset:
 
     def frame(self, split: str) -> pl.LazyFrame:
         """The encoded columns of a split as they lie on disk; histories as ``<name>:start`` and ``<name>:length``."""
-        return pl.scan_ipc(self._split(split) / "part-*.arrow")
+        return scan_parts(self._split(split))
 
     def raw(self, split: str, rows: Sequence[int] | np.ndarray | None = None) -> pl.DataFrame:
         """Rows of a split as they are in the log, with the past of each as ``State.attach`` would give it, and what is

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from data_pipelines.dataset.blocks import list_starts
-from data_pipelines.dataset.columns import PartWriter
+from data_pipelines.dataset.columns import PartWriter, parts, scan_parts
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.names import LIST
 
@@ -25,7 +25,7 @@ def arrange(encoder: Encoder, source: Path, out: Path) -> int:
     Returns:
         How many lists have more than one row.
     """
-    frame = pl.scan_ipc(source / "part-*.arrow")
+    frame = scan_parts(source)
     lists_N = frame.select(LIST).collect()[LIST].to_numpy()
     writer = PartWriter(out)
     if together(lists_N):
@@ -80,7 +80,7 @@ def _whole_lists(source: Path, starts_N: npt.NDArray[np.bool_]) -> Iterator[pl.D
 
 def _batches(source: Path) -> Iterator[pl.DataFrame]:
     """The record batches of a split, in their order; one without rows if there are none."""
-    for path in sorted(source.glob("part-*.arrow")):
+    for path in parts(source):
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if not reader.num_record_batches:
             yield pl.DataFrame(pl.from_arrow(reader.schema.empty_table()))

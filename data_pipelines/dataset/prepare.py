@@ -129,7 +129,7 @@ def staged(plan: Plan, source: pl.LazyFrame, location: str, scratch: Path) -> pl
         return source
     there = source.collect_schema().names()
     source.select(name for name in there if name in plan.log_columns).sink_ipc(scratch / "log.arrow")
-    return pl.scan_ipc(scratch / "log.arrow")
+    return pl.scan_ipc(scratch / "log.arrow", glob=False)
 
 
 def _quarantine(rows: pl.LazyFrame, survey: Survey, folder: Path) -> None:

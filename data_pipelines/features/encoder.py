@@ -326,7 +326,7 @@ def _vocabulary(name: str, frame: pl.DataFrame, entry: _TableEntry) -> Vocabular
 
 def _read_vocabulary(path: Path) -> pl.DataFrame:
     with intact(path):
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
 
 
 def _below(tensors: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class ParquetFormat(FileFormat):
         def read(files: list[str]) -> pl.LazyFrame:
             return pl.scan_parquet(files, hive_partitioning=hive, glob=_remote(files[0]))
 
-        schemas = [pl.read_parquet_schema(path) for path in paths] if len(paths) > 1 else []
+        schemas = [read([path]).collect_schema() for path in paths] if len(paths) > 1 else []
         if all(schema == schemas[0] for schema in schemas[1:]):
             return Scan(read(list(paths)))
         return Scan(combine(location, [(path, read([path])) for path in paths], needed))

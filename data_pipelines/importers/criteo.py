@@ -30,10 +30,18 @@ def convert(path: Path, out: Path) -> int:
     try:
         with new_file(out) as beside:
             pl.scan_csv(
-                path, separator="\t", has_header=False, schema=_SCHEMA, quote_char=None, row_index_name="order"
+                path,
+                separator="\t",
+                has_header=False,
+                schema=_SCHEMA,
+                quote_char=None,
+                row_index_name="order",
+                glob=False,
             ).with_columns(pl.col("order").cast(pl.Int64)).sink_parquet(beside, row_group_size=1 << 17)
             rows = (
-                pl.scan_parquet(beside).select(pl.len(), pl.col("label").is_in([0, 1]).fill_null(False).all()).collect()
+                pl.scan_parquet(beside, glob=False)
+                .select(pl.len(), pl.col("label").is_in([0, 1]).fill_null(False).all())
+                .collect()
             )
             if not rows["len"][0]:
                 raise UserError(f"{path} is empty: give Criteo's train.txt, or a part of it.")

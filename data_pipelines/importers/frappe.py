@@ -20,7 +20,7 @@ def convert(path: Path, out: Path) -> int:
     for split in ("train", "valid", "test"):
         file = path / f"{split}.csv"
         try:
-            frames.append(pl.read_csv(file).with_columns(pl.lit(split).alias("split")))
+            frames.append(pl.read_csv(file, glob=False).with_columns(pl.lit(split).alias("split")))
         except FileNotFoundError:
             raise UserError(
                 f"{file} is not there: give the folder that holds train.csv, valid.csv, test.csv."

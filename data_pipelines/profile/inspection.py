@@ -149,7 +149,7 @@ def _columnar(location: str, format: Format | None, scratch: Path) -> pl.LazyFra
     if format.columnar:
         return frame
     frame.sink_parquet(scratch / "log.parquet")
-    copy = pl.scan_parquet(scratch / "log.parquet")
+    copy = pl.scan_parquet(scratch / "log.parquet", glob=False)
     return with_numbers(copy) if format.textual else copy
 
 

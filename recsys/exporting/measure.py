@@ -147,5 +147,5 @@ def _scoring_rate(scorer: Scorer, batches: Sequence[Batch]) -> float:
 
 
 def _training_rate(run: Path) -> float | None:
-    history = pl.read_parquet(run / "metrics.parquet").filter(pl.col("metric") == "samples_per_s")
+    history = pl.read_parquet(run / "metrics.parquet", glob=False).filter(pl.col("metric") == "samples_per_s")
     return None if history.is_empty() else float(history["value"][-1])

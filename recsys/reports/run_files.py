@@ -36,7 +36,7 @@ class RunFiles:
     @cached_property
     def history(self) -> pl.DataFrame:
         """What training measured: step, epoch, seconds, split, metric, value."""
-        return pl.read_parquet(self.path / "metrics.parquet")
+        return pl.read_parquet(self.path / "metrics.parquet", glob=False)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -51,18 +51,18 @@ class RunFiles:
     def experts(self) -> pl.DataFrame | None:
         """The values that each expert serves, where a mixture was evaluated."""
         file = self.path / EXPERTS_FILE
-        return pl.read_parquet(file) if file.is_file() else None
+        return pl.read_parquet(file, glob=False) if file.is_file() else None
 
     @cached_property
     def added(self) -> pl.DataFrame | None:
         """What values of features with `serve` add to the logits, where there are any and they were evaluated."""
         file = self.path / ADDED_FILE
-        return pl.read_parquet(file) if file.is_file() else None
+        return pl.read_parquet(file, glob=False) if file.is_file() else None
 
     def predictions(self, split: str) -> pl.DataFrame | None:
         """Rows, keys, labels and logits of an evaluated split; ``None`` if it was not evaluated."""
         file = self.path / "predictions" / f"{split}.parquet"
-        return pl.read_parquet(file) if file.is_file() else None
+        return pl.read_parquet(file, glob=False) if file.is_file() else None
 
     def rows(self, split: str, task: str) -> tuple[TestRows, np.ndarray] | None:
         """The labelled rows of a split and this run's logits on them."""

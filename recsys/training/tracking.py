@@ -53,7 +53,7 @@ class Tracker:
         self._began = time.perf_counter()
         self._rows: list[tuple[Any, ...]] = []
         if resume_step is not None and self._path.exists():
-            self._rows = pl.read_parquet(self._path).filter(pl.col("step") <= resume_step).rows()
+            self._rows = pl.read_parquet(self._path, glob=False).filter(pl.col("step") <= resume_step).rows()
         purge = None if resume_step is None else resume_step + 1
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
         self._mlflow = _mlflow(mlflow, run, parameters or {}) if mlflow else None

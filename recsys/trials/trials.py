@@ -134,7 +134,7 @@ class TrialStore:
         """(N,) logits of a split's rows, in their order."""
         folder = self.path(trial.name)
         open_directory(folder, "trial", verify="sizes")
-        frame = pl.scan_parquet(folder / LOGITS).filter(pl.col("split") == split).select(task).collect()
+        frame = pl.scan_parquet(folder / LOGITS, glob=False).filter(pl.col("split") == split).select(task).collect()
         return frame[task].to_numpy()
 
     @contextmanager
