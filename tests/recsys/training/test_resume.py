@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from training_examples import assert_same, configure, final_tensors, losses_of, 
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import open_directory
+from recsys.config.experiment import load_config
 from recsys.evaluation.evaluate import evaluate
 from recsys.runs.checkpoints import load_weights, step_name, steps
 from recsys.training.faults import InterruptedTrainingError
@@ -49,8 +51,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
     settings = {"epochs": 4, "batch_size": 64, "checkpoint_every": 20, "checkpoint_aside": aside}
     long = experiment | {"train": experiment["train"] | settings}
     config.write_text(yaml.safe_dump(long))
-    undisturbed = run_command("train", config, dataset.path, tmp_path / "undisturbed", "--json")
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    undisturbed = train(load_config(config), dataset, tmp_path / "undisturbed")
 
     killed = subprocess.run(
         [sys.executable, "-P", "-c", KILLED, str(config), str(dataset.path), str(tmp_path / "killed"), "50"],
@@ -63,14 +64,12 @@ def test_a_killed_training_resumes_to_the_same_weights(
     for step in steps(tmp_path / "killed"):
         open_directory(tmp_path / "killed" / "checkpoints" / step_name(step), "checkpoint")
 
-    resumed = run_command("train", config, dataset.path, tmp_path / "killed", "--resume", "--json")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = train(load_config(config), dataset, tmp_path / "killed", resume=True)
     assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "killed"))
     losses = [losses_of(tmp_path / run) for run in ("undisturbed", "killed")]
     assert len(losses[0]) > 1
     assert losses[0] == losses[1]
-    results = [json.loads(run.stdout.splitlines()[-1]) for run in (undisturbed, resumed)]
-    assert results[0]["valid"] == results[1]["valid"]
+    assert undisturbed.valid == resumed.valid
 
 
 @pytest.mark.parametrize(
@@ -115,12 +114,13 @@ def test_a_training_that_ends_between_epochs_resumes_to_the_same_weights(
     assert_same(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "stopped"))
 
 
-@pytest.mark.parametrize(("sharding", "spread"), [("table_wise", False), ("row_wise", False), ("auto", True)])
+@pytest.mark.parametrize(("shardings", "spread"), [(["table_wise", "row_wise"], False), (["auto"], True)])
 def test_two_ranks_train_and_their_checkpoint_goes_on_at_one(
-    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, sharding: str, spread: bool
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path, shardings: list[str], spread: bool
 ) -> None:
     config = tmp_path / "config.yaml"
-    tables = {table.name: {"sharding": sharding} for table in dataset.schema.tables}
+    names = [table.name for table in dataset.schema.tables]
+    tables = {name: {"sharding": sharding} for name, sharding in zip(names, cycle(shardings), strict=False)}
     tower = experiment["model"]["tower"] | {"expert_parallel": spread}
     model = experiment["model"] | {"tables": tables, "tower": tower}
     every_step = experiment["train"] | {"checkpoint_every": 1}
@@ -138,8 +138,8 @@ def test_two_ranks_train_and_their_checkpoint_goes_on_at_one(
     (run / "manifest.json").unlink()
     last = steps(run)[-1]
     weights = load_weights(run)
-    other = "row_wise" if sharding == "table_wise" else "table_wise"
-    resharded = {"tables": {table: {"sharding": other} for table in tables}}
+    others = zip(names, cycle(["row_wise", "table_wise"]), strict=False)
+    resharded = {"tables": {name: {"sharding": sharding} for name, sharding in others}}
     result_one = train(configure(experiment, model=model | resharded), dataset, run, resume=True)
     assert result_one.steps == last == result["steps"]
     one = load_weights(run)

@@ -13,6 +13,7 @@ from training_examples import assert_same, configure, final_tensors, run_command
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
+from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.runs.checkpoints import load_weights
@@ -117,11 +118,15 @@ def test_a_day_later_training_starts_from_the_run_of_the_day_before(
     assert second.schema.table("item").rows > first.schema.table("item").rows
 
     still = {"tables": {"learning_rate": 0}, "dense": {"learning_rate": 1e-30}, "start": str(tmp_path / "yesterday")}
-    file = tmp_path / "config.yaml"
     settings = {"model": model, "train": experiment["train"] | still, "export": {"calibrate": False}}
-    file.write_text(yaml.safe_dump(experiment | {"data": data} | settings))
-    done = run_command("train", file, second.path, tmp_path / "today", ranks=ranks)
-    assert done.returncode == 0, done.stderr
+    today = experiment | {"data": data} | settings
+    if ranks == 1:
+        train(ExperimentConfig.model_validate(today), second, tmp_path / "today")
+    else:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(today))
+        done = run_command("train", file, second.path, tmp_path / "today", ranks=ranks)
+        assert done.returncode == 0, done.stderr
 
     # Nothing was learned, so values that are new have to mean what they meant the day before: OOV.
     scores = [
