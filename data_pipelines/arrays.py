@@ -7,7 +7,7 @@ import pyarrow as pa
 
 
 def lists(name: str, values: pl.Series, lengths: npt.NDArray[np.int64]) -> pl.Series:
-    """``values``, cut one after the other into lists of the given lengths."""
+    """``values`` as a column of consecutive lists of the given lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = values.to_arrow(compat_level=pl.CompatLevel.oldest())
     return pl.Series(name, pa.LargeListArray.from_arrays(pa.array(offsets), flat))
@@ -19,7 +19,7 @@ def to_arrow(frame: pl.DataFrame) -> pa.Table:
 
 
 def spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Positions ``starts[i], starts[i] + 1, ...`` (``lengths[i]`` of them), one after the other."""
+    """Concatenated ranges: ``starts[i], starts[i] + 1, ...``, each of ``lengths[i]`` positions."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 

@@ -15,13 +15,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from data_pipelines.config.base import Config
 
 NULL_ID = 0
-"""Row 0 of every table stands for null; the OOV buckets follow, then the vocabulary by falling count."""
+"""Row 0 of every table stands for null; the OOV buckets follow, then the vocabulary in descending frequency order."""
 MOST_ROWS = (1 << 31) - 1
-"""Of a table: ids are Int32."""
+"""The most rows that a table can have: ids are Int32."""
 
 
 class TableSpec(Config):
-    """An embedding table's id space: ``1 + oov_buckets`` reserved rows, then one row a value of the vocabulary."""
+    """An embedding table's id space: ``1 + oov_buckets`` reserved rows, then one row per value of the vocabulary."""
 
     name: str
     rows: int = Field(ge=1, le=MOST_ROWS)
@@ -59,7 +59,15 @@ class DenseSpec(Config):
 
 
 class Schema(Config):
-    """Everything the models need to know about encoded data, and nothing about columns."""
+    """Everything the models need to know about encoded data, and nothing about columns.
+
+    Example:
+        >>> schema = rs.Dataset.open(Path("dataset")).schema
+        >>> schema.tasks, schema.dense_width
+        (('clicked',), 1)
+        >>> schema.table("article").reserved
+        2
+    """
 
     tables: tuple[TableSpec, ...]
     sparse: tuple[SparseSpec, ...]
@@ -80,7 +88,7 @@ class Schema(Config):
 
 @dataclass(slots=True)
 class Batch:
-    """Encoded rows, as the loader and the scorer hand them to a ranker.
+    """Encoded rows: what the loader and the scorer give to a ranker.
 
     Attributes:
         sparse: Bags of the unweighted sparse features, keys in schema order; ids are row numbers of their tables.
@@ -88,10 +96,17 @@ class Batch:
         dense: (B, D) float32, features in schema order.
         labels: (B, T) float32; NaN where a row has no label for a task. ``None`` when scoring.
         rows: (B,) int64, positions of the rows in their split (or in the input when scoring).
-        weights: (B, T) float32, how much each row counts for each task; ``None`` where all count alike.
+        weights: (B, T) float32, how much each row counts for each task; ``None`` where all count the same.
         log_q: (B, T) float32, the log of how many times as likely as by a uniform draw a row's item is drawn as a
             negative, 0 for tasks without negatives; ``None`` where nothing is to be corrected.
         lists: (B,) int64, ascending from 0: the list that each row was shown in, where batches keep lists whole.
+
+    Example:
+        >>> batch = next(iter(rs.Loader(rs.Dataset.open(Path("dataset")), "train", batch_size=32)))
+        >>> len(batch), batch.dense.shape, batch.labels.shape
+        (32, torch.Size([32, 1]), torch.Size([32, 1]))
+        >>> batch.sparse.keys()
+        ['reader', 'article', 'topics', 'read.article']
     """
 
     sparse: KeyedJaggedTensor
@@ -109,12 +124,12 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, ``rows`` left on the CPU.
 
-        A batch from :meth:`pinned` is copied while the CPU goes on with other work.
+        A batch from :meth:`pinned` is copied while the CPU does other work.
         """
         if self.dense.device == device:
             return self
         for bags in (self.sparse, self.weighted):
-            if bags is not None:  # what is counted here is not read back from a GPU
+            if bags is not None:  # counted here, so that it is not read back from a GPU later
                 bags.offset_per_key()
                 bags.offsets()
         return self._changed(lambda part: part.to(device, non_blocking=True))
@@ -138,7 +153,7 @@ class Batch:
             part.record_stream(stream)
 
     def _parts(self) -> dict[str, Any]:
-        """What a device computes with."""
+        """The tensors that a device computes with."""
         parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
         return {name: part for name, part in parts.items() if part is not None}
 

@@ -1,4 +1,4 @@
-"""Exceptions for what the user can fix, the one warning, and how a full disk becomes one of the exceptions."""
+"""Exceptions for errors that the user can fix, and the warning that the command prints."""
 
 import errno
 import os
@@ -16,6 +16,13 @@ class UserError(ValueError):
     The message is one clear sentence that names the file, the column or key, and the value, and says what to do.
     The ``recsys`` command prints it on standard error and exits with code 2; anything else that escapes exits with 1.
     Credentials in it are replaced (:func:`data_pipelines.redaction.conceal`): it may be logged, stored and shown.
+
+    Example:
+        >>> try:
+        ...     rs.load_config("nowhere.yaml")
+        ... except rs.UserError as error:
+        ...     print(error)
+        nowhere.yaml cannot be read (No such file or directory): give the path of a config.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,11 +30,11 @@ class UserError(ValueError):
 
 
 class Notice(UserWarning):
-    """The work goes on, in a way that the user should know of. The ``recsys`` command prints it on standard error."""
+    """A warning that the user should read although the work continues. The command prints it on standard error."""
 
 
 class UnavailableError(UserError):
-    """What was asked for is valid, but a disk, a database or an artifact that it needs cannot be used now.
+    """The request is valid, but a disk, a database or an artifact that it needs cannot be used now.
 
     The service answers it with 503, any other :class:`UserError` with 422.
     """
@@ -47,7 +54,7 @@ _WORDS = {
 
 
 def disk_fault(error: BaseException | None) -> str | None:
-    """Why a disk took no more (it is full, over quota or read-only), if that is what ``error`` or its cause says.
+    """Why a disk cannot be written (full, over quota or read-only), if ``error`` or one of its causes says so.
 
     Libraries hide the system's error in exceptions of their own, such as Polars' ``ComputeError``.
     """
@@ -65,7 +72,7 @@ def disk_fault(error: BaseException | None) -> str | None:
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Turn the fault of a disk that is full, over quota or read-only into one sentence that names ``path``.
+    """Turn the error of a disk that is full, over quota or read-only into one sentence that names ``path``.
 
     Raises:
         UnavailableError: The block failed because of that.

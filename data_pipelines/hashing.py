@@ -7,7 +7,7 @@ import polars_hash  # noqa: F401
 
 _MIX = 0x9E3779B97F4A7C15
 _SPREAD = 2_654_435_761
-"""2**32 divided by the golden ratio: multiples of it are spread evenly, whatever period rows have."""
+"""2**32 divided by the golden ratio: its multiples are spread evenly, whatever the period of a pattern in the rows."""
 
 
 def stable_hash(text: pl.Expr, seed: int = 0) -> pl.Expr:
@@ -25,8 +25,8 @@ def key_of(texts: Sequence[pl.Expr]) -> pl.Expr:
 
 
 def spread(row: pl.Expr, share: float) -> pl.Expr:
-    """Whether a row, by its number, belongs to an even sample of about that ``share`` of all rows.
+    """Whether the row with this number belongs to an even sample of about that ``share`` of all rows.
 
-    Unlike every n-th row, it is in no step with rows that repeat a pattern, such as lists of 25 positions.
+    Unlike a sample of every n-th row, it is not biased by rows that repeat a pattern, such as lists of 25 positions.
     """
     return row.cast(pl.UInt64) % (1 << 31) * _SPREAD % (1 << 32) < round(share * (1 << 32))

@@ -1,4 +1,4 @@
-"""Places that a config names: ``${NAME}`` in them is read from the environment where the place is used."""
+"""Locations in a config: ``${NAME}`` in them is read from the environment when the location is used."""
 
 import os
 import re
@@ -10,12 +10,12 @@ from data_pipelines.errors import UserError
 from data_pipelines.redaction import REFERENCE, redact, remember
 
 Location = Annotated[str, PlainSerializer(redact, when_used="json")]
-"""A path or address. It may hold ``${NAME}``, which :func:`expand` replaces where the place is read and nowhere
-earlier, so that what is saved keeps the name; a credential written out is saved as ``***``."""
+"""A path or address. It may hold ``${NAME}``, which :func:`expand` replaces when the location is read and not before,
+so that saved configs keep the name. A credential in plain text is saved as ``***``."""
 
 
 def expand(location: str) -> str:
-    """``location`` with every ``${NAME}`` replaced from the environment, to be used and not to be kept.
+    """``location`` with every ``${NAME}`` replaced from the environment. The result must not be saved.
 
     Raises:
         UserError: A variable is not set.

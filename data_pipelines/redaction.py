@@ -1,4 +1,4 @@
-"""Secrets stay out of what is written or said: credentials in addresses, and the values that ``${NAME}`` stands for."""
+"""Removes secrets from files and messages: credentials in addresses, and the values of ``${NAME}``."""
 
 import re
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ _expanded: dict[str, str] = {}
 
 
 def redact(text: str) -> str:
-    """``text`` with ``***`` in the place of every credential in an address: of passwords, tokens and signed parameters.
+    """``text`` with ``***`` instead of every credential in an address: passwords, tokens and signed parameters.
 
-    A credential that is a reference (``${NAME}``) stays: it says where the secret is and not what it is.
+    A reference (``${NAME}``) stays: it says where the secret is, not what it is.
 
     Example:
         >>> redact("http://me:secret@host/log.csv?token=abc&part=1")
@@ -32,7 +32,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A copy of plain ``value`` (mappings, lists, text) with all of its text redacted."""
+    """A copy of ``value`` (mappings, lists, text) with all of its text redacted."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -43,15 +43,15 @@ def redacted(value: Any) -> Any:
 
 
 def remember(name: str, value: str) -> None:
-    """Say that ``${NAME}`` was replaced by ``value`` in this process, so that :func:`conceal` turns it back."""
+    """Record that ``${NAME}`` was replaced by ``value`` in this process, so that :func:`conceal` can undo it."""
     _expanded[name] = value
 
 
 def conceal(text: str) -> str:
-    """``text`` for an error sentence or a log line: redacted, and with ``${NAME}`` where a variable's value stood.
+    """``text`` for an error message or a log line: redacted, and with ``${NAME}`` instead of the variable's value.
 
-    Libraries name paths as they were given them, with the values of variables in them. Short values are replaced only
-    where they stand alone, as any word may hold them.
+    Libraries name paths as they got them, with the values of variables in them. Short values are replaced only if they
+    stand alone, because they may occur inside any word.
     """
     for name, value in sorted(_expanded.items(), key=lambda entry: -len(entry[1])):
         if len(value) >= _LONG:

@@ -13,16 +13,16 @@ __all__ = ["ENVIRONMENT", "tune_process"]
 
 ENVIRONMENT = {
     # By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query,
-    # and its hash tables for aggregations are so small that what does not fit waits in memory for the end.
-    # Polars is not asked how many threads it has: that would start them, and they do not survive a fork.
+    # and its hash tables for aggregations are so small that the rest is kept in memory until the end.
+    # The number of threads is not read from Polars: that would start them, and they do not survive a fork.
     "POLARS_ROW_GROUP_PREFETCH_SIZE": str(os.cpu_count()),
     "POLARS_PARQUET_DECODE_TARGET_VALUES_PER_THREAD": "100000",
     "POLARS_MAX_HOT_TABLE_SIZE": str(1 << 18),
-    # Huge pages for tensors of 2 MB and more, where the kernel offers them: it clears fresh ones in a third of the
-    # time. Torch reads this at its first allocation.
+    # Huge pages for tensors of 2 MB and more, if the kernel offers them: it clears new ones in a third of the time.
+    # Torch reads this at its first allocation.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-"""Environment variables that :func:`tune_process` sets where they are not set."""
+"""Environment variables that :func:`tune_process` sets if they are not set."""
 
 _MUTED = (
     ("fbgemm::dense_embedding_codegen_lookup_function", UserWarning),
@@ -35,8 +35,8 @@ def tune_process() -> None:
     """Set this process up for speed, low memory and quiet logs. Results are the same without it.
 
     - Polars prefetches fewer row groups and uses larger hash tables; Torch uses huge pages. Both read environment
-      variables (:data:`ENVIRONMENT`), so call this before the first query and the first tensor. Variables that are set
-      already keep their values. Child processes inherit them.
+      variables (:data:`ENVIRONMENT`), so call this before the first query and the first tensor. Variables that are
+      already set keep their values. Child processes inherit them.
     - On glibc, freed memory below 32 MiB stays in the process, because the next training step takes it again.
     - Warnings that TorchRec 1.8 and Torch 2.13 print at every start, and that no user can act on, are muted.
 

@@ -1,9 +1,10 @@
-"""Demo logs with a planted truth: the best reachable AUC and the worth of every feature are known.
+"""Demo logs with a planted truth: the best reachable AUC and the value of every feature are known.
 
 A row's click probability is ``sigmoid(bias + user + item + f_s(tags, price, hour))``, where the segment ``s`` is a
-hidden function of the observed ``surface`` and every segment has its own nonlinear ``f_s``. Whoever routes by surface
-can fit each ``f_s`` alone; a linear model sees nearly nothing of them. All signal features are drawn independently of
-each other, so what one is worth is known too: the AUC lost when the truth is averaged over the values it could have.
+hidden function of the observed ``surface`` and every segment has its own nonlinear ``f_s``. A model that routes by
+surface can fit each ``f_s`` alone; a linear model sees nearly nothing of them. All signal features are drawn
+independently of each other, so the value of each is known too: the AUC that is lost when the truth is averaged over
+the values that it could have.
 
 Letters: N rows of a chunk, S segments, G tags, K most tags of a row.
 """
@@ -29,7 +30,7 @@ SIGNAL = ("user", "item", "surface", "tags", "price", "hour")
 NOISE = ("noise_id", "noise_tags", "noise_number")
 _CHUNK_ROWS = 1 << 18
 _SURFACES = 16
-_TAGS = 29  # prime, so that an arithmetic progression modulo it repeats no tag
+_TAGS = 29  # prime, so that an arithmetic progression modulo it does not repeat a tag
 _MOST_TAGS = 4
 _NOISE_IDS = 50
 _PRICE_MEAN, _PRICE_SPREAD = 50.0, 15.0
@@ -79,8 +80,8 @@ class Planted(BaseModel):
 
     Attributes:
         auc_ceiling: AUC of the true probabilities on the last tenth of the rows, the test split of a split by time.
-        signal: Features that matter, the one whose loss costs most AUC first.
-        noise: Features that carry nothing.
+        signal: Features that matter, in descending order of the AUC that is lost without them.
+        noise: Features that carry no signal.
         effects: AUC that the best possible model loses on the test split without the feature.
         segments: Hidden segment of every surface.
     """
@@ -106,7 +107,7 @@ class _Rows:
     hour: Ints
 
     def resample(self, feature: str, order: Ints) -> "_Rows":
-        """The rows with one feature's values dealt out anew."""
+        """The rows with the values of one feature shuffled."""
         names = ("tags", "tag_count") if feature == "tags" else (feature,)
         columns = {name: getattr(self, name) for name in self.__slots__}
         return _Rows(**{name: values[order] if name in names else values for name, values in columns.items()})
@@ -159,7 +160,7 @@ class _Truth:
 
 
 def generate(config: DemoConfig, out: Path) -> Planted:
-    """Write a demo log to the Parquet file ``out``, rows in order of time, and ``planted.json`` beside it.
+    """Write a demo log to the Parquet file ``out``, sorted by time, and ``planted.json`` next to it.
 
     The log has the columns ``timestamp, user_id, item_id, surface, hour, tags, price, noise_id, noise_tags,
     noise_number, clicked``. The same config gives the same bytes; memory does not grow with the rows.
@@ -272,7 +273,7 @@ def _draw_zipf(n: int, size: int, exponent: float, rng: np.random.Generator) -> 
 
 
 def _draw_tags(n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Distinct tags (n, K), of which each row shows the first one to K, and how many it shows (n,)."""
+    """Distinct tags (n, K), and how many of them each row shows, (n,): from 1 to K."""
     first, step = rng.integers(0, _TAGS, n), rng.integers(1, _TAGS, n)
     tags_NK = (first[:, None] + step[:, None] * np.arange(_MOST_TAGS)) % _TAGS
     return tags_NK, rng.integers(1, _MOST_TAGS + 1, n)
@@ -285,7 +286,7 @@ def _seconds(day: Floats) -> Ints:
 
 
 def _table(rows: _Rows, day: Floats, clicked: npt.NDArray[np.bool_], rng: np.random.Generator) -> pa.Table:
-    """The rows as they stand in the log, with the noise columns."""
+    """The rows as they are in the log, with the noise columns."""
     n = len(day)
     noise_tags, noise_count = _draw_tags(n, rng)
     return pa.table(

@@ -1,7 +1,8 @@
 """Rows put in order by key and time, so that "strictly earlier, same key" is a range.
 
-Keys are 64-bit hashes of canonical values: two of a million keys share one about once in 40 million logs. Letters: N
-rows of a timeline.
+Keys are 64-bit hashes of canonical values: among a million keys, two collide about once in 40 million logs.
+
+Letters: N rows of a timeline.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ Values = TypeVar("Values", bound=npt.NDArray[Any])
 
 @dataclass(frozen=True)
 class Timeline:
-    """N rows in the order of (key, time, row).
+    """N rows sorted by (key, time, row).
 
     Attributes:
         order: (N,) the rows, in order.
@@ -38,12 +39,12 @@ class Timeline:
 
     @staticmethod
     def of(keys: Keys, times: Int64s) -> "Timeline":
-        """The timeline of rows that are given in the order of the log."""
+        """The timeline of rows that come in the order of the log."""
         same = keys[1:] == keys[:-1]
         if np.all((keys[1:] > keys[:-1]) | (same & (times[1:] >= times[:-1]))):
             order = np.arange(len(keys))
         else:
-            order = np.argsort(times, kind="stable")  # at once where the log is in order of time
+            order = np.argsort(times, kind="stable")  # fast if the log is sorted by time
             order = order[_order(keys[order])]
             keys, times = keys[order], times[order]
         new_key = np.ones(len(order), bool)
@@ -53,12 +54,12 @@ class Timeline:
         return Timeline(order, _last_true(new_key), _last_true(new_time), times)
 
     def arranged(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """``rows``, given in the order of the log, in order."""
+        """``rows``, which come in the order of the log, in the order of the timeline."""
         places = np.arange(len(self.order))
         return rows if np.array_equal(self.order, places) else rows[self.order]
 
     def in_log_order(self, values: Values) -> Values:
-        """(N,) ``values`` of the places, as values of the rows in the order they were given."""
+        """(N,) ``values``, which are in the order of the timeline, in the order of the log."""
         rows: Values = np.empty_like(values)
         rows[self.order] = values
         return rows
@@ -80,13 +81,13 @@ def _order(keys: Keys) -> Int64s:
     """The positions of ``keys`` in sorted order; the sort is stable."""
     least, most = int(keys.min()), int(keys.max())
     leading = (keys - np.uint64(least)) >> np.uint64(max(0, (most - least).bit_length() - 16))
-    order = np.argsort(leading.astype(np.uint16), kind="stable")  # of 16 bits NumPy counts instead of comparing
-    order = order[np.argsort(keys[order], kind="stable")]  # which merges runs, of which few are left
+    order = np.argsort(leading.astype(np.uint16), kind="stable")  # NumPy uses a radix sort for 16 bits
+    order = order[np.argsort(keys[order], kind="stable")]  # merges the few runs that are left
     return order
 
 
 def _last_true(marks: npt.NDArray[np.bool_]) -> Int64s:
-    """(N,) for each place the last at or before it that is marked; the first is."""
+    """(N,) for each place, the last marked place at or before it; the first place is always marked."""
     marked = np.flatnonzero(marks)
     return np.repeat(marked, np.diff(marked, append=len(marks)))
 

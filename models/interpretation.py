@@ -39,9 +39,9 @@ class Affinity(NamedTuple):
 
 @torch.no_grad()
 def expert_affinities(ranker: Ranker, batches: Iterable[Batch], *, top: int = 5) -> list[Affinity]:
-    """For each expert of each router the ``top`` values that draw it most, over the bags and ids of ``batches``.
+    """For each expert of each router, the ``top`` values with the highest score over ``batches``.
 
-    Features whose table times the number of experts is beyond 16M cells are left out: their values are too rare.
+    Features with more than 16M cells (rows of the table times experts) are left out: their values are too rare.
     """
     counts: dict[tuple[str, str], Tensor] = {}
     ranker.eval()
@@ -54,7 +54,7 @@ def expert_affinities(ranker: Ranker, batches: Iterable[Batch], *, top: int = 5)
                 cells = ranker.schema.table(feature.table).rows * experts
                 if cells > _CELLS:
                     continue
-                # With several tasks each has routed the batch once: rows of the tasks follow each other.
+                # With several tasks, each has routed the batch once: the rows of one task follow those of another.
                 tasks = len(chosen_NK) // len(batch)
                 rows = (row_L + torch.arange(tasks, device=row_L.device).unsqueeze(1) * len(batch)).flatten()
                 cell = id_L.repeat(tasks).unsqueeze(1) * experts + chosen_NK[rows]
@@ -67,7 +67,7 @@ def expert_affinities(ranker: Ranker, batches: Iterable[Batch], *, top: int = 5)
 
 
 def _values(ranker: Ranker, batch: Batch) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """Each feature of the row itself (no history), the row of every id of its bags, and the id."""
+    """For each feature that is not of a history: the row of every id of its bags, and the id."""
     for spec in ranker.schema.sparse:
         if spec.sequence is None:
             bags = (batch.weighted if spec.weighted else batch.sparse)[spec.name]  # type: ignore[index]

@@ -1,12 +1,12 @@
-"""Matrix products in float32, by the faster of the two libraries that come with Torch on a CPU: MKL and oneDNN.
+"""Matrix products in float32, with the faster of the two libraries that come with Torch on a CPU: MKL and oneDNN.
 
 ``F.linear`` in float32 calls MKL, which uses the AVX-512 units of Intel's processors only. A training step of a tower
-of 416-400-400-256 is 2.4 times faster by oneDNN on an AMD EPYC with AVX-512, and a tenth slower on one with AVX2 alone;
-on an Intel Xeon the gradient of a weight takes up to four times as long. The precision is the same; sums are added in
-another order.
+of 416-400-400-256 is 2.4 times faster with oneDNN on an AMD EPYC with AVX-512, and a tenth slower on one with only
+AVX2; on an Intel Xeon the gradient of a weight takes up to four times as long. The precision is the same; sums are
+added in a different order.
 
-The library follows from the processor and not from a timing, so that two trainings on one machine, and a training and
-its resumption, use the same one. ``RECSYS_MATMUL=mkl`` or ``=onednn`` chooses it instead; ``recsys doctor`` measures
+The library is chosen by the processor and not by a timing, so that all trainings on one machine, resumed ones included,
+use the same library. ``RECSYS_MATMUL=mkl`` or ``=onednn`` chooses it instead; ``recsys doctor`` measures
 both.
 
 Letters: N rows, I columns that enter a matrix, O columns that leave it.
@@ -34,7 +34,7 @@ _SHORTEST_SIDE = 16
 
 @cache
 def library() -> Library:
-    """What computes large products in float32 on the CPU of this process.
+    """The library that computes large float32 products on the CPU of this process.
 
     Raises:
         UserError: The environment variable ``RECSYS_MATMUL`` names no library, or oneDNN where Torch was built without.
@@ -48,7 +48,7 @@ def library() -> Library:
 
 
 def _fastest(vendor: str, capability: str) -> Library:
-    """By the maker of the processor and the widest vectors that Torch uses on it, as Torch names them."""
+    """The library for a maker of processors and the widest vectors that Torch uses, as Torch names them."""
     both = _is_built(torch.backends.mkl) and _is_built(torch.backends.mkldnn)
     return "onednn" if both and vendor not in ("", "GenuineIntel") and capability.startswith("AVX512") else "mkl"
 
@@ -66,9 +66,9 @@ def _vendor() -> str:
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """``F.linear``, with its gradients, by :func:`library`.
+    """``F.linear``, with gradients, computed by :func:`library`.
 
-    Everything that is not a large float32 product on a CPU is left to ``F.linear`` itself: autocast, GPUs, tensors
+    Everything that is not a large float32 product on a CPU is passed to ``F.linear`` itself: autocast, GPUs, tensors
     without memory, and programs that Torch compiles or exports.
 
     Args:
@@ -108,7 +108,7 @@ def product_into(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` whose products :func:`linear` computes."""
+    """``nn.Linear`` whose products are computed by :func:`linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., O) of (..., I)."""
@@ -140,7 +140,7 @@ def _onednn(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
 
 def _is_large_float32(x: Tensor, weight_OI: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()  # first: what follows would fix the number of rows in an exported program
+        not torch.compiler.is_compiling()  # first: the next conditions would fix the number of rows of an export
         and x.dtype == weight_OI.dtype == torch.float32
         and x.device.type == weight_OI.device.type == "cpu"
         and min(x.shape[-1], weight_OI.shape[-2]) >= _SHORTEST_SIDE
@@ -152,7 +152,7 @@ def _is_large_float32(x: Tensor, weight_OI: Tensor) -> bool:
 def measure(rows: int = 1024, width: int = 400, rounds: int = 5) -> dict[Library, float]:
     """Floating point operations per second of each library, for a layer of ``width`` units, forward and backward.
 
-    Takes a fifth of a second; the best of ``rounds`` turns counts.
+    Takes a fifth of a second; the best of ``rounds`` timings counts.
     """
     x_NI, grad_NO = torch.randn(rows, width, requires_grad=True), torch.randn(rows, width)
     weight_OI = torch.randn(width, width, requires_grad=True)

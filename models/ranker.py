@@ -1,6 +1,6 @@
-"""The ranker: encoded rows in, one logit for each task out.
+"""The ranker: it maps encoded rows to one logit per task.
 
-Letters: B rows of a batch, D width of what tower and head read, F fields, d width of a field, T tasks.
+Letters: B rows of a batch, D width of the row that tower and heads read, F fields, d width of a field, T tasks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ from models.tables.lookup import Embedded, SparseTables
 from models.tables.managed_ids import ManagedIds
 
 _FORMER_DENSE_FIELD = "dense_field."
-"""Rankers of earlier versions held what an interaction of pairs makes of dense features."""
+"""Where rankers of earlier versions stored the projection of dense features of an interaction of pairs."""
 
 _FORMER_WIDE_BIAS = "wide_bias"
 """The wide part of earlier versions: a bias, and no weights of numbers."""
@@ -40,10 +40,10 @@ class RankerConfig(TablesConfig):
     """The ``model`` block."""
 
     context: tuple[str, ...] = Field(
-        default=(), description="Features whose embeddings the router reads; all that the tower reads where empty."
+        default=(), description="Features whose embeddings the router reads; if empty, all that the tower reads."
     )
-    interaction: AnyInteraction = Field(default=CrossConfig(), description="How features meet before the tower.")
-    tower: AnyTower = Field(default=MixtureConfig(), description="What computes on the enriched row.")
+    interaction: AnyInteraction = Field(default=CrossConfig(), description="How features are combined.")
+    tower: AnyTower = Field(default=MixtureConfig(), description="The layers between interaction and heads.")
     tasks: TasksConfig = Field(default=TasksConfig(), description="How several tasks share the tower.")
     gates: bool = Field(
         default=False,
@@ -58,18 +58,23 @@ class RankerConfig(TablesConfig):
 class Ranker(nn.Module):
     """Embeddings, interaction, tower, heads.
 
-    Every pooled embedding and the dense features make one row (B, D); the interaction enriches it, the tower reads the
-    enriched row, and the heads read both. Each is a :class:`~models.layers.part.Part`: what levers, int8 and the size
-    report ask of the ranker, it asks of them.
+    The pooled embeddings and the dense features are concatenated to one row (B, D); the interaction enriches it, the
+    tower reads the enriched row, and the heads read both. Each is a :class:`~models.layers.part.Part`, to which the
+    ranker passes on what levers, int8 and the size report ask for.
 
     Args:
         config: The ``model`` block.
-        schema: What the encoded rows hold.
+        schema: The encoded features.
         tables: Any module whose ``forward(batch)`` gives :class:`~models.tables.lookup.Embedded`: sharded tables in
             training, quantized ones when serving.
 
     Raises:
         UserError: ``config`` does not fit ``schema``; the sentence names the key.
+
+    Example:
+        >>> dataset, ranker = rs.Dataset.open(Path("dataset")), rs.load_weights(Path("run")).to_ranker()
+        >>> ranker(next(iter(rs.Loader(dataset, "test", batch_size=32)))).shape
+        torch.Size([32, 1])
     """
 
     interaction: Interaction
@@ -89,7 +94,7 @@ class Ranker(nn.Module):
         self.gates = FeatureGates(schema) if config.gates else None
         self.fields = [feature.name for feature in schema.sparse if not feature.additive]
         if not (self.fields or schema.dense):
-            raise UserError("every feature of data.features has `serve`: a ranker needs one that scoring reads.")
+            raise UserError("every feature of data.features has `serve`: a ranker needs one that is read when scoring.")
         widths = feature_widths(config, schema)
         fields = Fields(tuple(widths[name] for name in self.fields), schema.dense_width, config.dim)
         self.interaction = config.interaction.build(fields)
@@ -142,7 +147,7 @@ class Ranker(nn.Module):
         return torch.cat([(pooled | dense)[name] for name in self.config.context], 1)
 
     def auxiliary_loss(self) -> Tensor | None:
-        """What the tower adds to the loss of the last training batch; ``None`` for nothing."""
+        """What the tower adds to the loss of the last training batch; ``None`` if nothing."""
         return self.tower.auxiliary_loss()
 
     def update_routing(self) -> None:
@@ -193,14 +198,14 @@ class Ranker(nn.Module):
 
     @property
     def narrows_inputs(self) -> bool:
-        """Whether columns of zeros can leave the row, and all matrices that read it, with no logit changed."""
+        """Whether removing columns of zeros from the row, and from all matrices that read it, keeps all logits."""
         between = [part for part in (self.norm, self.interaction, self.tower) if part is not None]
         return all(part.narrows_inputs for part in between)
 
     def narrow_inputs(self, kept_D: Tensor) -> None:
         """Keep only the columns ``kept_D`` (positions) of the row that the interaction reads; sparse ones come first.
 
-        Columns of dense features leave their standardization too.
+        Columns of dense features are removed from their standardization too.
         """
         first_dense = self.interaction.in_width - self.standardize.out_width
         kept_dense_D = kept_D[kept_D >= first_dense] - first_dense
@@ -229,7 +234,7 @@ class Ranker(nn.Module):
             self.heads = self.heads.to_int8("heads", grids)
 
     def narrowed_config(self) -> RankerConfig:
-        """``config`` with what interaction and tower have become."""
+        """``config`` with the current configs of interaction and tower."""
         return self.config.model_copy(update={"interaction": self.interaction.config, "tower": self.tower.config})
 
     def dense_state(self) -> dict[str, Tensor]:
@@ -262,7 +267,7 @@ def _context_width(config: RankerConfig, widths: dict[str, int]) -> int | None:
 def _start_linear(module: nn.Module) -> None:
     """Weights of variance 2 / (inputs + outputs) (Glorot and Bengio, AISTATS 2010), biases of zero.
 
-    PyTorch's own start, of variance 1 / (3 x inputs), lets what tables say fade from layer to layer.
+    With PyTorch's default, of variance 1 / (3 x inputs), the signal of the tables fades from layer to layer.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)

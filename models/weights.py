@@ -1,4 +1,4 @@
-"""A trained model in plain form: what a checkpoint gives, what levers shrink, what an artifact is made of.
+"""A trained model as plain tensors: it is read from a checkpoint, shrunk by levers, and written to an artifact.
 
 Letters: R rows of a table, d its stored width, D its width as the ranker sees it.
 """
@@ -28,16 +28,16 @@ class Weights:
         tables: (R, d) float32 by table name (see ``models.tables.plan.LookupPlan``); row i is id i.
         dense: Everything else of the ranker's state, by parameter name (see ``Ranker.dense_state``).
         keep: (R,) bool by vocabulary (a table of the schema; its wide table shares it); ids of rows that are False mean
-            OOV from now on. Absent where nothing is pruned. Export drops these rows from tables and vocabulary, so that
-            scores stay the same.
-        factors: (d, D) float32 by table name: the ranker sees ``tables[t] @ factors[t]``. Absent where d is D. This is
-            how removed dimensions and low-rank tables stay narrow on disk and in memory.
-        bits: 32, 16, 8, 4 or 2 bits a number by table name, used by the artifact; 32 where absent.
+            OOV from now on. Absent if nothing is pruned. Export drops these rows from tables and vocabulary; scores
+            stay the same.
+        factors: (d, D) float32 by table name: the ranker uses ``tables[t] @ factors[t]``. Absent if d equals D. With
+            factors, tables with removed dimensions and low-rank tables stay narrow on disk and in memory.
+        bits: 32, 16, 8, 4 or 2 bits per value by table name, used by the artifact; 32 if absent.
         clip: Search a range for each row of 8, 4 and 2 bits that lowers its squared error.
-        steps: Distance of neighbouring codes by name of a table of 8 bits whose rows share one grid.
-        precision: How the artifact keeps the matrices of ``dense``. With bf16 it also computes in bfloat16.
-        dense_step: Of int8 matrices on one grid each, in root mean squares of the matrix.
-        grids: (2, D) by name of a dense layer that computes in int8 (see :mod:`models.int8`).
+        steps: Distance of neighbouring codes, by name of a table of 8 bits whose rows share one grid.
+        precision: How the artifact stores the matrices of ``dense``. With bf16 it also computes in bfloat16.
+        dense_step: The step of int8 matrices with one grid each, as a multiple of the matrix's root mean square.
+        grids: (2, D) by name of a dense layer that is computed in int8 (see :mod:`models.int8`).
     """
 
     config: RankerConfig

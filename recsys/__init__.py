@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from data_pipelines.dataset.loader import Loader
     from data_pipelines.dataset.matrices import to_csr
     from data_pipelines.errors import UserError
+    from data_pipelines.extensions import load as load_extensions
     from data_pipelines.features.encoder import Encoder
     from data_pipelines.past.state import State
     from data_pipelines.profile.inspection import inspect_log
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from models.layers.interactions.cross import CrossConfig, CrossNet
     from models.moe.experts import ExpertsConfig, MixtureOfExperts
     from models.ranker import Ranker
+    from models.sparsity.config import register_lever
+    from models.tables.poolings import register_pooling
     from recsys.ablation.ablate import ablate
     from recsys.config.experiment import ExperimentConfig, load_config
     from recsys.doctor import guard
@@ -68,10 +71,13 @@ _PLACES = {
     "guard": "recsys.doctor",
     "inspect_log": "data_pipelines.profile.inspection",
     "load_config": "recsys.config.experiment",
+    "load_extensions": "data_pipelines.extensions:load",
     "load_weights": "recsys.runs.checkpoints",
     "prepare": "data_pipelines.dataset.dataset",
     "register": "data_pipelines.config.base",
+    "register_lever": "models.sparsity.config",
     "register_metric": "recsys.metrics.registry:register",
+    "register_pooling": "models.tables.poolings",
     "run_job": "serving.batch.batch_job",
     "score": "serving.batch.score",
     "to_csr": "data_pipelines.dataset.matrices",
@@ -111,10 +117,13 @@ __all__ = [
     "guard",
     "inspect_log",
     "load_config",
+    "load_extensions",
     "load_weights",
     "prepare",
     "register",
+    "register_lever",
     "register_metric",
+    "register_pooling",
     "run_job",
     "score",
     "to_csr",

@@ -53,6 +53,9 @@ def guard() -> None:
 
     Raises:
         UserError: Torch, TorchRec and FBGEMM do not belong together; says what to install.
+
+    Example:
+        >>> rs.guard()  # says nothing if the installation is sound
     """
     for finding in builds():
         if finding.level == "fault":

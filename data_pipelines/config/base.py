@@ -1,12 +1,14 @@
 """The base classes of every block of a configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, reduce
 from operator import or_
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from data_pipelines.extensions import META, PACKAGES, extension_of, versions
 
 
 class Config(BaseModel):
@@ -19,17 +21,26 @@ class Config(BaseModel):
         """The classes that a value of this type may have."""
         return (cls,)
 
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """The keys that the block may have."""
+        return list(cls.model_fields)
+
+    def named_classes(self) -> Iterator[type]:
+        """Registered classes that this block names by text, rather than holding their configs."""
+        return iter(())
+
 
 F = TypeVar("F", bound="Family")
 
 
 class Family(Config):
-    """Base of configs that are told apart by their key ``kind``, and to which new kinds can be added.
+    """Base of configs that have a key ``kind``, and to which new kinds can be added.
 
     A direct subclass is the root of a family. Each kind is a subclass of the root with the field
     ``kind: Literal["..."]``, decorated with :func:`register`. A field takes any registered kind if its type is
-    ``Annotated[SerializeAsAny[Root], PlainValidator(Root.parse)]``: kinds are looked up when a value is validated, so
-    that those registered later are accepted as well.
+    ``Annotated[SerializeAsAny[Root], PlainValidator(Root.parse)]``. Kinds are looked up when a value is validated, so
+    that those that are registered later are accepted as well.
     """
 
     _registered: ClassVar[dict[str, Any]] = {}
@@ -73,6 +84,17 @@ def register(config: type[F]) -> type[F]:
 
     Raises:
         ValueError: The class has no field ``kind: Literal["..."]``, or another class has that kind already.
+
+    Example:
+        >>> from typing import Literal
+        >>> from models.layers.interactions import InteractionConfig, NoInteraction
+        >>> @rs.register
+        ... class PlainConfig(InteractionConfig):
+        ...     kind: Literal["plain"] = "plain"
+        ...     def build(self, fields):
+        ...         return NoInteraction(sum(fields.widths) + fields.dense, self)
+        >>> InteractionConfig.parse({"kind": "plain"}).kind
+        'plain'
     """
     kind = config.kind_name()
     if kind is None:
@@ -89,3 +111,27 @@ def _union(classes: tuple[type[Config], ...]) -> TypeAdapter[Any]:
     if len(classes) == 1:
         return TypeAdapter(classes[0])
     return TypeAdapter(Annotated[reduce(or_, classes), Field(discriminator="kind")])  # type: ignore[arg-type]
+
+
+def extensions_meta(*configs: Config) -> dict[str, Any]:
+    """What a manifest's ``meta`` records of extensions: ``{"extensions": {name: version}}``, or nothing.
+
+    Args:
+        configs: Blocks that are stored. An extension counts if it defines a class that one of them holds or names.
+    """
+    modules = {cls.__module__ for config in configs for cls in _classes(config)}
+    needed = {extension_of(module) for module in modules if module.partition(".")[0] not in PACKAGES}
+    return {META: versions(needed)} if needed else {}
+
+
+def _classes(value: Any) -> Iterator[type]:
+    if isinstance(value, Config):
+        yield type(value)
+        yield from value.named_classes()
+        value = [entry for _, entry in value]
+    elif isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for entry in value:
+        yield from _classes(entry)

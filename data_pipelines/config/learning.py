@@ -24,7 +24,7 @@ class RowWeight(Config):
         default=0.0,
         ge=0,
         le=1,
-        description="Propensities below this count as this: a smaller variance, at the price of a bias.",
+        description="Smaller propensities are raised to this value: a smaller variance, at the price of a bias.",
     )
 
     @model_validator(mode="before")
@@ -53,18 +53,20 @@ class RowWeight(Config):
 class Task(Config):
     """A label to predict. A row without a label (null) does not count for the task.
 
-    Binary labels are 0 or 1, or are made so by ``at_least`` or by ``positive``.
+    Binary labels are 0 or 1; ``at_least`` and ``positive`` turn other labels into these.
     """
 
     column: str = Field(description="The column that holds the label.")
     kind: Literal["binary", "regression", "count"] = Field(
         default="binary", description="What the label is: 0 or 1, any number, or a count from 0."
     )
-    at_least: float | None = Field(default=None, description="Numbers from here on count as 1, those below as 0.")
+    at_least: float | None = Field(
+        default=None, description="Numbers from this value on count as 1, smaller ones as 0."
+    )
     positive: tuple[str, ...] = Field(
         default=(),
-        description="The values that count as 1, as text: `[yes]`, or `[cart, purchase]` of a column of events. Quote "
-        "words that YAML takes for truth values.",
+        description="The values that count as 1, as text: `[yes]`, or `[cart, purchase]` for a column of events. Quote "
+        "words that YAML reads as booleans.",
     )
     weight: float = Field(default=1.0, ge=0, description="Weight of the task's loss.")
     row_weight: RowWeight | None = Field(
@@ -116,7 +118,7 @@ class Split(Config):
     @field_validator("valid", "test", mode="before")
     @classmethod
     def _dates(cls, value: Any, info: ValidationInfo) -> Any:
-        """Dates as text: YAML reads unquoted ones itself, and those of digits, such as 20140131, as numbers."""
+        """Dates as text: YAML parses unquoted dates, and reads those of digits, such as 20140131, as numbers."""
         if isinstance(value, date):
             return value.isoformat()
         number = isinstance(value, int | float) and not isinstance(value, bool) and value > 1
@@ -127,7 +129,7 @@ class Split(Config):
         if self.by == "column" and self.column is None:
             raise ValueError("split by column needs the key `column`")
         if self.gap and self.by != "time":
-            raise ValueError("`gap` has a meaning only in a split by time")
+            raise ValueError("`gap` is only for a split by time")
         if self.by == "leave_last":
             if not all(isinstance(n, int | float) and n == int(n) and n >= 0 for n in (self.valid, self.test)):
                 raise ValueError("split by leave_last takes whole numbers of rows for `valid` and `test`, such as 1")
@@ -144,8 +146,8 @@ class Split(Config):
 class Sampling(Config):
     """Negatives for logs that hold positives only, drawn from the candidates of the training split.
 
-    The log gains the column ``positive``, 1 in its own rows and 0 in the negatives: the task to learn. What describes
-    an item must be joined from a side table.
+    The log gains the column ``positive``, 1 in its own rows and 0 in the negatives: the task to learn. Columns that
+    describe an item must be joined from a side table.
     """
 
     item: str | None = Field(
@@ -170,9 +172,9 @@ class Sampling(Config):
     )
     exclude: Literal["basket", "past", "none"] = Field(
         default="basket",
-        description="What is never drawn for a row, beside its own item. `basket`: the other items of its basket. "
-        "`past`: every item of its user in the rows of the same split or an earlier one; then a pair that comes again "
-        "is always positive, and every feature of repeats knows the label. `none`: nothing else.",
+        description="Items that are never drawn for a row, besides its own. `basket`: the other items of its basket. "
+        "`past`: every item of its user in the rows of the same split or an earlier one; then a pair that occurs again "
+        "is always positive, so that features of repeats leak the label. `none`: nothing else.",
     )
     basket: list[str] = Field(
         default=[],
@@ -184,13 +186,13 @@ class Sampling(Config):
         default=None,
         gt=0,
         le=1,
-        description="For a log that holds its negatives: the share of them that training keeps. Those kept count "
-        "1 / share times, so that probabilities stay right; valid and test keep every row. Nothing is drawn then.",
+        description="For a log that holds its negatives: the share of them that training keeps. Each one kept has the "
+        "weight 1 / share, so that probabilities stay right; valid and test keep every row. Nothing is drawn then.",
     )
 
     @property
     def draws(self) -> bool:
-        """Whether negatives are drawn, and not those of the log thinned out."""
+        """Whether negatives are drawn; if not, those of the log are subsampled."""
         return self.keep_negatives is None
 
     @model_validator(mode="after")
@@ -202,16 +204,16 @@ class Sampling(Config):
         drawing -= {"keep_negatives", "seed"}
         if not self.draws and drawing:
             raise ValueError(
-                f"`keep_negatives` thins out the negatives of the log and `{min(drawing)}` draws others: remove one"
+                f"`keep_negatives` subsamples the negatives of the log and `{min(drawing)}` draws others: remove one"
             )
         return self
 
     @model_validator(mode="after")
     def _basket_is_excluded(self) -> "Sampling":
         if self.basket and self.exclude != "basket":
-            raise ValueError(f"`basket` has a meaning only with exclude: basket, not with exclude: {self.exclude}")
+            raise ValueError(f"`basket` is only for exclude: basket, not for exclude: {self.exclude}")
         if self.window is not None and self.by != "popularity":
-            raise ValueError("`window` has a meaning only with by: popularity")
+            raise ValueError("`window` is only for by: popularity")
         return self
 
     @property

@@ -9,10 +9,10 @@ _log = logging.getLogger(__name__)
 
 
 def accept_former_names(names: Mapping[str, str]) -> Callable[[Any], Any]:
-    """What a ``model_validator(mode="before")`` calls to move values from former keys to their new names.
+    """A function for ``model_validator(mode="before")`` that moves values from former keys to their new names.
 
     Args:
-        names: New name by former name. A value of any other type than a mapping is left alone.
+        names: New name by former name. A value that is not a mapping is returned as it is.
 
     Raises:
         ValueError: A key is given under both names.

@@ -11,6 +11,7 @@ import polars as pl
 from pydantic import Field, TypeAdapter
 
 from data_pipelines.batch import Schema
+from data_pipelines.config.base import extensions_meta
 from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, Columns, scan_parts
 from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
@@ -57,10 +58,15 @@ def prepare(
     Raises:
         UserError: The log cannot be read or used as ``config`` says, ``out`` exists, or ``extend`` is not a data set of
             the same features.
+
+    Example:
+        >>> config = rs.load_config("experiment.yaml")
+        >>> rs.prepare(config.data, Path("dataset")).splits
+        {'train': 480, 'valid': 60, 'test': 60}
     """
     old = None if extend is None else Dataset.open(extend)
     location = log or config.log
-    meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location}
+    meta: dict[str, Any] = {"config": config.model_dump(mode="json"), "log": location, **extensions_meta(config)}
     with storage.new_directory(out, "dataset", meta=meta) as folder:
         earlier = None if old is None else Earlier(old.encoder, old.state)
         meta["splits"] = write(
@@ -89,6 +95,13 @@ class Dataset:
         manifest: What made it, and its checksums.
         splits: Rows of each split.
         schema: Of its encoded features.
+
+    Example:
+        >>> dataset = rs.Dataset.open(Path("dataset"))
+        >>> dataset.splits
+        {'train': 480, 'valid': 60, 'test': 60}
+        >>> dataset.labels("test").shape
+        (60, 1)
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:

@@ -53,6 +53,11 @@ class Loader:
 
     Raises:
         UserError: The split is not there, has fewer rows (or lists) than there are ranks, or no lists.
+
+    Example:
+        >>> loader = rs.Loader(rs.Dataset.open(Path("dataset")), "train", batch_size=200, shuffle=True)
+        >>> [len(batch) for batch in loader]
+        [200, 200, 80]
     """
 
     def __init__(

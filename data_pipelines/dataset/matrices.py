@@ -32,6 +32,11 @@ def to_csr(dataset: Dataset, split: str, features: Sequence[str] | None = None) 
 
     Raises:
         UserError: There is no such split or feature.
+
+    Example:
+        >>> matrix, names = rs.to_csr(rs.Dataset.open(Path("dataset")), "train", ["reader", "price"])
+        >>> matrix.shape, names[-1]
+        ((480, 15), 'price')
     """
     loader = Loader(dataset, split, batch_size=_BATCH_ROWS, features=features)
     matrix = sp.vstack([batch_to_csr(batch, loader.schema) for batch in loader], format="csr")

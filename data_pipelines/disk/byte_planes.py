@@ -1,6 +1,6 @@
-"""The fewest bytes on disk: tensors as byte planes under LZMA, and sorted values as the differences between them.
+"""The smallest files: tensors as byte planes compressed with LZMA, and sorted values as differences.
 
-What is packed is read whole, not mapped: for what is shipped or kept more often than it is opened.
+A packed file is read as a whole and cannot be mapped: it is for files that are shipped or stored more than opened.
 """
 
 import lzma
@@ -17,8 +17,8 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from data_pipelines.names import SEPARATOR
 
-# Planes hold numbers, which hardly ever repeat as phrases and whose bits say nothing of their neighbours': what LZMA
-# does for text (contexts, deep searches for matches) costs time here and gains nothing.
+# Planes hold numbers, which rarely repeat as phrases and whose bits are independent of their neighbours. The LZMA
+# settings for text (contexts, deep searches for matches) would cost time here and gain nothing.
 _FILTERS = [
     {
         "id": lzma.FILTER_LZMA2,
@@ -34,7 +34,7 @@ _FILTERS = [
 _DECODER_BYTES = 256 << 20
 _HEADER_BYTES = 64 << 20
 _FLOOR_BYTES, _EXPANSION = 64 << 20, 256
-"""What is packed may unpack to so many bytes, and to so many times its size: enough for tables of mostly equal rows."""
+"""A stream may unpack to so many bytes, and to so many times its size: enough for tables of mostly equal rows."""
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -54,7 +54,7 @@ _INTEGER = r"^(?:0|-?[1-9][0-9]{0,17})$"
 
 
 class _Header(BaseModel):
-    """What a packed stream begins with: the text, and dtype and shape of each tensor, in their order."""
+    """The head of a packed stream: the text, and dtype and shape of each tensor, in order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     about: str
@@ -62,10 +62,10 @@ class _Header(BaseModel):
 
 
 def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
-    """``tensors``, and a text that goes with them, as one LZMA stream; :func:`unpack` is the way back.
+    """``tensors`` and a text as one LZMA stream; :func:`unpack` is the inverse.
 
-    The bytes of a tensor are laid out by their place within an element of its first dimension: what is alike in all
-    rows of a table, such as a common scale, then takes no space.
+    The bytes of a tensor are grouped by their position in an element of its first dimension, so that bytes which are
+    the same in all rows of a table, such as a common scale, take no space.
 
     Raises:
         UserError: They shrink so much that :func:`unpack` would refuse the stream.
@@ -77,14 +77,14 @@ def pack(tensors: Mapping[str, Tensor], about: str) -> bytes:
     packed = lzma.compress(content, check=lzma.CHECK_NONE, filters=_FILTERS)
     if len(header) > _HEADER_BYTES or len(content) > _largest(len(packed)):
         raise UserError(
-            f"{len(content)} bytes pack into {len(packed)}, which no reader would unpack again: set export.packed to "
+            f"{len(content)} bytes pack into {len(packed)}, which readers would refuse to unpack: set export.packed to "
             "false."
         )
     return packed
 
 
 def unpack(packed: bytes) -> tuple[dict[str, Tensor], str]:
-    """What :func:`pack` was given.
+    """The arguments of the call of :func:`pack` that made ``packed``.
 
     Sizes are compared with the limits before memory is taken, so that a small stream does not unpack to gigabytes.
 
@@ -107,7 +107,7 @@ def unpack(packed: bytes) -> tuple[dict[str, Tensor], str]:
 
 
 def unpack_about(packed: bytes) -> str:
-    """The text that went with the tensors, without unpacking them.
+    """The text of a stream, without unpacking its tensors.
 
     Raises:
         ValueError: ``packed`` is not a stream that :func:`pack` made.
@@ -167,15 +167,15 @@ def _planes(tensor: Tensor) -> bytes:
 
 
 def packing_order(values: pl.Series) -> np.ndarray:
-    """Places of ``values`` in the order in which :func:`pack_values` takes least: sorted part by part."""
+    """The order of ``values`` in which :func:`pack_values` makes fewest bytes: sorted part by part."""
     return np.asarray(_parts(values).with_row_index("place").sort(pl.exclude("place"))["place"].to_numpy())
 
 
 def pack_values(values: pl.Series) -> dict[str, Tensor]:
-    """Distinct texts as small numbers, which :func:`pack` makes few bytes of.
+    """Distinct texts as small numbers, which :func:`pack` compresses well.
 
-    The parts of crossed values are kept apart. Whole numbers become the difference to the value before, as long as
-    all earlier parts are those of the value before; other parts become lengths and letters.
+    The parts of crossed values are stored separately. Whole numbers become the difference to the previous value, as
+    long as all earlier parts equal those of the previous value; other parts become lengths and letters.
     """
     packed: dict[str, Tensor] = {}
     anew = np.arange(len(values)) == 0
@@ -192,7 +192,7 @@ def pack_values(values: pl.Series) -> dict[str, Tensor]:
 
 
 def unpack_values(packed: Mapping[str, Tensor]) -> pl.Series:
-    """The texts that :func:`pack_values` was given, in their order.
+    """The texts that :func:`pack_values` got, in their order.
 
     Raises:
         ValueError: The tensors do not belong together.
@@ -245,5 +245,5 @@ def _running(differences: np.ndarray, earlier: list[pl.Series]) -> np.ndarray:
 
 
 def _changes(part: pl.Series) -> np.ndarray:
-    """Where a value is another than the one before."""
+    """Where a value differs from the previous one."""
     return np.asarray(part.ne_missing(part.shift(1)).to_numpy())

@@ -20,7 +20,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def checked_name(name: str) -> str:
-    """``name`` itself, if it names a file below whatever folder it is joined to.
+    """``name`` itself, if it stays below any folder that it is joined to.
 
     It is relative, its parts are separated by ``/``, and none of them is empty, ``.`` or ``..``.
 

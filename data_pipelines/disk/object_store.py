@@ -1,6 +1,6 @@
-"""Directories at object stores: sent with the manifest last, and fetched whole, because what is read is memory-mapped.
+"""Directories at object stores: sent with the manifest last, and fetched as a whole, because files are memory-mapped.
 
-A directory is there when its manifest is. An upload that was interrupted leaves files, but nothing that opens.
+A directory exists when its manifest does. An upload that was interrupted leaves files, but nothing that can be opened.
 Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` and the like).
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _MissingError(UserError):
-    """What is asked for is not at the store."""
+    """A file is not at the store."""
 
 
 def is_address(location: str | Path) -> bool:
@@ -81,7 +81,7 @@ class RemoteFolder:
             store.pipe_file(f"{root}/{name}", content.encode())
 
     def manifest(self) -> Manifest | None:
-        """What the directory here says of itself; ``None`` if nothing complete is here."""
+        """The manifest of the directory; ``None`` if there is no complete directory."""
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 return Manifest.read(self.fetch(MANIFEST, Path(scratch), limit=LARGEST_MANIFEST))
@@ -89,7 +89,7 @@ class RemoteFolder:
                 return None
 
     def remove(self) -> None:
-        """Remove everything, the manifest first: what is left of a removal cut short does not open."""
+        """Remove everything, the manifest first: the rest of an interrupted removal cannot be opened."""
         with _store(self.address) as (store, root):
             if store.exists(f"{root}/{MANIFEST}"):
                 store.rm_file(f"{root}/{MANIFEST}")
@@ -114,7 +114,7 @@ def push(folder: Path, address: str, *, replace: bool = False) -> None:
 
 
 def pull(address: str, folder: Path) -> None:
-    """Fetch the directory at ``address`` to ``folder``, which is complete, checksums compared, or absent.
+    """Fetch the directory at ``address`` to ``folder``, which is then complete (checksums are compared) or absent.
 
     Raises:
         UserError: There is no complete directory, its manifest names files outside it, it is larger than the disk has
@@ -151,7 +151,7 @@ def fetched(location: str | Path) -> Path:
     cache = cache_folder(address)
     copy = cache / _manifest(address).fingerprint
     with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a training all come for the same data set
+        fcntl.flock(lock, fcntl.LOCK_EX)  # all ranks of a training ask for the same data set
         if not copy.is_dir():
             pull(address, copy)
     return copy
@@ -162,8 +162,8 @@ def sent(location: str | Path, *, resume: bool = False, replace: bool = False) -
     """Yield a path to write a directory to: ``location`` itself, or one whose directory is then sent to the address.
 
     Args:
-        resume: Go on with what an earlier attempt, killed before it was sent, left on this machine.
-        replace: Put it in the place of what is at the address.
+        resume: Continue what an earlier attempt left on this machine when it was killed before the directory was sent.
+        replace: Replace what is at the address.
 
     Raises:
         UserError: Something is at the address already, or the store refuses.
@@ -212,7 +212,7 @@ def _check_space(address: str, manifest: Manifest, folder: Path) -> None:
 
 
 def _check_local(store: Any, root: str, name: str, limit: int | None) -> None:
-    """Refuse links, devices and sizes that only the file system of this machine has, or does not tell in time."""
+    """Refuse links, devices and other files of this machine's file system that have no definite size."""
     from fsspec.implementations.local import LocalFileSystem
 
     if isinstance(store, LocalFileSystem):
@@ -227,7 +227,7 @@ def _limited(file: str, limit: int | None) -> "Callback":
 
     def check(size: int | None, value: int) -> None:
         if limit is not None and max(size or 0, value) > limit:
-            raise UserError(f"{file} has more than the {limit} bytes that it may have: send the directory again.")
+            raise UserError(f"{file} has more than the {limit} bytes that are allowed: send the directory again.")
 
     return Callback(hooks={"limit": check})
 
@@ -241,7 +241,7 @@ def _store(address: str) -> Iterator[tuple[Any, str]]:
         store, root = url_to_fs(address, use_listings_cache=False)
         yield store, root.rstrip("/")
     except ImportError:
-        raise UserError(f"{address}: install what speaks to this store: pip install 'sparse-recsys[lake]'.") from None
+        raise UserError(f"{address} needs a library for this store: run `pip install 'sparse-recsys[lake]'`.") from None
     except FileNotFoundError as error:
         raise _MissingError(f"{address} is not complete ({error}): send the directory again.") from error
     except OSError as error:
@@ -249,4 +249,4 @@ def _store(address: str) -> Iterator[tuple[Any, str]]:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{address} is no address of a known store: {error}") from None
+        raise UserError(f"{address} is not an address of a known store: {error}") from None

@@ -1,4 +1,4 @@
-"""Work on more rows than memory holds: rows parted by key into files, and results put back in the order of the log."""
+"""Work on more rows than memory holds: rows are partitioned by key into files, results restored to the log's order."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from data_pipelines.arrays import to_arrow
 
 KEY = "key"
 PARTITION_ROWS = 1 << 16
-"""So few that what is worked out of them stays in the processor's cache."""
+"""Few enough that the work on one partition stays in the processor's cache."""
 MEMORY_ROWS = 1 << 20
 CHUNK_ROWS = 1 << 17
 _MOST_BITS = 8
@@ -36,8 +36,8 @@ class Partition:
 def partitions(frame: pl.LazyFrame, rows: int, scratch: Path) -> Iterator[Partition]:
     """``frame`` in parts of roughly ``PARTITION_ROWS`` rows: each holds a span of the UInt64 column ``key``.
 
-    Parts come in the order of their keys, and rows in the order of ``frame``. There are at most 256, unless one would
-    then be of more than ``MEMORY_ROWS``; about so many rows are in memory at once, and the others wait on disk.
+    Parts come in the order of their keys, and rows in the order of ``frame``. There are at most 256 parts, unless one
+    would then have more than ``MEMORY_ROWS`` rows. About so many rows are in memory at once; the others are on disk.
     """
     coarse = _bits(rows, MEMORY_ROWS)
     fine = max(coarse, min(_bits(rows, PARTITION_ROWS), _MOST_BITS))
@@ -55,12 +55,12 @@ def partitions(frame: pl.LazyFrame, rows: int, scratch: Path) -> Iterator[Partit
 
 
 def _bits(rows: int, size: int) -> int:
-    """How many leading bits of their keys part ``rows`` rows into parts of ``size``."""
+    """How many leading bits of the keys divide ``rows`` rows into parts of ``size``."""
     return max(0, (rows - 1).bit_length() - (size - 1).bit_length())
 
 
 def _deal(chunk: pl.DataFrame, bits: int) -> Iterator[tuple[int, pl.DataFrame]]:
-    """The rows of ``chunk`` by the leading bits of their key, rising."""
+    """The rows of ``chunk`` by the leading bits of their key, in ascending order."""
     if bits == 0:
         yield 0, chunk
         return
@@ -99,7 +99,7 @@ def _read(path: Path) -> Iterator[pl.DataFrame]:
 
 
 class ByRow:
-    """Records ``(row, value, ...)`` written in batches each sorted by row, read back in the order of the rows."""
+    """Records ``(row, value, ...)``, written in batches that are sorted by row, and read in the order of the rows."""
 
     def __init__(self, path: Path, fields: Sequence[tuple[str, str]]) -> None:
         self.dtype: np.dtype[np.void] = np.dtype([("row", "<u4"), *fields])
@@ -117,7 +117,7 @@ class ByRow:
         self._ends.append(self._ends[-1] + len(rows))
 
     def take(self, end: int) -> np.ndarray:
-        """All records of rows below ``end`` that were not taken before: by batch, not by row."""
+        """All records of rows below ``end`` that were not taken before: ordered by batch, not by row."""
         if self._readers is None:
             self._file.flush()
             ahead = _READ_AHEAD // len(self._ends)
@@ -133,7 +133,7 @@ def places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 class _Reader:
-    """Records of one batch, read a little ahead of what was asked for."""
+    """Records of one batch, read a little ahead."""
 
     def __init__(self, file: BinaryIO, dtype: np.dtype[np.void], start: int, stop: int, ahead: int) -> None:
         self._file, self._dtype = file, dtype

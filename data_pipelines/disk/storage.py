@@ -27,14 +27,15 @@ from safetensors import SafetensorError
 from data_pipelines.disk.exchange import replace_directory
 from data_pipelines.disk.file_names import FileName, below
 from data_pipelines.errors import UserError, writing
+from data_pipelines.extensions import check as check_extensions
 from data_pipelines.redaction import redacted
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 16 << 20
-"""Bytes; room for more than 100,000 files."""
+"""In bytes; enough for more than 100,000 files."""
 FORMAT = 1
 _CHUNK = 1 << 20
-# The engine panics on some damaged files, which is no ordinary exception.
+# The engine panics on some damaged files, which is not an ordinary exception.
 _DAMAGE = (
     ValueError,
     LookupError,
@@ -74,11 +75,11 @@ class Manifest(BaseModel):
     @field_validator("files", mode="after")
     @classmethod
     def _apart(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        """No file has the place of the manifest, or of a folder with other files."""
+        """No file has the name of the manifest, or of a folder with other files."""
         folders = {name[:at] for name in files for at, letter in enumerate(name) if letter == "/"}
         for name in files:
             if name in folders or name == MANIFEST:
-                raise ValueError(f"the file name {name!r} is that of a folder or of the manifest, too")
+                raise ValueError(f"the file name {name!r} is also the name of a folder or of the manifest")
         return files
 
     @classmethod
@@ -86,7 +87,7 @@ class Manifest(BaseModel):
         """The manifest of a directory that this version makes; addresses in ``meta`` without their credentials.
 
         Raises:
-            UserError: A file has a name that no other machine would take.
+            UserError: A file has a name that other machines would refuse.
         """
         made_by = {name: version(name) for name in ("sparse-recsys", "polars", "torch")}
         try:
@@ -99,11 +100,11 @@ class Manifest(BaseModel):
         """The manifest in the file at ``path``.
 
         Args:
-            remedy: What the user can do about damage, to end the sentence with.
+            remedy: What the user can do about damage: the end of the error's sentence.
 
         Raises:
             FileNotFoundError: There is no such file.
-            UserError: It is no manifest, or names a file outside its directory.
+            UserError: It is not a manifest, or names a file outside its directory.
         """
         with path.open("rb") as file:
             content = file.read(LARGEST_MANIFEST + 1)
@@ -116,7 +117,7 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Name of the content: changes when any file or any entry of ``meta`` changes."""
+        """Names the content: it changes when any file or any entry of ``meta`` changes."""
         return fingerprint({"meta": self.meta, "files": {name: entry.xxh3 for name, entry in self.files.items()}})
 
 
@@ -145,7 +146,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; on success fsync it and rename it, else leave nothing.
+    """Yield a path next to ``path`` to write to; on success fsync and rename it, otherwise leave nothing.
 
     Raises:
         UserError: The parent folder cannot be written.
@@ -180,11 +181,11 @@ def write_file(path: Path, content: bytes | str) -> None:
 def new_directory(
     path: Path, kind: str, *, meta: Mapping[str, Any] | None = None, replace: bool = False
 ) -> Iterator[Path]:
-    """Yield a folder beside ``path``; on success write its manifest, fsync all, and rename it to ``path``.
+    """Yield a folder next to ``path``; on success write its manifest, fsync everything, and rename it to ``path``.
 
     ``meta`` is read when the block ends, so that the block may fill it. If the block raises, or the process dies,
-    nothing exists at ``path`` (with ``replace``, what was there before still does). What a process that was killed left
-    beside ``path`` is removed by the next one to write there.
+    nothing exists at ``path`` (with ``replace``, the earlier directory still does). Leftovers of a process that was
+    killed are removed by the next process that writes to ``path``.
 
     Raises:
         UserError: ``path`` exists and ``replace`` is false, or its parent cannot be written.
@@ -217,17 +218,17 @@ def new_directory(
 
 
 def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder and the descriptor that locks it: until that is closed, or the process dies, it is in use."""
+    """A new folder, and the descriptor that locks it until it is closed or the process dies."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-        # Between the two, another process may have taken it for abandoned.
+        # Before it was locked, another process may have removed it as abandoned.
         lock = _lock(folder)
         if lock is not None:
             return folder, lock
 
 
 def _lock(folder: Path) -> int | None:
-    """The descriptor that locks ``folder``; ``None`` if another has it locked, or removed it."""
+    """The descriptor that locks ``folder``; ``None`` if another process has locked or removed it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -256,7 +257,7 @@ def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> Manifest:
     within = sorted(path for path in folder.rglob("*") if path != folder / MANIFEST)
     names = [path.relative_to(folder).as_posix() for path in within if path.is_file()]
     with ThreadPoolExecutor() as pool:
-        # The disk writes while checksums are worked out.
+        # The disk writes while checksums are computed.
         synced = pool.map(sync, within)
         files = dict(zip(names, pool.map(checksum, (folder / name for name in names)), strict=True))
         deque(synced, maxlen=0)
@@ -272,11 +273,11 @@ def open_directory(
 
     Args:
         verify: ``"full"`` compares every file's checksum; ``"sizes"`` only its size.
-        remedy: What the user can do about damage, to end the sentence with.
+        remedy: What the user can do about damage: the end of the error's sentence.
 
     Raises:
-        UserError: No such directory, not one of ``kind``, of another format, or a file missing, changed, a device, or
-            a link that leads elsewhere.
+        UserError: No such directory, not one of ``kind``, of another format, an extension that it needs has not been
+            imported, or a file is missing, changed, a device, or a link that leads elsewhere.
     """
     remedy = remedy or f"make the {kind} again or restore it"
     if not path.is_dir():
@@ -289,6 +290,7 @@ def open_directory(
             f"{path} has format {manifest.format}, this version reads format {FORMAT}: make the {kind} again, "
             f"or use the version that made it ({manifest.made_by.get('sparse-recsys', 'unknown')})."
         )
+    check_extensions(manifest.meta, path)
     for name, entry in manifest.files.items():
         file = below(path, name)
         if not file.is_file():
@@ -301,7 +303,7 @@ def open_directory(
 
 @contextmanager
 def intact(path: Path) -> Iterator[None]:
-    """Turn what reading a damaged file raises, whatever library reads it, into one sentence that names ``path``.
+    """Turn any library's error on a damaged file into one sentence that names ``path``.
 
     Raises:
         UserError: The block raised an error that damaged content can cause.
@@ -318,7 +320,7 @@ def intact(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: type[_Content]) -> _Content:
-    """What the JSON file at ``path`` holds, as a pydantic model.
+    """Read the JSON file at ``path`` as a pydantic model.
 
     Raises:
         UserError: It is missing or damaged.
@@ -333,7 +335,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _reason(error: ValidationError) -> str:
-    """What is wrong first, and where."""
+    """The first fault, and its place."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
@@ -341,7 +343,7 @@ def _reason(error: ValidationError) -> str:
 
 
 def complete(path: Path) -> Manifest:
-    """The manifest of a directory of any kind, every checksum compared.
+    """The manifest of a directory of any kind, after comparing every checksum.
 
     Raises:
         UserError: No complete directory, or a file missing or changed.

@@ -48,6 +48,11 @@ class Encoder:
         plan: What the columns mean, those of features that are not encoded included.
         served: The plan of the features that are encoded.
         schema: The encoded features.
+
+    Example:
+        >>> encoder = rs.Dataset.open(Path("dataset")).encoder.select(["reader"])
+        >>> encoder.encode(pl.LazyFrame({"reader": ["r0", "never seen", None]})).collect()["reader"].to_list()
+        [2, 1, 0]
     """
 
     def __init__(self, plan: Plan, fitted: Fitted, selected: Iterable[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from data_pipelines.config.base import Family
 from data_pipelines.errors import Notice, UserError, disk_fault
 
-# A damaged file can make the engine panic, which is no ordinary exception.
+# A damaged file can make the engine panic, which is not an ordinary exception.
 _UNREADABLE = (
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
@@ -62,7 +62,7 @@ class Scan:
 
     Attributes:
         frame: The rows.
-        refused: Lines that are no rows, with the columns of :data:`REFUSED`; empty for most logs.
+        refused: Lines that are not rows, with the columns of :data:`REFUSED`; empty for most logs.
     """
 
     frame: pl.LazyFrame
@@ -93,7 +93,7 @@ def reading(location: str) -> Iterator[None]:
         yield
     except _UNREADABLE as error:
         if disk_fault(error) is not None:
-            raise  # What was read is being written somewhere: that is at fault.
+            raise  # the disk that the rows are written to is at fault, not the file
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             f"{location} cannot be read: it is damaged, or not of the format that its name or the key `format` says; "

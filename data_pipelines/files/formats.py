@@ -50,7 +50,7 @@ def scan_files(
     with reading(location):
         format = format or format_of(location, paths)
         scan = format.scan(location, paths, needed)
-        # Of a copy: a scan that knows its schema can no longer take up row numbers, and slices behind them.
+        # On a copy: once a scan knows its schema, row numbers and later slices are no longer pushed down to it.
         scan.frame.clone().collect_schema()
     return scan
 
@@ -59,7 +59,7 @@ def format_of(location: str, paths: Sequence[str]) -> FileFormat:
     """The format that the suffixes of ``paths`` stand for, or else the first bytes of the first file.
 
     Raises:
-        UserError: Neither tells, or suffixes stand for several formats.
+        UserError: Neither is known, or the suffixes stand for several formats.
     """
     if Path(location, "_delta_log").is_dir():
         return DeltaFormat()

@@ -1,4 +1,4 @@
-"""Files that live as long as the process: cleaned copies of text."""
+"""Temporary files that are removed when the process ends: cleaned copies of text."""
 
 import itertools
 import tempfile

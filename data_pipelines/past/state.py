@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from data_pipelines.config.base import Config
+from data_pipelines.config.base import Config, extensions_meta
 from data_pipelines.disk import storage
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.spill import KEY
@@ -59,6 +59,12 @@ class State:
         path: Where it lies.
         plan: What the log's columns mean.
         latest: Time of the last event seen, in microseconds since 1970.
+
+    Example:
+        >>> state = rs.State.open(Path("dataset/state"))
+        >>> new = pl.LazyFrame({"reader": ["r1"], "time": [state.latest // 1_000_000 + 60]})
+        >>> state.attach(new).collect_schema().names()
+        ['reader', 'time', 'read.article']
     """
 
     def __init__(self, path: Path) -> None:
@@ -189,7 +195,8 @@ class State:
         out = self.path if out is None else out
         if out == self.path and (out.parent / storage.MANIFEST).exists():
             raise UserError(f"{out} is a part of {out.parent}: name another directory for the new state.")
-        with storage.new_directory(out, "state", replace=out == self.path) as folder:
+        meta = extensions_meta(self.plan.config)
+        with storage.new_directory(out, "state", meta=meta, replace=out == self.path) as folder:
             with reading(log):
                 events = sources.scan(self.plan, expand(log)).rows(log)
                 check_times(self.plan, events, log)

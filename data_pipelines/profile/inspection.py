@@ -120,6 +120,11 @@ def inspect_log(
     Raises:
         UserError: The log cannot be read or is empty, a given column is not there, a side table does not fit, or the
             label is text that says neither yes nor no, or has one class only.
+
+    Example:
+        >>> profile = rs.inspect_log("clicks.csv")
+        >>> profile.rows, profile.label.column, profile.time
+        (600, 'clicked', 'time')
     """
     format = format or guess_format(location)
     with reading(location), TemporaryDirectory() as scratch:

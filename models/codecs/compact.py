@@ -1,9 +1,9 @@
 """How the dense part is stored in an artifact: few bits per value; zeros are not stored.
 
-Matrices are kept as bf16, or as int8 or int4 codes with one float32 scale an output row, and biases as bf16 beside
-them; the rest, and routers (a rounded router sends rows to other experts), stay as they are. Where enough numbers are
-zero, a tensor becomes a bitmap of those that are not, and their values alone: pruned weights then take no more than a
-bit each.
+Matrices are stored as bf16, or as int8 or int4 codes with one float32 scale per output row; their biases are stored as
+bf16. Everything else is stored as it is, and so are routers (a rounded router sends rows to other experts). If enough
+values of a tensor are zero, it is stored as a bitmap of the others and their values, so that a pruned weight takes one
+bit.
 
 A tensor ``name`` is stored under ``name``; ``name:scale``, ``name:bitmap`` and ``name:shape`` are optional.
 """
@@ -23,11 +23,11 @@ _BITS = {torch.float32: 32, torch.bfloat16: 16, torch.int8: 8}
 
 
 def compress(dense: Mapping[str, Tensor], precision: Precision, step: float | None = None) -> dict[str, Tensor]:
-    """``dense`` as few bytes; :func:`decompress` is the way back, exact but for the rounding of ``precision``.
+    """``dense`` in few bytes; :func:`decompress` is the inverse, up to the rounding of ``precision``.
 
     Args:
-        step: With int8: one scale for the whole matrix, so many of its root mean squares. Most codes are small then,
-            which saves bytes once they are packed; zeros stay among them.
+        step: With int8: one scale for the whole matrix, as a multiple of its root mean square. Most codes are then
+            small, which saves bytes when they are packed; zeros stay zero.
     """
     packed: dict[str, Tensor] = {}
     for name, tensor in dense.items():
@@ -52,7 +52,7 @@ def compress(dense: Mapping[str, Tensor], precision: Precision, step: float | No
 
 
 def decompress(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor of :func:`compress` again; numbers that were rounded come as float32.
+    """The tensors that :func:`compress` got; rounded ones are float32.
 
     Raises:
         ValueError: A shape asks for more numbers than are stored.

@@ -37,7 +37,7 @@ def row_bytes(dim: int, bits: int) -> int:
 
 
 def narrowest(dim: int, bits: Bits) -> Bits:
-    """``bits``, or 16 where rows are so narrow that scale and bias would take what fewer bits save."""
+    """``bits``, or 16 if rows are so narrow that scale and bias would take more than fewer bits save."""
     return 16 if bits < 16 and row_bytes(dim, 16) <= row_bytes(dim, bits) else bits
 
 
@@ -47,7 +47,7 @@ def quantize_rows(weight_Rd: Tensor, bits: Bits, *, clip: bool = False, step: fl
     Args:
         bits: 32, 16, 8, 4 or 2.
         clip: Search a tighter range for each row that lowers its squared error (:func:`clipped_range`).
-        step: With 8 bits: the scale of every row, instead of one for each (:func:`common_step`).
+        step: With 8 bits: one scale for all rows (:func:`common_step`).
 
     Returns:
         (R, W) uint8.
@@ -95,10 +95,10 @@ def _pack_codes(weight_Rd: Tensor, bits: int, clip: bool) -> Tensor:
 
 
 def common_step(weight_Rd: Tensor, relative: float) -> float:
-    """``relative`` root mean squares of the table, as the float16 number that is stored.
+    """``relative`` times the root mean square of the table, as the float16 number that is stored.
 
-    Uniform steps cost the least bits for their squared error once codes are entropy-coded, as packing does: close rows
-    have small codes, and those few bits (Gish & Pierce, *Asymptotically efficient quantizing*, 1968).
+    Once codes are entropy-coded, as packing does, uniform steps need the fewest bits for their squared error: rows
+    close to zero have small codes, which take few bits (Gish & Pierce, *Asymptotically efficient quantizing*, 1968).
     """
     size = float(weight_Rd.square().mean().sqrt()) if weight_Rd.numel() else 0.0
     return float(torch.tensor(relative * size).half().clamp_min(torch.finfo(torch.float16).smallest_normal))
@@ -130,11 +130,11 @@ def clipped_range(weight_Rd: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """A range for each row that quantizes it with less squared error than its minimum and maximum.
 
     The greedy search of post-training 4-bit quantization (Guan et al., 1911.02079): step by step either the lower
-    or the upper end moves inwards, whichever leaves the smaller error, and the best range met on the way is kept.
-    Fewer bits gain from a tighter range, so the search goes further for them.
+    or the upper end moves inwards, whichever leaves the smaller error, and the best range so far is kept. Fewer bits
+    gain more from a tighter range, so the search is longer for them.
 
-    A row leaves the search once its two extremes alone, cut off, would cost more than the best range it has met. With 8
-    bits and up to a hundred columns that is nearly always before the first step.
+    A row leaves the search as soon as clipping its two extremes alone would cost more than its best range so far. With
+    8 bits and up to a hundred columns that is nearly always before the first step.
 
     Returns:
         (R,) lower and (R,) upper ends.
@@ -142,14 +142,14 @@ def clipped_range(weight_Rd: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     low_R, high_R = weight_Rd.amin(1), weight_Rd.amax(1)
     steps, reach = (8, 0.1) if bits == 8 else (24, 0.4) if bits == 4 else (32, 0.8)
     best_low_R, best_high_R = low_R.clone(), high_R.clone()
-    rows, low, high, weight = torch.arange(len(low_R)), low_R, high_R, weight_Rd  # of the rows still searched
+    rows, low, high, weight = torch.arange(len(low_R)), low_R, high_R, weight_Rd  # the rows that are still searched
     stride, best = (high - low) * (reach / steps), _range_error(weight, low, high, bits)
-    # How much further than its end a range can reach because its scale and bias are rounded to float16.
+    # How far a range can reach beyond its end, because its scale and bias are rounded to float16.
     slack = (low.abs() + high.abs()) * 2.0**-10 + 2.0 ** (bits - 24)
     for step in range(1, steps + 1):
         least = sum((moves * stride - slack).clamp_min(0).square() for moves in (step // 2, step - step // 2))
         open_ = best > least
-        if int(open_.sum()) <= _WORTH_LEAVING * len(rows):  # else copying the others takes longer than searching all
+        if int(open_.sum()) <= _WORTH_LEAVING * len(rows):  # otherwise copying the rest takes longer than searching all
             rows, low, high, weight, stride, best, slack = (
                 part[open_] for part in (rows, low, high, weight, stride, best, slack)
             )
@@ -171,7 +171,7 @@ def _range_error(weight_Rd: Tensor, low_R: Tensor, high_R: Tensor, bits: int) ->
 
 
 def fake_quantize(weight_Rd: Tensor, bits: int) -> Tensor:
-    """What a lookup after :func:`quantize_rows` would see, with the gradient passed straight through (1308.3432)."""
+    """The rows after quantization, with a straight-through gradient (arXiv 1308.3432)."""
     if bits == 32:
         return weight_Rd
     with torch.no_grad():

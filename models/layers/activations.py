@@ -32,7 +32,7 @@ class KWinners(nn.Module):
         self.register_buffer("duty_H", torch.full((units,), density))
 
     def narrowed(self, units: int) -> "KWinners":
-        """The same number of winners (all, if there are no more) among fewer units; duty cycles start afresh."""
+        """Keep the number of winners (or all units, if there are fewer) among fewer units; duty cycles are reset."""
         return KWinners(units, min(1.0, self.k / units), boost=self.boost)
 
     def forward(self, x_BH: Tensor) -> Tensor:

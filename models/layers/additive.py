@@ -1,4 +1,4 @@
-"""Terms that are added to the logits: what one feature says by itself, whatever the rest of the row says.
+"""Additive terms of the logits: the effect of one feature, independent of the rest of the row.
 
 Letters: B rows of a batch, d width of an embedding, T tasks.
 """
@@ -13,8 +13,8 @@ class AdditiveTerms(nn.Module):
     """One linear map per feature from its pooled embedding to the logits.
 
     A feature that is known in training and fixed when serving, such as the position of a row in its list, must not
-    meet the others: then they do not learn what it explains, and its fixed value moves all scores alike (Zhao et al.,
-    RecSys 2019, "Recommending what video to watch next"; PAL, Guo et al., RecSys 2019).
+    interact with the others. The others then do not learn what it explains, and its fixed value shifts all scores by
+    the same amount (Zhao et al., RecSys 2019, "Recommending what video to watch next"; PAL, Guo et al., RecSys 2019).
 
     Args:
         widths: The width of each feature's embedding, by name.
@@ -35,7 +35,7 @@ class AdditiveTerms(nn.Module):
             del self.terms[name]
 
     def term(self, name: str, pooled_Bd: Tensor) -> Tensor:
-        """(B, T) what one feature adds."""
+        """(B, T) the term of one feature."""
         with torch.autocast(pooled_Bd.device.type, enabled=False):
             added_BT: Tensor = self.terms[name](pooled_Bd.float())
             return added_BT

@@ -1,4 +1,4 @@
-"""A learned gate on every feature: what is exactly zero is a feature that the ranker does without.
+"""A learned gate on every feature: the ranker does not use a feature whose gate is exactly zero.
 
 Letters: B rows of a batch, F sparse features, G dense features, D width of all dense features together.
 """
@@ -19,10 +19,10 @@ _FIRST_LOGIT = 1.0
 class FeatureGates(Part):
     """Multiplies each feature, wherever interaction, tower and wide part read it, by a hard-concrete gate.
 
-    In training a gate is random, row by row: 0 or 1 mostly, so that a ranker cannot make up for a small gate by large
-    embeddings. In evaluation it is its stretched mean, between 0 and 1 and exactly 0 once its logit is low enough
-    (Louizos, Welling & Kingma, arXiv 1712.01312). The parameters are logits divided by 40: one optimizer step moves a
-    logit by forty times its usual size. The rows that attention reads are not gated, only its result.
+    In training a gate is random for each row, and mostly 0 or 1, so that a ranker cannot compensate for a small gate
+    with large embeddings. In evaluation it is its stretched mean, between 0 and 1, and exactly 0 once its logit is low
+    enough (Louizos, Welling & Kingma, arXiv 1712.01312). The parameters are logits divided by 40: one optimizer step
+    moves a logit by forty times its usual size. The events that attention reads are not gated, only its result.
     """
 
     widths: Tensor
@@ -38,7 +38,7 @@ class FeatureGates(Part):
     def forward(
         self, pooled: dict[str, Tensor], dense_BD: Tensor, wide: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """The same with every feature multiplied by its gate."""
+        """The inputs, with every feature multiplied by its gate."""
         gates = dict(zip(self.names, self._sample(self.sparse_F, len(dense_BD)).unbind(1), strict=False))
         dense_gates_BG = self._sample(self.dense_G, len(dense_BD))
         return (
@@ -48,7 +48,7 @@ class FeatureGates(Part):
         )
 
     def _sample(self, parameter_F: Tensor, rows: int) -> Tensor:
-        """(B, F) gates of one forward pass; all rows alike in evaluation."""
+        """(B, F) gates of one forward pass; the same for all rows in evaluation."""
         if not self.training:
             return open_share(parameter_F).expand(rows, -1)
         uniform_BF = torch.rand(rows, len(parameter_F), device=parameter_F.device).clamp(1e-6, 1 - 1e-6)

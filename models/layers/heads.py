@@ -1,4 +1,4 @@
-"""From the tower's output to one logit for each task, and the losses of the tasks.
+"""Heads, which turn the tower's output into one logit per task, and the losses of the tasks.
 
 Letters: B rows of a batch, D width of the enriched features, W width of the tower's output, T tasks.
 """
@@ -41,16 +41,16 @@ _ROUTING = {"shared": (False, False), "mmoe": (True, False), "ple": (True, True)
 class TasksConfig(Config):
     """How several tasks share the tower: ``model.tasks``.
 
-    ``shared``: one tower, one head for each task. ``mmoe``: the tower's experts are common, each task routes its rows
-    by itself (Multi-gate Mixture-of-Experts, KDD 2018). ``ple``: besides common experts each task has some of its own
-    (Progressive Layered Extraction, RecSys 2020). The last two need a tower of kind ``moe``.
+    ``shared``: one tower, one head for each task. ``mmoe``: all tasks share the experts, and each task routes its
+    rows itself (Multi-gate Mixture-of-Experts, KDD 2018). ``ple``: each task also has experts of its own (Progressive
+    Layered Extraction, RecSys 2020). The last two need a tower of kind ``moe``.
     """
 
     kind: Literal["shared", "mmoe", "ple"] = Field(default="shared", description="What the tasks share.")
 
     @property
     def routes_by_task(self) -> bool:
-        """Whether each task routes its rows by itself."""
+        """Whether each task routes its rows itself."""
         return _ROUTING[self.kind][0]
 
     def routing(self, tasks: int) -> TaskRouting:
@@ -68,7 +68,7 @@ class TasksConfig(Config):
 
 
 class Heads(Part):
-    """One linear head for each task, over the enriched features and the tower's output; in float32 always.
+    """One linear head per task, over the enriched features and the tower's output; always in float32.
 
     Args:
         features: D.
@@ -94,7 +94,7 @@ class Heads(Part):
             return linear(x_BD.float(), feature_weight_TD, self.linear.bias) + tower_BT
 
     def tower_readers(self) -> tuple[UnitSlice, ...]:
-        """What reads the tower's output."""
+        """The slices of the head's matrix that read the tower's output."""
         return (UnitSlice(self.linear, "weight", 1, self.features),)
 
     def narrow(self, *, features: Tensor | None = None, tower: Tensor | None = None) -> None:
@@ -106,7 +106,7 @@ class Heads(Part):
         self.features = len(kept_D)
 
     def int8_inputs(self, path: str) -> list[Int8Input]:
-        """The tower's output, which alone is rounded."""
+        """The tower's output, the only input that is rounded."""
         return [Int8Input(f"{path}.linear", self, 1)]
 
     def to_int8(self, path: str, grids: Mapping[str, Tensor], out_2O: Tensor | None = None) -> "Part":
@@ -137,8 +137,8 @@ def task_losses(
 ) -> Tensor:
     """(T,) mean loss of each task over the rows that have a label; 0 for a task without any in this batch.
 
-    With ``weights_BT`` the loss of each row is multiplied by its weight; the mean is over the number of rows still, so
-    that a batch of heavy rows moves the model more than one of light rows.
+    With ``weights_BT`` the loss of each row is multiplied by its weight; the mean is still over the number of rows,
+    so that a batch of rows with large weights moves the model more than one with small weights.
 
     Binary: cross entropy of the logit. Regression: squared error. Count: Poisson likelihood of exp(logit).
     A missing label is NaN; it adds nothing to the loss nor to any gradient.

@@ -1,15 +1,15 @@
-"""Linear layers in int8: what enters a matrix is rounded to a static grid, and the product is an integer GEMM.
+"""Linear layers in int8: the inputs of a matrix are rounded to a static grid, and the product is an integer GEMM.
 
-A number of column j is ``low_j + step_j * code_j``, its code from 0 to 255. With ``w_oj * step_j = scale_o * code_oj``
-a product is ``scale_o * sum_j code_oj code_j`` and a constant that goes into the bias: a sum of integers, hence exact.
-The grids are fixed before the first row is scored, so that a score does not depend on the rows beside it. Where a layer
-feeds another, it writes the codes of that one's grid, ReLU included.
+A value of column j is ``low_j + step_j * code_j``, with a code from 0 to 255. With ``w_oj * step_j = scale_o *
+code_oj`` a product is ``scale_o * sum_j code_oj code_j`` plus a constant, which is added to the bias: a sum of
+integers, hence exact. The grids are fixed before the first row is scored, so a score does not depend on the other rows
+of a batch. A layer that feeds another writes the codes of that layer's grid, ReLU included.
 
-Weights are symmetric by row and activations asymmetric, as in Jacob et al. (arXiv 1712.05877). Each column has a grid
-of its own, so that a feature of large numbers does not coarsen the others; what that takes from the activations is
-multiplied into the weights (Nagel et al., arXiv 1906.04721; SmoothQuant, arXiv 2211.10438).
+Weights are symmetric by row and activations asymmetric, as in Jacob et al. (arXiv 1712.05877). Each column has its own
+grid, so that a feature of large values does not coarsen the others; its step is multiplied into the weights (Nagel et
+al., arXiv 1906.04721; SmoothQuant, arXiv 2211.10438).
 
-Letters: B rows of a batch, D columns that enter a matrix, O that leave it.
+Letters: B rows of a batch, D input columns of a matrix, O output columns.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,13 @@ _LARGEST_WEIGHT = 127
 
 
 class Int8Linear(nn.Module):
-    """``x W^T + b`` of codes.
+    """``x W^T + b`` on codes.
 
     Args:
         weight_OD: As trained; rounded here.
-        bias_O: Or none.
+        bias_O: The bias; ``None`` for a layer without one.
         grid_2D: ``low`` and ``step`` of the columns of x.
-        relu: Cut negative results off.
+        relu: Replace negative results by 0.
         out_2O: Grid of the results; float32 results if absent.
     """
 
@@ -68,7 +68,7 @@ class Int8Linear(nn.Module):
         self._kernel = _Kernel(self.codes_OD) if exact_kernel() else None
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, O) float32, or uint8 codes where there is a grid for them; ``x_BD`` of floats or of codes."""
+        """(B, O) float32, or uint8 codes if there is a grid for them; ``x_BD`` holds floats or codes."""
         codes_BD = x_BD if x_BD.dtype == torch.uint8 else self.encode(x_BD)
         if self._kernel is None:
             return self.plain(codes_BD)
@@ -88,7 +88,7 @@ class Int8Linear(nn.Module):
 
 
 def _as_codes(x_BD: Tensor) -> Tensor:
-    """Cut off and truncated in place, by way of int16, from where alone Torch has vector code to uint8."""
+    """Clipped and truncated in place, through int16, because Torch vectorises only that conversion to uint8."""
     return x_BD.clamp_(0, LARGEST_CODE).to(torch.int16).to(torch.uint8)
 
 
@@ -110,7 +110,7 @@ class _Kernel:
 
 @cache
 def exact_kernel() -> bool:
-    """Whether oneDNN is there and adds in 32 bits: without VNNI it adds pairs of products in 16 bits, and cuts off."""
+    """Whether oneDNN is available and adds in 32 bits: without VNNI it adds pairs in 16 bits, which saturate."""
     codes = torch.full((4, 64), LARGEST_CODE, dtype=torch.uint8)
     weight = torch.full((16, 64), _LARGEST_WEIGHT, dtype=torch.int8)
     try:
@@ -121,7 +121,7 @@ def exact_kernel() -> bool:
 
 
 def fuse(path: str, layers: nn.Module, grids: Mapping[str, Tensor], out_2O: Tensor | None = None) -> nn.Sequential:
-    """A layer, or a sequence of them, in int8: each with its ReLU, writing the codes of the next.
+    """A layer, or a sequence of layers, in int8: each with its ReLU, writing the codes of the next.
 
     Args:
         path: Of ``layers`` in the ranker.

@@ -1,4 +1,4 @@
-"""Dense features on one scale, whatever their units.
+"""Standardization of dense features, so that all have the same scale.
 
 Letters: B rows of a batch, D numbers of a row.
 """
@@ -12,9 +12,9 @@ from models.layers.part import Part
 
 
 class Standardize(Part):
-    """``sign(x) log(1 + |x|)``, less its mean, over its standard deviation in the training split.
+    """``sign(x) log(1 + |x|)``, minus its mean, divided by its standard deviation in the training split.
 
-    The logarithm leaves small numbers nearly as they are and keeps any count from drowning the rest.
+    The logarithm hardly changes small values, and keeps large counts from dominating.
     """
 
     mean_D: Tensor
@@ -28,7 +28,7 @@ class Standardize(Part):
 
     @torch.no_grad()
     def fit(self, parts: Iterable[Tensor]) -> None:
-        """Learn means and deviations of (B, D) parts; a number that never changes keeps the deviation 1."""
+        """Learn means and deviations of (B, D) parts; a constant column keeps the deviation 1."""
         rows, total_D, squares_D = 0, self.mean_D.double() * 0, self.mean_D.double() * 0
         for part_BD in parts:
             small_BD = squash(part_BD.to(total_D.device)).double()

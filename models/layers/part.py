@@ -1,9 +1,9 @@
-"""What a part of the ranker answers for itself: its work per row, its hidden units, how it gets narrower, int8.
+"""The protocol of a part of the ranker: its work per row, its hidden units, how it is narrowed, its int8 form.
 
-Levers, int8 and the size report ask parts; none of them reads the name of a parameter. What a part does not implement
-it refuses in a sentence that names the part and the operation.
+Levers, int8 and the size report use this protocol; none of them reads the name of a parameter. An operation that a part
+does not implement raises an error that names the part and the operation.
 
-Letters: B rows of a batch, D columns of a row, U hidden units of a group, O columns that leave a matrix.
+Letters: B rows of a batch, D columns of a row, U hidden units of a group, O output columns of a matrix.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +67,7 @@ class UnitGroup:
     outgoing: tuple[UnitSlice, ...]
 
     def squares(self) -> tuple[Tensor, Tensor]:
-        """(U,) squared norms of what goes in and of what goes out of each unit."""
+        """(U,) squared norms of the incoming and of the outgoing weights of each unit."""
         incoming, outgoing = (
             _sum_squares([part.view(self.units) for part in parts]) for parts in (self.incoming, self.outgoing)
         )
@@ -88,7 +88,7 @@ class UnitGroup:
 
     @torch.no_grad()
     def scale_(self, factor_U: Tensor) -> None:
-        """Multiply everything that belongs to each unit by its factor."""
+        """Multiply all weights of each unit by its factor."""
         for part in (*self.incoming, *self.outgoing):
             view = part.view(self.units)
             view.mul_(factor_U.to(view).view(-1, *[1] * (view.dim() - 1)))
@@ -96,7 +96,7 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class Int8Input:
-    """Where a matrix in int8 reads: the positional ``argument`` of ``module``; its grid is called ``name``."""
+    """The input of an int8 matrix: the positional ``argument`` of ``module``; its grid is called ``name``."""
 
     name: str
     module: nn.Module
@@ -104,10 +104,10 @@ class Int8Input:
 
 
 class Part(nn.Module):
-    """Base of what a ranker is composed of between the embedding lookup and the logits.
+    """Base of the parts of a ranker between the embedding lookup and the logits.
 
     Attributes:
-        out_width: Columns that leave the part.
+        out_width: Columns of the output.
     """
 
     out_width: int
@@ -132,7 +132,7 @@ class Part(nn.Module):
 
     @property
     def narrows_inputs(self) -> bool:
-        """Whether an input column of zeros can leave with no output changed, but those that leave with it."""
+        """Whether removing an input column of zeros leaves all other outputs unchanged."""
         self.refuse("narrows_inputs", "say whether columns of zeros can be removed from its input")
 
     def narrow_inputs(self, kept_D: Tensor) -> Tensor | None:
@@ -148,7 +148,7 @@ class Part(nn.Module):
 
         Args:
             path: Of the part in the ranker.
-            readers: Slices of what reads the part's output: where its last units go.
+            readers: Slices of the matrices that read the part's output: the outgoing weights of its last units.
         """
         self.refuse("unit_groups", "list its hidden units, which unit pruning and group lasso need")
 
@@ -164,7 +164,7 @@ class Part(nn.Module):
         self.refuse("narrow_units", "remove hidden units")
 
     def int8_inputs(self, path: str) -> list[Int8Input]:
-        """Inputs that need a grid before :meth:`to_int8`; none where the part stays as it is.
+        """Inputs that need a grid before :meth:`to_int8`; empty if the part stays as it is.
 
         Args:
             path: Of the part in the ranker.
@@ -177,7 +177,7 @@ class Part(nn.Module):
         Args:
             path: Of the part in the ranker.
             grids: (2, D) ``low`` and ``step`` of each :class:`Int8Input` by name.
-            out_2O: Grid of what reads the output: where given, the last layer writes its codes.
+            out_2O: Grid of the layer that reads the output; if given, the last layer writes codes of this grid.
         """
         self.refuse("to_int8", "be computed in int8 (sparsity.quantization.activations)")
 
@@ -188,7 +188,7 @@ class Part(nn.Module):
 
 
 def module_components(module: nn.Module, path: str) -> Iterator[Component]:
-    """One component for each submodule with tensors of its own: a product per row for ``nn.Linear``, else no work.
+    """One component per submodule with its own tensors: one product per row for ``nn.Linear``, otherwise no work.
 
     Raises:
         UserError: A submodule that is neither linear nor an embedding has a matrix, so that its work is unknown.

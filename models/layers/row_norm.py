@@ -16,8 +16,8 @@ _EPS = 1e-5
 class RowNorm(Part):
     """Every column has mean 0 and variance 1 over the batch (Ioffe & Szegedy, arXiv 1502.03167), then scale and shift.
 
-    What follows does not see how large embeddings are, so they can be held small by strong weight decay: embeddings
-    of rare ids then contribute little. When serving, running means and variances take the batch's place.
+    The layers after it do not see how large embeddings are, so strong weight decay can keep them small: embeddings of
+    rare ids then contribute little. When serving, running means and variances replace those of the batch.
     """
 
     running_mean: Tensor
@@ -33,7 +33,7 @@ class RowNorm(Part):
 
     @property
     def narrows_inputs(self) -> bool:
-        return False  # a column of zeros leaves as its shift
+        return False  # a column of zeros becomes its shift
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """(B, D) float32."""

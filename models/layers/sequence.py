@@ -1,4 +1,4 @@
-"""Pooling of histories that needs more than a sum: the last event, attention by the candidate, local convolution.
+"""Poolings of histories other than sums: the last event, attention with the candidate as query, local convolution.
 
 Letters: B rows of a batch, L events of all rows, C width of one event (its columns side by side), H hidden width,
 N candidates of one history.
@@ -16,6 +16,7 @@ from models.layers.part import Part
 from models.products import Linear, linear
 from models.tables.config import TablesConfig
 from models.tables.lookup import Embedded, pool_rows
+from models.tables.poolings import SIMPLE, HistoryPooling, pooling_class, register_pooling
 
 _HIDDEN = 64
 _POSITIONS = 256
@@ -37,20 +38,23 @@ def last_event(events_LC: Tensor, offsets: Tensor) -> Tensor:
     return torch.where(present_B1, events_LC.index_select(0, last_B.clamp(min=0)), 0.0)
 
 
-class TargetAttention(nn.Module):
+@register_pooling("attention")
+class TargetAttention(HistoryPooling):
     """Deep Interest Network (arXiv 1706.06978): the candidate decides how much each past event counts.
 
     An event's weight is a small MLP of candidate, event, their product, side columns such as the event's age, and its
-    position counted from the newest. As in the paper, no softmax makes the weights shares of one: how much of a past
-    speaks for the candidate is part of what is learned.
+    position counted from the newest. As in the paper there is no softmax, so that the weights need not sum to 1: how
+    much of a history matches the candidate is learned too.
 
     Args:
-        query: Width of the candidate, which the first columns of an event mirror.
+        query: Width of the candidate; the first columns of an event correspond to it.
         side: Width of the columns of an event that have no counterpart in the candidate.
     """
 
+    needs_candidate = True
+
     def __init__(self, query: int, side: int) -> None:
-        super().__init__()
+        super().__init__(query, side)
         self.query = query
         self.candidate = Linear(query, _HIDDEN, bias=False)
         self.event = Linear(2 * query + side, _HIDDEN)
@@ -59,12 +63,7 @@ class TargetAttention(nn.Module):
         self.score = nn.Sequential(nn.ReLU(), Linear(_HIDDEN, 1))
 
     def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
-        """(B, C) weighted sums of the events; zeros where a row has none.
-
-        With ``candidate_BNQ``, several candidates of the same history, (B, N, C).
-        """
-        if candidate_BQ.dim() == 3:
-            return self._attend_all(candidate_BQ, events_LC, offsets.long())
+        """(B, C) weighted sums of the events; zeros where a row has none."""
         offsets = offsets.long()
         row_L = row_numbers(offsets)
         product_LQ = candidate_BQ.index_select(0, row_L) * events_LC[:, : self.query]
@@ -78,8 +77,9 @@ class TargetAttention(nn.Module):
         from_newest_L = from_newest_L - torch.arange(len(from_newest_L), device=offsets.device)
         return cast(Tensor, self.position(from_newest_L.clamp(max=_POSITIONS - 1)))
 
-    def _attend_all(self, candidate_BNQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
-        """What an event adds by itself is computed once, not once a candidate; products in pieces that stay cached."""
+    def pool_candidates(self, candidate_BNQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
+        """Terms without the candidate are computed once; products in pieces that fit into the cache."""
+        offsets = offsets.long()
         event_weight_HC, product_weight_HQ = self.event.weight.tensor_split((events_LC.shape[1],), 1)
         alone_LH = linear(events_LC, event_weight_HC, self.event.bias) + self._positions(offsets)
         pooled = []
@@ -94,17 +94,19 @@ class TargetAttention(nn.Module):
         return torch.cat(pooled).view(*candidate_BNQ.shape[:2], -1)
 
 
-class LocalConvolution(nn.Module):
-    """Mean over a history of a convolution that sees an event and its two neighbours: sparse connectivity by locality.
+@register_pooling("convolution")
+class LocalConvolution(HistoryPooling):
+    """The mean over a history of a convolution of each event and its two neighbours: local connectivity.
 
-    Events of different rows never mix: beyond a row's first and last event there are zeros.
+    Events of different rows never mix: each history is padded with zeros.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
+    def __init__(self, query: int, side: int) -> None:
+        super().__init__(query, side)
+        width = query + side
         self.kernel = Linear(3 * width, width)
 
-    def forward(self, events_LC: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C)."""
         offsets = offsets.long()
         row_L = row_numbers(offsets)
@@ -117,10 +119,10 @@ class LocalConvolution(nn.Module):
 
 
 class Histories(Part):
-    """Pools every history that the tables leave as a sequence, all its columns together.
+    """Pools every history that is looked up as a sequence, all its columns together.
 
     Raises:
-        UserError: A history is to be attended, but no candidate feature shares a table with any of its columns.
+        UserError: A pooling needs a candidate, and no feature of the row shares a table with any of its columns.
     """
 
     def __init__(self, schema: Schema, config: TablesConfig) -> None:
@@ -136,16 +138,17 @@ class Histories(Part):
                 sequences.setdefault(feature.sequence, []).append(feature)
         for history, features in sequences.items():
             kind = config.pooling.get(history)
-            if kind not in ("attention", "convolution"):
+            if kind is None or kind in SIMPLE:
                 self.last += [feature.name for feature in features]
                 continue
             candidates = {feature.name: _candidate(schema, feature) for feature in features}
             features = sorted(features, key=lambda feature: candidates[feature.name] is None)
             dims = {feature.name: config.table_dim(feature.table) for feature in features}
             query = [feature.name for feature in features if candidates[feature.name]]
-            if kind == "attention" and not query:
+            pooling = pooling_class(kind)
+            if pooling.needs_candidate and not query:
                 raise UserError(
-                    f"model.pooling.{history}: attention needs a candidate; let a feature share a table with one of "
+                    f"model.pooling.{history}: {kind} needs a candidate; let a feature share a table with one of "
                     f"{', '.join(dims)}, or choose another pooling."
                 )
             self.columns[history] = list(dims)
@@ -153,15 +156,13 @@ class Histories(Part):
             self.candidates[history] = [cast(str, candidates[name]) for name in query]
             width, query_width = sum(dims.values()), sum(dims[name] for name in query)
             key = f"history:{history}".replace(".", ":")
-            self.pools[key] = (
-                TargetAttention(query_width, width - query_width) if kind == "attention" else LocalConvolution(width)
-            )
+            self.pools[key] = pooling(query_width, width - query_width)
 
     def forward(self, embedded: Embedded) -> dict[str, Tensor]:
         """(B, d) by feature name, for every feature in ``embedded.sequences``.
 
-        Where ``embedded.pooled`` holds (B, N, d), N candidates of each of the B histories, what is attended is
-        (B, N, d) too.
+        If ``embedded.pooled`` holds (B, N, d), N candidates of each of the B histories, poolings that read the
+        candidate give (B, N, d) too.
         """
         pooled = {name: last_event(*embedded.sequences[name]) for name in self.last if name in embedded.sequences}
         for (history, columns), pool in zip(self.columns.items(), self.pools.values(), strict=True):
@@ -169,17 +170,18 @@ class Histories(Part):
                 continue
             events_LC = torch.cat([embedded.sequences[name][0] for name in columns], 1)
             offsets = embedded.sequences[columns[0]][1]
-            if isinstance(pool, TargetAttention):
-                candidate_BQ = torch.cat([embedded.pooled[name] for name in self.candidates[history]], -1)
-                pooled_BC = pool(candidate_BQ, events_LC, offsets)
+            if cast(HistoryPooling, pool).needs_candidate:
+                candidate = torch.cat([embedded.pooled[name] for name in self.candidates[history]], -1)
             else:
-                pooled_BC = pool(events_LC, offsets)
+                candidate = events_LC.new_empty(len(offsets) - 1, 0)
+            pool_events = cast(HistoryPooling, pool).pool_candidates if candidate.dim() == 3 else pool
+            pooled_BC = pool_events(candidate, events_LC, offsets)
             pooled |= dict(zip(columns, torch.split(pooled_BC, self.widths[history], -1), strict=True))
         return pooled
 
 
 def _candidate(schema: Schema, column: SparseSpec) -> str | None:
-    """The feature of the row itself that indexes the same table: an id before a bag."""
+    """The feature of the row itself that indexes the same table; an id is preferred to a bag."""
     same = [feature for feature in schema.sparse if feature.table == column.table and feature.sequence is None]
     same.sort(key=lambda feature: feature.kind != "id")
     return same[0].name if same else None

@@ -1,4 +1,4 @@
-"""Towers: what computes on the enriched row; here a dense multi-layer perceptron.
+"""Towers, the layers between interaction and heads; here the dense multi-layer perceptron.
 
 Letters: N rows, D width of the enriched row, W width of the tower's output.
 """
@@ -21,7 +21,7 @@ from models.products import Linear
 
 
 class TowerConfig(Family):
-    """What computes on the enriched row: ``model.tower``."""
+    """The layers between interaction and heads: ``model.tower``."""
 
     kind: str
 
@@ -35,7 +35,7 @@ class TowerConfig(Family):
             tasks: How many there are.
 
         Raises:
-            UserError: The kind cannot do what is asked.
+            UserError: The kind does not support the context or the sharing.
         """
 
     def shards_experts(self) -> bool:
@@ -59,7 +59,7 @@ class Tower(Part):
     writes_codes: bool = False
 
     def auxiliary_loss(self) -> Tensor | None:
-        """What the last training batch adds to the loss; ``None`` for nothing."""
+        """What the last training batch adds to the loss; ``None`` if nothing."""
         return None
 
     def after_step(self) -> None:

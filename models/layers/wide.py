@@ -1,4 +1,4 @@
-"""The wide part: a linear model of ids and numbers, added to what the deep part says.
+"""The wide part: a linear model of ids and numbers, added to the logits of the deep part.
 
 Letters: B rows of a batch, D width of the dense features, T tasks.
 """

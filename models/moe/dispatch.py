@@ -1,4 +1,4 @@
-"""Rows sorted into groups, and products of each group with a matrix of its own: the arithmetic of a sparse mixture.
+"""Rows sorted into groups, and the product of each group with its own matrix: the arithmetic of a sparse mixture.
 
 Letters: N rows, K groups that a row is in, M slots (K for each row, and perhaps empty ones), E groups, I and O widths.
 """
@@ -21,7 +21,7 @@ _STEP = 8
 
 
 class Run(NamedTuple):
-    """One group, or two that are multiplied as a batch, each by one thread; ``height`` slots each."""
+    """One group, or two that are multiplied as a batch, one thread each; ``height`` slots each."""
 
     groups: tuple[int, ...]
     slot: int
@@ -45,10 +45,10 @@ class Run(NamedTuple):
 
 
 def plan_runs(counts: Sequence[int]) -> list[Run]:
-    """Runs for groups of these many rows: two groups of like height share one, padded to the taller.
+    """Runs for groups of so many rows: two groups of similar height share a run, padded to the taller.
 
-    A group that is tall enough for all threads stays alone, and so does one that is like no other. Heights come in
-    steps, because oneDNN compiles a product of every shape that it has not seen.
+    A group that is tall enough for all threads has a run of its own, and so does one that is similar to no other.
+    Heights are rounded, because oneDNN compiles a kernel for every new shape.
     """
     runs: list[Run] = []
     left = sorted(range(len(counts)), key=counts.__getitem__)
@@ -78,10 +78,10 @@ class DispatchPlan:
     """Where each row goes: slots group by group.
 
     Attributes:
-        source_M: The row in each slot; row 0 in slots that are empty.
+        source_M: The row in each slot; row 0 in empty slots.
         place_NK: The slots of each row.
-        ends_E: End of each group, int32, where no slot is empty.
-        runs: On the CPU: what is multiplied at once.
+        ends_E: End of each group, int32, if no slot is empty.
+        runs: On the CPU: the groups that are multiplied together.
     """
 
     source_M: Tensor
@@ -99,7 +99,7 @@ def plan_dispatch(group_NK: Tensor, counts_E: Tensor, *, pad: bool = False) -> D
     """Slots for rows whose groups are known, and how many rows each group has.
 
     Args:
-        pad: Leave slots empty where that makes products on the CPU faster.
+        pad: Leave slots empty if that makes products on the CPU faster.
     """
     order_M = _sort_keys(group_NK.flatten(), len(counts_E)).argsort(stable=True)
     slot_M = torch.arange(len(order_M), device=order_M.device)
@@ -119,7 +119,7 @@ def plan_dispatch(group_NK: Tensor, counts_E: Tensor, *, pad: bool = False) -> D
 
 
 def _sort_keys(group_M: Tensor, groups: int) -> Tensor:
-    """Groups in the narrowest type, on a GPU: a radix sort there takes as many passes as its keys have bytes."""
+    """On a GPU, groups in the narrowest type: its radix sort takes one pass per byte of the keys."""
     if group_M.is_cuda:
         return group_M.to(torch.uint8 if groups <= 1 << 8 else torch.int16 if groups <= 1 << 15 else torch.int32)
     return group_M
@@ -131,7 +131,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: object) -> Tenso
 
 
 class _Scatter(torch.autograd.Function):
-    """Rows to all their slots; the gradient gathers as well, it never scatters."""
+    """Rows to all their slots; the backward pass gathers too and never scatters."""
 
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, source_M: Tensor, place_NK: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class _Gather(torch.autograd.Function):
 
 
 def dispatch(x_NI: Tensor, plan: DispatchPlan) -> Tensor:
-    """(M, I) the row of each slot. What comes back for empty slots is not counted in the gradient."""
+    """(M, I) the row of each slot. Gradients of empty slots are ignored."""
     return _apply(_Scatter, x_NI, plan.source_M, plan.place_NK)
 
 
@@ -174,7 +174,7 @@ def combine(y_MI: Tensor, plan: DispatchPlan) -> Tensor:
 
 
 class _RunProducts(torch.autograd.Function):
-    """Products run by run, in the type of the rows; weights are cast where they are used, gradients where made."""
+    """Products run by run, in the dtype of the rows; weights and gradients are cast as needed."""
 
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_EIO: Tensor, runs: Sequence[Run]) -> Tensor:
@@ -205,7 +205,7 @@ class _RunProducts(torch.autograd.Function):
 
 
 def _weight_product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """A batched product needs a contiguous target; one by one there is no copy, unless types differ anyway."""
+    """A batched product needs a contiguous target; single products avoid the copy, unless dtypes differ anyway."""
     if left.dtype != out.dtype:
         out.copy_(left @ right)
     elif left.dim() == 2:
@@ -219,7 +219,7 @@ def grouped_product(x_MI: Tensor, weight_EIO: Tensor, plan: DispatchPlan) -> Ten
     """(M, O) each slot times the matrix of its group, in the type of ``x_MI``; matrices may be of another."""
     if plan.runs is not None:
         return _apply(_RunProducts, x_MI, weight_EIO, plan.runs)
-    # Rows of matrices must begin at a multiple of 16 bytes there; padding by nothing would copy.
+    # On a GPU, rows of matrices must begin at a multiple of 16 bytes; padding by zero columns would still copy.
     unit, (inputs, outputs) = 16 // x_MI.element_size(), weight_EIO.shape[1:]
     weight_EIO = weight_EIO.to(x_MI.dtype)
     if inputs % unit or outputs % unit:

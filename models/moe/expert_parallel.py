@@ -1,6 +1,6 @@
-"""Expert parallelism: each rank holds some of them, and rows travel to their experts and back.
+"""Expert parallelism: each rank holds some experts, and rows are sent to their experts and back.
 
-Letters: M rows with their repetitions, D width of the model, H hidden width, E experts of all ranks, e experts of one
+Letters: M rows, once per chosen expert, D width of the model, H hidden width, E experts of all ranks, e experts of one
 rank, R ranks.
 """
 
@@ -30,14 +30,14 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class ExpertParallel(Experts):
-    """The experts of one mixture, rank r holding the r-th of R equal shares (GShard, arXiv 2006.16668).
+    """The experts of one mixture; rank r holds the r-th of R equal shares (GShard, arXiv 2006.16668).
 
     Parameters are ``DTensor`` sharded by expert, under the names they have on one rank: a checkpoint holds whole
     stacks and loads at any number of ranks. An expert sees the rows of all ranks, each with the gradient of its own
     rank's mean loss; like the replicated parameters, which ``DistributedDataParallel`` averages, it takes their mean.
 
     Args:
-        experts: To be sharded, equal on all ranks.
+        experts: The experts to shard, equal on all ranks.
         mesh: One dimension, over the ranks.
 
     Raises:
@@ -55,7 +55,7 @@ class ExpertParallel(Experts):
         self.w2_EHD = nn.Parameter(distribute_tensor(experts.w2_EHD.detach(), mesh, [Shard(0)]))
 
     def plan(self, chosen_NK: Tensor, counts_E: Tensor) -> DispatchPlan:
-        """Rows sorted by expert: empty slots would travel as well."""
+        """Rows sorted by expert, without empty slots, which would be sent too."""
         return plan_dispatch(chosen_NK, counts_E)
 
     def forward(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan) -> Tensor:
@@ -68,7 +68,7 @@ class ExpertParallel(Experts):
         sent, received = counts_Re.sum(1).tolist(), arriving_Re.sum(1).tolist()
         came_MD = all_to_all_single_autograd(x_MD, received, sent, group)
         gates_M1 = all_to_all_single_autograd(gates_M.unsqueeze(1), received, sent, group)
-        # Rows came rank by rank; products want them expert by expert.
+        # Rows arrive ordered by rank; products need them ordered by expert.
         local = arriving_Re.shape[1]
         expert_M = torch.arange(local, device=x_MD.device).repeat(ranks).repeat_interleave(arriving_Re.flatten())
         here = super().plan(expert_M.unsqueeze(1), arriving_Re.sum(0))
@@ -92,7 +92,7 @@ def shard_experts(module: nn.Module, mesh: DeviceMesh) -> list[str]:
 
 
 def by_placement(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Replicated and sharded parameters apart: the fast paths of optimizers do not take both at once."""
+    """Replicated and sharded parameters in separate lists: fast paths of optimizers do not accept both at once."""
     groups: dict[bool, list[nn.Parameter]] = {}
     for parameter in parameters:
         groups.setdefault(isinstance(parameter, DTensor), []).append(parameter)

@@ -24,7 +24,12 @@ _ONE_TASK = TaskRouting()
 
 
 class ExpertsConfig(RouterConfig):
-    """A mixture of experts (see :class:`MixtureOfExperts`)."""
+    """A mixture of experts (see :class:`MixtureOfExperts`).
+
+    Example:
+        >>> rs.ExpertsConfig(experts=8, top_k=2).hidden
+        256
+    """
 
     hidden: int = Field(default=256, ge=1, description="Width of an expert's hidden layer.")
     shared: bool = Field(default=False, description="One more expert that sees every row.")
@@ -53,7 +58,7 @@ class Experts(nn.Module):
         nn.init.normal_(self.w2_EHD, std=(1 / hidden) ** 0.5)
 
     def plan(self, chosen_NK: Tensor, counts_E: Tensor) -> DispatchPlan:
-        """Slots for the rows of each expert; some stay empty where the activation keeps no statistics of its rows."""
+        """Slots for the rows of each expert; some may stay empty if the activation keeps no statistics of its rows."""
         return plan_dispatch(chosen_NK, counts_E, pad=isinstance(self.activation, nn.ReLU))
 
     def forward(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan) -> Tensor:
@@ -66,7 +71,7 @@ class Experts(nn.Module):
 
     def compute(self, x_ND: Tensor, gates_NK: Tensor, plan: DispatchPlan, w1_EDH: Tensor, w2_EHD: Tensor) -> Tensor:
         """:meth:`forward` with the weights given."""
-        watched = bool(self.activation._forward_hooks)  # such as by `measure_activity`: it then runs as a module
+        watched = bool(self.activation._forward_hooks)  # such as `measure_activity`: hooks need a module call
         if can_fuse(x_ND) and isinstance(self.activation, nn.ReLU) and not watched:
             return fused_experts(x_ND, gates_NK, w1_EDH, w2_EHD, plan)
         hidden_MH = self.activation(product(dispatch(x_ND, plan), w1_EDH, plan))
@@ -74,7 +79,7 @@ class Experts(nn.Module):
         return combine(product(hidden_MH * gates_M1, w2_EHD, plan), plan)
 
     def components(self, path: str) -> Iterator[Component]:
-        """One for each expert, as if every row saw it, and one for what experts have in common."""
+        """One component per expert, as if every row used it, and one for the parameters that experts share."""
         for e in range(len(self.w1_EDH)):
             stacks = {name: stack[e] for name, stack in own_tensors(self, path).items()}
             yield Component(f"{path}.{e}", "expert", stacks, 2 * sum(stack.numel() for stack in stacks.values()))
@@ -120,7 +125,7 @@ class Experts(nn.Module):
 
 
 def _working_dtype(x_ND: Tensor) -> torch.dtype:
-    """What products are computed in: that of autocast where it is on."""
+    """The dtype of products: that of autocast if it is on."""
     device = x_ND.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
 
@@ -128,14 +133,14 @@ def _working_dtype(x_ND: Tensor) -> torch.dtype:
 class MixtureOfExperts(nn.Module):
     """Sends each row to its ``top_k`` best experts, computes only those, and adds their outputs, weighted by the gates.
 
-    No row is ever dropped and no expert has a capacity: rows are sorted by expert, and an expert's product is as tall
-    as its share. ``shared`` adds one expert that sees every row (DeepSeekMoE, arXiv 2401.06066).
+    No row is dropped and experts have no capacity: rows are sorted by expert, and each expert multiplies exactly its
+    rows. ``shared`` adds one expert that sees every row (DeepSeekMoE, arXiv 2401.06066).
 
     Args:
         width: D.
         config: Number, size and choice of the experts.
-        context: C, where the router reads something else than the rows.
-        routing: Of several tasks.
+        context: C, if the router reads other columns than the rows.
+        routing: How several tasks route.
 
     Example:
         >>> moe = MixtureOfExperts(16, ExpertsConfig(hidden=32, experts=8, top_k=2))

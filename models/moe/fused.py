@@ -1,8 +1,8 @@
 """Two-layer ReLU experts on a GPU as few kernels: rows are gathered by the first product and gated by the second.
 
-Forward: ``hidden = relu(x[source] @ w1)``, ``y = combine(gate * (hidden @ w2))``. What comes back goes through three
-more products and two that sum over rows. Slots are never copied, but for the hidden layer and one output per slot; the
-CPU never waits. The plain form is ``dispatch``, two grouped products and ``combine`` (``models.moe.dispatch``).
+Forward: ``hidden = relu(x[source] @ w1)``, ``y = combine(gate * (hidden @ w2))``. The backward pass has three more
+products and two that sum over rows. Slots are not copied, except for the hidden layer and one output per slot; the CPU
+never waits. The plain form is ``dispatch``, two grouped products and ``combine`` (``models.moe.dispatch``).
 
 Letters: N rows, D width of the model, H hidden width, E experts, K experts of a row, M slots.
 """
@@ -32,7 +32,7 @@ def _has_triton() -> bool:
 def can_fuse(x: Tensor) -> bool:
     """Whether Triton kernels compute on ``x``: on a GPU, with Triton, where ``RECSYS_TRITON=1`` asks for them.
 
-    They have been checked in Triton's interpreter, and not yet on a GPU: until then they are not the default.
+    They have been checked in Triton's interpreter but not yet on a GPU, so they are not the default.
     """
     return x.is_cuda and x.dtype in _DTYPES and os.environ.get(VARIABLE) == "1" and _has_triton()
 
@@ -79,9 +79,9 @@ def fused_experts(x_ND: Tensor, gates_NK: Tensor, w1_EDH: Tensor, w2_EHD: Tensor
     """(N, D) the sum over each row's experts of gate x output, in the type of ``x_ND``.
 
     Args:
-        x_ND: float32, bfloat16 or float16; products of float32 are TF32 unless Torch's are refused it.
-        gates_NK: Of any type.
-        w1_EDH: First layers; cast to the type of ``x_ND``.
+        x_ND: float32, bfloat16 or float16; float32 products use TF32 if Torch allows it.
+        gates_NK: Of any dtype.
+        w1_EDH: First layers; cast to the dtype of ``x_ND``.
         w2_EHD: Second layers, likewise.
         plan: Without empty slots.
     """

@@ -30,7 +30,7 @@ class RouterConfig(Config):
     top_k: int = Field(default=2, ge=1, description="Experts that see a row.")
     gate: Gate = Field(default="softmax", description="Scores of experts compete (`softmax`), or do not (`sigmoid`).")
     noise: float = Field(
-        default=0.0, ge=0, description="Standard deviation of what is added to the router's logits in training."
+        default=0.0, ge=0, description="Standard deviation of the noise on the router's logits in training."
     )
     balance: Balance = Field(
         default="loss",
@@ -41,15 +41,15 @@ class RouterConfig(Config):
 class Router(nn.Module):
     """Scores every expert for every row and chooses the best ``top_k``; always in float32.
 
-    Gates are the chosen scores, divided by their sum where ``top_k`` > 1. ``softmax`` scores compete (Switch, arXiv
+    Gates are the chosen scores, divided by their sum if ``top_k`` > 1. ``softmax`` scores compete (Switch, arXiv
     2101.03961), ``sigmoid`` scores do not (DeepSeek-V3, arXiv 2412.19437). ``noise`` is the standard deviation of
     normal numbers added to the logits in training.
 
     With ``balance="loss"``, :meth:`auxiliary_loss` is E times the sum over experts of (share of choices x mean score),
-    1 at perfect balance. With ``balance="bias"`` a bias that steers the choice, and not the gate, is moved by
-    :meth:`update_bias` towards experts that were chosen too rarely (arXiv 2408.15664): no gradient, no loss.
+    1 at perfect balance. With ``balance="bias"``, :meth:`update_bias` moves a bias towards experts that were chosen too
+    rarely; it changes the choice but not the gate, and needs no gradient and no loss (arXiv 2408.15664).
 
-    Experts whose ``active_E`` is False are never chosen: pruned ones, until export removes them from the stack.
+    Experts whose ``active_E`` is False are never chosen: pruned experts, until export removes them from the stack.
 
     Args:
         width: C.
@@ -121,7 +121,7 @@ class Router(nn.Module):
         return torch.einsum("tnc,etc->tne", context_NC, self.weight).flatten(0, 1)
 
     def _mask(self, context_NC: Tensor) -> Tensor:
-        """Minus infinity for experts that may not be chosen, 0 for others, to be added to (N, E)."""
+        """A mask to add to (N, E): minus infinity for experts that may not be chosen, 0 for others."""
         if self.allowed_ET is None:
             return torch.where(self.active_E, 0.0, -torch.inf)
         mask_TE = torch.where(self.allowed_ET.T & self.active_E, 0.0, -torch.inf)
@@ -165,7 +165,7 @@ def _count(chosen_NK: Tensor, experts: int) -> Tensor:
     """(E,) int64: how many rows chose each expert."""
     if chosen_NK.is_cuda and experts <= _MOST_MARKED:
         marked_NE = torch.zeros(len(chosen_NK), experts, dtype=torch.bool, device=chosen_NK.device)
-        return marked_NE.scatter_(1, chosen_NK, True).sum(0)  # without atomic additions to a few numbers
+        return marked_NE.scatter_(1, chosen_NK, True).sum(0)  # avoids atomic additions to a few numbers
     chosen_M = chosen_NK.flatten()
     return chosen_M.new_zeros(experts).scatter_add_(0, chosen_M, torch.ones_like(chosen_M))
 

@@ -29,7 +29,7 @@ class MixtureConfig(ExpertsConfig, TowerConfig):
     kind: Literal["moe"] = "moe"
     balance_weight: float = Field(default=0.01, ge=0, description="Weight of the balance loss.")
     z_weight: float = Field(default=0.001, ge=0, description="Weight of the z-loss.")
-    blocks: int = Field(default=1, ge=1, le=1000, description="Mixtures on top of each other.")
+    blocks: int = Field(default=1, ge=1, le=1000, description="Number of stacked mixtures.")
     normalize: bool = Field(default=True, description="A layer norm before each mixture.")
     expert_parallel: bool = Field(
         default=False,
@@ -52,7 +52,7 @@ class MixtureConfig(ExpertsConfig, TowerConfig):
         groups = routing.tasks + 1
         if routing.own_experts and self.experts // groups * 2 < self.top_k:
             raise UserError(
-                f"model.tower.experts: {sharing.kind!r} cuts {self.experts} experts into {groups} groups and a task "
+                f"model.tower.experts: {sharing.kind!r} divides {self.experts} experts into {groups} groups and a task "
                 f"sees two, too few for top_k {self.top_k}; use at least {groups * -(-self.top_k // 2)}."
             )
         return MixtureTower(width, self, context=context, routing=routing)
@@ -69,8 +69,8 @@ class MixtureTower(Tower):
     Args:
         width: D.
         config: Blocks, and the mixture in each.
-        context: C, where the routers read something else than the rows.
-        routing: Of several tasks.
+        context: C, if the routers read other columns than the rows.
+        routing: How several tasks route.
     """
 
     config: MixtureConfig
@@ -122,7 +122,7 @@ class MixtureTower(Tower):
 
     @property
     def narrows_inputs(self) -> bool:
-        return False  # layer norms see columns of zeros
+        return False  # columns of zeros change layer norms
 
     def _stacks(self, path: str) -> dict[str, Experts]:
         return {
@@ -132,11 +132,11 @@ class MixtureTower(Tower):
         }
 
     def unit_groups(self, path: str, readers: Sequence[UnitSlice]) -> list[UnitGroup]:
-        """The hidden units of each expert; the tower's output is no layer of units."""
+        """The hidden units of each expert; the tower's output is not a layer of units."""
         return [group for name, stack in self._stacks(path).items() for group in stack.unit_groups(name)]
 
     def narrow_units(self, alive: Sequence[Tensor]) -> None:
-        """All experts keep one width, that of the expert with most living units."""
+        """All experts keep the same width: that of the expert with the most living units."""
         hidden = max(int(alive_U.sum()) for alive_U in alive)
         left = list(alive)
         for stack in self._stacks("").values():
@@ -150,7 +150,7 @@ class MixtureTower(Tower):
         self.config = self.config.model_copy(update=update)
 
     def drop_inactive_experts(self) -> None:
-        """All mixtures keep as many experts as the one with most active ones."""
+        """All mixtures keep as many experts as the one with the most active experts."""
         active = [block.router.active_E for block in self.blocks()]
         count = max(int(active_E.sum()) for active_E in active)
         for block, active_E in zip(self.blocks(), active, strict=True):

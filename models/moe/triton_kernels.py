@@ -1,6 +1,6 @@
-"""Triton kernels of a sparse mixture: products of each group that gather, scale and rectify on the way.
+"""Triton kernels of a sparse mixture: grouped products with fused gather, scale and ReLU.
 
-Every kernel finds its group from offsets on the device, so the CPU never waits for how many rows a group has. Sums run
+Every kernel finds its group from offsets on the device, so the CPU never waits for the sizes of groups. Sums run
 in a fixed order, without atomics: the same inputs give the same bits. ``models.moe.fused`` composes the kernels, and
 ``models.moe.dispatch`` is the plain form of the same arithmetic.
 
@@ -167,7 +167,7 @@ def _combine_kernel(y_MO, place_NK, out_NO, rows, outputs, K: tl.constexpr, ROWS
 
 
 def product_tiles(slots: int, groups: int, outputs: int, dtype: torch.dtype) -> Tiles:
-    """The tiles of :func:`product` and :func:`hidden_gradients`, by shape alone: a timed choice could change results.
+    """The tiles of :func:`product` and :func:`hidden_gradients`, from shapes only: a timed choice could change results.
 
     Args:
         slots: M, of all groups together.
@@ -187,7 +187,7 @@ def weight_tiles(inputs: int, outputs: int, dtype: torch.dtype) -> Tiles:
 
 
 def _precision() -> str:
-    """Of products of float32: what Torch's own products are allowed to do (``set_float32_matmul_precision``)."""
+    """The precision of float32 products, as Torch is set to (``set_float32_matmul_precision``)."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
@@ -235,10 +235,10 @@ def product(
 def hidden_gradients(
     grad_NO: Tensor, source_M: Tensor, weight_EIO: Tensor, ends_E: Tensor, gates_M: Tensor, hidden_MI: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Back through ``gate * (hidden @ weight)`` and the ReLU that made ``hidden``.
+    """The backward pass of ``gate * (hidden @ weight)`` and of the ReLU that made ``hidden``.
 
     Returns:
-        The gradient (M, I) of what the ReLU took, ``gate * hidden`` (M, I), and the gradient (M,) of gates in float32.
+        The gradient (M, I) of the ReLU's input, ``gate * hidden`` (M, I), and the gradient (M,) of gates in float32.
     """
     groups, inputs, outputs = weight_EIO.shape
     slots = len(source_M)
@@ -276,7 +276,7 @@ def weight_product(
     slots = len(left) if left_source_M is None else len(left_source_M)
     tiles = weight_tiles(inputs, outputs, left.dtype)
     blocks = triton.cdiv(inputs, tiles.rows) * triton.cdiv(outputs, tiles.outputs)
-    # Few tall groups would leave most of the GPU idle: each is then split, and the parts are added.
+    # A few tall groups would leave most of the GPU idle, so each is split, and the parts are added.
     splits = max(1, min(triton.cdiv(264, blocks * groups), slots // (groups * 8 * tiles.depth)))
     out_SEIO = left.new_empty(splits, groups, inputs, outputs, dtype=torch.float32)
     _weight_kernel[blocks, groups * splits](

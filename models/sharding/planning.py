@@ -46,7 +46,7 @@ class PlacedTable:
 
 @dataclass(frozen=True)
 class PaperPlan:
-    """Tables and their places; totals by rank include the dense part (its gradients are summed over the ranks)."""
+    """Tables and where they are; totals by rank include the dense part (its gradients are summed over the ranks)."""
 
     tables: tuple[PlacedTable, ...]
     dense_bytes: int
@@ -66,7 +66,7 @@ def draw_plan(
     batch_size: int,
     ids_per_row: Mapping[str, float],
 ) -> PaperPlan:
-    """The plan that ``ranks`` processes would train by; needs neither them nor a process group.
+    """The plan that a training on ``ranks`` processes would use; needs neither them nor a process group.
 
     Args:
         batch_size: Rows of a step on each rank.
@@ -130,7 +130,7 @@ def _place(
 
 
 def _stored_bytes(rows: int, width: int, rule: TableRule) -> int:
-    """A shard's weights and what its optimizer keeps beside them."""
+    """Bytes of a shard's weights and optimizer state."""
     state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": width}.get(rule.optimizer, 2 * width)
     return rows * (width + state) * _FLOAT_BYTES
 
@@ -140,9 +140,10 @@ def _traffic(
 ) -> list[int]:
     """Bytes each rank sends in a step: ids and lengths to owners, embeddings back, gradients to owners.
 
-    A vector is one for each bag where the lookup pools, one for each id otherwise. Whoever holds only some rows of a
-    table returns a partial sum for every bag, or just the rows it has. Of a table cut over one node the partial sums
-    meet inside the node; then each of its ranks sends one whole vector to its counterpart on every other node.
+    There is one vector per bag if the lookup pools, otherwise one per id. A rank that holds only some rows of a table
+    returns a partial sum for every bag, or just the rows it has. For a table that is sharded over one node, the partial
+    sums are added inside the node; each of its ranks then sends one whole vector to its counterpart on every other
+    node.
     """
     ids = batch_size * ids_per_row
     bags = batch_size * len(layout.features)

@@ -1,4 +1,4 @@
-"""A ranker spread over ranks: the plan of its tables, their optimizers, and ``DistributedModelParallel`` around it."""
+"""A ranker sharded over ranks: the plan of its tables, their optimizers, and ``DistributedModelParallel`` around it."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ from models.tables.rows import initialise_tables, table_names
 
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]
 RESERVED = 0.15
-"""Share of a rank's memory that tables may not take: batches, activations and the dense part live there."""
+"""Share of a rank's memory that is reserved for batches, activations and the dense part."""
 
 _EPS = 1e-8
 _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
@@ -51,7 +51,7 @@ _FUSED = ("rowwise_adagrad", "adagrad", "sgd")
 
 
 class TableRule(Config):
-    """How a table learns.
+    """The optimizer of a table.
 
     ``rowwise_adagrad``, ``adagrad`` and ``sgd`` are fused: a row is updated in the backward pass, and only where the
     batch has its id. The others keep tables data-parallel, with a dense gradient, for small tables: ``adam`` and
@@ -73,7 +73,7 @@ class TableRule(Config):
 
 
 class TableOptimizerConfig(TableRule):
-    """How tables learn: ``train.tables``."""
+    """The optimizers of tables: ``train.tables``."""
 
     only: dict[str, TableRule] = Field(
         default={}, description="Exceptions by table name, such as Adam for a small one."
@@ -81,8 +81,8 @@ class TableOptimizerConfig(TableRule):
 
     wide: TableRule | None = Field(
         default=None,
-        description="How the wide part learns, of all tables; as its tables do where absent. With `learning_rate: 0` "
-        "it stays at its start (see `train.start`).",
+        description="The optimizer of the wide part, for all tables; that of its tables if absent. With "
+        "`learning_rate: 0` it keeps its start values (see `train.start`).",
     )
 
     def of(self, layout: TableLayout) -> TableRule:
@@ -91,7 +91,7 @@ class TableOptimizerConfig(TableRule):
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-    """TorchRec's own sharder leaves cuts by rows out on CPU, though they run there."""
+    """TorchRec's own sharder leaves out row-wise sharding on CPU, although it works there."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types: list[str] = super().sharding_types(compute_device_type)
@@ -124,8 +124,8 @@ def constraints(
     """What the planner may do with each table.
 
     Raises:
-        UserError: A table is asked to be cut into more shards than it has rows, or columns in fours; or an exception
-            names no table.
+        UserError: A table would have more shards than rows, or than groups of four columns; or an exception names a
+            table that does not exist.
     """
     limits, layouts = {}, tuple(layouts)
     unknown = sorted(set(optimizer.only) - {layout.vocabulary for layout in layouts})
@@ -175,17 +175,17 @@ def shard(
     seed: int = 0,
     plan: ShardingPlan | None = None,
 ) -> DistributedModelParallel:
-    """``ranker`` with its tables spread over the ranks of the default process group, ready to train.
+    """``ranker`` with its tables sharded over the ranks of the default process group, ready to train.
 
-    Tables start from ``seed`` and their names, whatever the plan (:func:`initialise_tables`); dense parameters start as
-    rank 0 has them. The global random state is left as it was.
+    Start values of tables depend on ``seed`` and their names, not on the plan (:func:`initialise_tables`); dense
+    parameters start with the values of rank 0. The global random state does not change.
 
     Args:
         ranker: On ``device``, its tables preferably on the meta device.
         plan: How each table is sharded; the planner chooses if absent.
 
     Raises:
-        UserError: The config asks a plan that is impossible, or the tables do not fit.
+        UserError: The config asks for an impossible plan, or the tables do not fit.
     """
     tables = ranker.tables
     assert isinstance(tables, SparseTables)
@@ -213,7 +213,7 @@ def shard(
             plan=plan,
             sharders=sharders(),
             data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=sharded),
-            init_data_parallel=world_size > 1,  # one rank has nobody to average gradients with
+            init_data_parallel=world_size > 1,  # a single rank does not average gradients
         )
     initialise_tables(dmp, seed)
     return dmp
@@ -234,7 +234,7 @@ def _shard_experts(ranker: Ranker, device: torch.device, world_size: int) -> lis
 
 
 def choose_plan(ranker: Ranker, limits: dict[str, ParameterConstraints], ranks: Topology) -> ShardingPlan:
-    """Where TorchRec's planner puts each table; rank 0 decides where a process group is there.
+    """Where TorchRec's planner puts each table; rank 0 decides if there is a process group.
 
     Raises:
         UserError: The tables do not fit; the sentence names the largest and says what to change.
@@ -272,7 +272,7 @@ def data_parallel_tables(dmp: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def table_optimizers(dmp: nn.Module, optimizer: TableOptimizerConfig) -> list[torch.optim.Optimizer]:
-    """The plain optimizers of the tables that are not fused with theirs: one for each rule."""
+    """The plain optimizers of the tables that have no fused one: one optimizer per rule."""
     rules = {t.name: optimizer.of(t) for m in dmp.modules() if isinstance(m, SparseTables) for t in m.layouts}
     parameters = data_parallel_tables(dmp)
     names = table_names(parameters)
@@ -296,7 +296,7 @@ def _is_fused(parameter: nn.Parameter) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what the planner and sharder say on every start and nobody can act on."""
+    """Silence messages of planner and sharder that appear at every start and that no user can act on."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -33,7 +33,7 @@ class DropConnectConfig(LeverConfig):
 
 
 class DropConnect(Lever):
-    """Dropout on weights. Saves nothing at export by itself: it makes a network that loses less when pruned."""
+    """Dropout on weights. It saves nothing at export by itself, but the network then loses less when it is pruned."""
 
     name: ClassVar[str] = "dropconnect"
 
@@ -62,7 +62,7 @@ class KWinnersConfig(LeverConfig):
 def measure_activity(ranker: nn.Module) -> Iterator[dict[str, float]]:
     """Share of non-zero outputs of every ReLU and k-winners module that runs inside the block, by module name.
 
-    The figures are there when the block ends.
+    The values are complete when the block ends.
     """
     counts: dict[str, list[int]] = {}
     activity: dict[str, float] = {}

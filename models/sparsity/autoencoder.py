@@ -1,8 +1,8 @@
-"""Sparse autoencoders over embeddings: a dense vector becomes a few active codes out of many, each with a meaning.
+"""Sparse autoencoders over embeddings: a dense vector becomes a few active codes out of many, each interpretable.
 
 ``codes = topk(relu(W (x - b) + c))``, ``x' = D codes + b`` with unit columns of D (top-k: Gao et al., 2406.04093), or
-without the top-k and with an L1 penalty on the codes. A code that stops firing is reinitialized at the rows that are
-rebuilt worst, as dead units otherwise waste most of a large code book.
+without the top-k and with an L1 penalty on the codes. A code that stops firing is reinitialized at the rows with the
+largest reconstruction error, because otherwise dead units waste most of a large code book.
 
 Letters: N vectors, d their width, C codes.
 """
@@ -19,10 +19,10 @@ class AutoencoderConfig(Config):
 
     Attributes:
         codes: C.
-        active: Codes active in each vector (top-k); 0 leaves sparsity to ``l1``.
+        active: Active codes per vector (top-k); 0 leaves sparsity to ``l1``.
         l1: Weight of the mean absolute code in the loss.
-        steps: Of Adam, on batches of ``batch`` vectors.
-        revive_every: Steps between two looks for codes that have not fired since the last.
+        steps: Steps of Adam, on batches of ``batch`` vectors.
+        revive_every: Steps between two searches for codes that have not fired since the previous one.
     """
 
     codes: Count = 256
@@ -51,7 +51,7 @@ class SparseAutoencoder(nn.Module):
         self.center_d = nn.Parameter(torch.zeros(width))
 
     def encode(self, x_Nd: Tensor) -> Tensor:
-        """(N, C) codes, none negative, at most ``active`` of a row above zero."""
+        """(N, C) non-negative codes, at most ``active`` per row above zero."""
         codes_NC = ((x_Nd - self.center_d) @ self.encoder_Cd.T + self.threshold_C).relu()
         if not self.config.active:
             return codes_NC
@@ -69,7 +69,7 @@ class SparseAutoencoder(nn.Module):
 
 
 def fit(vectors_Nd: Tensor, config: AutoencoderConfig) -> SparseAutoencoder:
-    """Train an autoencoder on ``vectors_Nd``, the same for the same seed."""
+    """Train an autoencoder on ``vectors_Nd``; the same seed gives the same result."""
     model = SparseAutoencoder(vectors_Nd.shape[1], config)
     with torch.no_grad():
         model.center_d.copy_(vectors_Nd.mean(0))
@@ -94,7 +94,7 @@ def fit(vectors_Nd: Tensor, config: AutoencoderConfig) -> SparseAutoencoder:
 
 
 def _revive(model: SparseAutoencoder, optimizer: torch.optim.Adam, vectors_Nd: Tensor, dead_C: Tensor) -> None:
-    """Point dead codes at the vectors that are rebuilt worst, and forget their moments."""
+    """Point dead codes at the vectors with the largest reconstruction error, and reset their moments."""
     error_N = (model(vectors_Nd)[0] - vectors_Nd).square().sum(1)
     dead = dead_C.nonzero()[:, 0][: len(vectors_Nd)]
     worst = error_N.topk(len(dead)).indices

@@ -1,9 +1,10 @@
 """The ``sparsity`` block: which levers are on, and the levers it builds."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models.sparsity.activations import DropConnect, DropConnectConfig, KWinnersConfig
 from models.sparsity.dynamic_sparse import DynamicSparse, DynamicSparseConfig, FixedMask, FixedMaskConfig
@@ -22,7 +23,13 @@ from models.sparsity.weight_pruning import WeightPruning, WeightPruningConfig
 
 
 class SparsityConfig(LeverConfig):
-    """Levers by name; a lever that is absent is off. They work alone or together, in the order of these keys."""
+    """Levers by name; a lever that is absent is off. They work alone or together, in the order of these keys.
+
+    Levers that are registered (:func:`register_lever`) work after `fixed_mask` and before those that only change how
+    weights are stored.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     feature_gates: FeatureGatesConfig | None = None
     k_winners: KWinnersConfig | None = None
@@ -39,6 +46,77 @@ class SparsityConfig(LeverConfig):
     low_rank: LowRankConfig | None = None
     quantization: QuantizationConfig | None = None
     post_pruning: PostPruningConfig | None = None
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        return [*cls.model_fields, *_REGISTERED]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _registered_levers(cls, content: Any) -> Any:
+        """Parse the keys of registered levers, and refuse unknown keys."""
+        if not isinstance(content, Mapping):
+            return content
+        parsed = dict(content)
+        for name in parsed.keys() - cls.model_fields.keys():
+            if name not in _REGISTERED:
+                raise ValidationError.from_exception_data(
+                    cls.__name__, [{"type": "extra_forbidden", "loc": (name,), "input": parsed[name]}]
+                )
+            try:
+                settings = parsed[name] if parsed[name] is None else _REGISTERED[name][0].model_validate(parsed[name])
+            except ValidationError as error:
+                faults: list[InitErrorDetails] = [
+                    InitErrorDetails(
+                        type=PydanticCustomError(fault["type"], fault["msg"].replace("{", "{{").replace("}", "}}")),
+                        loc=(name, *fault["loc"]),
+                        input=fault["input"],
+                    )
+                    for fault in error.errors()
+                ]
+                raise ValidationError.from_exception_data(cls.__name__, faults) from None
+            parsed[name] = settings
+        return parsed
+
+
+_REGISTERED: dict[str, tuple[type[LeverConfig], type[Lever]]] = {}
+_LAST = ("low_rank", "quantization", "post_pruning")
+_AnyLever = TypeVar("_AnyLever", bound=type[Lever])
+
+
+def register_lever(config: type[LeverConfig]) -> Callable[[_AnyLever], _AnyLever]:
+    """Class decorator that makes a lever known by its ``name``: the block ``sparsity.<name>`` switches it on.
+
+    Args:
+        config: The keys of that block. The lever is built with an object of this class.
+
+    Raises:
+        ValueError: Another lever has this name.
+
+    Example:
+        >>> from models.sparsity.lever import Density
+        >>> class HalveConfig(LeverConfig):
+        ...     density: Density = 0.5
+        >>> @register_lever(HalveConfig)
+        ... class Halve(Lever):
+        ...     name = "halve"
+        ...     def __init__(self, config):
+        ...         self.config = config
+        >>> [lever.config.density for lever in build_levers(SparsityConfig(halve={"density": 0.25}))]
+        [0.25]
+    """
+
+    def add(lever: _AnyLever) -> _AnyLever:
+        known = _REGISTERED.get(lever.name, (config, lever))[1]
+        if lever.name in SparsityConfig.model_fields or (known.__module__, known.__qualname__) != (
+            lever.__module__,
+            lever.__qualname__,
+        ):
+            raise ValueError(f"the lever {lever.name!r} is taken: give the new one another name")
+        _REGISTERED[lever.name] = (config, lever)
+        return lever
+
+    return add
 
 
 _LEVERS: dict[str, Callable[[Any], Lever]] = {
@@ -61,12 +139,15 @@ _LEVERS: dict[str, Callable[[Any], Lever]] = {
 
 def build_levers(config: SparsityConfig) -> list[Lever]:
     """The levers that ``config`` switches on, in its order."""
-    settings = ((lever, getattr(config, name)) for name, lever in _LEVERS.items())
+    first = {name: lever for name, lever in _LEVERS.items() if name not in _LAST}
+    registered: dict[str, Callable[[Any], Lever]] = {name: lever for name, (_, lever) in _REGISTERED.items()}
+    ordered = first | registered | {name: _LEVERS[name] for name in _LAST}
+    settings = ((lever, getattr(config, name, None)) for name, lever in ordered.items())
     return [lever(chosen) for lever, chosen in settings if chosen is not None]
 
 
 def shape_model(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment with what levers ask of the ranker's shape in ``model``: feature gates, k-winners in the tower."""
+    """An experiment with the keys of ``model`` that levers set: feature gates, and k-winners in the tower."""
     blocks = {name: _mapping(experiment, name) for name in ("sparsity", "model")}
     gates, winners = (_mapping(blocks["sparsity"], name) for name in ("feature_gates", "k_winners"))
     if gates:

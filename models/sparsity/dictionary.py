@@ -18,7 +18,7 @@ class SparseCode:
     """A table as codes and dictionary: row r is ``codes[r] @ atoms + center``.
 
     Attributes:
-        codes: (R, A), at most k numbers a row.
+        codes: (R, A), at most k values per row.
         atoms: (A, d) float32.
         center: (d,) mean row.
     """
@@ -28,7 +28,7 @@ class SparseCode:
     center: npt.NDArray[np.float32]
 
     def rows(self) -> npt.NDArray[np.float32]:
-        """(R, d) the table that the code stands for."""
+        """(R, d) the table that the codes stand for."""
         return np.asarray(self.codes @ self.atoms + self.center, dtype=np.float32)
 
     @property
@@ -39,7 +39,7 @@ class SparseCode:
 
 
 def learn(table_Rd: npt.NDArray[np.float32], *, atoms: int, active: int, seed: int = 0) -> SparseCode:
-    """Code ``table_Rd`` with ``active`` out of ``atoms`` atoms a row; values are rounded to the stored float16."""
+    """Code ``table_Rd`` with ``active`` out of ``atoms`` atoms per row; values are rounded to the stored float16."""
     center = table_Rd.mean(0)
     rows = table_Rd - center
     learner = MiniBatchDictionaryLearning(

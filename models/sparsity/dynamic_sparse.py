@@ -1,4 +1,4 @@
-"""Sparse connectivity: training at a fixed density from the first step, and masks that never move.
+"""Sparse connectivity: training at a fixed density from the first step, and masks that never change.
 
 RigL (Evci et al., 1911.11134) drops the smallest weights and grows those with the largest gradient; SET (Mocanu et al.,
 1707.04780) grows at random. A fixed mask connects blocks on the diagonal, or each output to a window of neighbouring
@@ -22,11 +22,11 @@ class DynamicSparseConfig(MaskConfig):
     """Train at a fixed density and move the connections while training.
 
     Attributes:
-        density: Share of weights alive at every step, spread over layers by Erdős-Rényi (small layers denser).
+        density: Share of active weights at every step, spread over layers by Erdős-Rényi (small layers are denser).
         method: ``rigl`` grows by gradient, ``set`` at random.
         every: Steps between two moves.
         until: Share of all steps after which connections stay.
-        fraction: Share of a layer's living weights moved at the first move; falls to 0 on a cosine.
+        fraction: Share of a layer's active weights that move at the first move; falls to 0 on a cosine.
         seed: Of the first masks and of random growth.
     """
 
@@ -39,7 +39,7 @@ class DynamicSparseConfig(MaskConfig):
 
 
 class DynamicSparse(MaskLever):
-    """RigL, or SET as its random setting."""
+    """RigL, or SET, its random variant."""
 
     name: ClassVar[str] = "dynamic_sparse"
 
@@ -81,7 +81,7 @@ class DynamicSparse(MaskLever):
 
 
 def moved(mask: Tensor, weight: Tensor, growth: Tensor, share: float) -> Tensor:
-    """Drop the smallest ``share`` of the living weights; grow as many dead ones, those with the largest ``growth``."""
+    """Drop the smallest ``share`` of the active weights; activate as many others, those with the largest ``growth``."""
     alive, total = int(mask.sum()), mask.numel()
     count = min(int(share * alive), total - alive)
     if count == 0:
@@ -97,7 +97,7 @@ def moved(mask: Tensor, weight: Tensor, growth: Tensor, share: float) -> Tensor:
 def erdos_renyi(shapes: dict[str, torch.Size], density: float) -> dict[str, float]:
     """Densities of layers, proportional to ``(inputs + outputs) / (inputs * outputs)``, that keep ``density`` overall.
 
-    Layers that would pass 1 are dense, and the rest share what is left.
+    Layers whose density would exceed 1 are dense, and the others share the rest.
     """
     dense: set[str] = set()
     raw = {name: sum(shape[-2:]) / math.prod(shape[-2:]) for name, shape in shapes.items()}
@@ -112,7 +112,7 @@ def erdos_renyi(shapes: dict[str, torch.Size], density: float) -> dict[str, floa
 
 
 class FixedMaskConfig(MaskConfig):
-    """Connect each layer by a pattern that never moves.
+    """Connect each layer by a pattern that never changes.
 
     Attributes:
         pattern: ``block`` (a block-diagonal of ``blocks`` blocks) or ``local`` (each output reads a window of inputs

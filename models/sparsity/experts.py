@@ -1,4 +1,4 @@
-"""Whole experts of a mixture: which of them are dead, and taking them out of the stack and out of the router.
+"""Removing whole experts of a mixture: which of them are dead, and dropping them from the stack and the router.
 
 Letters: E experts.
 """
@@ -22,7 +22,7 @@ def mark_dead_experts(active_E: Tensor, factor_E: Tensor, norm_E: Tensor, top_k:
 def remove_dead_experts(weights: "Weights") -> None:
     """Drop experts that no row can choose from stacks and routers, and lower ``tower.experts``: logits stay the same.
 
-    All mixtures keep as many experts as the one with most.
+    All mixtures keep as many experts as the one with the most.
     """
     with weights.narrowing() as ranker:
         ranker.tower.drop_inactive_experts()

@@ -1,8 +1,8 @@
-"""Feature selection while training: a gate on every feature, closed where it saves less loss than it costs.
+"""Feature selection while training: a gate on every feature, which closes if the feature saves less loss than it costs.
 
-The ranker's loss gets ``strength`` times the expected number of open gates. A feature that lowers the loss by less than
-``strength`` is better off shut; its id space leaves the artifact, and where the ranker's parts allow it, so do its
-columns of the matrices.
+``strength`` times the expected number of open gates is added to the ranker's loss. The gate of a feature that lowers
+the loss by less than ``strength`` closes. At export its id space is removed from the artifact, and if the ranker's
+parts allow it, its columns are removed from the matrices.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -22,7 +22,7 @@ class FeatureGatesConfig(Penalty):
     """Learned gates on features; sets ``model.gates``.
 
     Attributes:
-        strength: Loss (nats a row) that a feature must save to be kept.
+        strength: Loss (nats per row) that a feature must save to be kept.
     """
 
     strength: Strength = 2e-3

@@ -1,9 +1,9 @@
-"""Taking whole features out of a trained ranker, so that its logits stay the same.
+"""Removing whole features from a trained ranker without changing its logits.
 
-A feature whose gate is zero adds zeros to the row that interaction and tower read. Where the parts can lose columns of
-zeros (a cross or no interaction, and a dense tower), the matrices lose its rows and columns and the schema the feature
-itself. Elsewhere (layer norms of a mixture see even zeros) only the table goes: all of its vocabulary is pruned, and
-the few rows left have one number.
+A feature whose gate is zero adds zeros to the row that interaction and tower read. If columns of zeros can be removed
+from the parts (a cross or no interaction, and a dense tower), the feature is removed from the matrices and the schema.
+Otherwise (zeros change the layer norms of a mixture) only its table is removed: all of its vocabulary is pruned, and
+each of the few remaining rows stores one value.
 
 Letters: D width of the row that the ranker reads.
 """
@@ -17,6 +17,7 @@ from data_pipelines.batch import Schema, SparseSpec
 from models.ranker import feature_widths
 from models.tables.config import Pooling
 from models.tables.plan import lookup_plan
+from models.tables.poolings import SIMPLE
 
 if TYPE_CHECKING:
     from models.weights import Weights
@@ -31,9 +32,9 @@ def drop_features(weights: "Weights", names: Collection[str]) -> None:
 
 
 def _attended(weights: "Weights") -> set[str]:
-    """Features that are read as, or by, a sequence."""
+    """All sparse features if a pooling reads whole histories, otherwise none."""
     config, features = weights.config, weights.schema.sparse
-    by_sequence = [config.pooling_of(feature) in ("attention", "convolution") for feature in features]
+    by_sequence = [config.pooling_of(feature) not in SIMPLE for feature in features]
     return {feature.name for feature in features} if any(by_sequence) else set()
 
 
@@ -81,7 +82,7 @@ def _known_poolings(pooling: dict[str, Pooling], sparse: tuple[SparseSpec, ...])
 
 
 def _empty_unread_tables(weights: "Weights", names: Collection[str]) -> None:
-    """Prune the vocabulary of tables that only dropped features read, and store their rows as one zero."""
+    """Prune the vocabulary of tables that only dropped features read, and store each remaining row as a single zero."""
     attended = _attended(weights)
     for table in weights.schema.tables:
         readers = {feature.name for feature in weights.schema.sparse if feature.table == table.name}

@@ -3,8 +3,8 @@
 Each weight is a closed form of two running sums, z and n, so that most weights of a wide part are exactly zero:
 ``w = 0 if |z| <= l1 else -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)``.
 
-The sums live here, whole on every rank (two numbers an id); the wide tables may be sharded in any way. Whatever their
-fused optimizer did to a row is overwritten by the closed form.
+Every rank stores all sums (two numbers per id); the wide tables may be sharded in any way. The closed form overwrites
+what their fused optimizer did to a row.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -107,7 +107,7 @@ class Ftrl(Lever):
         return gradient
 
     def closed_form(self, z: Tensor, n: Tensor) -> Tensor:
-        """The weights that the sums ``z`` and ``n`` stand for."""
+        """The weights that follow from the sums ``z`` and ``n``."""
         settings = self.config
         step = (settings.beta + n.sqrt()) / settings.alpha + settings.l2
         return torch.where(z.abs() <= settings.l1, 0.0, -(z - z.sign() * settings.l1) / step)

@@ -1,12 +1,12 @@
-"""Group lasso by proximal steps: whole rows, dimensions, units and experts reach exactly zero, and go at export.
+"""Group lasso by proximal steps: whole rows, dimensions, units and experts become zero, and are removed at export.
 
 After a step on the loss, a group w of n numbers moves towards zero as a whole, ``w <- w max(0, 1 - t sqrt(n) / |w|)``
-(Yuan & Lin 2006; Wen et al., 1608.03665), and one that has arrived stays.
+(Yuan & Lin 2006; Wen et al., 1608.03665). A group that has reached zero stays there.
 
-- A *row* moves towards the OOV row, not towards zero: a pruned row's ids mean OOV, so the moment it arrives it can be
-  dropped from the vocabulary and nothing changes.
+- A *row* moves towards the OOV row, not towards zero: the ids of a pruned row mean OOV, so as soon as the two are equal
+  the row can be dropped from the vocabulary and no score changes.
 - A *dimension* is a column of a table; the table is stored without it.
-- A *neuron* is a hidden unit with all that goes in and out; the matrices get narrower.
+- A *neuron* is a hidden unit with its incoming and outgoing weights; the matrices get narrower.
 - An *expert* is the whole network; the router no longer offers it, and the stack gets shorter.
 
 Letters: R rows, d embedding dimension, U units, E experts.
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 
 class GroupConfig(Penalty):
-    """Group lasso; a strength is what a number loses in one step: the learning rate times the weight of the term.
+    """Group lasso. A strength is how far a weight moves in one step: the learning rate times the weight of the penalty.
 
     Attributes:
-        rows: Of embedding rows; under Adagrad divided by the root of the row's summed squared gradients.
-        dims: Of embedding dimensions.
-        neurons: Of hidden units.
-        experts: Of experts.
-        every: Steps between two sweeps over tables and groups; a sweep moves as far as so many steps would.
-        tables: Names of the tables whose rows and dimensions are meant; empty for all.
+        rows: Strength for embedding rows; under Adagrad divided by the root of the row's summed squared gradients.
+        dims: Strength for embedding dimensions.
+        neurons: Strength for hidden units.
+        experts: Strength for experts.
+        every: Steps between two sweeps over tables and groups; a sweep does the work of so many steps.
+        tables: Names of the tables whose rows and dimensions are penalized; empty for all.
     """
 
     rows: Strength = 0.0
@@ -132,7 +132,7 @@ class GroupLasso(Lever):
                     shard.weight.mul_(factor_d.to(shard.weight))
 
     def _factors(self, ranker: "Ranker") -> dict[str, Tensor]:
-        """(d,) what each dimension is multiplied by now; dimensions that reach zero are remembered."""
+        """(d,) the factor of each dimension in this sweep; dimensions that reach zero are recorded."""
         factors = {}
         squares = column_sums(ranker.tables, self._layouts, torch.Tensor.square)
         for layout in self._layouts:
@@ -180,7 +180,7 @@ class GroupLasso(Lever):
 
 
 def shrunk(norm_G: Tensor, threshold: Tensor | float, numbers: int) -> Tensor:
-    """(G,) what groups of ``numbers`` numbers and these norms are multiplied by; 0 once the threshold is passed."""
+    """(G,) the factors of groups of ``numbers`` numbers with these norms; 0 for norms below the threshold."""
     left_G: Tensor = 1 - threshold * numbers**0.5 / norm_G.clamp_min(1e-12)
     return left_G.clamp_(min=0)
 

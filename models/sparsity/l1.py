@@ -1,8 +1,8 @@
-"""L1 by proximal steps: soft-thresholding that reaches exact zeros, where a subgradient only hovers around them.
+"""L1 by proximal steps: soft-thresholding gives exact zeros, where a subgradient would only oscillate around them.
 
 After a step on the loss, every weight moves towards zero by a threshold and stops there (ISTA; Beck & Teboulle 2009).
 Under Adagrad the threshold of a weight is divided by the same root of summed squared gradients as its step (Duchi,
-Hazan & Singer 2011): a fixed threshold would hardly touch rows that are rarely seen, whose steps are large.
+Hazan & Singer 2011): a fixed threshold would hardly affect rare rows, whose steps are large.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -24,9 +24,9 @@ class L1Config(Penalty):
     """Soft-threshold weights after optimizer steps.
 
     Attributes:
-        dense: What a dense weight loses in one step: learning rate times the weight of the L1 term.
+        dense: How far a dense weight moves in one step: the learning rate times the weight of the L1 penalty.
         tables: The same for embedding tables; under Adagrad divided by the root of the row's summed squared gradients.
-        every: Steps between two sweeps over the tables; a sweep subtracts what so many steps would.
+        every: Steps between two sweeps over the tables; a sweep does the work of so many steps.
         only: Names of the tables to sweep; empty for all.
         layers: Prefixes of names of dense parameters; empty for the whole dense part.
     """
@@ -73,9 +73,9 @@ def soft_threshold_(weight: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def adaptivity(shard: TableShard) -> Tensor | float:
-    """What Adagrad multiplies the learning rate by: (r, 1) or (r, c); 1 under other optimizers.
+    """The factor of Adagrad on the learning rate: (r, 1) or (r, c); 1 under other optimizers.
 
-    A row that was never looked up has no gradient and no place to go but zero.
+    A row that was never looked up has no gradient and goes to zero at once.
     """
     if shard.squares is None:
         return 1.0

@@ -1,8 +1,8 @@
-"""The one interface of every lever of sparsity: what it does before, during and after training, and at export.
+"""The interface of levers of sparsity: hooks before, during and after training, and at export.
 
 A lever is built from its config, sees the bare :class:`~models.ranker.Ranker` (the module inside
 ``DistributedModelParallel``), and may keep state that is saved with checkpoints. The trainer calls the hooks in the
-order they are written here; ``shrink`` is called at export by a new lever made from the config.
+order of this file; ``shrink`` is called at export on a new lever that is built from the config.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ def _within(low: float, high: float, *, low_too: bool, high_too: bool) -> AfterV
 
 
 Share = Annotated[float, _within(0, 1, low_too=True, high_too=True)]
-"""From 0 to 1: a place in training, as a share of all steps."""
+"""From 0 to 1: a point in training, as a share of all steps."""
 Sparsity = Annotated[float, _within(0, 1, low_too=True, high_too=False)]
-"""Share of what is removed; 1 would leave nothing."""
+"""The share that is removed; 1 would leave nothing."""
 Density = Annotated[float, _within(0, 1, low_too=False, high_too=True)]
 """Share of what is left."""
 Rate = Annotated[float, _within(0, 1, low_too=False, high_too=False)]
 """Strictly between 0 and 1."""
 Strength = Annotated[float, _within(0, float("inf"), low_too=True, high_too=False)]
-"""Of a penalty or of a step: not negative."""
+"""The strength of a penalty or of a step: not negative."""
 Step = Annotated[float, _within(0, 4, low_too=False, high_too=True)]
-"""Distance of neighbouring codes in root mean squares: beyond 4 nearly everything is rounded to zero."""
+"""Distance of neighbouring codes as a multiple of the root mean square; above 4 nearly everything becomes zero."""
 Count = Annotated[int, _within(1, 2**31, low_too=True, high_too=True)]
 """At least 1."""
 
 
 class Schedule(LeverConfig):
-    """When sparsity rises, as shares of all steps; ``begin`` equal to ``end`` does all of it in one shot.
+    """When sparsity rises, as shares of all steps; with ``begin`` equal to ``end``, pruning is done in one step.
 
     Attributes:
-        begin: Nothing is removed before it.
-        end: The final sparsity is reached; what is left of training is fine-tuning. Early stopping chooses among
-            epochs after it alone, so it belongs before the epoch that is the best without the lever.
+        begin: Nothing is removed before this point.
+        end: The final sparsity is reached here; the rest of training is fine-tuning. Early stopping only chooses among
+            epochs after it, so set it before the epoch that is the best without the lever.
         every: Steps between two removals.
     """
 
@@ -88,7 +88,7 @@ class Penalty(LeverConfig):
     """Base of levers that shrink weights all through training.
 
     Attributes:
-        settle: Share of all steps before which weights do not count as the best of a run: sparsity has to grow first.
+        settle: Share of all steps before which weights cannot be the best of a run, because sparsity has to grow first.
     """
 
     settle: Share = 0.5
@@ -129,27 +129,27 @@ class Lever:
         return None
 
     def after_backward(self, ranker: Ranker, step: int) -> None:
-        """Dense gradients are there, the dense optimizer has not stepped. Fused tables have stepped already."""
+        """Called when dense gradients exist and the dense optimizer has not stepped. Fused tables have stepped."""
 
     def after_step(self, ranker: Ranker, step: int) -> None:
-        """The optimizer has stepped: proximal sweeps, masks, schedules."""
+        """Called after the optimizer has stepped: proximal sweeps, masks, schedules."""
 
     def settled(self, step: int) -> bool:
-        """Whether what the lever does is in place after ``step`` steps: only then may they be the best weights."""
+        """Whether the lever has reached its goal after ``step`` steps: only then can weights be the best of a run."""
         return True
 
     def finish(self, ranker: Ranker) -> None:
-        """After training, with the weights that are kept (the best, or averaged): make them what is exported.
+        """After training, on the final weights (the best, or averaged): make them what is exported.
 
-        Masks are applied once more, for averages are never exactly zero; what :meth:`build` added to the ranker
-        beside the config's parts is folded into ordinary weights and removed.
+        Masks are applied once more, because averages are never exactly zero; modules that :meth:`build` added to the
+        ranker are folded into ordinary weights and removed.
         """
 
     def calibrate(self, weights: Weights, batches: Iterable[Batch], kinds: Sequence[TaskKind]) -> None:
-        """At export, before :meth:`shrink`: look at rows of the valid split, whose tasks are of these ``kinds``."""
+        """At export, before :meth:`shrink`: read rows of the valid split, whose tasks are of these ``kinds``."""
 
     def shrink(self, weights: Weights) -> None:
-        """At export: remove what is zero, choose bits. Must not change any logit, but by quantizing or factoring."""
+        """At export: remove zeros, choose bits. Only quantizing and factoring may change logits."""
 
     def state_dict(self) -> State:
         """Tensors and numbers that a resume needs, the same on every rank."""
@@ -162,9 +162,8 @@ class Lever:
 def dense_weights(ranker: Ranker, *, select: Sequence[str] = ()) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
     """Weight matrices of the dense part: ``(module, attribute, full name, parameter)`` in a fixed order.
 
-    Matrices and stacks of matrices only (at least two dimensions), without tables and routers: biases, norms and
-    routers are a sliver of the bytes and steer everything else. ``select`` keeps names that start with one of its
-    prefixes.
+    Only matrices and stacks of matrices (at least two dimensions), without tables and routers: biases, norms and
+    routers take few bytes and affect everything else. ``select`` keeps names that start with one of its prefixes.
     """
     left_out = {*ranker.tables.modules(), *routers(ranker).values()}
     for path, module in ranker.named_modules():

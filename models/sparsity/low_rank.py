@@ -26,7 +26,7 @@ class LowRankConfig(LeverConfig):
     """Factor tables and cross layers at export.
 
     Attributes:
-        tables: Rank of every table, or by table name (whole where absent).
+        tables: Rank of every table, or by table name (not factored if absent).
         energy: Instead of ``tables``: the smallest rank of each table that keeps this share of its squared norm.
         cross: Rank of every cross layer's matrix.
     """
@@ -38,7 +38,7 @@ class LowRankConfig(LeverConfig):
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
         if self.tables is not None and self.energy is not None:
-            raise ValueError("energy chooses the ranks itself: leave out tables, or energy")
+            raise ValueError("energy chooses the ranks itself: remove either tables or energy")
         return self
 
 

@@ -23,7 +23,7 @@ class MaskConfig(LeverConfig):
 
 
 class Masks:
-    """One bool mask for each weight matrix (or stack of matrices) of the dense part; ``False`` means zero for good."""
+    """One bool mask per weight matrix (or stack of matrices) of the dense part; ``False`` means always zero."""
 
     def __init__(self, layers: Sequence[str] = ()) -> None:
         self._layers = tuple(layers)
@@ -49,7 +49,7 @@ class Masks:
 
     @torch.no_grad()
     def apply_to_gradients(self, ranker: "Ranker") -> None:
-        """Zero the gradients of what is masked, so that no optimizer gathers moments for it."""
+        """Zero the gradients of masked weights, so that optimizers keep no moments for them."""
         for name, weight in self.weights(ranker).items():
             if weight.grad is not None:
                 weight.grad.mul_(self.masks[name])
@@ -62,7 +62,7 @@ class Masks:
 
 
 class MaskLever(Lever):
-    """Base of levers that mask single weights: what is masked is zero after every step, and at the end."""
+    """Base of levers that mask single weights: masked weights are zero after every step, and at the end."""
 
     def __init__(self, config: MaskConfig) -> None:
         self._masks = Masks(config.layers)

@@ -1,8 +1,8 @@
-"""Learnable thresholds on embedding tables: how much of each table, row or dimension is pruned is learned (PEP).
+"""Learnable thresholds on embedding tables (PEP): the share of each table, row or dimension to prune is learned.
 
 The forward pass sees ``sign(w) max(|w| - sigmoid(s), 0)`` (Liu et al., 2101.07577). The thresholds s learn from the
-loss of the task, helped by a pressure upwards, until the wished sparsity is reached; then they stand still, and what is
-left of training tunes the survivors.
+loss of the task, with an upward regulariser, until the target sparsity is reached. Then they are frozen, and the rest
+of training tunes the remaining weights.
 
 Letters: R rows, d embedding dimension, L looked-up rows.
 """
@@ -30,12 +30,12 @@ class PepConfig(LeverConfig):
     """Learnable thresholds.
 
     Attributes:
-        sparsity: Share of all numbers of the tables at which thresholds stop.
+        sparsity: Share of zeros in the tables at which thresholds are frozen.
         granularity: One threshold for a ``table``, for each ``dimension``, or for each ``row``.
         initial: First value of s: the first threshold is sigmoid(s).
-        speed: How many times faster than other parameters thresholds move.
-        pressure: Weight of the term ``-mean(s)``.
-        every: Steps between two counts of what is zero; rows that are all zero are pruned then.
+        speed: How many times faster thresholds move than other parameters.
+        pressure: Weight of the regulariser ``-mean(s)``.
+        every: Steps between two counts of zeros; rows that are all zero are pruned then.
         tables: Names of tables; empty for all.
     """
 
@@ -68,7 +68,7 @@ class Thresholds(nn.Module):
         return torch.sigmoid(self._config.initial + self._config.speed * torch.where(self.frozen, move.detach(), move))
 
     def pressure(self) -> Tensor:
-        """Mean of s over tables, but for a constant."""
+        """Mean of s over tables, up to a constant."""
         return self._config.speed * torch.stack([move.mean() for move in self.moves.values()]).mean()
 
 
@@ -140,7 +140,7 @@ class Pep(Lever):
 
     @torch.no_grad()
     def finish(self, ranker: "Ranker") -> None:
-        """Bake the thresholds into the tables."""
+        """Apply the thresholds to the tables."""
         assert isinstance(ranker.tables, SparseTables)
         for _, shard in shards(ranker.tables, self._layouts):
             shard.weight.copy_(soft_threshold(shard.weight, self._of_shard(shard)))

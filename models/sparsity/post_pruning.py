@@ -1,4 +1,4 @@
-"""Pruning after training: rows go in one shot at export, by magnitude or by first-order saliency, for one byte budget.
+"""Pruning after training: rows are removed at export, by magnitude or first-order saliency, for one byte budget.
 
 Letters: R rows of a table, d its width.
 """
@@ -31,7 +31,7 @@ class PostPruningConfig(LeverConfig):
     """Prune rows at export.
 
     Attributes:
-        sparsity: Share of all bytes of rows that goes, over all tables together.
+        sparsity: Share of all bytes of rows that is removed, over all tables together.
         byte_budget: Instead of ``sparsity``: the bytes that all rows may take, at the bits they are exported with.
         by: ``saliency``: first-order estimate, on rows of the valid split, of how the loss changes when the row is
             replaced by the OOV row; ``distance``: how far the row is from the OOV row; ``magnitude``: its norm.
@@ -51,7 +51,7 @@ class PostPruningConfig(LeverConfig):
 
 
 class PostPruning(Lever):
-    """Keeps the rows with most score for each byte until the budget is spent: the ratio of each table follows."""
+    """Keeps the rows with the highest score per byte until the budget is spent, over all tables together."""
 
     name: ClassVar[str] = "post_pruning"
 
@@ -92,9 +92,9 @@ class PostPruning(Lever):
 
 
 def within_budget(scores: Mapping[str, Tensor], sizes: Mapping[str, int], budget: int) -> dict[str, Tensor]:
-    """Masks (R,) of the rows with the highest score a byte, as many as ``budget`` bytes hold.
+    """Masks (R,) of the rows with the highest score per byte, as many as ``budget`` bytes hold.
 
-    Rows of infinite score are kept whatever the budget, those of minus infinity never.
+    Rows with an infinite score are always kept, those with minus infinity never.
     """
     value = torch.cat([score / sizes[name] for name, score in scores.items()])
     cost = torch.cat([torch.full((len(score),), sizes[name]) for name, score in scores.items()])
@@ -109,8 +109,8 @@ def within_budget(scores: Mapping[str, Tensor], sizes: Mapping[str, int], budget
 def row_saliency(weights: "Weights", batches: Iterable[Batch], kinds: Sequence[TaskKind]) -> dict[str, Tensor]:
     """(R,) by table: ``|g . (w_oov - w)|`` summed over batches, g being the gradient of the loss by the row.
 
-    First order in the change, like the Taylor criterion for filters (Molchanov et al., 1611.06440), but for what really
-    happens to a pruned row: its ids are looked up as OOV.
+    A first-order estimate, like the Taylor criterion for filters (Molchanov et al., 1611.06440), of what really happens
+    to a pruned row: its ids are looked up as OOV.
     """
     ranker = replace(weights, grids={}).to_ranker()  # integers have no gradient
     assert isinstance(ranker.tables, PlainTables)

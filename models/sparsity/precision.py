@@ -1,4 +1,4 @@
-"""How many bits the artifact spends on tables and on the dense part, and training that knows it beforehand."""
+"""How many bits per value the artifact uses for tables and the dense part, and quantization-aware training."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -26,21 +26,21 @@ class QuantizationConfig(LeverConfig):
     """Bits of the artifact.
 
     Attributes:
-        table_bits: 32, 16, 8, 4 or 2 for all tables, or by table name (32 where absent). Rows so narrow that 16 bits
-            take no more bytes have 16.
-        byte_budget: Instead of ``table_bits``: bits are chosen for each table so that all rows fit into so many bytes;
-            what rounding a row costs is weighed by how often the valid split looks it up.
-        table_step: Instead of ``table_bits``: 8 bits, and the same distance between neighbouring codes in all rows of a
-            table, in root mean squares of its numbers. A packed artifact (``export.packed``) then takes about
-            log2(4.1 / step) bits a number, and fewer in rows that are short.
+        table_bits: 32, 16, 8, 4 or 2 for all tables, or by table name (32 if absent). Rows so narrow that 16 bits take
+            no more bytes use 16.
+        byte_budget: Instead of ``table_bits``: bits are chosen for each table so that all rows fit into so many bytes.
+            The rounding error of a row is weighted by how often the valid split looks it up.
+        table_step: Instead of ``table_bits``: 8 bits, with the same distance between neighbouring codes in all rows of
+            a table, as a multiple of the root mean square of its values. A packed artifact (``export.packed``) then
+            takes about log2(4.1 / step) bits per value, and fewer for rows of small norm.
         clip: Search a range for each row of 8, 4 and 2 bits that lowers its squared error.
-        dense: How matrices of the dense part are kept.
-        dense_step: Instead of ``dense``: int8 with one such grid for each matrix.
-        activations: With ``int8`` dense layers (of cross and multiplicative interactions, of a tower of kind ``mlp``
-            and of its head) are computed in whole numbers: what enters them is rounded to grids that rows of the valid
-            split fix at export. Everything else, such as experts, is computed in bfloat16 then.
-        aware: Train with what the artifact will see: rows and matrices are rounded in the forward pass, gradients pass
-            straight through (quantization-aware training).
+        dense: How matrices of the dense part are stored.
+        dense_step: Instead of ``dense``: int8 with one such grid per matrix.
+        activations: With ``int8``, dense layers (of cross and multiplicative interactions, of a tower of kind ``mlp``
+            and of its head) are computed as integer GEMMs: their inputs are rounded to grids, which are fixed at export
+            from rows of the valid split. Everything else, such as experts, is then computed in bfloat16.
+        aware: Quantization-aware training: rows and matrices are rounded in the forward pass, with straight-through
+            gradients.
     """
 
     table_bits: Bits | dict[str, Bits] = 32

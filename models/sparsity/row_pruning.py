@@ -1,4 +1,4 @@
-"""Pruning of embedding rows, while training or after it: a pruned row's ids mean OOV from then on.
+"""Pruning of embedding rows, during training or after it: the ids of a pruned row mean OOV from then on.
 
 Letters: R rows of a table, d its width.
 """
@@ -25,11 +25,10 @@ class RowPruningConfig(Schedule):
     Attributes:
         sparsity: Share of the vocabulary's rows that is pruned in the end.
         tables: Names of tables; empty for all.
-        by: What ranks the rows; absent, ``saliency`` where all optimizers of tables keep what it reads, else
-            ``distance``. ``magnitude``: the row's norm, scaled by the square root of its width; ``distance``: how far
-            it is from the OOV row that takes its place; ``saliency``: this distance times the root of the row's summed
-            squared gradients, which fused Adagrad keeps; ``frequency``: rows are in descending frequency order, so
-            the last go first.
+        by: The score of a row. ``magnitude``: its norm, divided by the square root of its width; ``distance``: its
+            distance to the OOV row that replaces it; ``saliency``: this distance times the root of the row's summed
+            squared gradients, which fused Adagrad stores; ``frequency``: how often it occurs. If absent, ``saliency``
+            if all optimizers of tables store these sums, otherwise ``distance``.
         scope: ``global`` ranks the rows of all tables together; ``table`` prunes the same share of each.
     """
 
@@ -40,9 +39,9 @@ class RowPruningConfig(Schedule):
 
 
 class RowPruning(Lever):
-    """Gradual pruning of rows on a cubic schedule (Zhu & Gupta, 1710.01878), with what is left trained on.
+    """Gradual pruning of rows on a cubic schedule (Zhu & Gupta, 1710.01878) while the other rows are trained.
 
-    The ids of pruned rows train the OOV row, so that the artifact, whose vocabulary lacks them, is the trained model.
+    The ids of pruned rows train the OOV row, so the artifact, whose vocabulary lacks them, equals the trained model.
     """
 
     name: ClassVar[str] = "row_pruning"
@@ -98,7 +97,7 @@ class RowPruning(Lever):
 
 
 def _squared_gradients(weight: Tensor, shard: TableShard) -> Tensor:
-    """What Adagrad summed up, as (r, c) whether it did so by row or by number."""
+    """Adagrad's sums of squared gradients as (r, c), whether it keeps them by row or by value."""
     assert shard.squares is not None
     squares = shard.squares if shard.squares.dim() == 2 else shard.squares.unsqueeze(1)
     return squares.expand_as(weight)
@@ -108,7 +107,7 @@ def prepare_masks(ranker: "Ranker", vocabularies: Iterable[str], key: str) -> No
     """Before sharding: give every vocabulary a mask, so that it is part of every checkpoint.
 
     Raises:
-        UserError: A vocabulary has several OOV buckets, or none: a pruned row must have one place to go.
+        UserError: A vocabulary does not have exactly one OOV bucket, which replaces pruned rows.
     """
     tables = _tables(ranker)
     for spec in ranker.schema.tables:
@@ -123,7 +122,7 @@ def prepare_masks(ranker: "Ranker", vocabularies: Iterable[str], key: str) -> No
 
 
 def redirect(ranker: "Ranker", masks: Mapping[str, Tensor]) -> None:
-    """Narrow the masks of the ranker's tables: what was pruned stays pruned."""
+    """Narrow the masks of the ranker's tables: pruned rows stay pruned."""
     keep = _tables(ranker).keep
     for name, mask in masks.items():
         keep[name].logical_and_(mask.to(keep[name].device))
@@ -132,7 +131,7 @@ def redirect(ranker: "Ranker", masks: Mapping[str, Tensor]) -> None:
 def kept_rows(
     scores: Mapping[str, Tensor], reserved: Mapping[str, int], sparsity: float, scope: Literal["global", "table"]
 ) -> dict[str, Tensor]:
-    """Masks (R,) that drop the ``sparsity`` of the rows with the lowest scores; of equal ones the last go first.
+    """Masks (R,) that drop the share ``sparsity`` of rows with the lowest scores; among equal ones, the last first.
 
     Reserved rows (null and OOV) are kept and not counted.
     """

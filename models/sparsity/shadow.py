@@ -1,7 +1,7 @@
-"""Let a module compute with a function of its parameter, and leave the parameter itself where it is.
+"""Let a module compute with a function of its parameter, without renaming the parameter.
 
 ``torch.nn.utils.parametrize`` renames the parameter, and with it every checkpoint and optimizer entry. Here an instance
-attribute hides the parameter while ``forward`` runs; names, state dicts and optimizers never notice.
+attribute hides the parameter while ``forward`` runs; names, state dicts and optimizers stay the same.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def transform_weight(module: nn.Module, attribute: str, transform: Transform) -> Callable[[], None]:
-    """Make ``module.forward`` see ``transform(module.<attribute>)``; transforms compose in the order they are added.
+    """Make ``module.forward`` use ``transform(module.<attribute>)``; transforms compose in the order they are added.
 
     Returns:
-        A function that takes the transform away again.
+        A function that removes the transform.
     """
 
     def enter(module: nn.Module, _args: Any) -> None:

@@ -1,8 +1,8 @@
 """Sums over the rows and columns of tables that are sharded over several ranks.
 
 To choose rows, a lever needs the norm of every row of a table. Each rank sums its numbers and counts them; after the
-all-reduce the sums are scaled by the counts, so that a table copied to every rank (data-parallel) and one cut by rows
-or columns give the same figures.
+all-reduce the sums are scaled by the counts, so that a table that is replicated (data-parallel) and one that is sharded
+by rows or columns give the same results.
 
 Letters: R rows, d embedding dimension.
 """
@@ -108,7 +108,7 @@ def squared_distance_to_oov(tables: nn.Module, layouts: Collection[TableLayout])
 
 
 def transform_rows(ranker: "Ranker", transforms: Mapping[str, RowTransform]) -> None:
-    """Before sharding: rows looked up in a table go through its transform, after those that it has already."""
+    """Before sharding: add a transform to the rows that are looked up in a table, after its earlier transforms."""
     tables = ranker.tables
     assert isinstance(tables, SparseTables)
     together = dict(tables.row_transforms)
@@ -126,7 +126,7 @@ def _one_after_the_other(first: RowTransform, second: RowTransform, rows_Ld: Ten
 
 
 def kept_tables(weights: "Weights") -> dict[str, Tensor]:
-    """The rows of every table that an artifact keeps."""
+    """(R,) bool by table name: the rows that an artifact keeps."""
     kept = {}
     for layout in lookup_plan(weights.schema, weights.config).tables:
         table_Rd = weights.tables[layout.name]

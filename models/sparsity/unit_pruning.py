@@ -1,4 +1,4 @@
-"""Pruning of whole hidden units while training: matrices get narrower at export, and so really faster."""
+"""Pruning of whole hidden units while training: matrices get narrower at export, and therefore faster."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,7 +19,7 @@ class UnitPruningConfig(Schedule):
     """Prune hidden units of tower and experts on a cubic schedule.
 
     Attributes:
-        sparsity: Share of every layer's units that is gone in the end.
+        sparsity: Share of every layer's units that is removed in the end.
     """
 
     sparsity: Sparsity
@@ -28,8 +28,8 @@ class UnitPruningConfig(Schedule):
 class UnitPruning(Lever):
     """Zeroes the units with the smallest product of incoming and outgoing norm, the same share of every layer.
 
-    The product stays the same when a ReLU unit's input is scaled up and its output down by as much, so it ranks units
-    by what they do, not by how the scale is shared out.
+    The product does not change if the incoming weights of a ReLU unit are scaled up and its outgoing weights down by
+    the same factor, so it measures the effect of a unit.
     """
 
     name: ClassVar[str] = "unit_pruning"

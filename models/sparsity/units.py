@@ -1,4 +1,4 @@
-"""Taking hidden units of a ranker out of its matrices."""
+"""Removing hidden units of a ranker from its matrices."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,9 @@ if TYPE_CHECKING:
 
 
 def remove_dead_units(weights: "Weights") -> None:
-    """Take units that say nothing out of the matrices, and narrow the config: logits stay the same.
+    """Remove units without effect from the matrices, and narrow the config: logits stay the same.
 
-    The experts of a mixture stay of one width, that of the expert with most living units.
+    All experts of a mixture have the same width: that of the expert with the most living units.
     """
     with weights.narrowing() as ranker:
         groups = ranker.unit_groups()

@@ -53,7 +53,7 @@ class WeightPruning(MaskLever):
 def magnitude_masks(scores: dict[str, Tensor], sparsity: float, scope: Literal["global", "layer"]) -> dict[str, Tensor]:
     """Masks that keep the highest ``1 - sparsity`` of the scores, over each layer or over all together.
 
-    Exactly the asked share goes, ties included: of equal scores the first in memory stays.
+    Exactly this share is removed, even with ties: among equal scores, the first in memory is kept.
     """
     if scope == "layer":
         return {name: _largest(score, sparsity) for name, score in scores.items()}

@@ -1,51 +1,61 @@
 """The part of the ``model`` block that configures embedding tables."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data_pipelines.batch import SparseSpec, TableSpec
 from data_pipelines.config.base import Config
+from models.tables.poolings import BUILT_IN, pooling_class, pooling_names
 
-Pooling = Literal["sum", "mean", "last", "attention", "convolution"]
+
+def _known(name: str) -> str:
+    if name not in pooling_names():
+        raise ValueError(f"there is no pooling {name!r}; there are {', '.join(pooling_names())}")
+    return name
+
+
+Pooling = Annotated[str, AfterValidator(_known)]
+"""The name of a pooling: `sum`, `mean`, `last`, or one that is registered for whole histories."""
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 
 class TableConfig(Config):
-    """What one table does otherwise than the rest: ``model.tables.<table>``."""
+    """Exceptions for one table: ``model.tables.<table>``."""
 
     dim: int | None = Field(default=None, ge=1, description="Width of its embeddings.")
     sharding: Sharding = Field(
         default="auto",
-        description="How it is sharded over the ranks: whole on one (`table_wise`), cut by rows or columns over all, "
-        "cut by rows over one node (`table_row_wise`), or whole on each (`data_parallel`); `auto` leaves it to "
-        "TorchRec's planner. Cut by columns, row-wise Adagrad keeps a statistic for each piece of a row, so that its "
-        "steps depend on the number of ranks. Lookups that do not pool (attention, sequences) know no nodes: there "
-        "`table_row_wise` is `row_wise`.",
+        description="How it is sharded over the ranks: whole on one (`table_wise`), by rows or columns over all "
+        "(`row_wise`, `column_wise`), by rows over one node (`table_row_wise`), or replicated (`data_parallel`); "
+        "`auto` leaves it to TorchRec's planner. With `column_wise`, row-wise Adagrad keeps one statistic per piece of "
+        "a row, so that its steps depend on the number of ranks. For lookups that do not pool (attention, sequences), "
+        "`table_row_wise` is the same as `row_wise`.",
     )
     rows: int | None = Field(
         default=None,
         ge=1,
         description="Keep only so many rows, for the ids in use: for a `hash` feature of very many ids (see "
-        "`models.tables.managed_ids.ManagedRows`). A row for each id where absent.",
+        "`models.tables.managed_ids.ManagedRows`). If absent, every id has a row.",
     )
 
 
 class TablesConfig(Config):
     """Embedding tables and the pooling of their bags: the first part of ``model``."""
 
-    dim: int = Field(default=16, ge=1, description="Width of an embedding where `tables` does not say otherwise.")
+    dim: int = Field(default=16, ge=1, description="Width of an embedding unless `tables` says otherwise.")
     init_std: float = Field(
         default=0.01,
         ge=0,
-        description="Standard deviation of the numbers tables start from. With 1e-4 an id means nothing until it has "
-        "been seen, which serves where many are rare.",
+        description="Standard deviation of the start values of tables. With 1e-4, an id has nearly no effect until it "
+        "has been trained, which helps if many ids are rare.",
     )
     tables: dict[str, TableConfig] = Field(default={}, description="Exceptions by table name.")
     pooling: dict[str, Pooling] = Field(
         default={},
-        description="By name of a feature, or of a history (then for all its columns). `mean` where absent. `last`, "
-        "`attention` and `convolution` are for histories.",
+        description="By name of a feature, or of a history (then for all its columns): `sum`, `mean` (where absent), "
+        "or for histories `last`, `attention`, `convolution`.",
     )
     wide: bool = Field(
         default=False,
@@ -58,7 +68,7 @@ class TablesConfig(Config):
         return self.tables.get(table, TableConfig()).dim or self.dim
 
     def table_rows(self, table: TableSpec) -> int:
-        """Rows in memory: fewer than the table has ids, where they are managed."""
+        """Rows in memory: fewer than the table has ids if they are managed."""
         return self.tables.get(table.name, TableConfig()).rows or table.rows
 
     def pooling_of(self, feature: SparseSpec) -> Pooling:
@@ -66,3 +76,6 @@ class TablesConfig(Config):
         by_feature = self.pooling.get(feature.name)
         by_history = self.pooling.get(feature.sequence) if feature.sequence else None
         return by_feature or by_history or "mean"
+
+    def named_classes(self) -> Iterator[type]:
+        return (pooling_class(name) for name in self.pooling.values() if name not in BUILT_IN)

@@ -1,4 +1,4 @@
-"""Changes of a batch's ids on their way to the tables: unknown, managed, redirected and remapped ids in one chain.
+"""Changes of a batch's ids before the lookup: unknown, managed, redirected and remapped ids in one chain.
 
 Letters: B rows of a batch, L ids of all bags of a feature.
 """
@@ -14,14 +14,14 @@ from torchrec import KeyedJaggedTensor
 from data_pipelines.batch import Batch
 
 IdChange = Callable[[Tensor], Tensor]
-"""From the (L,) ids of a feature to as many others."""
+"""Maps the (L,) ids of a feature to (L,) others."""
 
 
 class IdChanges:
     """One batch, and the changes of its ids so far; its bags are rebuilt once, when tables read them.
 
     Args:
-        batch: Stays as it is.
+        batch: The batch, which is not changed.
 
     Example:
         >>> ids = IdChanges(batch)
@@ -48,7 +48,7 @@ class IdChanges:
         return self._ids[feature] if feature in self._ids else self._bags(feature)[feature].values()
 
     def lengths_and_weights(self, feature: str) -> tuple[Tensor, Tensor | None]:
-        """(B,) ids per bag of a feature, and the (L,) weights of the log, where it has some."""
+        """(B,) ids per bag of a feature, and their (L,) weights, if it has some."""
         bag = self._bags(feature)[feature]
         return bag.lengths(), bag.weights_or_none()
 
@@ -111,5 +111,5 @@ def _rebuilt(bags: KeyedJaggedTensor, ids: Mapping[str, Tensor], mean_weighted: 
 
 
 def redirected(keep_R: Tensor, to: int) -> IdChange:
-    """A change of the ids of rows that are False in ``keep_R`` to the id ``to``."""
+    """The change that replaces ids whose row is False in ``keep_R`` by the id ``to``."""
     return lambda ids_L: ids_L.masked_fill(~keep_R[ids_L.long()], to)

@@ -1,4 +1,4 @@
-"""Adam that rests where the batch has no ids."""
+"""Lazy Adam: it updates only the rows that are present in the batch."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 class LazyAdam(Optimizer):
     """Adam on the rows that the batch looked up: other rows keep weights and moments as they are.
 
-    Plain Adam moves a rare row long after its last gradient, and shrinks it at every step under weight decay. Here a
-    row without a gradient rests. Moments are corrected by the row's own number of updates. ``weight_decay`` is L2,
-    on looked-up rows only. Parameters are (R, d).
+    Plain Adam moves a rare row long after its last gradient, and weight decay shrinks it at every step. Here a row
+    without a gradient does not change. Moments are corrected by the row's own number of updates. ``weight_decay`` is
+    L2, on looked-up rows only. Parameters are (R, d).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The lookups of embedding tables: bags in, pooled embeddings and sequences out.
+"""The lookups of embedding tables, which turn bags into pooled embeddings and sequences.
 
 Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d width of an embedding, F features.
 """
@@ -29,12 +29,12 @@ from models.tables.rows import initialise_tables, local_rows, start_values
 _META = torch.device("meta")
 
 RowTransform = Callable[[Tensor, Tensor], Tensor]
-"""From (L, d) rows of a table and their (L,) ids to the (L, d) rows that are pooled."""
+"""Maps (L, d) rows of a table and their (L,) ids to the (L, d) rows that are pooled."""
 
 
 @dataclass
 class Embedded:
-    """What the tables give for one batch, by feature name.
+    """The results of all lookups for one batch, by feature name.
 
     Attributes:
         pooled: (B, d) float32, of every sparse feature that the tables pool (``sum``, ``mean`` and ids).
@@ -47,7 +47,7 @@ class Embedded:
     wide: dict[str, Tensor]
 
     def add(self, lookup: Lookup, values_Ld: Tensor, offsets: Tensor) -> None:
-        """Pool the rows that one lookup gave, weights applied, and put the result where it belongs."""
+        """Pool the rows of one lookup, with weights, and store the result."""
         if lookup.pooling is PoolingMode.NONE:
             self.sequences[lookup.feature] = (values_Ld, offsets)
             return
@@ -56,7 +56,7 @@ class Embedded:
 
 
 def pool_rows(values_Ld: Tensor, offsets: Tensor, pooling: PoolingMode) -> Tensor:
-    """(B, d) sums or means of the slices that ``offsets`` (B + 1) cuts; an empty bag gives zeros."""
+    """(B, d) sums or means of the bags that start at ``offsets`` (B + 1); an empty bag gives zeros."""
     sums_Bd = torch.segment_reduce(values_Ld, "sum", offsets=offsets.long(), axis=0, initial=0)
     return sums_Bd if pooling is PoolingMode.SUM else sums_Bd / offsets.diff().clamp(min=1).unsqueeze(1)
 
@@ -64,12 +64,12 @@ def pool_rows(values_Ld: Tensor, offsets: Tensor, pooling: PoolingMode) -> Tenso
 class SparseTables(nn.Module):
     """All embedding tables of a ranker, as TorchRec collections that ``DistributedModelParallel`` can shard.
 
-    Bags that one table pools alike go through an ``EmbeddingBagCollection``, weighted ones through a second; tables of
-    sequences, or whose features differ in pooling, each through an ``EmbeddingCollection``, and are pooled here.
+    Tables whose bags are all pooled in the same way are in an ``EmbeddingBagCollection``, weighted ones in a second.
+    Tables of sequences, or whose features differ in pooling, are each in an ``EmbeddingCollection``, and pooled here.
     Results are always read by key: under sharding the columns of a collection's output come in the order of the shards.
 
     Args:
-        row_transforms: By table name, what every row looked up in that table goes through before it is pooled. Such
+        row_transforms: By table name, functions that are applied to every looked-up row before it is pooled. Such
             tables are looked up row by row.
     """
 
@@ -128,7 +128,7 @@ class SparseTables(nn.Module):
     def set_keep(self, vocabulary: str, keep: Tensor) -> None:
         """Redirect the ids of rows that ``keep`` (R,) bool drops to the first OOV row, in every table of a vocabulary.
 
-        The mask is a buffer, and so a part of the state dict from then on. Reserved rows cannot be dropped.
+        The mask is a buffer, and therefore part of the state dict. Reserved rows cannot be dropped.
         """
         rows = next(layout.rows for layout in self.layouts if layout.vocabulary == vocabulary)
         if len(keep) != rows:
@@ -150,7 +150,7 @@ class SparseTables(nn.Module):
 
     @torch.no_grad()
     def restart_rows(self, vocabulary: str, rows: Tensor, step: int) -> None:
-        """Give ``rows`` of every table of a vocabulary new start values, equal on all ranks: they have new owners."""
+        """Give the reassigned ``rows`` of every table of a vocabulary new start values, equal on all ranks."""
         layouts = {layout.name: layout for layout in self.layouts if layout.vocabulary == vocabulary}
         for shard in local_rows(self) if len(rows) else ():
             if shard.table in layouts:
@@ -160,7 +160,7 @@ class SparseTables(nn.Module):
                 shard.weight[rows[inside] - shard.row_offset] = values[inside, columns].to(shard.weight)
 
     def forward(self, batch: Batch | IdChanges) -> Embedded:
-        """Look up every feature of the schema; other keys of the batch are left alone."""
+        """Look up every feature of the schema; other keys of the batch are ignored."""
         batch = IdChanges.of(batch).change(self._redirects()).batch(self.lookup_plan.mean_weighted)
         bags, weighted = batch.sparse, batch.weighted if self._has_weighted else None
         by_name: dict[str, Tensor] = {}

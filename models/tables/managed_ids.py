@@ -1,6 +1,6 @@
 """Zero-collision hashing: rows for ids that cannot be enumerated, allocated on demand and evicted when ids go cold.
 
-Letters: L ids of a batch, M different ids of a step on all ranks.
+Letters: L ids of a batch, M distinct ids of a step on all ranks.
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ from models.tables.plan import OOV_ID
 
 
 class ManagedRows(nn.Module):
-    """Which of a table's few rows each id of a large space has, by TorchRec's managed collision module.
+    """Assigns the rows of a small table to ids of a large space, with TorchRec's managed collision module.
 
-    Every id of a training step asks for a row; where there are none left, the ids with the fewest uses over the steps
-    since their last one lose theirs. Ids without a row are looked up as OOV. The state is the same on all ranks, and
+    Every id of a training step gets a row. If none is left, the ids with the lowest ratio of uses to steps since their
+    last use are evicted. Ids without a row are looked up as OOV. The state is the same on all ranks, and
     buffers hold all of it, so that it survives checkpoint and export with the rest of the ranker.
 
     Args:
-        rows: Of the table.
-        reserved: Rows (null, OOV) at its start whose ids stand for themselves.
+        rows: Rows of the table.
+        reserved: Rows (null, OOV) at its start, whose ids are never reassigned.
     """
 
     def __init__(self, rows: int, reserved: int) -> None:
@@ -47,16 +47,16 @@ class ManagedRows(nn.Module):
         """(L,) rows."""
         bag = JaggedTensor(values=ids_L.long(), lengths=ids_L.new_tensor([len(ids_L)]))
         rows_L: Tensor = self.slots.remap({"": bag})[""].values()
-        # What a file says of rows must not lead out of the table.
+        # Row numbers from a file must be inside the table.
         rows_L = torch.where((rows_L < self.reserved) | (rows_L >= self._no_row), OOV_ID, rows_L)
         return torch.where(ids_L < self.reserved, ids_L, rows_L).to(ids_L.dtype)
 
     @torch.no_grad()
     def admit(self, ids_L: Tensor) -> Tensor:
-        """Count the ids that all ranks have in this step, and give rows to new ones; the reassigned rows."""
+        """Count the ids of all ranks in this step, and give rows to new ones; returns the reassigned rows."""
         ids_M, counts_M = torch.unique(_on_all_ranks(ids_L[ids_L >= self.reserved].long()), return_counts=True)
         self.slots._current_iter_tensor += 1
-        # The module's own profile() keeps a history that no checkpoint holds; one step at a time needs none.
+        # The module's own profile() keeps a history that checkpoints do not hold; one step at a time needs none.
         self.slots._current_iter = int(self.slots._current_iter_tensor)
         last_use_M = torch.full_like(ids_M, self.slots._current_iter)
         self.slots._update_and_evict(ids_M, counts_M, {"last_access_iter": last_use_M})
@@ -76,10 +76,10 @@ def _on_all_ranks(ids_L: Tensor) -> Tensor:
 
 
 class ManagedIds(nn.Module):
-    """Exchanges the ids of managed tables for rows, in a whole batch.
+    """Replaces the ids of managed tables by rows, in a whole batch.
 
     Raises:
-        UserError: A table is asked to keep more rows than it has ids, or hardly any.
+        UserError: A table would have more rows than ids, or no row besides the reserved ones.
     """
 
     def __init__(self, schema: Schema, config: TablesConfig) -> None:
@@ -102,7 +102,7 @@ class ManagedIds(nn.Module):
         return int(cast(ManagedRows, self.managed[0]).slots._current_iter_tensor)
 
     def forward(self, ids: IdChanges) -> Mapping[str, Tensor]:
-        """Put rows in place of ids; while training, the reassigned rows of each table."""
+        """Replace ids by rows; returns the reassigned rows of each table while training."""
         reassigned = {}
         for name, managed in zip(self.tables, self.managed, strict=True):
             if self.training:

@@ -15,12 +15,12 @@ from models.tables.plan import OOV_ID, lookup_plan
 
 
 class PlainTables(nn.Module):
-    """A ranker's ``tables`` over plain parameters: the reference of every faster kind.
+    """A ranker's ``tables`` as plain parameters: the reference of the faster implementations.
 
     Args:
         tables: (R, d) float32 by table name; copied.
         keep: (R,) bool by vocabulary: ids of rows that are False are looked up as OOV.
-        factors: (d, D) float32 by name of a table that is stored narrower than the ranker sees it.
+        factors: (d, D) float32 by name of a table that is stored with fewer columns than the ranker reads.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The lookup plan: which tables a schema needs under a config, and how each feature is looked up in them.
 
-Sharded, plain and quantized tables all carry out the same plan.
+Sharded, plain and quantized tables all execute the same plan.
 
 Letters: R rows of a table, d width of an embedding.
 """
@@ -15,10 +15,11 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from data_pipelines.batch import Schema, SparseSpec
 from data_pipelines.errors import UserError
 from models.tables.config import Pooling, TablesConfig
+from models.tables.poolings import SIMPLE
 
 Route = Literal["pooled", "weighted", "rows"]
 OOV_ID = 1
-"""The first OOV bucket: what ids of pruned rows become (see :meth:`models.tables.lookup.SparseTables.set_keep`)."""
+"""The first OOV bucket, which replaces ids of pruned rows (:meth:`models.tables.lookup.SparseTables.set_keep`)."""
 
 _WIDE = "wide "
 _POOLING: Mapping[Pooling, PoolingMode] = {"sum": PoolingMode.SUM, "mean": PoolingMode.MEAN}
@@ -31,8 +32,8 @@ class Lookup:
     Attributes:
         table: Name of the table.
         vocabulary: The schema's table whose ids it is indexed by.
-        pooling: ``NONE`` where the ranker reads the rows as a sequence. For bags of one id, where sum and mean are the
-            same, what most of the other bags have: neighbours that pool alike can share a call.
+        pooling: ``NONE`` if the ranker reads the rows as a sequence. For bags of one id, for which sum and mean are the
+            same, the most common pooling of the other bags, so that they can share a call.
         single: Every bag has exactly one id.
         weighted: The bags have weights of their own; those of :attr:`LookupPlan.mean_weighted` are divided by their sum
             first.
@@ -55,10 +56,10 @@ class TableLayout:
     Attributes:
         name: The wide part of table ``t`` is a table of its own, named ``wide t``.
         vocabulary: The schema's table whose ids it is indexed by.
-        lookups: Of the features that read it.
-        route: ``"pooled"`` bags, bags ``"weighted"`` by the log, or single ``"rows"``, pooled outside the lookup: the
-            way of tables whose features do not all pool alike, or some of which are read as sequences.
-        pooling: Of all lookups at once; ``NONE`` for ``"rows"``.
+        lookups: One per feature that reads it.
+        route: ``"pooled"`` for bags; ``"weighted"`` for bags with weights of the log; ``"rows"`` for single rows that
+            are pooled outside the lookup, if the features differ in pooling or are read as sequences.
+        pooling: The pooling of all lookups; ``NONE`` for ``"rows"``.
         init_std: Standard deviation of its start values; a wide part starts from zero.
     """
 
@@ -87,17 +88,17 @@ class TableLayout:
 
     @property
     def stored_dim(self) -> int:
-        """Columns in memory: FBGEMM wants a multiple of four. Those past ``dim`` are zero and stay zero."""
+        """Columns in memory: FBGEMM needs a multiple of four. Those after ``dim`` are zero and stay zero."""
         return -(-self.dim // 4) * 4
 
     def by_rows(self) -> "TableLayout":
-        """The same table, looked up row by row and pooled outside."""
+        """The same table, looked up row by row and pooled outside the lookup."""
         return replace(self, route="rows", pooling=PoolingMode.NONE)
 
 
 @dataclass(frozen=True)
 class LookupPlan:
-    """All that a ranker looks up for one batch.
+    """All lookups of a ranker.
 
     Attributes:
         tables: In the schema's order; wide tables last.
@@ -119,8 +120,8 @@ def lookup_plan(schema: Schema, config: TablesConfig) -> LookupPlan:
     """The plan of ``schema`` under ``config``.
 
     Raises:
-        UserError: ``config`` names a table, feature or history that the schema does not have, or asks a pooling that
-            only histories have of another feature.
+        UserError: ``config`` names a table, feature or history that the schema does not have, or gives another feature
+            a pooling for histories.
     """
     _check_names(schema, config)
     lookups = [
@@ -160,7 +161,7 @@ def _most_common(schema: Schema, config: TablesConfig) -> PoolingMode:
 
 
 def _route(features: Collection[SparseSpec], config: TablesConfig) -> tuple[Route, PoolingMode]:
-    """How the features of one table are looked up at once, where that is possible."""
+    """How the features of one table are looked up: together, if that is possible."""
     asked: set[Pooling] = {config.pooling_of(f) for f in features if f.kind != "id"} or {"sum"}
     weighted = {feature.weighted for feature in features}
     if len(weighted) > 1 or len(asked) > 1 or not asked <= set(_POOLING):
@@ -183,9 +184,9 @@ def _check_names(schema: Schema, config: TablesConfig) -> None:
                 f"model.pooling.{name}: there is no bag or history {name!r}, only {_names({*features, *histories})}."
             )
         in_history = name in histories or features[name].sequence is not None
-        if pooling in ("last", "attention", "convolution") and not in_history:
+        if pooling not in _POOLING and not in_history:
             raise UserError(f"model.pooling.{name}: {pooling!r} needs a history; choose 'mean' or 'sum' for {name!r}.")
-        if pooling in ("attention", "convolution") and name not in histories:
+        if pooling not in SIMPLE and name not in histories:
             history = features[name].sequence
             raise UserError(f"model.pooling.{name}: {pooling!r} reads a whole history; set model.pooling.{history}.")
 

@@ -1,4 +1,4 @@
-"""Every way to reach the rows of tables, sharded or not: views of shards, start values, parts of a state dict.
+"""Access to the rows of tables, sharded or not: views of shards, start values, parts of a state dict.
 
 Letters: R rows of a table, d width of an embedding.
 """
@@ -38,8 +38,8 @@ def _layouts(module: nn.Module) -> dict[str, TableLayout]:
 class TableShard:
     """The part of a table that this process holds: ``weight`` is a writable view of rows and columns from an offset.
 
-    ``squares`` is what a fused Adagrad has summed up of squared gradients, by row (r,) or by number (r, c); ``None``
-    under any other optimizer.
+    ``squares`` are the sums of squared gradients of a fused Adagrad, by row (r,) or by value (r, c); ``None`` for any
+    other optimizer.
     """
 
     table: str
@@ -50,7 +50,7 @@ class TableShard:
 
 
 def local_rows(module: nn.Module) -> Iterator[TableShard]:
-    """Every shard that this process holds of the tables in ``module``, whatever its kernel and sharding.
+    """Every shard that this process holds of the tables in ``module``, with any kernel and sharding.
 
     Columns that only pad a table for FBGEMM are left out.
     """
@@ -80,7 +80,7 @@ def _stored_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor, T
 
 
 def _squares(kernel: Any, tables: int) -> list[Tensor | None]:
-    """Adagrad's sums of squared gradients of a kernel's tables, where it has a fused Adagrad."""
+    """The sums of squared gradients of a kernel's tables, if it has a fused Adagrad."""
     if getattr(kernel.emb_module, "optimizer", None) not in (OptimType.EXACT_ADAGRAD, OptimType.EXACT_ROWWISE_ADAGRAD):
         return [None] * tables
     return [states[0] for states in kernel.emb_module.split_optimizer_states()]
@@ -88,10 +88,10 @@ def _squares(kernel: Any, tables: int) -> list[Tensor | None]:
 
 @torch.no_grad()
 def initialise_tables(module: nn.Module, seed: int = 0) -> None:
-    """Fill the tables in ``module`` with small normal numbers that depend on seed, table, row and column alone.
+    """Fill the tables in ``module`` with small normal numbers that depend only on seed, table, row and column.
 
-    So a table starts the same whatever the number of processes and the sharding, and the global random state is left
-    as it was.
+    The start values are therefore the same for any number of processes and any sharding. The global random state does
+    not change.
     """
     layouts = _layouts(module)
     for key, row_offset, col_offset, weight, _ in _stored_shards(module):
@@ -147,9 +147,9 @@ def keep_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def grow_table(weight_Rd: Tensor, rows: int, *, reserved: int) -> Tensor:
-    """``weight_Rd`` with new rows at its end, (rows, d): where a growing vocabulary's new values start.
+    """``weight_Rd`` with new rows at its end, (rows, d), for the new values of a growing vocabulary.
 
-    A new row starts as the mean of the OOV rows, where values outside the vocabulary were looked up so far.
+    A new row starts as the mean of the OOV rows, which its value was looked up as so far.
 
     Raises:
         ValueError: ``rows`` is fewer than the table has: vocabularies only grow.

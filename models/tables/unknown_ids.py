@@ -1,4 +1,4 @@
-"""Ids that training reads as unknown, so that OOV rows learn to speak for values that training never saw."""
+"""Ids that training reads as unknown, so that OOV rows learn to represent unseen values."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,13 +12,13 @@ from models.tables.id_changes import IdChanges
 
 
 class UnknownIds:
-    """Takes a share of the ids of some features for unknown, others in every batch.
+    """Reads a random share of the ids of some features as unknown, a different one in every batch.
 
-    Without it, and where every value of the training split has a row, the OOV rows are never learned: a user who is new
-    at test time gets what they started as. (The input dropout of DropoutNet, NeurIPS 2017.)
+    Without it, if every value of the training split has a row, the OOV rows are never trained, and a new user gets
+    their start values. (The input dropout of DropoutNet, NeurIPS 2017.)
 
     Args:
-        shares: By sparse feature.
+        shares: The share by sparse feature.
 
     Raises:
         UserError: The schema has no such feature.

@@ -66,8 +66,10 @@ def ablate(
             base model failed.
 
     Example:
-        >>> findings = ablate(config, dataset, "study", jobs=2)  # doctest: +SKIP
-        >>> findings.effects.select("arm", "effect", "verdict")  # doctest: +SKIP
+        >>> config = rs.load_config("experiment.yaml", ["ablation={seeds: 1, leave_one_out: [price]}"])
+        >>> findings = rs.ablate(config, rs.Dataset.open(Path("dataset")), "study", jobs=2)
+        >>> findings.effects.columns[:3]
+        ['arm', 'effect', 'verdict']
     """
     out = Path(out)
     with processes(jobs=jobs, threads=threads) as engine:

@@ -14,14 +14,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from recsys.trials.engines import Engine
 
+
+def _load_extensions(names: list[str] | None) -> None:
+    from data_pipelines.extensions import load
+
+    load(names or (), "--extension")
+
+
+def _extensions(
+    _: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--extension",
+            metavar="MODULE",
+            help="Import a module of yours that registers what the data set, run or artifact needs.",
+            callback=_load_extensions,
+            is_eager=True,  # arguments may open directories that need it
+            expose_value=False,
+        ),
+    ] = None,
+) -> None:
+    """The option ``--extension``, from which Typer makes what :class:`Verbs` adds to each verb."""
+
+
+class Verbs(TyperGroup):
+    """Verbs that all have the option ``--extension``."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        single = typer.Typer(add_completion=False)
+        single.command()(_extensions)
+        [option] = (found for found in typer.main.get_command(single).params if "--extension" in found.opts)
+        for verb in self.commands.values():
+            if not hasattr(verb, "commands"):
+                verb.params.append(option)
+
+
 app = typer.Typer(
     name="recsys",
+    cls=Verbs,
     help="Recommenders with sparsity as the main subject: from raw logs to scores.",
     no_args_is_help=True,
     invoke_without_command=True,
@@ -131,8 +169,10 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "row
 
 
 def command(*words: object) -> str:
-    """A line to run in a shell: ``recsys`` and these words, quoted where they must be."""
-    return shlex.join(["recsys", *map(str, words)])
+    """A line to run in a shell: ``recsys`` and these words, quoted where they must be, with the extensions in use."""
+    from data_pipelines.extensions import loaded
+
+    return shlex.join(["recsys", *map(str, words), *(f"--extension={name}" for name in loaded())])
 
 
 def finish(result: "Mapping[str, Any] | BaseModel", json_line: bool, next_step: str = "") -> None:

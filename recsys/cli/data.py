@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, command, finish, progress_bar, say_side_tables
+from recsys.cli.common import Json, Overrides, Verbs, app, command, finish, progress_bar, say_side_tables
 
 
 @app.command()
@@ -58,7 +58,7 @@ def prepare(
     finish(result, json, command("train", config, dataset, "RUN"))
 
 
-state = typer.Typer(help="What histories and statistics need at scoring time.", no_args_is_help=True)
+state = typer.Typer(cls=Verbs, help="What histories and statistics need at scoring time.", no_args_is_help=True)
 app.add_typer(state, name="state")
 
 

@@ -4,11 +4,12 @@ A task that dies with its process or its node runs again elsewhere. A part's sco
 and only the driver writes, so every part is written once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 
+from data_pipelines import extensions
 from data_pipelines.errors import UserError
 from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
@@ -33,7 +34,7 @@ def _workers(address: str | None, artifact: Artifact, options: JobOptions, state
         path, made = artifact.path.resolve(), artifact.fingerprint
 
         def score(part: Part) -> Scored:
-            scored: Scored | str = ray.get(task.remote(path, made, options, state, part))
+            scored: Scored | str = ray.get(task.remote(extensions.loaded(), path, made, options, state, part))
             if isinstance(scored, str):
                 raise UserError(scored)
             return scored
@@ -41,9 +42,12 @@ def _workers(address: str | None, artifact: Artifact, options: JobOptions, state
         yield Workers(score, processors(ray))
 
 
-def _score(artifact: Path, fingerprint: str, options: JobOptions, state: Path | None, part: Part) -> Scored | str:
+def _score(
+    modules: Sequence[str], artifact: Path, fingerprint: str, options: JobOptions, state: Path | None, part: Part
+) -> Scored | str:
     """Runs on a worker of the cluster. Errors that the user can fix are returned as their messages."""
     try:
+        extensions.load(modules)
         return score_part(_scorer(artifact, fingerprint, state), options, part)
     except UserError as error:
         return f"on a node of the cluster, {error}"

@@ -1,18 +1,19 @@
 """The blocks of an experiment: data, model, training, sparsity, export, studies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from data_pipelines.config.base import Config
+from data_pipelines import extensions
+from data_pipelines.config.base import Config, extensions_meta
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.locations import Location
 from data_pipelines.redaction import REFERENCE, redact
-from models.layers.list_losses import LossConfig
+from models.layers.losses import AnyLoss, PointwiseConfig
 from models.ranker import RankerConfig
 from models.sharding.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
@@ -79,7 +80,7 @@ class TrainConfig(Config):
     tf32: bool = Field(default=True, description="On a GPU, compute fp32 products with TF32's 10-bit mantissa.")
     tables: TableOptimizerConfig = TableOptimizerConfig()
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
-    loss: LossConfig = LossConfig()
+    loss: AnyLoss = PointwiseConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="Decay of the averaged weights that are evaluated and kept."
@@ -107,8 +108,20 @@ class TrainConfig(Config):
 
 
 class ExperimentConfig(Config):
-    """Everything that an experiment is, beside the log itself."""
+    """Everything that an experiment is, beside the log itself.
 
+    Example:
+        >>> data = {"log": "clicks.csv", "tasks": {"clicked": {"column": "clicked"}}}
+        >>> data["features"] = {"reader": {"kind": "id"}}
+        >>> rs.ExperimentConfig(data=data).train.epochs
+        3
+    """
+
+    extensions: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to import first, such as `my_package.parts`: they register feature kinds, file formats, "
+        "interactions, poolings, losses, levers and metrics of your own.",
+    )
     name: str = "experiment"
     seed: int = Field(default=0, ge=0)
     data: DataConfig
@@ -133,6 +146,14 @@ class ExperimentConfig(Config):
             )
         return shape_model(content)
 
+    @field_validator("extensions")
+    @classmethod
+    def _imported(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Stored configs are validated too, so that nothing is imported here."""
+        for name in extensions.missing(names):
+            raise ValueError(f"the experiment {extensions.needs(name)}")
+        return names
+
     @model_validator(mode="after")
     def _has_lists(self) -> "ExperimentConfig":
         if self.train.loss.needs_lists and self.data.group is None and self.data.drawing is None:
@@ -140,9 +161,17 @@ class ExperimentConfig(Config):
                 f"train.loss.kind {self.train.loss.kind} compares the rows of a list: name with data.group the columns "
                 "that rows shown together share, or have data.sampling draw negatives, or set it to pointwise."
             )
-        if self.train.loss.needs_lists and not any(task.kind == "binary" for task in self.data.tasks.values()):
-            raise ValueError(f"train.loss.kind {self.train.loss.kind} is for binary tasks, and data.tasks has none.")
+        kinds = self.train.loss.tasks
+        if kinds and not any(task.kind in kinds for task in self.data.tasks.values()):
+            raise ValueError(
+                f"train.loss.kind {self.train.loss.kind} is for {' and '.join(kinds)} tasks, and data.tasks has none."
+            )
         return self
+
+    def extensions_meta(self) -> dict[str, Any]:
+        """What the manifest of a run records of extensions: those in use and those under ``extensions``."""
+        used = extensions_meta(self).get(extensions.META, {}) | extensions.versions(self.extensions)
+        return {extensions.META: used} if used else {}
 
     @model_validator(mode="after")
     def _no_credentials(self) -> "ExperimentConfig":
@@ -159,16 +188,46 @@ class ExperimentConfig(Config):
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read an experiment's YAML and apply ``KEY=VALUE`` overrides.
+    """Read an experiment's YAML, apply ``KEY=VALUE`` overrides, and import its ``extensions``.
+
+    This is for a config that the user names. A config that is stored in a run is read with :func:`stored_config`, which
+    imports nothing.
 
     ``${NAME}`` in ``data.log``, ``data.joins``, ``train.start`` and ``train.mlflow`` stays as it is: it is read from
     the environment where the place is used, so that no copy of the config holds its value.
 
     Raises:
         UserError: No such file, not YAML, ``${NAME}`` in another key, an unknown key (the nearest known one is named),
-            a value out of range, or a password in an address that is read again from saved configs.
+            a value out of range, an extension that cannot be imported, or a password in an address that is read again
+            from saved configs.
+
+    Example:
+        >>> rs.load_config("experiment.yaml", ["train.batch_size=32"]).train.batch_size
+        32
     """
-    return parse_config(ExperimentConfig, override(read_yaml(Path(path)), overrides), source=str(path))
+    content = override(read_yaml(Path(path)), overrides)
+    import_extensions(content, str(path))
+    return parse_config(ExperimentConfig, content, source=str(path))
+
+
+def stored_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """As :func:`load_config`, of a config that a run holds: its extensions must have been imported already.
+
+    Raises:
+        UserError: As :func:`load_config`, or an extension has not been imported.
+    """
+    return parse_config(ExperimentConfig, override(read_yaml(path), overrides), source=str(path))
+
+
+def import_extensions(content: Mapping[str, Any], source: str) -> None:
+    """Import what the key ``extensions`` of a config names, before the config is validated.
+
+    Raises:
+        UserError: A module cannot be imported.
+    """
+    names = content.get("extensions")
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        extensions.load(names, f"{source}: extensions")
 
 
 def resolve_monitor(config: ExperimentConfig) -> ExperimentConfig:

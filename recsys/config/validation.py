@@ -59,7 +59,7 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[li
         values = [get_args(c)[1 if get_origin(c) is dict else 0] for c in candidates if get_origin(c) in _CONTAINERS]
         tagged = [m for m in models if part in (m.__name__, *_tags(m))]
         fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        known = sorted({name for m in models for name in m.model_fields})
+        known = sorted({name for m in models for name in (m.known_keys() if issubclass(m, Config) else m.model_fields)})
         if tagged and not fields:
             candidates = tagged
             continue

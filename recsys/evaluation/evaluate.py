@@ -60,6 +60,11 @@ class Evaluation:
         slices: One row per value of the slice column: value, rows, mean label and metrics; ``None`` without one.
         predictions: (N) ``row``, the data set's keys, and ``<task>:label`` and ``<task>:logit`` of every task.
         features: The encoded features that the model reads.
+
+    Example:
+        >>> evaluation = rs.evaluate(Path("run"), rs.Dataset.open(Path("dataset")), "test")
+        >>> evaluation.predictions.columns
+        ['row', 'reader', 'time', 'clicked:label', 'clicked:logit']
     """
 
     split: str
@@ -176,6 +181,11 @@ def evaluate(
 
     Raises:
         UserError: No such run, split or column.
+
+    Example:
+        >>> evaluation = rs.evaluate(Path("run"), rs.Dataset.open(Path("dataset")), "valid")
+        >>> 0 < evaluation.tasks["clicked"]["auc"] < 1
+        True
     """
     if split not in dataset.splits:
         raise UserError(f"{dataset.path} has no split {split!r}: it has {', '.join(dataset.splits)}.")

@@ -17,7 +17,7 @@ from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
 from models.sparsity.config import SparsityConfig, build_levers
 from models.weights import Weights
-from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.experiment import ExperimentConfig, stored_config
 from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, facts_by_task, task_metrics
 from recsys.exporting.size_report import size_report
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
@@ -46,6 +46,10 @@ def export_run(
 
     Raises:
         UserError: ``run`` is not a finished run, a key is unknown, or ``out`` exists and ``replace`` is false.
+
+    Example:
+        >>> rs.export(Path("run"), Path("artifact")).encoder.schema.tasks
+        ('clicked',)
     """
     _refuse_existing(out, replace)
     return export_shrunk(shrink_run(run, overrides, dataset=dataset), out, replace=replace)
@@ -82,7 +86,7 @@ def shrink_run(run: Path, overrides: Sequence[str] = (), *, dataset: Path | None
         UserError: ``run`` is not a finished run, or a key is unknown.
     """
     before = load_weights(run)
-    config = load_config(run / CONFIG_FILE, overrides)
+    config = stored_config(run / CONFIG_FILE, overrides)
     data = Dataset.open(dataset or dataset_of(run))
     return ShrunkRun(run, config, data, before, shrink(before, config.sparsity, data))
 
@@ -191,6 +195,10 @@ def verify_artifact(
 
     Raises:
         UserError: The artifact was not exported from this run.
+
+    Example:
+        >>> rs.verify_artifact(rs.Artifact.open(Path("artifact")), Path("run")).rows
+        60
     """
     recorded = artifact.card.training.fingerprints.get("run")
     if open_directory(run, "run", verify="sizes").fingerprint != recorded:

@@ -1,6 +1,7 @@
 """All metrics by name. Evaluation, monitors, studies, baselines and reports read them from here."""
 
 from collections.abc import Collection
+from functools import partial
 
 from models.layers.heads import TaskKind
 from recsys.metrics.binary import AUC, CALIBRATION, CALIBRATION_ERROR, LOG_LOSS, NORMALIZED_ENTROPY
@@ -21,17 +22,28 @@ def register(metric: Metric) -> Metric:
     Call it before a config that names the metric is read.
 
     Raises:
-        ValueError: Another metric has this name.
+        ValueError: A metric of another function has this name.
 
     Example:
         >>> import numpy as np
         >>> def hinge(labels_N, logits_N, weights_N=None):
         ...     return float(np.average(np.maximum(0, 1 - (2 * labels_N - 1) * logits_N), weights=weights_N))
-        >>> register(Metric("hinge", "hinge loss", {"binary"}, hinge, better="lower"))  # doctest: +SKIP
+        >>> rs.register_metric(rs.Metric("hinge", "hinge loss", {"binary"}, hinge, better="lower")).name
+        'hinge'
     """
-    if _METRICS.setdefault(metric.name, metric) is not metric:
+    known = _METRICS.get(metric.name, metric)
+    if _definition(known) != _definition(metric):
         raise ValueError(f"there is a metric {metric.name!r} already: give the new one another name")
+    _METRICS[metric.name] = metric
     return metric
+
+
+def _definition(metric: Metric) -> tuple[str, str]:
+    """Where the function of a metric is defined: a module that is imported again registers the same metric."""
+    function = metric.value
+    while isinstance(function, partial):
+        function = function.func
+    return function.__module__, function.__qualname__
 
 
 def find_metric(name: str) -> Metric | None:

@@ -9,7 +9,7 @@ import numpy as np
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.unseen import unseen_shares
 from data_pipelines.disk.storage import open_directory
-from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.experiment import ExperimentConfig, stored_config
 from recsys.evaluation.baselines import FITS, Fitted, write_baselines
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.standing import Standing, compare
@@ -34,7 +34,7 @@ def standing(
         baselines: What to compare with, as :func:`~recsys.evaluation.standing.fit_baselines` gives it.
         note: Which baselines are missing, and why.
     """
-    config, split = load_config(run / CONFIG_FILE), evaluation.split
+    config, split = stored_config(run / CONFIG_FILE), evaluation.split
     result = Result.model_validate(open_directory(run, "run", verify="sizes").meta["result"] | {"run": run})
     measured = write_baselines(run, dataset, split, [name for name in baselines if name in FITS], fitted=baselines)
     logits = {name: baseline.logits(split) for name, baseline in baselines.items()}

@@ -60,6 +60,11 @@ def write_report(runs: Sequence[Path], out: Path, *, extras: Extras | None = Non
 
     Raises:
         UserError: One of them is not a run, or has no evaluated split.
+
+    Example:
+        >>> _ = rs.evaluate(Path("run"), rs.Dataset.open(Path("dataset")), "test")
+        >>> rs.write_report([Path("run")], Path("report.html")).name
+        'report.html'
     """
     files = [RunFiles(path) for path in runs]
     for run in files:

@@ -9,7 +9,7 @@ import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.names import LIST
-from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.experiment import ExperimentConfig, stored_config
 from recsys.evaluation.baselines import BASELINES_FILE
 from recsys.evaluation.comparison import TestRows
 from recsys.evaluation.evaluate import ADDED_FILE, EXPERTS_FILE
@@ -31,7 +31,7 @@ class RunFiles:
 
     @cached_property
     def config(self) -> ExperimentConfig:
-        return load_config(self.path / "config.yaml")
+        return stored_config(self.path / "config.yaml")
 
     @cached_property
     def history(self) -> pl.DataFrame:

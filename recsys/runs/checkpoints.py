@@ -40,7 +40,7 @@ from data_pipelines.disk.storage import (
 from data_pipelines.errors import UserError
 from models.tables.rows import keep_masks, table_names, table_weights
 from models.weights import Weights
-from recsys.config.experiment import load_config
+from recsys.config.experiment import stored_config
 from recsys.runs.processes import Processes
 
 CONFIG_FILE = "config.yaml"
@@ -240,6 +240,11 @@ def load_weights(run: Path) -> Weights:
 
     Raises:
         UserError: ``run`` is not a run, or has not finished.
+
+    Example:
+        >>> weights = rs.load_weights(Path("run"))
+        >>> weights.tables["article"].shape[1] == weights.config.dim
+        True
     """
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run: give the folder that `recsys train` wrote.")
@@ -247,7 +252,7 @@ def load_weights(run: Path) -> Weights:
     if not path.exists():
         raise UserError(f"{run} has not finished training: go on with `recsys train ... --resume`.")
     open_directory(path, "checkpoint")
-    config, schema = load_config(run / CONFIG_FILE), read_json(below(run, SCHEMA_FILE), Schema)
+    config, schema = stored_config(run / CONFIG_FILE), read_json(below(run, SCHEMA_FILE), Schema)
     state = read_tensors(path, MODEL)
     tables = set(table_names(state))
     return Weights(

@@ -12,7 +12,7 @@ from data_pipelines.batch import Schema
 from data_pipelines.disk.object_store import RemoteFolder, cache_folder, fetched, is_address
 from data_pipelines.disk.storage import MANIFEST, Manifest, checksum, open_directory, seal, write_file
 from data_pipelines.errors import Notice, UserError
-from recsys.config.experiment import ExperimentConfig, load_config
+from recsys.config.experiment import ExperimentConfig, stored_config
 from recsys.config.yaml_files import to_yaml
 from recsys.runs.checkpoints import (
     CHECKPOINTS,
@@ -258,7 +258,7 @@ def finished_meta(run: Run, config: ExperimentConfig) -> dict[str, Any] | None:
 
 
 def _compare_config(run: Run, config: ExperimentConfig) -> None:
-    if _weighty(load_config(run.folder / CONFIG_FILE)) != _weighty(config):
+    if _weighty(stored_config(run.folder / CONFIG_FILE)) != _weighty(config):
         raise UserError(
             f"{run}/{CONFIG_FILE} differs from the config given: resume with the config that the run was started "
             f"with (only train.{', train.'.join(MAY_CHANGE)}, sharding and expert_parallel may change)."

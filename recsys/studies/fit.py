@@ -15,7 +15,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.profile.inspection import inspect_log
 from data_pipelines.profile.starter_config import starter_config
 from data_pipelines.redaction import redact
-from recsys.config.experiment import load_config
+from recsys.config.experiment import stored_config
 from recsys.config.yaml_files import read_yaml
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.standing import Standing, fit_baselines
@@ -74,7 +74,7 @@ def finished_fit(log: str, folder: Path, minutes: float) -> Fit | None:
         return None
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} exists and is not a fit: name another folder.")
-    known = redact(load_config(folder / CONFIG).data.log)
+    known = redact(stored_config(folder / CONFIG).data.log)
     if known != redact(log):
         raise UserError(f"{folder} is a fit of {known}, not of {redact(log)}: name another folder for this log.")
     if not (folder / RESULT).is_file():
@@ -171,7 +171,7 @@ def _dataset(log: str, folder: Path, say: Callable[[str], None]) -> Dataset:
     if (folder / DATASET).exists():
         return Dataset.open(folder / DATASET)
     say("preparing the data set")
-    return prepare(load_config(folder / CONFIG).data, folder / DATASET, log=log)
+    return prepare(stored_config(folder / CONFIG).data, folder / DATASET, log=log)
 
 
 def _write_search(folder: Path) -> Path:
@@ -181,7 +181,7 @@ def _write_search(folder: Path) -> Path:
         content = read_yaml(folder / CONFIG)
         space = {
             key: span.model_dump(mode="json", exclude_defaults=True)
-            for key, span in search_space(load_config(folder / CONFIG)).items()
+            for key, span in search_space(stored_config(folder / CONFIG)).items()
         }
         content["tune"] = {"include_config": True, "space": space}
         write_file(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
-from recsys.config.experiment import ExperimentConfig
+from recsys.config.experiment import ExperimentConfig, import_extensions
 from recsys.config.tune import Range, TuneConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
@@ -84,9 +84,19 @@ def tune(
     Raises:
         UserError: Optuna is not installed, the space is empty or names an unknown key, ``study`` searches another
             space, there is no valid split, or no trial ended with a value.
+
+    Example:
+        >>> from recsys.trials.engines import processes
+        >>> dataset = rs.Dataset.open(Path("dataset"))
+        >>> space = "tune={trials: 2, space: {train.dense.learning_rate: {low: 0.001, high: 0.01}}}"
+        >>> with processes(jobs=1) as engine:
+        ...     tuned = rs.tune(Path("experiment.yaml"), dataset, Path("search"), engine, (space,))
+        >>> list(tuned.best)
+        ['train.dense.learning_rate']
     """
     library = optuna_library()
     content = override(read_yaml(config), overrides)
+    import_extensions(content, str(config))
     experiment = parse_config(ExperimentConfig, content, source=str(config))
     space = experiment.tune.space
     if not space:

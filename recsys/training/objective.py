@@ -12,7 +12,7 @@ from data_pipelines.batch import Batch, Schema
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.names import POSITIVE
 from models.layers.heads import task_losses
-from models.layers.list_losses import list_loss
+from models.layers.losses import loss_of_labelled
 from models.tables.id_changes import IdChanges
 from models.tables.unknown_ids import UnknownIds
 from recsys.config.experiment import TrainConfig
@@ -33,8 +33,10 @@ class Objective:
     def __init__(self, config: TrainConfig, dataset: Dataset, schema: Schema, device: torch.device) -> None:
         tasks = dataset.config.tasks.values()
         self._kinds = [task.kind for task in tasks]
-        drawn = dataset.config.drawing is not None  # then only `positive` differs within a list
-        self._compared = [task.kind == "binary" and (not drawn or task.column == POSITIVE) for task in tasks]
+        compares = config.loss.needs_lists and dataset.config.drawing is not None  # only `positive` differs in a list
+        self._replaced = [
+            task.kind in config.loss.tasks and (not compares or task.column == POSITIVE) for task in tasks
+        ]
         self._weights_T = torch.tensor([task.weight for task in tasks], device=device)
         means = [_mean_weight(dataset, name) for name in dataset.config.tasks]
         self._mean_T = torch.tensor(means, dtype=torch.float32, device=device)
@@ -53,23 +55,23 @@ class Objective:
             logits_BT = batch.of_sample(state.model(ids))
         weights_BT = None if batch.weights is None else batch.weights / self._mean_T
         losses_T = task_losses(logits_BT, batch.labels, self._kinds, weights_BT)
-        if self._loss.needs_lists:
-            losses_T = self._over_lists(losses_T, logits_BT, batch, weights_BT)
+        if any(self._replaced):
+            losses_T = self._with_replaced(losses_T, logits_BT, batch, weights_BT)
         loss = losses_T @ self._weights_T
         for extra in (state.ranker.auxiliary_loss(), *(lever.loss(state.ranker) for lever in state.levers)):
             if extra is not None:
                 loss = loss + extra
         return loss
 
-    def _over_lists(self, losses_T: Tensor, logits_BT: Tensor, batch: Batch, weights_BT: Tensor | None) -> Tensor:
-        """``losses_T`` with the losses over lists in place of those of tasks whose labels differ within a list."""
+    def _with_replaced(self, losses_T: Tensor, logits_BT: Tensor, batch: Batch, weights_BT: Tensor | None) -> Tensor:
+        """``losses_T`` with the losses that the config asks for, in the tasks that they are for."""
         assert batch.labels is not None
-        assert batch.lists is not None
+        lists_B = batch.lists if self._loss.needs_lists else None
         losses = list(losses_T)
-        for t, compared in enumerate(self._compared):
-            if compared:
+        for t, replaced in enumerate(self._replaced):
+            if replaced:
                 weights_B = None if weights_BT is None else weights_BT[:, t]
-                losses[t] = list_loss(self._loss, logits_BT[:, t], batch.labels[:, t], batch.lists, weights_B)
+                losses[t] = loss_of_labelled(self._loss, logits_BT[:, t], batch.labels[:, t], lists_B, weights_B)
         return torch.stack(losses)
 
 

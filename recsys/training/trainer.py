@@ -70,9 +70,10 @@ def train(
         InterruptedTrainingError: SIGTERM or SIGINT was received; a checkpoint was written.
 
     Example:
-        >>> config = load_config("experiment.yaml")  # doctest: +SKIP
-        >>> result = train(config, Dataset.open("dataset"), "run")  # doctest: +SKIP
-        >>> result.valid["click"]["auc"]  # doctest: +SKIP
+        >>> config = rs.load_config("experiment.yaml")
+        >>> result = rs.train(config, rs.Dataset.open(Path("dataset")), "run")
+        >>> 0 < result.valid["clicked"]["auc"] < 1
+        True
     """
     if resume and (finished := finished_meta(run_at(run), resolve_monitor(config))):
         return Result.model_validate(finished["result"] | {"run": run})
@@ -99,11 +100,14 @@ class Trainer:
             no monitored metric.
 
     Example:
-        >>> with Trainer(config, dataset, "run") as trainer:  # doctest: +SKIP
+        >>> config, dataset = rs.load_config("experiment.yaml"), rs.Dataset.open(Path("dataset"))
+        >>> with rs.Trainer(config, dataset, "stepped") as trainer:
         ...     for batch in trainer.loader:
         ...         loss = trainer.train_step(batch)
-        ...     print(loss, trainer.evaluate()["click"]["auc"])
+        ...     auc = trainer.evaluate()["clicked"]["auc"]
         ...     result = trainer.finish()
+        >>> result.steps == len(trainer.loader)
+        True
     """
 
     def __init__(
@@ -249,6 +253,7 @@ class Trainer:
                 "seed": self.config.seed,
                 "dataset": str(self.dataset.path.resolve()),
                 "dataset_fingerprint": self.dataset.manifest.fingerprint,
+                **self.config.extensions_meta(),
             }
             self.run.seal(about | {"result": result.model_dump(mode="json", exclude={"run"})})
         self.processes.barrier()

@@ -6,33 +6,39 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from data_pipelines import extensions
 from data_pipelines.disk.storage import checksum, fingerprint
 
-ROOMS = ("data_pipelines", "models", "serving", "recsys")
 ENTRY = "recsys.trials.execution"
 
 
-@cache
 def code_fingerprint() -> str:
-    """Fingerprint of the source files in :func:`source_files`: an edit of any of them makes trials run again."""
-    return fingerprint({name: checksum(path).xxh3 for name, path in source_files().items()})
+    """Fingerprint of the source files of a trial: an edit of any of them makes trials run again."""
+    files = source_files(*extensions.loaded())
+    return fingerprint({name: checksum(path).xxh3 for name, path in files.items()})
 
 
 @cache
-def source_files(entry: str = ENTRY) -> dict[str, Path]:
-    """The modules of this project that ``entry`` imports, by name, read from the source without importing them.
+def source_files(*modules: str) -> dict[str, Path]:
+    """The modules of this project that a trial imports, and those of extensions, by name.
 
-    Imports inside functions count, and so do the packages that a module lies in. Imports for type checkers do not.
+    They are read from the source without importing them. Imports inside functions count, and so do the packages that
+    contain a module. Imports for type checkers do not.
+
+    Args:
+        modules: Names of the extensions.
     """
     found: dict[str, Path] = {}
-    waiting = [entry]
+    waiting = [ENTRY, *modules]
+    packages = {*extensions.PACKAGES, *(module.partition(".")[0] for module in modules)}
     while waiting:
         name = waiting.pop()
         if name in found or (path := _path_of(name)) is None:
             continue
         found[name] = path
         waiting.extend(name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1))
-        waiting.extend(_imports(path))
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting.extend(module for module in _imports(path, package) if module.partition(".")[0] in packages)
     return dict(sorted(found.items()))
 
 
@@ -42,7 +48,8 @@ def _path_of(module: str) -> Path | None:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         return None
-    return None if spec is None or spec.origin is None else Path(spec.origin)
+    is_source = spec is not None and spec.origin is not None and spec.origin.endswith(".py")
+    return Path(spec.origin) if spec is not None and spec.origin is not None and is_source else None
 
 
 class _WithoutTypes(ast.NodeTransformer):
@@ -53,11 +60,11 @@ class _WithoutTypes(ast.NodeTransformer):
         return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
 
-def _imports(path: Path) -> Iterator[str]:
+def _imports(path: Path, package: str) -> Iterator[str]:
     for node in ast.walk(_WithoutTypes().visit(ast.parse(path.read_bytes()))):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        yield from (name for name in names if name.split(".")[0] in ROOMS)
+            yield from (alias.name for alias in node.names)

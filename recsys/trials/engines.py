@@ -1,7 +1,7 @@
 """Engines: what carries out the trials of studies and searches, several at a time, here or elsewhere."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, TypeVar
 
+from data_pipelines import extensions
 from data_pipelines.errors import UserError
 from data_pipelines.runtime import tune_process
 
@@ -75,7 +76,9 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
     jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
     with (
         _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))),
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin) as pool,
+        ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(extensions.loaded(),)
+        ) as pool,
     ):
         try:
             yield Engine(jobs, threads, pool.submit)
@@ -85,9 +88,10 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
             ) from None
 
 
-def _begin() -> None:
-    """The first call in a process of the pool."""
+def _begin(modules: Sequence[str]) -> None:
+    """The first call in a process of the pool, which needs the extensions of this one."""
     tune_process()
+    extensions.load(modules)
     _end_with_parent()
 
 

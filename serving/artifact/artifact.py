@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipelines.batch import Schema
+from data_pipelines.config.base import extensions_meta
 from data_pipelines.disk.byte_planes import pack
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import Manifest, intact, new_directory, open_directory, read_json
@@ -141,6 +142,7 @@ def write_artifact(
         calibration=calibration or {},
     )
     meta = {"name": card.name, "tasks": list(encoder.schema.tasks), "training": card.training.fingerprints}
+    meta |= extensions_meta(encoder.config, weights.config)
     rows = {name: weights.packed_rows(name) for name in weights.tables}
     dense = compressed_dense(weights)
     with new_directory(out, "artifact", meta=meta, replace=replace) as folder:
@@ -170,6 +172,13 @@ class Artifact:
         reference: What training rows looked like, ``None`` when the exporter had none.
         find: Gives the files of whatever is read when rows are scored: inputs, candidates, and side tables. A service
             has it refuse what is not below its data roots.
+
+    Example:
+        >>> artifact = rs.Artifact.open(Path("artifact"))
+        >>> artifact.encoder.schema.tasks
+        ('clicked',)
+        >>> artifact.card.name
+        'clicks'
     """
 
     path: Path

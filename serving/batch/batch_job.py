@@ -51,6 +51,10 @@ class JobOptions(BaseModel):
         warn_unknown: Share of unknown values of a feature, or of nulls of a joined column, from which the job warns.
         max_unknown: Share above which the job fails when all parts are scored. The same job with a larger limit ends
             at once: the two limits do not make it another job.
+
+    Example:
+        >>> rs.JobOptions(bad_rows="score").top_k is None
+        True
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -151,6 +155,11 @@ def run_job(
             another process works on it; the output is that of another job, or damaged; scores are NaN or infinite.
         UnavailableError: The disk of the output is full or read-only.
         ParkedError: ``stop`` was set.
+
+    Example:
+        >>> artifact = rs.Artifact.open(Path("artifact"))
+        >>> rs.run_job(artifact, "clicks.csv", Path("job"), rs.JobOptions(logits=True)).rows_out
+        600
     """
     plan = artifact.encoder.served
     rows = Input.find(source, plan, artifact.find)

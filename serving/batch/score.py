@@ -64,7 +64,8 @@ def score(
         UnavailableError: The disk of ``output`` is full or read-only.
 
     Example:
-        >>> score("artifact", "clicks.parquet", "scores").rows_out  # doctest: +SKIP
+        >>> rs.score("artifact", "clicks.csv", "scores").rows_out
+        600
     """
     if top_k is not None and candidates is None:
         raise UserError("top_k (--top-k) chooses among candidates: name their table with candidates (--candidates).")

@@ -45,6 +45,12 @@ class Scorer:
 
     Args:
         state: Folder of the past to read histories and statistics from, instead of the artifact's own.
+
+    Example:
+        >>> scorer = rs.Scorer(rs.Artifact.open(Path("artifact")))
+        >>> scores = scorer.score(pl.read_csv("clicks.csv", n_rows=3))
+        >>> scores.columns, len(scores)
+        (['clicked'], 3)
     """
 
     def __init__(self, artifact: Artifact, *, state: Path | None = None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
+from data_pipelines import extensions
 from data_pipelines.errors import UserError
 from serving.http.allowed_paths import Roots
 from serving.http.auth import is_loopback
@@ -99,6 +100,7 @@ def _workers(count: int, jobs_db: str, roots: Roots) -> Iterator[None]:
         "-m",
         "serving.http.worker",
         "--supervised",
+        *(f"--extension={name}" for name in extensions.loaded()),
         *map(str, roots.folders),
         *roots.addresses,
     ]

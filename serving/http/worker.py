@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from data_pipelines import extensions
 from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.redaction import conceal
 from data_pipelines.runtime import tune_process
@@ -26,6 +27,7 @@ from serving.http.allowed_paths import Roots
 from serving.http.jobs import Claim, JobStore
 
 _log = logging.getLogger(__name__)
+_EXTENSION = "--extension"
 _POLL_S = 0.5
 _BUSY_S = 5.0
 
@@ -183,10 +185,16 @@ def _stop_with_parent(stop: threading.Event) -> None:
     stop.set()
 
 
-def main(arguments: list[str]) -> None:
-    """``python -m serving.http.worker [--supervised] DATA_ROOT...``, the database's URL in ``RECSYS_JOBS_DB``.
+def _option(argument: str) -> tuple[str, str]:
+    option, _, value = argument.partition("=")
+    return option, value
 
-    Arguments with ``://`` are the addresses that ``--allow-address`` names.
+
+def main(arguments: list[str]) -> None:
+    """``python -m serving.http.worker [--supervised] [--extension=MODULE]... DATA_ROOT...``.
+
+    The database's URL is in ``RECSYS_JOBS_DB``. Arguments with ``://`` are the addresses that ``--allow-address``
+    names.
 
     (A URL may hold a password, and every user of a machine can read the arguments of its processes.) A supervised
     worker stops when its standard input ends: when the process that started it is gone.
@@ -199,6 +207,8 @@ def main(arguments: list[str]) -> None:
         if "--supervised" in arguments:
             arguments.remove("--supervised")
             threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+        extensions.load([name for option, name in map(_option, arguments) if option == _EXTENSION])
+        arguments = [argument for argument in arguments if _option(argument)[0] != _EXTENSION]
         addresses = [place for place in arguments if "://" in place]
         folders = [Path(place) for place in arguments if "://" not in place]
         Worker(store, Roots(folders, addresses)).run(stop)

@@ -128,7 +128,7 @@ def test_schemas_without_dense_or_with_one_feature_work():
         ({"context": ["user"], "tower": MLP}, r"model\.context steers a router"),
         ({"tables": {"user": {"dim": 4}}, "interaction": {"kind": "fm"}}, "give all tables the same dim"),
         ({"tasks": {"kind": "mmoe"}, "tower": MLP}, r"set model\.tower\.kind to 'moe'"),
-        ({"tasks": {"kind": "ple"}, "tower": {"kind": "moe", "experts": 2}}, r"model\.tower\.experts: 'ple' cuts 2"),
+        ({"tasks": {"kind": "ple"}, "tower": {"kind": "moe", "experts": 2}}, r"model\.tower\.experts: 'ple' divides 2"),
     ],
 )
 def test_settings_that_do_not_fit_the_schema_are_refused(settings, sentence):

@@ -1,4 +1,4 @@
-"""Feature interactions between embeddings and tower: a file for each kind, which registers its config.
+"""Feature interactions between embeddings and tower: one file per kind, which registers its config.
 
 A new kind is one module with a config that is decorated with :func:`~data_pipelines.config.base.register`, and an
 import here.

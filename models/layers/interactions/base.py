@@ -1,4 +1,4 @@
-"""What every interaction is: features of a row in, the enriched row out.
+"""The base of interactions, which turn the features of a row into an enriched row.
 
 Letters: B rows of a batch, D width of the row before the interaction, E width after it.
 """
@@ -20,12 +20,12 @@ _SHARED_KEYS = ("layers", "rank")
 
 @dataclass(frozen=True)
 class Fields:
-    """What meets in an interaction.
+    """The inputs of an interaction.
 
     Attributes:
-        widths: Of the pooled embedding of each sparse feature.
+        widths: Width of the pooled embedding of each sparse feature.
         dense: Width of all dense features together.
-        dim: ``model.dim``: the width of a field where there are no sparse features.
+        dim: ``model.dim``: the width of a field if there are no sparse features.
     """
 
     widths: tuple[int, ...]
@@ -34,7 +34,7 @@ class Fields:
 
 
 class InteractionConfig(Family):
-    """How features meet before the tower: ``model.interaction``.
+    """How features are combined before the tower: ``model.interaction``.
 
     ``layers`` and ``rank`` are ignored by kinds that do not have them, so that ``kind`` alone can be changed.
     """
@@ -70,9 +70,9 @@ AnyInteraction = Annotated[SerializeAsAny[InteractionConfig], PlainValidator(Int
 class Interaction(Part):
     """Base of interactions.
 
-    :meth:`row` puts the features of a row side by side, and ``forward`` enriches the row; batch normalization may stand
-    between the two. An interaction of two fields or more columns needs nothing but ``forward``, and what of
-    :class:`~models.layers.part.Part` the levers in use ask for.
+    :meth:`row` concatenates the features of a row, and ``forward`` enriches the row; batch normalization may be applied
+    between the two. A subclass needs only ``forward``, and the methods of :class:`~models.layers.part.Part` that the
+    levers in use call.
 
     Attributes:
         config: What it was built from.

@@ -1,4 +1,4 @@
-"""Cross layers: each multiplies the features of the row once more by what the layer before made of them.
+"""Cross layers: each multiplies the features of the row by a linear function of the previous layer's output.
 
 Letters: B rows of a batch, D columns of a row, r rank.
 """
@@ -20,7 +20,12 @@ from models.products import Linear
 
 @register
 class CrossConfig(InteractionConfig):
-    """Cross layers of DCN-V2 (see :class:`CrossNet`)."""
+    """Cross layers of DCN-V2 (see :class:`CrossNet`).
+
+    Example:
+        >>> rs.CrossConfig(layers=2).build(Fields(widths=(8, 8), dense=1, dim=8)).out_width
+        17
+    """
 
     kind: Literal["cross"] = "cross"
     layers: int = Field(default=3, ge=1, le=1000, description="Number of cross layers.")

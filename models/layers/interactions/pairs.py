@@ -37,7 +37,7 @@ class DotConfig(InteractionConfig):
 
 
 class PairInteraction(Interaction):
-    """Base of interactions that multiply fields of one width d; dense features are projected to one field more.
+    """Base of interactions that multiply fields of the same width d; dense features are projected to one more field.
 
     Args:
         fields: All of one width.

@@ -91,7 +91,7 @@ def test_what_arrives_damaged_is_refused(dataset: Dataset, bucket: str, tmp_path
 
 
 def test_unknown_stores_and_buckets(bucket: str) -> None:
-    with pytest.raises(UserError, match="no address of a known store"):
+    with pytest.raises(UserError, match="not an address of a known store"):
         object_store.fetched("nowhere://bucket/dataset")
     with pytest.raises(UserError, match="s3://no-such-bucket"):
         object_store.fetched("s3://no-such-bucket/dataset")

@@ -96,7 +96,7 @@ def test_thinned_negatives_stand_for_those_that_are_left_out(tmp_path: Path) -> 
 
 
 def test_thinning_draws_nothing_and_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`keep_negatives` thins out the negatives of the log and `item` draws others"):
+    with pytest.raises(ValueError, match="`keep_negatives` subsamples the negatives of the log and `item` draws"):
         make(tmp_path, sampling={"keep_negatives": 0.1, "item": "item"})
 
 

@@ -58,7 +58,7 @@ def test_several_candidates_of_a_history_attend_as_each_alone(lengths, candidate
     candidate_BNQ = torch.randn(len(lengths), candidates, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sequence, "_CACHED_EVENTS", cached)
-        together_BNC = attention(candidate_BNQ, events_LC, offsets)
+        together_BNC = attention.pool_candidates(candidate_BNQ, events_LC, offsets)
     for n in range(candidates):
         torch.testing.assert_close(together_BNC[:, n], attention(candidate_BNQ[:, n], events_LC, offsets))
 
@@ -67,9 +67,9 @@ def test_several_candidates_of_a_history_attend_as_each_alone(lengths, candidate
 @given(lengths=LENGTHS)
 def test_convolution_sees_neighbours_of_its_own_row_only(lengths):
     torch.manual_seed(1)
-    convolution = LocalConvolution(3)
+    convolution = LocalConvolution(0, 3)
     events_LC, offsets = _events(lengths, 3)
-    pooled_BC = convolution(events_LC, offsets)
+    pooled_BC = convolution(torch.empty(len(lengths), 0), events_LC, offsets)
     for b, length in enumerate(lengths):
         padded = torch.nn.functional.pad(events_LC[offsets[b] : offsets[b + 1]], (0, 0, 1, 1))
         mixed = [convolution.kernel(padded[t : t + 3].flatten()).relu() for t in range(length)]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.layers.list_losses import LossConfig, list_loss
+from models.layers.losses import LossConfig, loss_of_labelled
 
 LISTS = st.lists(
     st.lists(st.tuples(st.integers(-8, 8), st.sampled_from([0.0, 0.0, 1.0, math.nan]), st.integers(1, 3)), min_size=1,
@@ -54,8 +54,8 @@ def plain(kind: str, lists) -> float:
 @given(lists=LISTS)
 def test_a_loss_is_the_sum_over_its_lists(kind: str, lists) -> None:
     scores, labels, numbers, weights = tensors(lists)
-    config = LossConfig(kind=kind, share=0.3)
-    loss = list_loss(config, scores.requires_grad_(), labels, numbers, weights)
+    config = LossConfig.parse({"kind": kind, "share": 0.3})
+    loss = loss_of_labelled(config, scores.requires_grad_(), labels, numbers, weights)
     assert float(loss.detach()) == pytest.approx(plain(kind, lists), rel=1e-4, abs=1e-6)
     loss.backward()
     assert scores.grad.isfinite().all()
@@ -64,7 +64,9 @@ def test_a_loss_is_the_sum_over_its_lists(kind: str, lists) -> None:
 
 def test_a_softmax_of_large_logits_is_finite() -> None:
     scores = torch.tensor([2000.0, -2000.0, 0.0], requires_grad=True)
-    loss = list_loss(LossConfig(kind="softmax"), scores, torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0, 0, 1]))
+    loss = loss_of_labelled(
+        LossConfig.parse({"kind": "softmax"}), scores, torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0, 0, 1])
+    )
     loss.backward()
     assert loss.isfinite()
     assert scores.grad.isfinite().all()
@@ -81,7 +83,7 @@ def test_the_calibrated_loss_is_least_at_the_true_probabilities() -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = list_loss(LossConfig(kind="calibrated"), logits.repeat(4000), labels, lists)
+        loss = loss_of_labelled(LossConfig.parse({"kind": "calibrated"}), logits.repeat(4000), labels, lists)
         loss.backward()
         return loss
 
