@@ -89,9 +89,17 @@ def _column(weights_R: Floats) -> Tensor:
 
 @dataclass(frozen=True)
 class _Rows:
+    """Rows that are fitted; ``offset_N`` is added to what the weights predict, and is not learned."""
+
     matrix_NC: sp.csr_matrix
     labels_N: Floats
     weights_N: Floats
+    offset_N: Floats
+
+    def predictor(self, weights_C: Floats) -> Floats:
+        """(N,) the linear predictor of weights and bias."""
+        predictor_N: Floats = self.matrix_NC @ weights_C[:-1] + weights_C[-1] + self.offset_N
+        return predictor_N
 
 
 class _Design:
@@ -116,24 +124,25 @@ class _Design:
             for lookup in layout.lookups
             if lookup.pooling is PoolingMode.MEAN or lookup.feature in tables.lookup_plan.mean_weighted
         ]
-        self._mean_F = np.array([feature.name in means for feature in schema.sparse])
+        self._mean_F = np.array([feature.name in means for feature in schema.sparse], bool)
 
     def rows(self, dataset: Dataset, split: str) -> _Rows:
         """The rows of a split that have a label and count, or a part of them; weights have the mean 1."""
         parts = list(self._parts(dataset, split))
-        matrix = sp.vstack([matrix for matrix, _, _ in parts], format="csr")
-        labels_N = np.concatenate([labels for _, labels, _ in parts]).astype(np.float64)
-        weights_N = np.concatenate([weights for _, _, weights in parts]).astype(np.float64)
+        matrices, *facts = zip(*parts, strict=True)
+        labels_N, weights_N, offset_N = (np.concatenate(fact).astype(np.float64) for fact in facts)
         used_N = ~np.isnan(labels_N) & (weights_N > 0)
-        return _Rows(matrix[used_N], labels_N[used_N], weights_N[used_N] / weights_N[used_N].mean())
+        weights_N = weights_N[used_N] / weights_N[used_N].mean()
+        return _Rows(sp.vstack(matrices, format="csr")[used_N], labels_N[used_N], weights_N, offset_N[used_N])
 
-    def _parts(self, dataset: Dataset, split: str) -> Iterator[tuple[sp.csr_matrix, Floats, Floats]]:
+    def _parts(self, dataset: Dataset, split: str) -> Iterator[tuple[sp.csr_matrix, Floats, Floats, Floats]]:
         rows, entries = 0, 0
         for batch in Loader(dataset, split, batch_size=_BATCH_ROWS, shuffle=True, features=self._schema.feature_names):
             assert batch.labels is not None
             matrix = self._matrix(batch)
             weights_N = np.ones(len(batch)) if batch.weights is None else batch.weights[:, 0].numpy()
-            yield matrix, batch.labels[:, 0].numpy(), weights_N
+            offset_N = batch.of_sample(torch.zeros_like(batch.labels))[:, 0].numpy()
+            yield matrix, batch.labels[:, 0].numpy(), weights_N, offset_N
             rows, entries = rows + len(batch), entries + matrix.nnz
             if rows >= _ROWS or entries >= _ENTRIES:
                 return
@@ -173,7 +182,7 @@ def _fit(train: _Rows, valid: _Rows | None, link: _Link) -> Floats:
 def _objective(rows: _Rows, link: _Link, penalty: float, weights_C: Floats) -> tuple[float, Floats]:
     """The penalised mean loss and its gradient; the bias is not penalised."""
     own_C, count = weights_C[:-1], len(rows.labels_N)
-    predictor_N = rows.matrix_NC @ own_C + weights_C[-1]
+    predictor_N = rows.predictor(weights_C)
     residual_N = rows.weights_N * (link.mean(predictor_N) - rows.labels_N)
     value = rows.weights_N @ link.loss(predictor_N, rows.labels_N) + 0.5 * penalty * (own_C @ own_C)
     gradient_C = np.append(rows.matrix_NC.T @ residual_N + penalty * own_C, residual_N.sum())
@@ -181,5 +190,5 @@ def _objective(rows: _Rows, link: _Link, penalty: float, weights_C: Floats) -> t
 
 
 def _loss(rows: _Rows, weights_C: Floats, link: _Link) -> float:
-    losses_N = link.loss(rows.matrix_NC @ weights_C[:-1] + weights_C[-1], rows.labels_N)
+    losses_N = link.loss(rows.predictor(weights_C), rows.labels_N)
     return float(np.average(losses_N, weights=rows.weights_N))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from pydantic import ValidationError
 
 from data_pipelines.dataset.dataset import Dataset, prepare
@@ -13,7 +14,7 @@ from data_pipelines.dataset.loader import Loader
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
-from recsys.training.trainer import train
+from recsys.training.trainer import Trainer, train
 from serving.batch.scorer import Scorer
 
 
@@ -87,6 +88,22 @@ def test_scores_rank_a_popular_item_as_high_as_it_is_chosen(dataset: Dataset, tm
         served = scorer.score(dataset.keys("test").select("u", "i"), logits=True)["chosen:logit"]
         log_q = dataset.feature("test", "log_q:chosen")
         np.testing.assert_allclose(predicted["chosen:logit"], served - log_q, atol=2e-2)
+
+
+def test_a_linear_start_is_corrected_too(tmp_path: Path, dataset: Dataset) -> None:
+    """Of numbers alone, so that the wide part has no tables."""
+    content = experiment(dataset.config.log, start="linear").model_dump()
+    content["data"]["features"] = {"n": {"kind": "statistic", "measure": "count", "by": ["i"]}}
+    content["model"] |= {"wide": True, "interaction": {"kind": "none"}}
+    config = ExperimentConfig.model_validate(content)
+    numbers = prepare(config.data, tmp_path / "dataset")
+    with Trainer(config, numbers, tmp_path / "run") as trainer:
+        trainer.start()
+        [batch] = Loader(numbers, "train", batch_size=1 << 20)
+        with torch.no_grad():
+            logits = batch.of_sample(trainer.state.model(batch))
+    assert batch.labels is not None
+    assert float((logits.sigmoid() - batch.labels).sum()) == pytest.approx(0, abs=1)  # the bias is not penalised
 
 
 def test_a_loss_over_lists_needs_lists() -> None:
