@@ -81,6 +81,8 @@ class Loader:
         self.schema: Schema = self.columns.schema
         self._rows = min(len(self.columns), max_rows if max_rows is not None else len(self.columns))
         if self._rows < world_size:
+            if not self._rows:
+                raise UserError(f"the split {split!r} has no rows: set data.split, and prepare the data again.")
             raise UserError(f"split {split!r} has {self._rows} rows, too few for {world_size} ranks.")
         self._batch_size, self._shuffle, self._seed, self._threads = batch_size, shuffle, seed, threads
         self._rank, self._world_size = rank, world_size

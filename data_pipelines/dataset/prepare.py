@@ -30,7 +30,7 @@ from data_pipelines.logs import sources
 from data_pipelines.logs.negatives import write_with_negatives
 from data_pipelines.logs.outcomes import warn_of_outcomes
 from data_pipelines.logs.row_counts import Survey, take_survey
-from data_pipelines.logs.splits import SPLITS, assign
+from data_pipelines.logs.splits import SPLITS, assign, warn_of_empty
 from data_pipelines.logs.validation import check_times, checked
 from data_pipelines.names import LIST, LOG_Q, REASON, ROW, SOURCE, SPLIT, TIME
 from data_pipelines.past.deliveries import Late, fresh_events
@@ -103,6 +103,7 @@ def write(
             _arrange(plan, encoder, location, scratch / "splits", folder / "splits")
     if splits["train"] == 0:
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
+    warn_of_empty(plan, splits, survey)
     saved.result()
     profile = {"rows": total, "refused": refused, "splits": splits, "tables": _sizes(encoder)}
     profile |= {"duplicates": fresh.duplicates, "outcomes": outcomes, "side_tables": unmatched}

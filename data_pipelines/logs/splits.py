@@ -1,7 +1,7 @@
 """Which rows are for training, validation and test."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from data_pipelines.disk.spill import KEY, partitions
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
-from data_pipelines.features.times import epoch
+from data_pipelines.features.times import epoch, to_text
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.hashing import stable_hash
 from data_pipelines.logs.keys import keyed
@@ -21,6 +21,8 @@ from data_pipelines.logs.row_counts import Survey
 from data_pipelines.names import LIST, ROW, SPLIT, TIME
 from data_pipelines.timelines import MINUTE, Timeline
 
+_FEW_TIED, _MOSTLY_APART = 30, 0.001
+"""Rows of one time, and their share of the log, from which it matters that they are in two splits."""
 SPLITS = ("train", "valid", "test")
 NAMED_SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -145,10 +147,17 @@ def _by_time(plan: Plan, rows: pl.LazyFrame, survey: Survey) -> pl.Expr:
     if isinstance(split.valid, str):
         assert isinstance(split.test, str)
         valid, test = (_Cut(_microseconds(date, plan.config.time_format), -1) for date in (split.valid, split.test))
+        if valid.time > test.time:
+            raise UserError(
+                f"split: valid begins at {split.valid}, after test at {split.test}: valid rows come before test rows, "
+                "so give `valid` the earlier date."
+            )
     else:
         assert not isinstance(split.test, str)
         held_out = [round(survey.rows * share) for share in (split.valid + split.test, split.test)]
         valid, test = _cuts(rows, survey, [survey.rows - n for n in held_out])
+        if plan.config.group is None:
+            _warn_of_ties(plan, survey, valid, test)
     gap = round(split.gap * MICROSECONDS)
     time = pl.col(TIME)
     return (
@@ -170,11 +179,15 @@ class _Cut:
 
     Attributes:
         in_place: The rows before it in that order are those before it in the log.
+        tied: Rows of exactly this time.
+        tied_before: Those of them that are before it in that order.
     """
 
     time: int
     row: int
     in_place: bool = False
+    tied: int = 0
+    tied_before: int = 0
 
     def reached(self) -> pl.Expr:
         if self.in_place:  # rows are told apart without reading their time
@@ -203,10 +216,63 @@ def _cuts(rows: pl.LazyFrame, survey: Survey, ranks: Sequence[int]) -> list[_Cut
             continue
         minute = pl.col(TIME) // MINUTE == place["minute"]
         inside = rows.slice(place["before"], place["n"]) if place["in_place"] else rows.filter(minute)
-        near = inside.select(TIME, ROW).collect(engine="streaming").sort(TIME, ROW)[: rank - place["before"] + 1]
+        around = inside.select(TIME, ROW).collect(engine="streaming").sort(TIME, ROW)
+        near = around[: rank - place["before"] + 1]
         time, row = near.row(-1)
-        cuts.append(_Cut(time, row, place["in_place"] and near[ROW].max() == row == rank))
+        tied, tied_before = (int((part[TIME] == time).sum()) for part in (around, near[:-1]))
+        cuts.append(_Cut(time, row, place["in_place"] and near[ROW].max() == row == rank, tied, tied_before))
     return cuts
+
+
+def _warn_of_ties(plan: Plan, survey: Survey, valid: _Cut, test: _Cut) -> None:
+    """Say (:class:`Notice`) if many rows of one time are on both sides of a border, told apart by their order only."""
+    if valid.tied == survey.rows > 1:
+        warnings.warn(
+            f"`split`: every row has the time {to_text(valid.time)} ({plan.time}), so that the order of the rows alone "
+            "divides them: set data.time to a column that tells rows apart, or data.split to {by: random}.",
+            Notice,
+            stacklevel=2,
+        )
+        return
+    for name, cut in {"valid": valid, "test": test}.items():
+        if cut.tied_before and cut.tied >= max(_FEW_TIED, _MOSTLY_APART * survey.rows):
+            warnings.warn(
+                f"`split`: {name} begins amid {cut.tied:,} rows of the time {to_text(cut.time)} ({plan.time}), of "
+                f"which {cut.tied_before:,} are in the split before it: to keep rows of one time together, set dates, "
+                f"such as `{name}: {to_text(cut.time)}`.",
+                Notice,
+                stacklevel=2,
+            )
+
+
+def warn_of_empty(plan: Plan, splits: Mapping[str, int], survey: Survey) -> None:
+    """Say (:class:`Notice`) that valid or test has no rows where the config asks for some.
+
+    Args:
+        splits: The rows of each split.
+    """
+    split = plan.config.split
+    asked = {"valid": split.valid, "test": 1 if split.by == "column" else split.test}
+    empty = [name for name in ("valid", "test") if splits[name] == 0 and asked[name] != 0]
+    if not empty:
+        return
+    what = {
+        "valid": "without valid rows, training cannot choose its best weights or stop early",
+        "test": "without test rows, there is nothing to evaluate on",
+    }
+    if split.by == "column":
+        remedy = f"the column {split.column!r} names none"
+    elif isinstance(split.valid, str):
+        assert survey.last is not None
+        first = to_text(int(survey.minutes["minute"].min()) * MINUTE)  # type: ignore[arg-type]
+        remedy = f"the times of the log go from {first} to {to_text(survey.last)}: set data.split to dates between them"
+    else:
+        remedy = f"of {survey.rows:,} rows: set data.split to larger shares, such as valid: 0.1 and test: 0.1"
+    warnings.warn(
+        f"`split`: no row is in {' and '.join(empty)} ({'; '.join(what[name] for name in empty)}); {remedy}.",
+        Notice,
+        stacklevel=2,
+    )
 
 
 def _microseconds(date: str, format: str | None) -> int:
