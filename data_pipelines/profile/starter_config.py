@@ -179,9 +179,7 @@ def _time_and_user(profile: LogProfile) -> Iterator[str]:
 
 def _task(profile: LogProfile) -> Iterator[str]:
     if profile.label is None:
-        yield "  # The log has no label, so its rows are taken for positives, and negatives are drawn for each."
-        yield "  tasks: {chosen: {column: positive}}"
-        yield f"  sampling: {{item: {scalar(str(profile.item))}, negatives: 4, by: popularity, exponent: 0.75}}"
+        yield from _positives_only(profile)
         return
     rule = f"column: {scalar(profile.label)}"
     if profile.label_at_least is not None:
@@ -197,6 +195,23 @@ def _task(profile: LogProfile) -> Iterator[str]:
     yield "  tasks:"
     note = f"{figure}; {profile.label_note}" if profile.label_note else figure
     yield line(f"    {scalar(task_name(profile))}: {{{rule}}}", note)
+
+
+def _positives_only(profile: LogProfile) -> Iterator[str]:
+    yield "  # The log has no label, so its rows are taken for positives, and negatives are drawn for each. Metrics of"
+    yield "  # drawn negatives flatter: recsys evaluate RUN --ranking ranks all items, beside baselines."
+    for column in profile.of("number"):
+        if float(column.low or 0) < 0:
+            yield f"  # {scalar(column.name)} goes down to {column.low}: if such rows are returns, remove them."
+    nulls = profile.column(str(profile.user)).nulls
+    if nulls > 0:
+        yield f"  # {percent(nulls)} of the rows have no user: they count for the items, and for nobody's past."
+    yield "  tasks: {chosen: {column: positive}}"
+    yield "  sampling:"
+    yield f"    item: {scalar(str(profile.item))}"
+    yield line("    negatives: 8", "per row; more take longer, and tell more of what comes back")
+    yield line("    by: popularity", "scores do not depend on it: `log_q` corrects for how often an item is drawn")
+    yield line("    exclude: basket", "what is taken at the same time is no negative; what was taken before may be one")
 
 
 def _split(profile: LogProfile) -> Iterator[str]:

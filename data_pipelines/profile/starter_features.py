@@ -82,11 +82,11 @@ def left_out(profile: LogProfile) -> Iterator[str]:
 
 
 def past(profile: LogProfile) -> Iterator[str]:
-    """A history of positives, and statistics of users, items and their crosses with bags."""
+    """A history of positives, statistics of users, items and their crosses with bags, and repeats of positives."""
     if profile.time is None:
         return
     names = feature_names(profile)
-    lines = [*_history(profile, names), *_statistics(profile, names)]
+    lines = [*_history(profile, names), *_statistics(profile, names), *_repeats(profile, names)]
     if lines:
         yield "    # What the past says, each strictly earlier than the row:"
         yield from lines
@@ -236,6 +236,13 @@ def _statistics(profile: LogProfile, names: dict[str, str]) -> Iterator[str]:
         pairs.append([profile.user, profile.item])
     for pair in pairs:
         yield from _measures(profile, names, pair)
+
+
+def _repeats(profile: LogProfile, names: dict[str, str]) -> Iterator[str]:
+    """When a user last took this very item, in a log where taking is all that happens."""
+    if profile.label is None and profile.user is not None and profile.item is not None:
+        pair = f"{scalar(profile.user)}, {scalar(profile.item)}"
+        yield f"    {_free('last_of_user_and_item', names)}: {{kind: recency, by: [{pair}]}}"
 
 
 def _measures(

@@ -1,5 +1,6 @@
 """Verbs of training: train, evaluate, tune."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,9 +79,11 @@ def evaluate_verb(
     """Score a split with a run's weights, measure everything, and say where the model stands."""
     from data_pipelines.dataset.dataset import Dataset
     from data_pipelines.dataset.unseen import unseen_shares
+    from data_pipelines.errors import Notice
     from recsys.evaluation.baselines import FITS
     from recsys.evaluation.evaluate import dataset_of, evaluate
     from recsys.evaluation.plausibility import warn_of_implausible
+    from recsys.evaluation.ranking import rank
     from recsys.evaluation.standing import fit_baselines
     from recsys.reports.advice import standing
 
@@ -94,16 +97,21 @@ def evaluate_verb(
             warn_of_implausible(data, split, task, metrics["auc"], evaluation.features)
     if evaluation.slices is not None:
         result["slices"] = {row.pop("value"): row for row in evaluation.slices.to_dicts()}
+    if ranking:
+        result["ranking"] = vars(rank(run, data, split, k=k, item=item))
+    elif data.config.drawing is not None:
+        warnings.warn(
+            f"the metrics compare each positive with {data.config.drawing.negatives} drawn negatives, so they flatter, "
+            "and need not order models as a ranking of all items does: see --ranking.",
+            Notice,
+            stacklevel=2,
+        )
     if baselines is not False:
         fitted = fit_baselines(data, evaluation.features, list(FITS) if baselines else None)
         found, measured = standing(run, data, evaluation, *fitted)
         result["standing"] = found.model_dump(mode="json") if json else found.lines()
         if baselines:
             result["baselines"] = measured
-    if ranking:
-        from recsys.evaluation.ranking import rank
-
-        result["ranking"] = vars(rank(run, data, split, k=k, item=item))
     finish(result, json, command("export", run, "ARTIFACT"))
 
 

@@ -310,14 +310,16 @@ def test_what_cannot_be_a_label_is_refused_with_what_there_is(
 
 
 def test_purchases_become_a_log_of_positives(tmp_path: Path) -> None:
-    frame = log(Quantity=RNG.geometric(0.2, ROWS)).drop("click").rename({"user": "CustomerID", "item": "StockCode"})
+    frame = log(Quantity=RNG.geometric(0.2, ROWS) - 2).drop("click").rename({"user": "CustomerID", "item": "StockCode"})
     profile = looked_at(tmp_path, frame)
     assert (profile.user, profile.item, profile.label) == ("CustomerID", "StockCode", None)
     config = started(profile)
     assert config.data.sampling is not None
     assert config.data.sampling.item == "StockCode"
-    assert {"recent", "count_of_item", "count_of_user_and_item"} <= config.data.features.keys()
+    assert config.data.sampling.corrects
+    assert {"recent", "count_of_item", "count_of_user_and_item", "last_of_user_and_item"} <= config.data.features.keys()
     assert "Quantity" not in config.data.features
+    assert "# Quantity goes down to -1: if such rows are returns" in starter_config(profile)
     named = looked_at(tmp_path, frame.rename({"StockCode": "ding"}), item="ding")
     assert named.item == "ding"
 
