@@ -22,12 +22,20 @@ def export_verb(
     overrides: Overrides = None,
     dataset: DatasetOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of what is at ARTIFACT.")] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Write what `serving.portable.scorer` scores with NumPy alone.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
     from data_pipelines.disk.object_store import sent
-    from recsys.exporting.export import export_run
+    from recsys.exporting.export import export_portable, export_run
 
+    if portable:
+        with sent(artifact, replace=replace) as folder:
+            export_portable(run, folder, overrides or (), dataset=dataset, replace=replace)
+        finish({"portable": artifact}, json, f"python -m serving.portable.scorer {artifact} ROWS.csv")
+        return
     with sent(artifact, replace=replace) as folder:
         figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))
     finish({"artifact": artifact, **figures}, json, command("score", artifact, "INPUT", "OUTPUT"))
