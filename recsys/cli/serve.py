@@ -187,6 +187,26 @@ def serve_verb(
     )
 
 
+@app.command("worker")
+def worker_verb(
+    data_roots: Annotated[
+        list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
+    ],
+    allowed: Annotated[
+        list[str] | None,
+        typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
+    ] = None,
+    jobs_db: Annotated[
+        str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")
+    ] = "sqlite:///jobs.db",
+) -> None:
+    """Work off the jobs of a service, on this machine or another one; SIGTERM parks the job in work."""
+    with optional_part():
+        from serving.http.worker import work
+
+    work(jobs_db, data_roots, allowed or ())
+
+
 @contextmanager
 def optional_part() -> Iterator[None]:
     """Say which optional part is missing when an import inside fails."""
