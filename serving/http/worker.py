@@ -222,10 +222,9 @@ def main(arguments: list[str]) -> None:
     tune_process()
     extensions.load([name for option, name in map(_option, arguments) if option == _EXTENSION])
     places = [argument for argument in arguments if not argument.startswith("--")]
-    folders, addresses = [], []
-    for place in places:
-        (addresses if "://" in place else folders).append(place)
-    work(os.environ["RECSYS_JOBS_DB"], map(Path, folders), addresses, supervised="--supervised" in arguments)
+    folders = [Path(place) for place in places if "://" not in place]
+    addresses = [place for place in places if "://" in place]
+    work(os.environ["RECSYS_JOBS_DB"], folders, addresses, supervised="--supervised" in arguments)
 
 
 if __name__ == "__main__":
