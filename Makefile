@@ -1,7 +1,8 @@
-# Two commands on a machine with Python 3.11 and make: `make demo` and `make test`.
+# Two commands on a machine with Python 3.11, 3.12 or 3.13 and make: `make demo` and `make test`.
 # Each builds .venv from the pinned lists where it is missing or out of date, and starts at once where it is not.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# 3.11 first: CI runs on it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 TESTS ?=
@@ -48,8 +49,8 @@ clean:  ## Remove the environment and everything that was built.
 	rm -rf .venv build dist site
 
 .venv/runtime: requirements/cpu.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed, $(PYTHON) is another version: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: install one, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is another version: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) -r requirements/cpu.txt
 	$(PIP_INSTALL) --no-build-isolation --editable .

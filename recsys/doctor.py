@@ -5,14 +5,16 @@ undefined symbol. So :func:`guard` compares the installed versions before anythi
 """
 
 import os
+import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, metadata, requires
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from data_pipelines.errors import UserError
 
@@ -29,6 +31,7 @@ OPTIONAL_PARTS = {
     "cluster": ("prepare and score on a Ray cluster", ("ray",)),
 }
 LOW_MEMORY_BYTES = 4 << 30
+_TESTED_MACHINES, _TESTED_PYTHON = ("x86_64", "AMD64"), "3.11."
 NOTABLE_SPEEDUP = 1.3
 """How much faster a library must be before it is worth changing a setting."""
 
@@ -57,9 +60,34 @@ def guard() -> None:
     Example:
         >>> rs.guard()  # says nothing if the installation is sound
     """
-    for finding in builds():
+    for finding in (where(), *builds()):
         if finding.level == "fault":
             raise UserError(f"{finding.subject}: {finding.found}. {finding.advice}")
+
+
+def where(system: str | None = None, machine: str | None = None, python: str | None = None) -> Finding:
+    """Whether the stack runs on this platform and this Python, and whether it is tested there.
+
+    Args:
+        system: As :func:`platform.system` names it; that of this process if absent, as are the others.
+        machine: As :func:`platform.machine` names it.
+        python: The version of Python.
+    """
+    system, machine = system or platform.system(), machine or platform.machine()
+    python = python or platform.python_version()
+    wanted = SpecifierSet(metadata(PACKAGE).get("Requires-Python") or "")
+    found = f"{system} {machine}, Python {python}"
+    if system != "Linux":
+        advice = "FBGEMM has no build for it: use Linux on x86_64, or a container or virtual machine of it."
+        return Finding("fault", "platform", found, advice)
+    if not wanted.contains(python, prereleases=True):
+        return Finding(
+            "fault", "platform", found, f"This version needs Python {wanted}, for which TorchRec has builds."
+        )
+    if machine not in _TESTED_MACHINES or not python.startswith(_TESTED_PYTHON):
+        advice = f"Its tests run on Linux x86_64 with Python {_TESTED_PYTHON.rstrip('.')}."
+        return Finding("note", "platform", found, advice)
+    return Finding("ok", "platform", found)
 
 
 def builds() -> Iterator[Finding]:
@@ -113,7 +141,7 @@ def builds() -> Iterator[Finding]:
 
 def examine() -> list[Finding]:
     """Everything ``recsys doctor`` looks at, the installation first."""
-    findings = list(builds())
+    findings = [where(), *builds()]
     if all(finding.level != "fault" for finding in findings):
         findings.append(_trial())
         findings.append(_gpu())

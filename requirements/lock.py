@@ -21,8 +21,13 @@ DEV_EXTRAS = ("cluster", "dev", "docs")
 NEVER_PINNED = {"pip", "sparse-recsys"}
 
 
-def closure(wanted: Iterable[str]) -> dict[str, str]:
-    """Every distribution that ``wanted`` needs, by itself or through another, with the version installed here."""
+def closure(wanted: Iterable[str], python: str | None = None) -> dict[str, str]:
+    """Every distribution that ``wanted`` needs, by itself or through another, with the version installed here.
+
+    Args:
+        python: The version of Python to ask for, such as ``3.13``; that of this process if absent.
+    """
+    here = {} if python is None else {"python_version": python, "python_full_version": f"{python}.0"}
     pins: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     queue = [Requirement(text) for text in wanted]
@@ -37,7 +42,7 @@ def closure(wanted: Iterable[str]) -> dict[str, str]:
         pins[name] = version(name).partition("+")[0]
         for text in requires(name) or ():
             needed = Requirement(text)
-            environments = [{"extra": extra} for extra in ("", *requirement.extras)]
+            environments = [{"extra": extra} | here for extra in ("", *requirement.extras)]
             if needed.marker is None or any(needed.marker.evaluate(environment) for environment in environments):
                 queue.append(needed)
     return pins
@@ -47,14 +52,14 @@ def pinned(pins: dict[str, str]) -> str:
     return "".join(f"{name}=={pins[name]}\n" for name in sorted(pins))
 
 
-def lists() -> tuple[str, str]:
-    """The texts of ``cpu.txt`` and ``dev.txt`` for this environment."""
+def lists(python: str | None = None) -> tuple[str, str]:
+    """The texts of ``cpu.txt`` and ``dev.txt`` for this environment, or for another version of Python."""
     pyproject = tomllib.loads((HERE.parent / "pyproject.toml").read_text())
     project = pyproject["project"]
     extras = project["optional-dependencies"]
     runtime = [*project["dependencies"], *pyproject["build-system"]["requires"]]
-    cpu = closure([*runtime, *(text for extra in RUNTIME_EXTRAS for text in extras[extra])])
-    dev = closure(text for extra in DEV_EXTRAS for text in extras[extra])
+    cpu = closure([*runtime, *(text for extra in RUNTIME_EXTRAS for text in extras[extra])], python)
+    dev = closure((text for extra in DEV_EXTRAS for text in extras[extra]), python)
     head = "# Complete: install with `pip install --no-deps -r`. Made by requirements/lock.py.\n"
     return (
         head + pinned(cpu),

@@ -100,3 +100,18 @@ def test_guard_imports_nothing_heavy():
     program = "import sys; from recsys.doctor import guard; guard(); print({'torch', 'polars'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_says_where_it_runs_and_where_it_is_tested(monkeypatch):
+    def fields(package):
+        return {"Requires-Python": "<3.14,>=3.11"}
+
+    monkeypatch.setattr(doctor, "metadata", fields)
+    assert doctor.where("Linux", "x86_64", "3.11.7").level == "ok"
+    for machine, python in (("x86_64", "3.13.1"), ("aarch64", "3.11.7")):
+        found = doctor.where("Linux", machine, python)
+        assert (found.level, found.advice) == ("note", "Its tests run on Linux x86_64 with Python 3.11.")
+    assert "FBGEMM has no build" in doctor.where("Darwin", "arm64", "3.12.0").advice
+    too_new = doctor.where("Linux", "x86_64", "3.14.0")
+    assert too_new.level == "fault"
+    assert "TorchRec" in too_new.advice

@@ -5,10 +5,12 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,17 @@ def test_pinned_lists_are_what_the_environment_gives():
     cpu, dev = runpy.run_path(str(ROOT / "requirements/lock.py"))["lists"]()
     assert (ROOT / "requirements/cpu.txt").read_text() == cpu, "run `make lock`"
     assert (ROOT / "requirements/dev.txt").read_text() == dev, "run `make lock`"
+
+
+def test_pinned_lists_serve_every_python():
+    """What the pinned distributions need does not depend on a newer Python, and each of them allows it."""
+    lists = runpy.run_path(str(ROOT / "requirements/lock.py"))["lists"]
+    written = tuple((ROOT / "requirements" / name).read_text() for name in ("cpu.txt", "dev.txt"))
+    allowed = {name: SpecifierSet(metadata(name).get("Requires-Python") or "") for name in pins("cpu.txt", "dev.txt")}
+    for python in ("3.12", "3.13"):
+        assert lists(python) == written
+        assert [name for name, pythons in allowed.items() if not pythons.contains(f"{python}.0")] == []
+        assert SpecifierSet(PYPROJECT["project"]["requires-python"]).contains(f"{python}.0")
 
 
 def test_pins_satisfy_what_pyproject_asks_for():

@@ -168,6 +168,11 @@ class Encoder:
         """The id space of each table in use."""
         return self._tables
 
+    @property
+    def numbers(self) -> Mapping[str, Sequence[float]]:
+        """By feature, the numbers that were fitted on the training rows: means, deviations, edges of buckets."""
+        return self._fitted.numbers
+
     def vocabulary(self, table: str) -> pl.DataFrame:
         """``value``, ``id`` and training ``count`` of each row of ``table`` past the reserved ones."""
         return self._fitted.tables[table].frame()

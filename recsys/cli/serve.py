@@ -22,12 +22,20 @@ def export_verb(
     overrides: Overrides = None,
     dataset: DatasetOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of what is at ARTIFACT.")] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Write what `serving.portable.scorer` scores with NumPy alone.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
     from data_pipelines.disk.object_store import sent
-    from recsys.exporting.export import export_run
+    from recsys.exporting.export import export_portable, export_run
 
+    if portable:
+        with sent(artifact, replace=replace) as folder:
+            export_portable(run, folder, overrides or (), dataset=dataset, replace=replace)
+        finish({"portable": artifact}, json, f"python -m serving.portable.scorer {artifact} ROWS.csv")
+        return
     with sent(artifact, replace=replace) as folder:
         figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))
     finish({"artifact": artifact, **figures}, json, command("score", artifact, "INPUT", "OUTPUT"))
@@ -177,6 +185,26 @@ def serve_verb(
         addresses=allowed or (),
         allowed_hosts=allowed_hosts or (),
     )
+
+
+@app.command("worker")
+def worker_verb(
+    data_roots: Annotated[
+        list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
+    ],
+    allowed: Annotated[
+        list[str] | None,
+        typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
+    ] = None,
+    jobs_db: Annotated[
+        str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")
+    ] = "sqlite:///jobs.db",
+) -> None:
+    """Work off the jobs of a service, on this machine or another one; SIGTERM parks the job in work."""
+    with optional_part():
+        from serving.http.worker import work
+
+    work(jobs_db, data_roots, allowed or ())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from serving.artifact.card import ModelCard, TrainingFacts, Value
 from serving.artifact.export import export
 from serving.artifact.id_remap import Translation
 from serving.batch.scorer import Scorer
+from serving.portable.write import write_portable
 
 _BATCH = 8192
 _CALIBRATION_ROWS = 100_000
@@ -53,6 +55,23 @@ def export_run(
     """
     _refuse_existing(out, replace)
     return export_shrunk(shrink_run(run, overrides, dataset=dataset), out, replace=replace)
+
+
+def export_portable(
+    run: Path, out: Path, overrides: Sequence[str] = (), *, dataset: Path | None = None, replace: bool = False
+) -> None:
+    """Export a finished run as a portable artifact, which :mod:`serving.portable.scorer` scores with NumPy alone.
+
+    Args:
+        run, out, overrides, dataset, replace: As :func:`export_run` takes them.
+
+    Raises:
+        UserError: As :func:`export_run` does; or the model has a part that the portable scorer does not implement.
+    """
+    _refuse_existing(out, replace)
+    with TemporaryDirectory() as scratch:
+        artifact = export_run(run, Path(scratch) / out.name, overrides, dataset=dataset)
+        write_portable(artifact, out, replace=replace)
 
 
 @dataclass(frozen=True)

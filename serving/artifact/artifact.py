@@ -325,6 +325,11 @@ class Artifact:
         }
         return QuantizedTables(schema, config, stored.storage, tables, stored.dense.factors)
 
+    @property
+    def weights(self) -> StoredWeights:
+        """The mapped tables and the dense part, as they are stored."""
+        return self._weights
+
     @cached_property
     def _weights(self) -> StoredWeights:
         return StoredWeights.read(self.path, self.model)

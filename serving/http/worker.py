@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -190,6 +190,26 @@ def _option(argument: str) -> tuple[str, str]:
     return option, value
 
 
+def work(jobs_db: str, folders: Iterable[Path], addresses: Sequence[str] = (), *, supervised: bool = False) -> None:
+    """Work off jobs until SIGTERM or SIGINT; the job in work is parked then.
+
+    Args:
+        jobs_db: URL of the jobs' database.
+        folders: The folders below which jobs read and write.
+        addresses: Addresses below which artifacts may read side tables.
+        supervised: Stop when standard input ends, too.
+
+    Raises:
+        UserError: A folder or the database cannot be used.
+    """
+    faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
+    log_to_stderr()
+    with stopped_by_signal() as stop:
+        if supervised:
+            threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+        Worker(JobStore(jobs_db), Roots(list(folders), addresses)).run(stop)
+
+
 def main(arguments: list[str]) -> None:
     """``python -m serving.http.worker [--supervised] [--extension=MODULE]... DATA_ROOT...``.
 
@@ -200,18 +220,11 @@ def main(arguments: list[str]) -> None:
     worker stops when its standard input ends: when the process that started it is gone.
     """
     tune_process()
-    faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
-    log_to_stderr()
-    with stopped_by_signal() as stop:
-        store = JobStore(os.environ["RECSYS_JOBS_DB"])
-        if "--supervised" in arguments:
-            arguments.remove("--supervised")
-            threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-        extensions.load([name for option, name in map(_option, arguments) if option == _EXTENSION])
-        arguments = [argument for argument in arguments if _option(argument)[0] != _EXTENSION]
-        addresses = [place for place in arguments if "://" in place]
-        folders = [Path(place) for place in arguments if "://" not in place]
-        Worker(store, Roots(folders, addresses)).run(stop)
+    extensions.load([name for option, name in map(_option, arguments) if option == _EXTENSION])
+    places = [argument for argument in arguments if not argument.startswith("--")]
+    folders = [Path(place) for place in places if "://" not in place]
+    addresses = [place for place in places if "://" in place]
+    work(os.environ["RECSYS_JOBS_DB"], folders, addresses, supervised="--supervised" in arguments)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from data_pipelines.errors import UserError
 from recsys.cli import app
+from serving.artifact.artifact import Artifact
+from serving.batch.scorer import Scorer
+from serving.portable.scorer import PortableScorer
 
 
 def recsys(*arguments: object) -> dict:
@@ -39,6 +43,16 @@ def test_export_verify_and_score(trained, tiny_log, tmp_path):
     assert (scored["rows_in"], scored["rows_out"]) == (2000, 2000)
     scores = pl.read_parquet(tmp_path / "scores" / "part-*.parquet")
     assert scores.columns == ["user", "item", "click", "click:logit"]
+
+
+def test_export_for_numpy_alone(trained, exported, tiny_log, tmp_path):
+    recsys("export", trained[1], tmp_path / "portable", "--portable")
+    rows = pl.read_parquet(tiny_log).head(50)
+    found = PortableScorer(tmp_path / "portable").score(rows.to_dicts())
+    expected = Scorer(Artifact.open(exported)).score(rows)
+    assert [row["item"] for row in found] == expected["item"].to_list()
+    np.testing.assert_allclose([row["click"] for row in found], expected["click"], atol=1e-5)
+    assert "already exists" in refused("export", trained[1], tmp_path / "portable", "--portable")
 
 
 def test_what_a_user_can_mend_is_said_in_one_sentence(trained, exported, tiny_log, tmp_path):
