@@ -10,7 +10,8 @@ import pytest
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
-from recsys.evaluation.evaluate import ADDED_FILE, evaluate
+from recsys.evaluation.added import ADDED_FILE
+from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.reports.report import write_report
 from recsys.training.trainer import train
