@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import collate
 from data_pipelines.errors import Notice, UserError
@@ -25,6 +26,7 @@ from models.layers.heads import TaskKind
 from models.ranker import Ranker
 from recsys.metrics.arrays import Floats, Indices
 from recsys.runs.checkpoints import load_weights
+from serving.artifact.export import with_constants
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class LoggedRows:
 
     def logits(self, frame: pl.DataFrame) -> Floats:
         """(N,) logits of rows like those of the log."""
-        return self._run(self.encoder, frame)
+        return self._run(self._batch(frame))
 
     def scores(self, frame: pl.DataFrame, logits_N: Floats | None = None) -> Floats:
         """(N,) logits of rows as they are served: what `serve` fixes has its fixed value.
@@ -92,16 +94,14 @@ class LoggedRows:
         """
         if logits_N is not None and not any(spec.additive for spec in self.ranker.schema.sparse):
             return logits_N
-        return self._run(self._served, frame)
+        return self._run(with_constants(self._batch(frame), self.ranker.schema, self.encoder))
 
-    @cached_property
-    def _served(self) -> Encoder:
-        return self.encoder.as_served()
+    def _batch(self, frame: pl.DataFrame) -> Batch:
+        encoded = self.encoder.encode(frame.lazy()).collect()
+        return collate(self.encoder.schema, encoded, np.arange(len(encoded)))
 
     @torch.no_grad()
-    def _run(self, encoder: Encoder, frame: pl.DataFrame) -> Floats:
-        encoded = encoder.encode(frame.lazy()).collect()
-        batch = collate(encoder.schema, encoded, np.arange(len(encoded)))
+    def _run(self, batch: Batch) -> Floats:
         logits_N: Floats = self.ranker(batch)[:, self.task].double().numpy()
         return logits_N
 
