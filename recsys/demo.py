@@ -44,11 +44,14 @@ Announce = Callable[[str, float], None]
 
 
 @dataclass
-class _Clock:
+class Clock:
+    """Announces each step with the time that it took."""
+
     announce: Announce
     began: float = field(default_factory=time.perf_counter)
 
     def done(self, step: str) -> None:
+        """A step is done."""
         now = time.perf_counter()
         self.announce(step, now - self.began)
         self.began = now
@@ -87,8 +90,8 @@ def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> DemoResu
     Raises:
         UserError: ``out`` holds something else, or the demo is too small.
     """
-    _clear(out)
-    clock = _Clock(announce)
+    clear(out)
+    clock = Clock(announce)
     log = out / "log.parquet"
     planted = generate(DemoConfig(rows=rows, seed=seed), log)
     clock.done(f"generated {rows:,} rows with a planted truth")
@@ -128,7 +131,12 @@ def run_demo(out: Path, *, rows: int, seed: int, announce: Announce) -> DemoResu
     )
 
 
-def _clear(out: Path) -> None:
+def clear(out: Path) -> None:
+    """Remove what an earlier demo wrote to ``out``.
+
+    Raises:
+        UserError: ``out`` holds something else.
+    """
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists()):

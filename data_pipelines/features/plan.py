@@ -186,6 +186,11 @@ class Plan:
         carried.update((self.config.group or ()) if self.relative else ())
         return frozenset(carried).union(*(feature.columns() for feature in self.features.values()))
 
+    @cached_property
+    def optional_columns(self) -> frozenset[str]:
+        """Every column that features read of new rows that have it."""
+        return frozenset().union(*(feature.optional_columns() for feature in self.features.values()))
+
     def label(self, task: str, raw: RawColumns) -> pl.Expr:
         """Float32 labels of a task; null where a row has none.
 

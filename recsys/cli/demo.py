@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder of everything the demo makes.")] = Path("demo"),
-    rows: Annotated[int, typer.Option(help="Rows of the generated log.", min=10_000)] = 300_000,
+    rows: Annotated[
+        int | None, typer.Option(help="Rows of the generated log; 300,000 if absent, 20,000 of lists.", min=10_000)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same log.", min=0)] = 0,
+    lists: Annotated[
+        bool, typer.Option("--lists", help="A log of lists with known relevance, positions and propensities.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Generate a log with a known truth, and go the whole road on it: prepare, train, export, score, report."""
@@ -26,12 +31,17 @@ def demo(
     from recsys.demo import run_demo
 
     console = Console(stderr=json)
-    console.print("The demo takes one to three minutes on two cores.\n")
 
     def announce(step: str, seconds: float) -> None:
         console.print(f"  [green]✓[/green] {step} [dim]{seconds:.1f} s[/dim]")
 
-    result = run_demo(out, rows=rows, seed=seed, announce=announce)
+    if lists:
+        from recsys.demo_lists import run_lists_demo
+
+        finish(run_lists_demo(out, rows=rows or 20_000, seed=seed, announce=announce), json)
+        return
+    console.print("The demo takes one to three minutes on two cores.\n")
+    result = run_demo(out, rows=rows or 300_000, seed=seed, announce=announce)
     if json:
         finish(result, True)
         return

@@ -1,8 +1,9 @@
 """Verbs of training: train, evaluate, tune."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,10 @@ from recsys.cli.common import (
     progress_bar,
     trial_engine,
 )
+
+if TYPE_CHECKING:
+    from data_pipelines.dataset.dataset import Dataset
+    from recsys.evaluation.off_policy import OffPolicyResult
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML.")]
 DataFolder = Annotated[
@@ -57,6 +62,10 @@ def train_verb(
 @app.command("evaluate")
 def evaluate_verb(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.", parser=local_folder)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of off_policy, e.g. off_policy.policy=softmax."),
+    ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     slice_by: Annotated[str | None, typer.Option(help="Key column: metrics for each of its values.")] = None,
@@ -74,12 +83,16 @@ def evaluate_verb(
     item: Annotated[
         str | None, typer.Option(help="With --ranking: the column of items, if it is not plain from the config.")
     ] = None,
+    off_policy: Annotated[
+        bool,
+        typer.Option("--off-policy", help="Estimate what the model's policy would have earned on logged decisions."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Score a split with a run's weights, measure everything, and say where the model stands."""
     from data_pipelines.dataset.dataset import Dataset
     from data_pipelines.dataset.unseen import unseen_shares
-    from data_pipelines.errors import Notice
+    from data_pipelines.errors import Notice, UserError
     from recsys.evaluation.baselines import FITS
     from recsys.evaluation.evaluate import dataset_of, evaluate
     from recsys.evaluation.plausibility import warn_of_implausible
@@ -87,7 +100,10 @@ def evaluate_verb(
     from recsys.evaluation.standing import fit_baselines
     from recsys.reports.advice import standing
 
+    if overrides and not off_policy:
+        raise UserError(f"{overrides[0]!r} is for --off-policy: add the option, or remove the key.")
     data = Dataset.open(dataset or dataset_of(run))
+    decided = _off_policy(run, data, split, overrides or ()) if off_policy else None
     evaluation = evaluate(run, data, split, slice_by=slice_by)
     result: dict[str, Any] = {split: evaluation.summary().model_dump()}
     unseen = unseen_shares(data.schema, data.frame(split))
@@ -112,7 +128,20 @@ def evaluate_verb(
         result["standing"] = found.model_dump(mode="json") if json else found.lines()
         if baselines:
             result["baselines"] = measured
+    if decided is not None:
+        result["off_policy"] = decided.model_dump(mode="json") if json else decided.lines()
     finish(result, json, command("export", run, "ARTIFACT"))
+
+
+def _off_policy(run: Path, dataset: "Dataset", split: str, overrides: Sequence[str]) -> "OffPolicyResult":
+    from data_pipelines.errors import UserError
+    from recsys.config.experiment import stored_config
+    from recsys.evaluation.off_policy import evaluate_off_policy
+
+    for key in overrides:
+        if not key.startswith("off_policy."):
+            raise UserError(f"{key!r} would need another training: only keys of off_policy can be set here.")
+    return evaluate_off_policy(run, dataset, stored_config(run / "config.yaml", overrides), split)
 
 
 @app.command("tune")

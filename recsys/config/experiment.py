@@ -18,6 +18,7 @@ from models.ranker import RankerConfig
 from models.sharding.sharding import TableOptimizerConfig
 from models.sparsity.config import SparsityConfig, shape_model
 from recsys.config.daily import DailyConfig
+from recsys.config.off_policy import OffPolicyConfig
 from recsys.config.study import StudyConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.validation import parse_config
@@ -132,6 +133,9 @@ class ExperimentConfig(Config):
     ablation: StudyConfig = StudyConfig()
     tune: TuneConfig = TuneConfig()
     daily: DailyConfig = DailyConfig()
+    off_policy: OffPolicyConfig | None = Field(
+        default=None, description="What `recsys evaluate --off-policy` needs to know about the log."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -172,6 +176,12 @@ class ExperimentConfig(Config):
         """What the manifest of a run records of extensions: those in use and those under ``extensions``."""
         used = extensions_meta(self).get(extensions.META, {}) | extensions.versions(self.extensions)
         return {extensions.META: used} if used else {}
+
+    @model_validator(mode="after")
+    def _places_are_in_lists(self) -> "ExperimentConfig":
+        if self.off_policy is not None and self.off_policy.position is not None and self.data.group is None:
+            raise ValueError("off_policy.position is about places in lists: name with data.group what a list shares.")
+        return self
 
     @model_validator(mode="after")
     def _no_credentials(self) -> "ExperimentConfig":

@@ -26,6 +26,7 @@ from models.layers.heads import TaskKind
 from models.moe.router import routers
 from models.ranker import Ranker
 from models.weights import Weights
+from recsys.evaluation.added import ADDED_FILE, added_values
 from recsys.evaluation.comparison import TestRows
 from recsys.metrics.arrays import Floats, Groups, group_codes, row_weights, weighted_mean
 from recsys.metrics.binary import AUC, LOG_LOSS
@@ -40,8 +41,6 @@ from serving.artifact.card import SplitMetrics
 _WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE, *LIST_METRICS)
 
 EXPERTS_FILE = "experts.parquet"
-ADDED_FILE = "added.parquet"
-"""What values of features with `serve` add to the logits (see :func:`added_values`)."""
 EXPERT_BATCHES = 20
 """What experts have learned is told from this many batches of the split evaluated last."""
 
@@ -193,41 +192,19 @@ def evaluate(
     loader = Loader(dataset, split, batch_size=batch_size, features=weights.schema.feature_names)
     ranker = weights.to_ranker()
     rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
-    measured = measure(dataset, split, logits_NT.numpy()[rows_N.argsort().numpy()], slice_by=slice_by, draws=draws)
+    in_order_NT = logits_NT.numpy()[rows_N.argsort().numpy()]
+    measured = measure(dataset, split, in_order_NT, slice_by=slice_by, draws=draws)
     evaluation = replace(measured, features=weights.schema.feature_names)
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
         evaluation.predictions.write_parquet(source / "predictions" / f"{split}.parquet")
         if any(spec.additive for spec in weights.schema.sparse):
-            added_values(weights, dataset).write_parquet(source / ADDED_FILE)
+            added = added_values(weights, dataset, split, in_order_NT, facts_by_task(dataset, split))
+            added.write_parquet(source / ADDED_FILE)
         if routers(ranker):
             served = expert_values(ranker, dataset, islice(loader, EXPERT_BATCHES))
             served.write_parquet(source / EXPERTS_FILE)
     return evaluation
-
-
-def added_values(weights: Weights, dataset: Dataset) -> pl.DataFrame:
-    """What each value of a feature with `serve` adds to the logits, less what the served value adds.
-
-    Columns: ``feature``, ``value``, ``count`` of training rows, ``task``, ``logit``; most frequent values first.
-    """
-    schema = {"feature": pl.String, "value": pl.String, "count": pl.Int64, "task": pl.String, "logit": pl.Float64}
-    columns = pl.Schema(schema)
-    found = [pl.DataFrame(schema=columns)]
-    for spec in weights.schema.sparse:
-        if not spec.additive:
-            continue
-        logits_RT = weights.tables[spec.table] @ weights.dense[f"additive.terms.{spec.name}.weight"].T
-        if weights.config.wide:
-            logits_RT = logits_RT + weights.tables[f"wide {spec.table}"]
-        served = dataset.encoder.as_served().select([spec.name]).encode(pl.LazyFrame({"row": [0]})).collect().item()
-        vocabulary = dataset.encoder.vocabulary(spec.table)
-        logits_VT = (logits_RT - logits_RT[served])[vocabulary["id"].to_torch().long()].double().numpy()
-        for t, task in enumerate(weights.schema.tasks):
-            logit_V = pl.Series("logit", logits_VT[:, t])
-            rows = vocabulary.select(pl.lit(spec.name).alias("feature"), "value", "count", pl.lit(task).alias("task"))
-            found.append(rows.with_columns(logit_V).cast(columns))
-    return pl.concat(found)
 
 
 def expert_values(ranker: Ranker, dataset: Dataset, batches: Iterable[Batch]) -> pl.DataFrame:

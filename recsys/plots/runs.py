@@ -19,13 +19,18 @@ Floats = NDArray[np.floating]
 
 
 class Curve(NamedTuple):
-    """A named line; ``marks`` draws its points as well, ``faint`` puts it in the background."""
+    """A named line; ``marks`` draws its points as well, ``faint`` puts it in the background.
+
+    ``low`` and ``high`` are the limits of an interval for each point, drawn as a band.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     marks: bool = False
     faint: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 class Mark(NamedTuple):
@@ -56,6 +61,8 @@ def curves(title: str, x_label: str, lines: Sequence[Curve], *, whole_x: bool = 
                 marker="o" if line.marks else None,
                 markersize=4.5,
             )
+            if len(line.low):
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
         axes.set(title=title, xlabel=x_label)
         axes.margins(x=0.03)
         if whole_x:

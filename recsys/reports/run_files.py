@@ -10,9 +10,10 @@ import polars as pl
 from data_pipelines.errors import UserError
 from data_pipelines.names import LIST
 from recsys.config.experiment import ExperimentConfig, stored_config
+from recsys.evaluation.added import ADDED_FILE
 from recsys.evaluation.baselines import BASELINES_FILE
 from recsys.evaluation.comparison import TestRows
-from recsys.evaluation.evaluate import ADDED_FILE, EXPERTS_FILE
+from recsys.evaluation.evaluate import EXPERTS_FILE
 from recsys.metrics.arrays import group_codes
 from recsys.metrics.rows import RowFacts
 

@@ -50,20 +50,29 @@ def served_constants(run: RunFiles) -> Iterator[Section]:
     for (feature,), part in run.added.group_by("feature", maintain_order=True):
         number = pl.col("value").cast(pl.Float64, strict=False)
         numeric = part.select(number.is_not_null().all()).item()
-        ordered = part.sort(number) if numeric else part
+        ordered = part.with_columns(number.alias("x")).sort("x") if numeric else part.with_columns(x=pl.lit(None))
         lines = [
-            plots.Curve(
-                str(task),
-                one.select(number)["value"].to_list() if numeric else list(range(1, len(one) + 1)),
-                one["logit"].to_list(),
-                marks=True,
-            )
+            line
             for (task,), one in ordered.group_by("task", maintain_order=True)
+            for line in _added_curves(str(task), one if numeric else one.with_columns(x=pl.int_range(1, pl.len() + 1)))
         ]
         label = str(feature) if numeric else f"{feature}, most frequent first"
         title = f"Logit added by {feature}"
-        figures.append((svg(plots.curves(title, label, lines), title), "Compared with the value that scoring uses."))
+        said = (
+            "Compared with the value that scoring uses. The band is the 95% interval of what the rows evaluated last "
+        )
+        said += "show beside the rest of the model."
+        figures.append((svg(plots.curves(title, label, lines), title), said))
     yield Section("Fixed when serving", figures=figures)
+
+
+def _added_curves(task: str, values: pl.DataFrame) -> Iterator[plots.Curve]:
+    """What a task has learned, and what the evaluated rows show where they show enough."""
+    yield plots.Curve(task, values["x"].to_list(), values["logit"].to_list(), marks=True)
+    told = values.drop_nulls("low") if "low" in values.columns else values.clear()
+    if len(told) > 1:
+        x, y, low, high = (told[name].to_list() for name in ("x", "measured", "low", "high"))
+        yield plots.Curve(f"{task}, measured", x, y, low=low, high=high)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

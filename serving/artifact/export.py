@@ -52,7 +52,7 @@ def export(
     )
     sample = next(iter(loader))
     with torch.inference_mode():
-        ranker, asked = as_served(weights).to_ranker(), _with_constants(sample, weights.schema, dataset.encoder)
+        ranker, asked = as_served(weights).to_ranker(), with_constants(sample, weights.schema, dataset.encoder)
         logits_NT = ranker(sample).numpy()
         asked_NT = logits_NT if asked is sample else ranker(asked).numpy()
     calibration = _calibrate(dataset, sample, logits_NT, config) if config.calibrate and split == "valid" else {}
@@ -74,7 +74,7 @@ def export(
     )
 
 
-def _with_constants(batch: Batch, schema: Schema, encoder: Encoder) -> Batch:
+def with_constants(batch: Batch, schema: Schema, encoder: Encoder) -> Batch:
     """``batch`` with the values that features have when serving; ``batch`` itself if none is fixed."""
     fixed = [spec.name for spec in schema.sparse if spec.additive]
     if not fixed:

@@ -53,7 +53,8 @@ class PairScorer:
         self._scorer, self._candidates = scorer, candidates
         encoder = scorer.artifact.encoder
         named = set(candidates.columns)
-        columns = {name: encoder.plan.feature(name).columns() for name in encoder.schema.feature_names}
+        features = {name: encoder.plan.feature(name) for name in encoder.schema.feature_names}
+        columns = {name: feature.columns() | feature.optional_columns() for name, feature in features.items()}
         mine = [name for name, wanted in columns.items() if wanted and wanted <= named]
         if not mine:
             raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")
@@ -77,7 +78,8 @@ class PairScorer:
             UserError: Users and candidates have a column in common, so that it is not known whose is meant.
             UnavailableError: Scores are NaN or infinite, or a file of the artifact was written in place.
         """
-        read = self._scorer.artifact.encoder.served.row_columns
+        plan = self._scorer.artifact.encoder.served
+        read = plan.row_columns | plan.optional_columns
         common = sorted(read & set(users.columns) & set(self._candidates.columns))
         if common:
             raise UserError(
@@ -86,7 +88,7 @@ class PairScorer:
             )
         self._scorer.artifact.check_mapped()
         if counts is not None:
-            counts.observe_rows(users, read)
+            counts.observe_rows(users, plan.row_columns)
         numbers = users[ROW].to_numpy() if ROW in users.columns else np.arange(len(users))
         size = max(1, _PAIRS // max(len(self._candidates), 1))
         for start in range(0, max(len(users), 1), size):

@@ -78,7 +78,7 @@ class Scorer:
         wanted = self._plan.row_columns
         if not wanted <= set(rows.collect_schema().names()) and self._plan.config.joins:
             rows = join_sides(self._plan, rows, self.artifact.find, filling=True)
-        wanted |= {ROW, *self._schema.feature_names}
+        wanted |= {ROW, *self._schema.feature_names} | self._plan.optional_columns
         return rows.select(name for name in rows.collect_schema().names() if name in wanted)
 
     def split(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -128,6 +128,10 @@ class Feature(Generic[C]):
     def columns(self) -> frozenset[str]:
         """Raw columns that a row must have to be encoded."""
 
+    def optional_columns(self) -> frozenset[str]:
+        """Raw columns that it reads of new rows that have them."""
+        return frozenset()
+
     def log_columns(self) -> frozenset[str]:
         """Raw columns that it reads of a log: those to encode, and those to learn from."""
         return self.columns()

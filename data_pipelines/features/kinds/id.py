@@ -33,7 +33,13 @@ class IdConfig(CategoricalConfig):
     serve: str | int | float | bool | None = Field(
         default=None,
         description="The value that every row has when it is scored, such as 1 for the position in a list: training "
-        "learns what each value adds to the logit, apart from all other features. Scoring does not read the column.",
+        "learns what each value adds to the logit, apart from all other features. Scoring does not read the column, "
+        "unless `override` allows it.",
+    )
+    override: bool = Field(
+        default=False,
+        description="With `serve`: a row to score that has a value in the column is scored with it, and `serve` is for "
+        "rows without one. For the chance of a click at the position where a row will be shown.",
     )
     served: bool = Field(default=False, description="Set in artifacts: every row has the value `serve`.")
 
@@ -41,6 +47,8 @@ class IdConfig(CategoricalConfig):
     def _serves_an_input(self) -> "IdConfig":
         if self.serve is not None and not self.input:
             raise ValueError("`serve` is for a feature that the ranker reads: remove `input: false`")
+        if self.override and self.serve is None:
+            raise ValueError("`override` is about the value of `serve`, which is not set")
         if self.served and self.serve is None:
             raise ValueError("`served` is set by export, and needs `serve`")
         return self
@@ -66,6 +74,10 @@ class IdFeature(CategoricalFeature[IdConfig]):
     def columns(self) -> frozenset[str]:
         return frozenset() if self.config.served else frozenset({self.config.column})
 
+    def optional_columns(self) -> frozenset[str]:
+        overridden = self.config.served and self.config.override
+        return frozenset({self.config.column}) if overridden else frozenset()
+
     def specs(self) -> Specs:
         [spec] = super().specs().sparse
         return Specs(sparse=[spec.model_copy(update={"additive": self.config.serve is not None})])
@@ -86,6 +98,9 @@ class IdFeature(CategoricalFeature[IdConfig]):
         return str(value.to_frame().select(text(pl.col("value"), value.dtype)).item())
 
     def values(self, raw: RawColumns) -> pl.Expr:
-        if self.config.served:
-            return pl.repeat(self._constant(), pl.len())
-        return raw.text(self.reader, self.config.column)
+        if not self.config.served:
+            return raw.text(self.reader, self.config.column)
+        constant = pl.repeat(self._constant(), pl.len())
+        if self.config.override and self.config.column in raw.schema:
+            return raw.text(self.reader, self.config.column).fill_null(constant)
+        return constant

@@ -10,11 +10,13 @@ import pytest
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
-from recsys.evaluation.evaluate import ADDED_FILE, evaluate
+from recsys.evaluation.added import ADDED_FILE
+from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.reports.report import write_report
 from recsys.training.trainer import train
 from serving.artifact.drift import DriftMonitor
+from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
 
 TRUTH = {1: 0.0, 2: -1.0, 3: -2.0}
@@ -65,6 +67,32 @@ def test_what_positions_add_is_learned_apart_and_scores_do_not_read_them(tmp_pat
     assert np.abs(alone["click:logit"].to_numpy() - truth).mean() < 0.35
     page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
     assert "Logit added by position" in page
+
+
+def test_rows_may_bring_their_own_value_where_it_is_allowed(tmp_path: Path) -> None:
+    experiment = config(tmp_path, {"kind": "id", "serve": 1, "override": True})
+    settings = experiment.train.model_copy(update={"epochs": 1, "batch_size": 1024})
+    experiment = experiment.model_copy(update={"train": settings})
+    dataset = prepare(experiment.data, tmp_path / "dataset")
+    train(experiment, dataset, tmp_path / "run")
+    evaluate(tmp_path / "run", dataset, "test", draws=0)
+    added = dict(pl.read_parquet(tmp_path / "run" / ADDED_FILE).select("value", "logit").iter_rows())
+    scorer = Scorer(export_run(tmp_path / "run", tmp_path / "artifact"))
+
+    def logits(rows: pl.DataFrame) -> np.ndarray:
+        return scorer.score(scorer.read(rows.lazy()).collect(), logits=True)["click:logit"].to_numpy()
+
+    items = pl.DataFrame({"item": list(range(12))})
+    placed = items.with_columns(position=pl.Series([3, 2] + [None] * 10))
+    own = np.array([added["3"], added["2"]] + [0.0] * 10)
+    np.testing.assert_allclose(logits(placed) - logits(items), own, atol=2e-3)
+    _, pairs = next(PairScorer(scorer, placed).score(pl.DataFrame({"user": [7]})))
+    np.testing.assert_allclose(pairs[0, :, 0], logits(placed), atol=2e-3)
+
+
+def test_an_override_needs_a_value_to_serve(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`override` is about the value of `serve`, which is not set"):
+        config(tmp_path, {"kind": "id", "override": True})
 
 
 def test_a_served_value_that_training_never_saw_is_refused(tmp_path: Path) -> None:
