@@ -31,7 +31,7 @@ from data_pipelines.logs.negatives import write_with_negatives
 from data_pipelines.logs.outcomes import warn_of_outcomes
 from data_pipelines.logs.row_counts import Survey, take_survey
 from data_pipelines.logs.splits import SPLITS, assign, warn_of_empty
-from data_pipelines.logs.validation import check_times, checked
+from data_pipelines.logs.validation import check_times, checked, warn_of_absent_positives
 from data_pipelines.names import LIST, LOG_Q, REASON, ROW, SOURCE, SPLIT, TIME
 from data_pipelines.past.deliveries import Late, fresh_events
 from data_pipelines.past.point_in_time import Past, compute
@@ -92,6 +92,7 @@ def write(
         counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, plan)))
         train = rows.filter(pl.col(SPLIT) == 0)
         unmatched = sources.unmatched_shares(plan, rows)
+        warn_of_absent_positives(plan, rows)
         outcomes = warn_of_outcomes(plan, train, survey.rows)
         encoder = Encoder.fit(plan, train, None if earlier is None else earlier.encoder, counted)
         # It takes one thread, and so does indexing the vocabularies before the first row is encoded.

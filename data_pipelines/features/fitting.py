@@ -9,6 +9,7 @@ import polars as pl
 from data_pipelines.features.kinds.base import Fitted
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.values import canonical
 from data_pipelines.features.vocabulary import Slots, Table, Vocabulary
 from data_pipelines.names import ROW
 
@@ -16,7 +17,10 @@ _QUANTILE_ROWS = 1 << 20
 
 
 def count(plan: Plan, train: pl.LazyFrame) -> list[pl.DataFrame]:
-    """``value`` and ``count`` of every feature with a vocabulary, in the order in which :func:`fit` takes them."""
+    """``value`` and ``count`` of every feature with a vocabulary, in the order in which :func:`fit` takes them.
+
+    Values may be in any spelling, as :meth:`CategoricalFeature.written` gives them.
+    """
     counting = _counting(plan, train)
     return pl.collect_all([frame for table in counting.values() for frame in table], engine="streaming")
 
@@ -51,7 +55,7 @@ def fit(
         rule = next(f.config for f in plan.categorical.values() if f.config.table == table)
         known = None if earlier is None else earlier.tables[table]
         assert not isinstance(known, Slots)
-        tables[table] = Vocabulary.fit([next(collected) for _ in queries], rule, known)
+        tables[table] = Vocabulary.fit([_canonical(next(collected)) for _ in queries], rule, known)
     for table, size in plan.specs.slots.items():
         tables[table] = Slots(size)
     for feature in plan.features.values():
@@ -65,12 +69,20 @@ def fit(
     return Fitted(tables, numbers)
 
 
+def _canonical(counted: pl.DataFrame) -> pl.DataFrame:
+    """Counts of the canonical text of ``value``: distinct values are few, so that they are brought into it last."""
+    values = canonical(counted["value"])
+    if values is counted["value"] or values.equals(counted["value"], null_equal=True):
+        return counted
+    return counted.with_columns(value=values).group_by("value").agg(pl.col("count").sum())
+
+
 def _counting(plan: Plan, train: pl.LazyFrame) -> dict[str, list[pl.LazyFrame]]:
     """By table, the queries that count the values of each feature."""
     raw = RawColumns(train.collect_schema())
     counting: dict[str, list[pl.LazyFrame]] = {}
     for feature in plan.categorical.values():
-        value = feature.values(raw)
+        value = feature.written(raw)
         value = value.explode(empty_as_null=False) if feature.is_bag else value
         counted = train.select(value=value).group_by("value").agg(count=pl.len())
         counting.setdefault(feature.config.table, []).append(counted)

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import polars as pl
 
 from data_pipelines.config.learning import Task
+from data_pipelines.features.conditions import condition
 from data_pipelines.features.raw_columns import SINGLE, RawColumns, wrong_type
-from data_pipelines.features.values import condition, label_value, unread
+from data_pipelines.features.values import label_value, unread
 
 
 def label(name: str, task: Task, raw: RawColumns) -> pl.Expr:

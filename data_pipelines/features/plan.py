@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from data_pipelines.config.learning import RowWeight, Task
+from data_pipelines.features.conditions import condition_columns
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.base import Check, Feature, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature
@@ -16,7 +17,6 @@ from data_pipelines.features.kinds.relative import RelativeFeature
 from data_pipelines.features.labels import label, label_checks
 from data_pipelines.features.raw_columns import RawColumns, unreadable
 from data_pipelines.features.row_weights import negative, row_weight, weight_checks
-from data_pipelines.features.values import condition_columns
 from data_pipelines.hashing import key_of
 from data_pipelines.names import DRAWN, LIST, LOG_Q, POSITIVE, ROW, SPLIT, UNLABELLED
 

@@ -4,16 +4,11 @@ The text of a value is its one canonical form, so that a log, a request in JSON 
 integer ``7``, the float ``7.0``, the decimal ``7.00`` and the texts ``"7"``, ``"7.0"`` and ``" 7 "`` are one value.
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 import polars as pl
-
-from data_pipelines.errors import UserError
-from data_pipelines.names import OWN
 
 MICROSECONDS = 1_000_000
 BLANKS = " \t\r\n\u00a0"
@@ -149,7 +144,7 @@ def unread(column: pl.Expr, read: pl.Expr) -> pl.Expr:
 
 
 def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """``column`` as Float64; what is no finite number is null.
+    """``column`` as Float64; what is no finite number is null. Truth values, as text too, are 1 and 0.
 
     Raises:
         TypeError: Values of ``dtype`` are no numbers.
@@ -157,12 +152,21 @@ def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
         value = column.cast(pl.Float64)
     elif dtype == pl.String:
-        value = column.str.strip_chars().cast(pl.Float64, strict=False)
+        value = column.map_batches(_numbers, return_dtype=pl.Float64, is_elementwise=True)
     elif isinstance(dtype, pl.Duration):
         value = column.dt.total_microseconds() / MICROSECONDS
     else:
         raise TypeError(f"{dtype} is not a number")
     return pl.when(value.is_finite()).then(value)
+
+
+def _numbers(texts: pl.Series) -> pl.Series:
+    found = texts.str.strip_chars().cast(pl.Float64, strict=False)
+    rest = (found.is_null() & texts.is_not_null()).arg_true()
+    if not len(rest):
+        return found
+    truth = canonical(texts.gather(rest)).replace_strict(["true", "false"], [1.0, 0.0], default=None)
+    return found if truth.null_count() == len(truth) else found.scatter(rest, truth)
 
 
 def label_value(
@@ -181,71 +185,3 @@ def label_value(
         return pl.when(given).then(value.is_in(wanted).cast(pl.Float64))
     value = number(column, dtype)
     return value if at_least is None else (value >= at_least).cast(pl.Float64)
-
-
-def condition_columns(reader: str, sql: str) -> list[str]:
-    """The columns that a SQL condition reads.
-
-    Raises:
-        UserError: It cannot be parsed.
-    """
-    return list(dict.fromkeys(_parsed(reader, sql).meta.root_names()))
-
-
-def condition(reader: str, sql: str, schema: pl.Schema) -> pl.Expr:
-    """A SQL condition over columns of the given types as an expression.
-
-    Columns take the type of what they are compared with, so that text of a CSV and numbers of a Parquet file agree:
-    ``stars >= 4`` reads text as numbers, ``vip = true`` as truth values; ``code = '5'`` reads whole numbers as text.
-
-    Raises:
-        UserError: It cannot be parsed, a column is missing, or no types make it valid.
-    """
-    columns = condition_columns(reader, sql)
-    for column in columns:
-        if column not in schema:
-            there = ", ".join(name for name in schema.names() if name not in OWN)
-            raise UserError(
-                f"{reader}: `where` reads {column!r}, which is not a column; there are {there or 'no columns'}."
-            )
-    empty = pl.DataFrame(schema={column: schema[column] for column in columns})
-    readings = product(*(_readings(schema[column]) for column in columns))
-    refused = ""
-    for chosen in sorted(readings, key=lambda choice: sum(reading != "{}" for reading in choice)):
-        typed = _parsed(reader, _replaced(sql, dict(zip(columns, chosen, strict=True))))
-        try:
-            if empty.select(typed.alias("holds")).schema["holds"] in (pl.Boolean, pl.Null):
-                return typed
-            refused = refused or "it is neither true nor false"
-        except pl.exceptions.PolarsError as error:
-            refused = refused or str(error).splitlines()[0]
-    raise UserError(f"{reader}: `where: {sql}` does not fit the types of its columns: {refused}.")
-
-
-_NUMBER = "TRY_CAST(TRIM({}) AS DOUBLE)"
-_TRUTH = "CASE WHEN LOWER(TRIM({0})) IN ('true', '1') THEN TRUE WHEN LOWER(TRIM({0})) IN ('false', '0') THEN FALSE END"
-_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|[^\W\d]\w*")
-
-
-def _readings(dtype: pl.DataType) -> tuple[str, ...]:
-    """How a column of a condition can be read: as it is, or converted."""
-    if dtype == pl.String:
-        return "{}", _NUMBER, f"({_TRUTH})"
-    return ("{}", "CAST({} AS VARCHAR)") if dtype.is_integer() else ("{}",)
-
-
-def _replaced(sql: str, readings: Mapping[str, str]) -> str:
-    """``sql`` with each column, quoted or not, as it is to be read; text in single quotes stays."""
-
-    def token(match: re.Match[str]) -> str:
-        name = match[0][1:-1].replace('""', '"') if match[0].startswith('"') else match[0]
-        return readings.get(name, "{}").format(match[0]) if not match[0].startswith("'") else match[0]
-
-    return _TOKEN.sub(token, sql)
-
-
-def _parsed(reader: str, sql: str) -> pl.Expr:
-    try:
-        return pl.sql_expr(sql)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{reader}: `where` is not a SQL condition: {sql!r} ({str(error).splitlines()[0]}).") from None

@@ -16,6 +16,7 @@ from pydantic import Field
 from data_pipelines.batch import NULL_ID, TableSpec
 from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
+from data_pipelines.features.values import canonical
 from data_pipelines.hashing import stable_hash
 
 
@@ -100,6 +101,29 @@ class Vocabulary:
         else:
             unknown = (stable_hash(text) % self.oov_buckets).cast(pl.Int32) + 1
         return pl.when(text.is_null()).then(pl.lit(NULL_ID, dtype=pl.Int32)).otherwise(known.fill_null(unknown))
+
+    def ids_of_text(self, text: pl.Expr) -> pl.Expr:
+        """Int32 ids of an expression of text in any spelling: those of its canonical text.
+
+        Text that is among the values is canonical, and so only the rest is brought into that form: a look at every text
+        would take as long as its lookup.
+        """
+        known = text.cast(self._categories, strict=False).to_physical().cast(pl.Int32) + self.reserved
+        looked_up = pl.struct(text.alias("text"), known.alias("id"))
+        return looked_up.map_batches(self._spelled_otherwise, return_dtype=pl.Int32, is_elementwise=True)
+
+    def _spelled_otherwise(self, looked_up: pl.Series) -> pl.Series:
+        ids = looked_up.struct.field("id")
+        if not ids.null_count():
+            return ids
+        unknown = ids.is_null().arg_true()
+        given = looked_up.struct.field("text").gather(unknown)
+        distinct = given.unique()
+        found = pl.DataFrame({"text": distinct, "canonical": canonical(distinct)})
+        found = found.select("text", id=self.ids(pl.col("canonical")))
+        if len(found) > 1:
+            found = given.to_frame().join(found, on="text", how="left", nulls_equal=True, maintain_order="left")
+        return ids.clone().scatter(unknown, found["id"])
 
     def slot_ids(self, slot: pl.Expr) -> pl.Expr:
         """Ids of whole numbers, where this table was pruned from :class:`Slots`."""

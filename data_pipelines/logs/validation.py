@@ -3,8 +3,11 @@
 A row is refused for what makes it meaningless (no readable time, a label out of range), never for an unseen value.
 """
 
+import warnings
+
 import polars as pl
 
+from data_pipelines.errors import Notice
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.time_formats import check_readable
@@ -28,6 +31,27 @@ def check_times(plan: Plan, rows: pl.LazyFrame, location: str) -> None:
         seen = rows.select(*columns).head(_LOOKED_AT).collect(engine="streaming")
         for column, (key, format) in columns.items():
             check_readable(location, column, key, seen[column], format)
+
+
+def warn_of_absent_positives(plan: Plan, rows: pl.LazyFrame) -> None:
+    """Say (:class:`Notice`) which tasks name values as ``positive`` that no row has, and which values there are."""
+    tasks = {name: task for name, task in plan.tasks.items() if task.positive}
+    raw = RawColumns(rows.collect_schema())
+    if not tasks:
+        return
+    there = rows.select(plan.label(name, raw).max().alias(name) for name in tasks).collect(engine="streaming")
+    for name, task in tasks.items():
+        if there[name][0] == 1:
+            continue
+        value = raw.text(f"task {name!r}", task.column).alias("value")
+        most = rows.select(value).drop_nulls().group_by("value").len().collect(engine="streaming")
+        values = ", ".join(map(repr, most.sort("len", "value", descending=[True, False])["value"].head(5)))
+        warnings.warn(
+            f"task {name!r}: no row has one of its positive values ({', '.join(map(repr, task.positive))}): the column "
+            f"{task.column!r} holds {values or 'no value'}; set data.tasks.{name}.positive.",
+            Notice,
+            stacklevel=3,
+        )
 
 
 def checked(plan: Plan, rows: pl.LazyFrame, *, labelled: bool = True) -> pl.LazyFrame:

@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 
 from data_pipelines.errors import UserError
-from data_pipelines.features.values import NO_LABEL, canonical, is_missing, label_value, number, text
+from data_pipelines.features.values import BLANKS, NO_LABEL, canonical, is_missing, label_value, number, text
 from data_pipelines.profile import words
 from data_pipelines.profile.types import SURE_SHARE
 from data_pipelines.profile.wording import listed
@@ -112,7 +112,9 @@ def is_binary(values: pl.Series) -> bool:
 
 
 def _chosen(column: str, values: list[str], positive: Sequence[str]) -> Label:
-    wanted = canonical(pl.Series(positive)).to_list()
+    bare = {_bare(value): value for value in reversed(values)}
+    spelled = canonical(pl.Series(positive)).to_list()
+    wanted = [value if value in values else bare.get(_bare(str(value)), value) for value in spelled]
     for given, value in zip(positive, wanted, strict=True):
         if value not in values:
             raise UserError(
@@ -120,7 +122,12 @@ def _chosen(column: str, values: list[str], positive: Sequence[str]) -> Label:
             )
     if set(wanted) == set(values):
         raise UserError(f"--positive names every value of the label {column!r}: name only those that are positive.")
-    return Label(column, positive=tuple(positive))
+    return Label(column, positive=tuple(wanted))
+
+
+def _bare(value: str) -> str:
+    """A value without the quotes and blanks that some files have around text: ``50000+.`` of ``' 50000+.'``."""
+    return value.strip(BLANKS + "'\"")
 
 
 def _of_numbers(column: str, numbers: pl.DataFrame, at_least: float | None) -> Label:

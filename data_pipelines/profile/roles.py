@@ -8,7 +8,7 @@ import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.times import epoch
-from data_pipelines.features.values import is_missing, number
+from data_pipelines.features.values import is_missing
 from data_pipelines.logs.splits import NAMED_SPLITS
 from data_pipelines.profile import words
 from data_pipelines.profile.labels import find_label
@@ -100,6 +100,8 @@ def _role(column: pl.Series, rows: int, roles: Roles) -> Role:
         return "constant"
     if dtype.is_temporal():
         return "time"
+    if isinstance(dtype, pl.Decimal) and (values == values.round()).all():  # as warehouses write whole numbers
+        values = values.cast(pl.Int64, strict=False)
     if dtype == pl.Boolean:
         return "id"
     if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
@@ -137,8 +139,8 @@ def _text_role(values: pl.Series, distinct: int, roles: Roles) -> Role:
     given = some.filter(~is_missing(some))
     if given.is_empty():
         return "constant" if is_missing(values).all() else "id"
-    numbers = given.to_frame().select(number(pl.col(given.name), pl.String()).is_not_null().mean()).item()
-    if numbers >= SURE_SHARE and not words.is_category(values.name):
+    numbers = given.str.strip_chars().cast(pl.Float64, strict=False).is_finite().fill_null(False).mean()
+    if isinstance(numbers, float) and numbers >= SURE_SHARE and not words.is_category(values.name):
         return "number"
     dated = given.filter(given.str.contains(r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}"))
     times = dated.to_frame().select(epoch(pl.col(dated.name), pl.String())).to_series().count()

@@ -27,7 +27,7 @@ def with_times(frame: pl.LazyFrame, rows: int) -> tuple[pl.LazyFrame, dict[str, 
     Args:
         rows: How many rows there are.
     """
-    typed = pl.selectors.string() | pl.selectors.integer() | pl.selectors.float()
+    typed = pl.selectors.string() | pl.selectors.numeric()
     sample = frame.select(typed).gather_every(-(-rows // _LOOKED_AT)).collect(engine="streaming")
     found = {}
     for column in sample:

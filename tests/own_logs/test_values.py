@@ -5,12 +5,15 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.features.config import DataConfig
+from data_pipelines.features.fitting import fit
+from data_pipelines.features.plan import Plan
 from data_pipelines.features.values import BLANKS, canonical, text, texts
+from data_pipelines.features.vocabulary import Vocabulary, VocabularyConfig
 from data_pipelines.files.side_tables import Join
 from data_pipelines.logs.joins import join
 
@@ -164,3 +167,30 @@ def test_a_log_in_disguise_gives_the_same_data_set(disguise: str, format: str, t
     raw = log().tail(50).select("time", "user", "item", "vip")
     rows = [state.attach(raw.lazy()) for state in (plain.state, other.state) if state is not None]
     assert plain.encoder.encode(rows[0]).collect().equals(other.encoder.encode(rows[1]).collect())
+
+
+SPELLED = st.one_of(
+    st.none(),
+    st.sampled_from(["", " ", "True", "TRUE ", "017", "nan"]),
+    st.from_regex(r" ?-?[0-9]{1,2}(\.0{0,2})? ?", fullmatch=True),
+    st.text(max_size=3),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(SPELLED, min_size=1, max_size=30), st.lists(SPELLED, max_size=30), st.integers(1, 4))
+def test_ids_and_counts_of_text_are_those_of_its_canonical_text(
+    train: list[str | None], rows: list[str | None], oov_buckets: int
+) -> None:
+    log = pl.DataFrame({"x": pl.Series(train, dtype=pl.String)})
+    features = {"x": {"kind": "id", "oov_buckets": oov_buckets}}
+    data = {"log": "log", "tasks": {"y": {"column": "y"}}, "features": features}
+    fitted = fit(Plan.of(DataConfig.model_validate(data)), log.lazy()).tables["x"]
+    counted = log.select(value=text(pl.col("x"), pl.String())).group_by("value").agg(count=pl.len())
+    rule = VocabularyConfig(table="x", oov_buckets=oov_buckets)
+    plain = Vocabulary.fit([counted], rule)
+    assert isinstance(fitted, Vocabulary)
+    assert fitted.frame().equals(plain.frame())
+    asked = pl.DataFrame({"x": pl.Series([*rows, *train], dtype=pl.String)})
+    slow = asked.select(plain.ids(text(pl.col("x"), pl.String())))
+    assert asked.select(fitted.ids_of_text(pl.col("x"))).to_series().equals(slow.to_series())

@@ -50,14 +50,22 @@ class CategoricalFeature(Feature[C]):
             UserError: A column is missing, or of a type that cannot be read.
         """
 
+    def written(self, raw: RawColumns) -> pl.Expr:
+        """The values of each row, in any spelling whose canonical text is that of :meth:`values`."""
+        return self.values(raw)
+
+    def ids(self, table: Vocabulary, raw: RawColumns) -> pl.Expr:
+        """Ids of the values of each row: Int32, or List(Int32) of a bag."""
+        values = self.values(raw)
+        return values.list.eval(table.ids(pl.element())) if self.is_bag else table.ids(values)
+
     def specs(self) -> Specs:
         return Specs(sparse=[SparseSpec(name=self.name, table=self.config.table, kind="bag" if self.is_bag else "id")])
 
     def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:
-        table, values = fitted.tables[self.config.table], self.values(raw)
+        table = fitted.tables[self.config.table]
         assert isinstance(table, Vocabulary)
-        ids = values.list.eval(table.ids(pl.element())) if self.is_bag else table.ids(values)
-        return [ids.alias(self.name)]
+        return [self.ids(table, raw).alias(self.name)]
 
 
 def part_problems(name: str, of: Sequence[str], data: "DataConfig") -> Iterator[str]:

@@ -15,12 +15,13 @@ from data_pipelines.arrays import age_bucket, lists, spans
 from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.config.base import register
 from data_pipelines.disk.spill import ByRow, places
+from data_pipelines.features.conditions import condition
 from data_pipelines.features.events import Events, append_events
 from data_pipelines.features.kinds.base import Fitted, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature, categorical_parts, part_problems
 from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastFeature, happened
 from data_pipelines.features.raw_columns import RawColumns, wrong_type
-from data_pipelines.features.values import condition, text
+from data_pipelines.features.values import text
 from data_pipelines.features.vocabulary import Table, Vocabulary
 from data_pipelines.names import LENGTH, ROW, START, TIME
 from data_pipelines.timelines import Int64s, Keys, Timeline, bisect, running
