@@ -88,7 +88,7 @@ _PLACES = {
     "write_baselines": "recsys.evaluation.baselines",
     "write_report": "recsys.reports.report",
 }
-"""Where each public name lies: ``module``, or ``module:name`` where it has another name there."""
+"""Where each public name is defined: ``module``, or ``module:name`` if it has a different name there."""
 
 __all__ = [
     "Artifact",

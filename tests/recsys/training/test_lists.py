@@ -154,7 +154,10 @@ def test_candidates_of_a_user_are_one_list(artifact: Artifact, made: Made, tmp_p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rows: rows.reverse().sort("item"), "rows of one list lie apart.*sort the rows by query"),
+        (
+            lambda rows: rows.reverse().sort("item"),
+            "rows of one list are not next to each other.*sort the rows by query",
+        ),
         (lambda rows: rows.drop("query"), "`group` reads the column 'query', which is not there"),
     ],
 )
