@@ -33,10 +33,10 @@ _BUSY_S = 5.0
 
 
 class Worker:
-    """Works through the queue until it is stopped.
+    """Runs the jobs of the queue until it is stopped.
 
     Args:
-        threads: Parts of a job at a time; one a processor by default.
+        threads: Parts of a job at a time; one per processor by default.
         tick_s: How often the lease is renewed and progress reported.
     """
 
@@ -46,7 +46,7 @@ class Worker:
         self._opened: Artifact | None = None
 
     def run(self, stop: threading.Event, *, until_empty: bool = False) -> None:
-        """Claim and work until ``stop`` is set (or nothing is left to claim); the job in work is parked then."""
+        """Claim and run jobs until ``stop`` is set (or nothing is left to claim); the running job is then parked."""
         while not stop.is_set():
             try:
                 claim = self._store.claim(self.name)
@@ -133,7 +133,7 @@ class _Lease:
         self._thread.join()
 
     def progress(self, rows: int, total: int) -> None:
-        """Told by the job: rows newly done, and rows in all."""
+        """Called by the job with rows newly done and the total."""
         if self._total is None:
             self._resumed, self._began = rows, time.monotonic()
         self._done, self._total = self._done + rows, total
@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> None:
     worker stops when its standard input ends: when the process that started it is gone.
     """
     tune_process()
-    faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
+    faulthandler.enable()  # truncating a mapped file kills the process: print where
     log_to_stderr()
     with stopped_by_signal() as stop:
         store = JobStore(os.environ["RECSYS_JOBS_DB"])
