@@ -20,7 +20,7 @@ from data_pipelines.names import LENGTH, LIST, ROW, START, TIME
 
 LABEL = "label:"
 WEIGHT = "weight:"
-"""Prefix of how much a row counts for a task, where rows do not count alike."""
+"""Prefix of how much a row counts for a task, if rows have weights."""
 LOG_Q_OF = "log_q:"
 """Prefix of what log-q correction takes from a row's logit of a task, where it takes anything."""
 KEY = "key:"
@@ -72,7 +72,7 @@ class PartWriter:
 
     def close(self) -> None:
         self._end_part()
-        self._flushed.result()  # the kernel tells of a write that failed only once
+        self._flushed.result()  # the kernel reports a failed write only once
         self._aside.shutdown()
 
     def _end_part(self) -> None:
@@ -88,7 +88,7 @@ class PartWriter:
 
 @dataclass
 class Columns:
-    """Encoded columns of one split. Nothing is read before it is asked for.
+    """Encoded columns of one split, read on demand.
 
     Attributes:
         labelled: Whether blocks have labels, weights and corrections.

@@ -47,12 +47,12 @@ def prepare(
     """Make the data set of a log at ``out``: complete, or not there at all.
 
     Args:
-        log: Read this log in place of ``config.log``.
-        extend: A data set that this log goes on from. Its ids and normalisation stay, new values are appended to its
-            vocabularies, its past is remembered, and ``profile["drift"]`` says how far the new log is from its own.
+        log: Read this log instead of ``config.log``.
+        extend: A data set that this log continues. Its ids and normalisation are kept, new values are appended to its
+            vocabularies, its past is used, and ``profile["drift"]`` measures how much the new log differs from its own.
         late: With ``extend``: what to do with rows that are not later than its latest event, and may be in it already:
             ``refuse`` the log, ``drop`` the rows, or ``count`` them.
-        progress: Is told how many more rows are done, now and then.
+        progress: Called from time to time with the number of rows newly done.
         engine: Who counts values and encodes rows, part by part; this process if absent.
 
     Raises:
@@ -91,7 +91,7 @@ class Dataset:
     """A prepared data set, memory-mapped: opening it reads next to nothing.
 
     Attributes:
-        path: Where it lies.
+        path: Its folder.
         manifest: What made it, and its checksums.
         splits: Rows of each split.
         schema: Of its encoded features.
@@ -149,7 +149,7 @@ class Dataset:
 
     @cached_property
     def profile(self) -> dict[str, Any]:
-        """What ``profile.json`` says: rows read and refused with the reasons, sizes of tables and splits."""
+        """The content of ``profile.json``: rows read and refused with the reasons, sizes of tables and splits."""
         path = below(self.path, "profile.json")
         with storage.intact(path):
             profile: dict[str, Any] = json.loads(path.read_text())
@@ -187,7 +187,7 @@ class Dataset:
         return self.frame(split).select(columns).collect().to_numpy().reshape(-1, len(columns))
 
     def weights(self, split: str, task: str) -> np.ndarray | None:
-        """(N,) float64: how much each row of a split counts for a task; ``None`` where all count alike."""
+        """(N,) float64: how much each row of a split counts for a task; ``None`` if all count the same."""
         if task not in self.encoder.plan.weighted_tasks:
             return None
         weights: np.ndarray = self.feature(split, WEIGHT + task).to_numpy().astype(np.float64)
@@ -211,14 +211,14 @@ class Dataset:
         return self.frame(split).select(name).collect().to_series()
 
     def frame(self, split: str) -> pl.LazyFrame:
-        """The encoded columns of a split as they lie on disk; histories as ``<name>:start`` and ``<name>:length``."""
+        """The encoded columns of a split as on disk; histories as ``<name>:start`` and ``<name>:length``."""
         return scan_parts(self._split(split))
 
     def raw(self, split: str, rows: Sequence[int] | np.ndarray | None = None) -> pl.DataFrame:
         """Rows of a split as they are in the log, with the past of each as ``State.attach`` would give it, and what is
         relative to the list of each.
 
-        Reads the log again. Encoded anew, these rows are the rows of the split.
+        Reads the log again. Encoding these rows gives the rows of the split.
 
         Args:
             rows: Positions in the split; all if ``None``.
