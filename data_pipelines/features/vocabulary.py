@@ -106,7 +106,7 @@ class Vocabulary:
         return self.ids(slot.cast(pl.String))
 
     def prune(self, keep: np.ndarray) -> "Vocabulary":
-        """The vocabulary of the values that are true in ``keep`` (bool, one per row of the table); others become OOV."""
+        """The vocabulary of the values that are true in ``keep`` (bool, one per row of the table); others are OOV."""
         kept = pl.Series(keep[self.reserved :])
         return Vocabulary(self.values.filter(kept), self.counts.filter(kept), self.oov_buckets)
 
