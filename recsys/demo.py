@@ -21,8 +21,9 @@ from recsys.exporting.export import export_run
 from recsys.metrics.binary import auc
 from recsys.reports.pages import Tile, byte_size
 from recsys.reports.report import Extras, write_report
-from recsys.training.trainer import train
-from serving.batch.batch_job import JobOptions, run_job
+from recsys.training.train import train
+from serving.batch.batch_job import run_job
+from serving.batch.options import JobOptions
 
 MARK = "planted.json"
 """The file that marks a folder as one that a demo may replace."""

@@ -12,8 +12,9 @@ import pyarrow as pa
 from data_pipelines.arrays import to_arrow
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.dataset.blocks import Bags, Block, EventSlices
+from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import intact, sync
+from data_pipelines.disk.storage import sync
 from data_pipelines.errors import UserError
 from data_pipelines.features.events import Events
 from data_pipelines.names import LENGTH, LIST, ROW, START, TIME

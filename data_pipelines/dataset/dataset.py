@@ -17,6 +17,7 @@ from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
 from data_pipelines.dataset.raw_rows import raw_rows
 from data_pipelines.disk import storage
+from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import Manifest
 from data_pipelines.errors import UserError
@@ -107,7 +108,7 @@ class Dataset:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        with storage.intact(path / storage.MANIFEST):
+        with intact(path / storage.MANIFEST):
             self.splits: dict[str, int] = _SPLITS.validate_python(manifest.meta["splits"])
 
     @staticmethod
@@ -139,7 +140,7 @@ class Dataset:
     @property
     def lineage(self) -> list[str]:
         """Fingerprints of the data sets that it extends, the first one first; their ids mean the same here."""
-        with storage.intact(self.path / storage.MANIFEST):
+        with intact(self.path / storage.MANIFEST):
             extends = self.manifest.meta.get("extends")
             return _LINEAGE.validate_python(self.manifest.meta.get("lineage", [] if extends is None else [extends]))
 
@@ -151,7 +152,7 @@ class Dataset:
     def profile(self) -> dict[str, Any]:
         """The content of ``profile.json``: rows read and refused with the reasons, sizes of tables and splits."""
         path = below(self.path, "profile.json")
-        with storage.intact(path):
+        with intact(path):
             profile: dict[str, Any] = json.loads(path.read_text())
         return profile
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from data_pipelines.batch import MOST_ROWS, DenseSpec, Schema, SparseSpec
 from data_pipelines.config.base import Config
 from data_pipelines.disk.byte_planes import pack, pack_values, packing_order, unpack, unpack_values
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.fitting import fit

@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 
 from data_pipelines.config.base import Config, extensions_meta
 from data_pipelines.disk import storage
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.spill import KEY
-from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.past import Kept

@@ -39,7 +39,7 @@ def train_verb(
     from data_pipelines.dataset.dataset import Dataset
     from recsys.config.experiment import load_config
     from recsys.training.faults import InterruptedTrainingError
-    from recsys.training.trainer import train
+    from recsys.training.train import train
 
     experiment = load_config(config, overrides or ())
     data = Dataset.open(dataset)

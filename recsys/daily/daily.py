@@ -21,7 +21,8 @@ from recsys.evaluation.standing import Difference, compare
 from recsys.exporting.export import artifact_logits, export_run, verify_artifact
 from recsys.metrics.registry import main_metric
 from recsys.training.faults import DivergedError
-from recsys.training.trainer import OnStep, train
+from recsys.training.train import train
+from recsys.training.trainer import OnStep
 from serving.artifact.artifact import Artifact
 from serving.artifact.refresh import with_state
 from serving.batch.inputs import Input
@@ -48,7 +49,7 @@ def run_day(
         history: The opened folder of all days.
         log: File, folder, glob or address of the rows of the day.
         say: Called with the name of each step as it begins.
-        on_step: Called after every step of the training (see :func:`recsys.training.trainer.train`).
+        on_step: Called after every step of the training (see :func:`recsys.training.train.train`).
 
     Raises:
         UserError: The day is refused: it cannot be read, is empty, late or unlike the days before, or cannot be trained

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_pipelines.disk.damage import read_json
 from data_pipelines.disk.file_names import FileName, below
 from data_pipelines.disk.ledger import append_entry, locked, parse_lines, read_lines, write_entries
-from data_pipelines.disk.storage import read_json, sync, write_file
+from data_pipelines.disk.storage import sync, write_file
 from data_pipelines.errors import UserError
 from recsys.evaluation.standing import Difference
 from serving.artifact.card import Value

@@ -25,18 +25,10 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from data_pipelines.batch import Schema
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.object_store import RemoteFolder
-from data_pipelines.disk.storage import (
-    MANIFEST,
-    FileEntry,
-    Manifest,
-    checksum,
-    intact,
-    new_directory,
-    open_directory,
-    read_json,
-)
+from data_pipelines.disk.storage import MANIFEST, FileEntry, Manifest, checksum, new_directory, open_directory
 from data_pipelines.errors import UserError
 from models.tables.rows import keep_masks, table_names, table_weights
 from models.weights import Weights

@@ -17,8 +17,8 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.matrices import blocks, save, to_csr
 from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
-from models.sparsity.autoencoder import AutoencoderConfig, encode, fit
-from models.sparsity.dictionary import learn
+from models.sparsity.codes.autoencoder import AutoencoderConfig, encode, fit
+from models.sparsity.codes.dictionary import learn
 from recsys.evaluation.evaluate import dataset_of, evaluate
 from recsys.runs.checkpoints import load_weights
 

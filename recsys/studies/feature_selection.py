@@ -264,10 +264,10 @@ def gates(config: ExperimentConfig, data: Dataset, names: Sequence[str], out: Pa
     """Gates of a ranker trained with ``sparsity.feature_gates``, at the default strength if the config has none."""
     from tempfile import TemporaryDirectory
 
-    from models.sparsity.feature_gates import gate_values
+    from models.sparsity.penalties.feature_gates import gate_values
     from recsys.config.validation import parse_config
     from recsys.config.yaml_files import override
-    from recsys.training.trainer import train
+    from recsys.training.train import train
 
     content = config.model_dump(mode="json", exclude_none=True)
     if config.sparsity.feature_gates is None:

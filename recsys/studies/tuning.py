@@ -23,7 +23,7 @@ from recsys.config.tune import Range, TuneConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
 from recsys.training.faults import DivergedError
-from recsys.training.trainer import train
+from recsys.training.train import train
 from recsys.trials.engines import Engine
 
 if TYPE_CHECKING:

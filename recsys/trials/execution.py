@@ -27,7 +27,7 @@ from recsys.exporting.export import export_shrunk, shrink, shrink_run
 from recsys.exporting.measure import checkpoint_bytes
 from recsys.runs.checkpoints import load_weights
 from recsys.training.faults import DivergedError
-from recsys.training.trainer import train
+from recsys.training.train import train
 from recsys.trials.perturb import masked, random_order, shuffled, strata
 from recsys.trials.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
 from recsys.trials.warm import warm_ranker

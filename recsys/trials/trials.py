@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from data_pipelines.disk.storage import MANIFEST, fingerprint, new_directory, open_directory, read_json
+from data_pipelines.disk.damage import read_json
+from data_pipelines.disk.storage import MANIFEST, fingerprint, new_directory, open_directory
 from data_pipelines.errors import UserError
 
 _log = logging.getLogger(__name__)

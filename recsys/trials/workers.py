@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from data_pipelines.dataset.dataset import Dataset
-from recsys.training.trainer import train
+from recsys.training.train import train
 from recsys.trials.engines import Engine
 from recsys.trials.execution import execute, experiment
 from recsys.trials.trials import Trial, TrialStore

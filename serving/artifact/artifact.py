@@ -26,8 +26,9 @@ from torch import Tensor
 from data_pipelines.batch import Schema
 from data_pipelines.config.base import extensions_meta
 from data_pipelines.disk.byte_planes import pack
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import Manifest, intact, new_directory, open_directory, read_json
+from data_pipelines.disk.storage import Manifest, new_directory, open_directory
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.files.find import find_files

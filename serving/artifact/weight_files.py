@@ -18,8 +18,8 @@ from torch import Tensor
 
 from data_pipelines.batch import Schema
 from data_pipelines.disk.byte_planes import unpack, unpack_about
+from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import intact
 from models.codecs.compact import Precision, decompress
 from models.codecs.quantization import Bits, row_bytes
 from models.ranker import Ranker, RankerConfig

@@ -102,8 +102,6 @@ class JobStore:
         with self._usable(), Session(engine, expire_on_commit=False) as session:
             yield session
 
-    # ------------------------------------------------------------------------------------------------- clients' side
-
     def submit(
         self,
         *,
@@ -208,8 +206,6 @@ class JobStore:
                 raise ConflictError(f"job {job} is {row.state}: only a failed or cancelled job can be retried.")
             return Job.model_validate(row)
 
-    # ------------------------------------------------------------------------------------------------- workers' side
-
     def claim(self, worker: str) -> Claim | None:
         """Claim the oldest job that is queued or whose worker has died."""
         with self._session() as (session, now):
@@ -292,8 +288,6 @@ class JobStore:
                 update(JobRow).where(*_held(claim)).values(finished_at=now, worker=None, lease_until=None, **values)
             )
             return bool(ended.rowcount)  # type: ignore[attr-defined]
-
-    # ------------------------------------------------------------------------------------------- artifacts and tokens
 
     def register(self, name: str, path: str, fingerprint: str) -> None:
         """Register an artifact by a name; the first becomes live. Jobs submitted before keep path and fingerprint."""

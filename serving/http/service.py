@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipelines.arrays import to_arrow
-from serving.batch.batch_job import JobOptions
+from serving.batch.options import JobOptions
 from serving.batch.value_counts import ValueCounts
 from serving.http.allowed_paths import Roots
 from serving.http.auth import Guard, answer_errors, bearer

@@ -21,8 +21,9 @@ from data_pipelines.redaction import conceal
 from data_pipelines.runtime import tune_process
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
-from serving.batch.batch_job import JobOptions, ParkedError, run_job
+from serving.batch.batch_job import ParkedError, run_job
 from serving.batch.journal import BusyError
+from serving.batch.options import JobOptions
 from serving.http.allowed_paths import Roots
 from serving.http.jobs import Claim, JobStore
 

@@ -13,7 +13,7 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import ADDED_FILE, evaluate
 from recsys.exporting.export import export_run
 from recsys.reports.report import write_report
-from recsys.training.trainer import train
+from recsys.training.train import train
 from serving.artifact.drift import DriftMonitor
 from serving.batch.scorer import Scorer
 
