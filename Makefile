@@ -39,7 +39,7 @@ docs: .venv/dev  ## Build the pages into site/, offline and strictly.
 bench: .venv/dev  ## All benchmarks, or one: make bench NAME=prepare KEEP=1
 	$(BIN)/python -m benchmarks $(NAME) $(if $(KEEP),--keep)
 
-lock: .venv/dev  ## Write the pinned lists anew from .venv.
+lock: .venv/dev  ## Write the pinned lists again from .venv.
 	$(BIN)/python requirements/lock.py
 
 wheel: .venv/dev  ## Build wheel and sdist into dist/.

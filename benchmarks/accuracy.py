@@ -43,7 +43,7 @@ from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import auc, log_loss
 from recsys.metrics.significance import Effect, combine, delong
 from recsys.runs.checkpoints import load_weights
-from recsys.training.trainer import train
+from recsys.training.train import train
 from recsys.trials.engines import processes
 from serving.artifact.artifact import Artifact
 from serving.batch.scorer import Scorer

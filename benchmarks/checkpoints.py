@@ -19,7 +19,7 @@ from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
 from recsys.runs.checkpoints import step_name
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 ROWS = 400_000
 EVERY = 40

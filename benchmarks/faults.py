@@ -33,7 +33,7 @@ from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig
 from recsys.exporting.export import export_run
 from recsys.runs.checkpoints import load_weights
-from recsys.training.trainer import train
+from recsys.training.train import train
 from serving.artifact.artifact import Artifact
 from serving.batch import inputs
 from serving.batch.batch_job import run_job

@@ -45,7 +45,7 @@ from recsys.evaluation.evaluate import evaluate, users_of
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import auc, calibration_ratio, log_loss
 from recsys.metrics.significance import Effect, combine, delong
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 SEEDS = 3
 PARTS = (1, 10, 100)

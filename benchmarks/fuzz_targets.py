@@ -19,7 +19,8 @@ import torch
 from fastapi import HTTPException
 
 from data_pipelines.disk.byte_planes import pack, pack_values, unpack, unpack_values
-from data_pipelines.disk.storage import MANIFEST, Manifest, intact
+from data_pipelines.disk.damage import intact
+from data_pipelines.disk.storage import MANIFEST, Manifest
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from recsys.config.experiment import load_config

@@ -38,7 +38,7 @@ from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from models.moe import experts, fused
 from models.moe.experts import ExpertsConfig, MixtureOfExperts
 from recsys.config.experiment import ExperimentConfig
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 ROUNDS, STEPS, TOP_K = 7, 10, 2
 EXPERT_SHAPES = ((4096, 416, 256), (65_536, 416, 256), (65_536, 512, 1024))

@@ -38,7 +38,7 @@ from data_pipelines.dataset.dataset import prepare
 from data_pipelines.synthetic import DemoConfig, generate
 from recsys.config.experiment import ExperimentConfig
 from recsys.exporting.export import export_run
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 CANARY, LOOT = "canary-5e1f", "loot"
 BASELINE = "as it should be"

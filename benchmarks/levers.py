@@ -22,7 +22,7 @@ from recsys.config.validation import parse_config
 from recsys.config.yaml_files import read_yaml
 from recsys.exporting.measure import measure
 from recsys.studies.codes import code_table
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 _EXPERIMENT = Path(__file__).parent / "experiments" / "levers.yaml"
 _WHEN = {"begin": 0.05, "end": 0.3}

@@ -20,7 +20,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.dataset.loader import Loader
 from recsys.config.experiment import ExperimentConfig
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 FEATURES, ROWS, BATCH = 26, 1_100_000, 4096
 TURN, WARM_UP = 37, 5

@@ -28,7 +28,7 @@ from benchmarks.train import SHAPES, Shape, parts
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from recsys.config.experiment import load_config
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 RANKS, BATCH, ROUNDS = (1, 2, 4, 8, 16, 32, 64), 4096, 3
 COLLECTIVES = 8

@@ -36,7 +36,7 @@ from models.tables.lookup import Embedded, SparseTables
 from recsys.config.experiment import ExperimentConfig
 from recsys.runs.processes import process_group
 from recsys.training.optimizers import make_optimizer
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 BATCH, ROUNDS, STEPS, WARM_UP = 4096, 3, 20, 5
 

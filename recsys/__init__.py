@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from recsys.reports.report import write_report
     from recsys.runs.checkpoints import load_weights
     from recsys.studies.tuning import tune
-    from recsys.training.trainer import Trainer, train
+    from recsys.training.train import train
+    from recsys.training.trainer import Trainer
     from serving.artifact.artifact import Artifact
-    from serving.batch.batch_job import JobOptions, run_job
+    from serving.batch.batch_job import run_job
+    from serving.batch.options import JobOptions
     from serving.batch.score import score
     from serving.batch.scorer import Scorer
 
@@ -55,7 +57,7 @@ _PLACES = {
     "Evaluation": "recsys.evaluation.evaluate",
     "ExperimentConfig": "recsys.config.experiment",
     "ExpertsConfig": "models.moe.experts",
-    "JobOptions": "serving.batch.batch_job",
+    "JobOptions": "serving.batch.options",
     "Loader": "data_pipelines.dataset.loader",
     "Metric": "recsys.metrics.metric",
     "MixtureOfExperts": "models.moe.experts",
@@ -81,14 +83,14 @@ _PLACES = {
     "run_job": "serving.batch.batch_job",
     "score": "serving.batch.score",
     "to_csr": "data_pipelines.dataset.matrices",
-    "train": "recsys.training.trainer",
+    "train": "recsys.training.train",
     "tune": "recsys.studies.tuning",
     "tune_process": "data_pipelines.runtime",
     "verify_artifact": "recsys.exporting.export",
     "write_baselines": "recsys.evaluation.baselines",
     "write_report": "recsys.reports.report",
 }
-"""Where each public name lies: ``module``, or ``module:name`` where it has another name there."""
+"""Where each public name is defined: ``module``, or ``module:name`` if it has a different name there."""
 
 __all__ = [
     "Artifact",

@@ -1,4 +1,4 @@
-"""The whole road on a generated log whose truth is known: from raw rows to scores, with the report at the end."""
+"""All steps on a generated log whose truth is known: from raw rows to scores, with a report at the end."""
 
 import shutil
 import time
@@ -21,23 +21,24 @@ from recsys.exporting.export import export_run
 from recsys.metrics.binary import auc
 from recsys.reports.pages import Tile, byte_size
 from recsys.reports.report import Extras, write_report
-from recsys.training.trainer import train
-from serving.batch.batch_job import JobOptions, run_job
+from recsys.training.train import train
+from serving.batch.batch_job import run_job
+from serving.batch.options import JobOptions
 
 MARK = "planted.json"
-"""The file by which a folder is known as one that a demo may replace."""
+"""The file that marks a folder as one that a demo may replace."""
 
 SPARSITY = {
     "quantization": {"table_bits": {"user": 4, "item": 4}, "dense": "int8"},
     "post_pruning": {"sparsity": 0.3, "tables": ["user", "item"]},
 }
-"""The demo's levers: rows of users and items that matter least go, and the rest is kept in 4 and 8 bits."""
+"""The demo's levers: the least important rows of users and items are pruned, the rest is stored in 4 and 8 bits."""
 
 TABLES = {"user": {"dim": 4}, "item": {"dim": 8}}
-"""Narrow rows where most values are rare: wide ones learn the noise of the few clicks they have."""
+"""Narrow rows for tables of mostly rare values: wide ones would learn noise."""
 
 TOLERANCE = 0.005
-"""AUC that a study of the demo holds to be nothing: three seeds on its test rows cannot tell less."""
+"""Differences of AUC that a study of the demo ignores: three seeds on its test rows cannot detect smaller ones."""
 
 Announce = Callable[[str, float], None]
 """``announce(step, seconds)``: a step is done."""
@@ -140,7 +141,7 @@ def clear(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / MARK).exists()):
-        raise UserError(f"{out} holds something that no demo wrote: name another folder.")
+        raise UserError(f"{out} holds something that was not written by a demo: name another folder.")
     shutil.rmtree(out)
 
 

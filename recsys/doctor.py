@@ -1,7 +1,7 @@
-"""Is this installation sound? Answers in plain words, from metadata alone where an import could crash.
+"""Checks of the installation and the machine; from metadata only where an import could crash.
 
 TorchRec and FBGEMM are compiled against one minor version of Torch; any other combination fails at import with an
-undefined symbol. So :func:`guard` compares the installed versions before anything heavy is imported.
+undefined symbol. :func:`guard` therefore compares the installed versions before anything heavy is imported.
 """
 
 import os
@@ -40,9 +40,9 @@ Level = Literal["ok", "note", "fault"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found and, unless all is well, what to do.
+    """One check: what was found and, unless it is fine, what to do.
 
-    A ``note`` is worth knowing; with a ``fault`` the stack does not run.
+    A ``note`` is information; with a ``fault`` the stack does not run.
     """
 
     level: Level
@@ -55,7 +55,7 @@ def guard() -> None:
     """Refuse to start on an installation that would crash at import. Takes milliseconds; imports nothing heavy.
 
     Raises:
-        UserError: Torch, TorchRec and FBGEMM do not belong together; says what to install.
+        UserError: Torch, TorchRec and FBGEMM do not fit together; says what to install.
 
     Example:
         >>> rs.guard()  # says nothing if the installation is sound
@@ -91,7 +91,7 @@ def where(system: str | None = None, machine: str | None = None, python: str | N
 
 
 def builds() -> Iterator[Finding]:
-    """Torch, TorchRec and FBGEMM against each other and against what this version of the stack was made for."""
+    """Compare Torch, TorchRec and FBGEMM with each other and with the versions that this project needs."""
     wanted = {
         requirement.name: requirement.specifier
         for requirement in map(Requirement, requires(PACKAGE) or ())
@@ -140,7 +140,7 @@ def builds() -> Iterator[Finding]:
 
 
 def examine() -> list[Finding]:
-    """Everything ``recsys doctor`` looks at, the installation first."""
+    """All checks of ``recsys doctor``, the installation first."""
     findings = [where(), *builds()]
     if all(finding.level != "fault" for finding in findings):
         findings.append(_trial())
@@ -151,7 +151,7 @@ def examine() -> list[Finding]:
 
 
 def _trial() -> Finding:
-    """Import FBGEMM in another process and look rows up with it, so a crash is reported and does not end this one."""
+    """Import FBGEMM in another process and look up rows with it, so that a crash is reported."""
     import subprocess
     import sys
 

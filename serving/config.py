@@ -8,11 +8,11 @@ from data_pipelines.config.base import Config
 
 
 class ExportConfig(Config):
-    """What `recsys export` does beside writing the weights."""
+    """Options of `recsys export`."""
 
     packed: bool = Field(
         default=False,
-        description="Entropy-code weights and vocabularies: the fewest bytes, read whole into memory, not mapped.",
+        description="Entropy-code weights and vocabularies: fewest bytes, but read into memory instead of mapped.",
     )
     calibrate: bool = Field(default=True, description="Fit probabilities of binary tasks on the validation split.")
     calibration: Literal["platt", "isotonic"] = Field(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def stop_after(rows: int) -> Callable[[int, str], None]:
-    """An ``on_step`` for :func:`~recsys.training.trainer.train` that sends this process SIGTERM after ``rows`` rows."""
+    """An ``on_step`` for :func:`~recsys.training.train.train` that sends this process SIGTERM after ``rows`` rows."""
     seen = 0
 
     def on_step(step_rows: int, note: str) -> None:

@@ -79,7 +79,7 @@ class Block:
         dense: (W, D) float32.
         labels: (W, T) float32, or ``None``.
         rows: (W,) positions in the split.
-        weights: (W, T) float32 where rows do not count alike.
+        weights: (W, T) float32 if rows have weights.
         lists: (W,) uint64 keys of the lists, 0 for a row of no list; rows of a list are neighbours.
         log_q: (W, T) float32, or ``None``, as :class:`~data_pipelines.batch.Batch` has it.
         order: (W,) the order in which batches take the rows; ``None`` for their order in the block.
@@ -148,7 +148,7 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
 
 
 def list_starts(lists_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """(N,) where lists begin, of keys whose equal ones are neighbours; a row of no list (0) is one by itself."""
+    """(N,) where lists begin, for sorted runs of keys; a row that is in no list (0) is a list of its own."""
     starts_N: npt.NDArray[np.bool_] = lists_N == 0
     starts_N[:1] = True
     starts_N[1:] |= lists_N[1:] != lists_N[:-1]

@@ -12,15 +12,16 @@ import pyarrow as pa
 from data_pipelines.arrays import to_arrow
 from data_pipelines.batch import NULL_ID, Schema
 from data_pipelines.dataset.blocks import Bags, Block, EventSlices
+from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import intact, sync
+from data_pipelines.disk.storage import sync
 from data_pipelines.errors import UserError
 from data_pipelines.features.events import Events
 from data_pipelines.names import LENGTH, LIST, ROW, START, TIME
 
 LABEL = "label:"
 WEIGHT = "weight:"
-"""Prefix of how much a row counts for a task, where rows do not count alike."""
+"""Prefix of how much a row counts for a task, if rows have weights."""
 LOG_Q_OF = "log_q:"
 """Prefix of what log-q correction takes from a row's logit of a task, where it takes anything."""
 KEY = "key:"
@@ -72,7 +73,7 @@ class PartWriter:
 
     def close(self) -> None:
         self._end_part()
-        self._flushed.result()  # the kernel tells of a write that failed only once
+        self._flushed.result()  # the kernel reports a failed write only once
         self._aside.shutdown()
 
     def _end_part(self) -> None:
@@ -88,7 +89,7 @@ class PartWriter:
 
 @dataclass
 class Columns:
-    """Encoded columns of one split. Nothing is read before it is asked for.
+    """Encoded columns of one split, read on demand.
 
     Attributes:
         labelled: Whether blocks have labels, weights and corrections.

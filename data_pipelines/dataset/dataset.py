@@ -17,6 +17,7 @@ from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, Engine, write
 from data_pipelines.dataset.raw_rows import raw_rows
 from data_pipelines.disk import storage
+from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.storage import Manifest
 from data_pipelines.errors import UserError
@@ -47,12 +48,12 @@ def prepare(
     """Make the data set of a log at ``out``: complete, or not there at all.
 
     Args:
-        log: Read this log in place of ``config.log``.
-        extend: A data set that this log goes on from. Its ids and normalisation stay, new values are appended to its
-            vocabularies, its past is remembered, and ``profile["drift"]`` says how far the new log is from its own.
+        log: Read this log instead of ``config.log``.
+        extend: A data set that this log continues. Its ids and normalisation are kept, new values are appended to its
+            vocabularies, its past is used, and ``profile["drift"]`` measures how much the new log differs from its own.
         late: With ``extend``: what to do with rows that are not later than its latest event, and may be in it already:
             ``refuse`` the log, ``drop`` the rows, or ``count`` them.
-        progress: Is told how many more rows are done, now and then.
+        progress: Called from time to time with the number of rows newly done.
         engine: Who counts values and encodes rows, part by part; this process if absent.
 
     Raises:
@@ -91,7 +92,7 @@ class Dataset:
     """A prepared data set, memory-mapped: opening it reads next to nothing.
 
     Attributes:
-        path: Where it lies.
+        path: Its folder.
         manifest: What made it, and its checksums.
         splits: Rows of each split.
         schema: Of its encoded features.
@@ -107,7 +108,7 @@ class Dataset:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        with storage.intact(path / storage.MANIFEST):
+        with intact(path / storage.MANIFEST):
             self.splits: dict[str, int] = _SPLITS.validate_python(manifest.meta["splits"])
 
     @staticmethod
@@ -139,7 +140,7 @@ class Dataset:
     @property
     def lineage(self) -> list[str]:
         """Fingerprints of the data sets that it extends, the first one first; their ids mean the same here."""
-        with storage.intact(self.path / storage.MANIFEST):
+        with intact(self.path / storage.MANIFEST):
             extends = self.manifest.meta.get("extends")
             return _LINEAGE.validate_python(self.manifest.meta.get("lineage", [] if extends is None else [extends]))
 
@@ -149,9 +150,9 @@ class Dataset:
 
     @cached_property
     def profile(self) -> dict[str, Any]:
-        """What ``profile.json`` says: rows read and refused with the reasons, sizes of tables and splits."""
+        """The content of ``profile.json``: rows read and refused with the reasons, sizes of tables and splits."""
         path = below(self.path, "profile.json")
-        with storage.intact(path):
+        with intact(path):
             profile: dict[str, Any] = json.loads(path.read_text())
         return profile
 
@@ -187,7 +188,7 @@ class Dataset:
         return self.frame(split).select(columns).collect().to_numpy().reshape(-1, len(columns))
 
     def weights(self, split: str, task: str) -> np.ndarray | None:
-        """(N,) float64: how much each row of a split counts for a task; ``None`` where all count alike."""
+        """(N,) float64: how much each row of a split counts for a task; ``None`` if all count the same."""
         if task not in self.encoder.plan.weighted_tasks:
             return None
         weights: np.ndarray = self.feature(split, WEIGHT + task).to_numpy().astype(np.float64)
@@ -211,14 +212,14 @@ class Dataset:
         return self.frame(split).select(name).collect().to_series()
 
     def frame(self, split: str) -> pl.LazyFrame:
-        """The encoded columns of a split as they lie on disk; histories as ``<name>:start`` and ``<name>:length``."""
+        """The encoded columns of a split as on disk; histories as ``<name>:start`` and ``<name>:length``."""
         return scan_parts(self._split(split))
 
     def raw(self, split: str, rows: Sequence[int] | np.ndarray | None = None) -> pl.DataFrame:
         """Rows of a split as they are in the log, with the past of each as ``State.attach`` would give it, and what is
         relative to the list of each.
 
-        Reads the log again. Encoded anew, these rows are the rows of the split.
+        Reads the log again. Encoding these rows gives the rows of the split.
 
         Args:
             rows: Positions in the split; all if ``None``.

@@ -1,4 +1,4 @@
-"""The rows of lists in a prepared split: neighbours of each other, with what they are relative to each other."""
+"""The rows of lists in a prepared split: they become neighbours, and get their ``relative`` features."""
 
 from collections.abc import Iterator
 from itertools import pairwise

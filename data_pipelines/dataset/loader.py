@@ -49,7 +49,7 @@ class Loader:
             ``loader.schema``.
         max_rows: Stop after the first ``max_rows`` rows of the split.
         lists: Keep lists (:meth:`Dataset.lists`) whole, and say in ``Batch.lists`` which row is in which.
-        threads: Threads that make batches ahead; 0 makes each when it is asked for.
+        threads: Threads that make batches ahead; with 0, each batch is made on demand.
 
     Raises:
         UserError: The split is not there, has fewer rows (or lists) than there are ranks, or no lists.
@@ -102,7 +102,7 @@ class Loader:
             self._restart()
 
     def state_dict(self) -> dict[str, Any]:
-        """The exact position, the same on every rank: what was handed out, and what is left."""
+        """The exact position, the same on every rank: batches that were returned, and the rows that are left."""
         return {
             "epoch": self._epoch,
             "next": self._next,

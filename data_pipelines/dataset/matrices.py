@@ -71,7 +71,7 @@ def batch_to_csr(batch: Batch, schema: Schema) -> sp.csr_matrix:
 def from_csr(matrix: sp.csr_matrix, schema: Schema) -> pl.DataFrame:
     """The encoded columns that a matrix was made of, named and typed as the encoder gives them.
 
-    A matrix does not know the order within a bag: ids come back in rising order, each as often as it was there.
+    A matrix does not store the order within a bag: ids are returned in ascending order, with repetitions.
     """
     frame: dict[str, pl.Series] = {}
     for name, block in blocks(schema).items():

@@ -121,7 +121,7 @@ def _warn_of_times(plan: Plan, survey: Survey, location: str) -> None:
 
 
 def staged(plan: Plan, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:
-    """``source`` as it is where reading it again is cheap; otherwise its columns in use, written out once.
+    """``source`` itself if reading it again is cheap; otherwise a copy of the columns in use.
 
     Several passes go over a log: parsing text or joining again in each would cost more than a copy.
     """
@@ -238,7 +238,7 @@ def _encode(
 
 
 def _arrange(plan: Plan, encoder: Encoder, location: str, encoded: Path, out: Path) -> None:
-    """Bring the rows of lists together, and refuse lists that are none."""
+    """Make the rows of each list neighbours; refuse a log without lists of several rows."""
     found = sum(arrange(encoder, encoded / split, out / split) for split in SPLITS)
     if not found:
         raise UserError(
@@ -248,7 +248,7 @@ def _arrange(plan: Plan, encoder: Encoder, location: str, encoded: Path, out: Pa
 
 
 def _plain(name: str, dtype: pl.DataType | None) -> pl.Expr:
-    """A key as it is, but as text where it is categorical: parts have different categories, and share a file."""
+    """A key, as text if it is categorical: parts share a file but have different categories."""
     return pl.col(name).cast(pl.String) if isinstance(dtype, pl.Categorical | pl.Enum) else pl.col(name)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a data set as they were in the log, with their past beside them: what a scorer would be given."""
+"""Rows of a data set as they were in the log, with their past: the input of a scorer."""
 
 from pathlib import Path
 

@@ -14,16 +14,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
-from lzma import LZMAError
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import polars as pl
-import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import SafetensorError
 
+from data_pipelines.disk.damage import reason_of
 from data_pipelines.disk.exchange import replace_directory
 from data_pipelines.disk.file_names import FileName, below
 from data_pipelines.errors import UserError, writing
@@ -35,23 +32,6 @@ LARGEST_MANIFEST = 16 << 20
 """In bytes; enough for more than 100,000 files."""
 FORMAT = 1
 _CHUNK = 1 << 20
-# The engine panics on some damaged files, which is not an ordinary exception.
-_DAMAGE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LZMAError,
-    SafetensorError,
-    pa.ArrowException,
-    pl.exceptions.PolarsError,
-    pl.exceptions.PanicException,
-)
-_Content = TypeVar("_Content", bound=BaseModel)
 
 
 class FileEntry(BaseModel):
@@ -93,7 +73,9 @@ class Manifest(BaseModel):
         try:
             return cls(kind=kind, format=FORMAT, made_by=made_by, meta=redacted(meta), files=dict(files))
         except ValidationError as error:
-            raise UserError(f"a {kind} cannot be written: {_reason(error)}: choose shorter or plainer names.") from None
+            raise UserError(
+                f"a {kind} cannot be written: {reason_of(error)}: choose shorter or plainer names."
+            ) from None
 
     @classmethod
     def read(cls, path: Path, remedy: str = "make the directory again or restore it") -> "Manifest":
@@ -113,7 +95,7 @@ class Manifest(BaseModel):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise UserError(f"{path} is damaged ({_reason(error)}): {remedy}.") from None
+            raise UserError(f"{path} is damaged ({reason_of(error)}): {remedy}.") from None
 
     @property
     def fingerprint(self) -> str:
@@ -299,47 +281,6 @@ def open_directory(
         if file.stat().st_size != entry.bytes or actual != entry:
             raise UserError(f"{file} is damaged (its checksum is off): {remedy}.")
     return manifest
-
-
-@contextmanager
-def intact(path: Path) -> Iterator[None]:
-    """Turn any library's error on a damaged file into one sentence that names ``path``.
-
-    Raises:
-        UserError: The block raised an error that damaged content can cause.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: make its directory again or restore it.") from None
-    except _DAMAGE as error:
-        reason = _reason(error) if isinstance(error, ValidationError) else _first_line(error)
-        raise UserError(f"{path} is damaged ({reason}): make its directory again or restore it.") from error
-
-
-def read_json(path: Path, kind: type[_Content]) -> _Content:
-    """Read the JSON file at ``path`` as a pydantic model.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
-    with intact(path):
-        return kind.model_validate_json(path.read_bytes())
-
-
-def _first_line(error: BaseException) -> str:
-    kind, text = type(error).__name__, str(error).strip().partition("\n")[0]
-    return f"{kind}: {text[:200]}" if text else kind
-
-
-def _reason(error: ValidationError) -> str:
-    """The first fault, and its place."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    message = first["msg"].removeprefix("Value error, ")
-    return message if "file name" in message or not place else f"{place[:80]}: {message}"
 
 
 def complete(path: Path) -> Manifest:

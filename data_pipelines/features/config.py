@@ -1,6 +1,6 @@
 """The ``data:`` block of an experiment: where the log is, what to predict, and what its columns mean.
 
-Nothing here touches data. :class:`data_pipelines.features.plan.Plan` is what the rest of the product asks.
+Nothing here reads data. Other code uses :class:`data_pipelines.features.plan.Plan`.
 """
 
 import re
@@ -25,7 +25,7 @@ class DataConfig(Config):
     """Where the log is, what to predict, how to split, and what each feature means."""
 
     log: Location = Field(description="Path of a file or folder, a glob, or an object-store address.")
-    format: Format | None = Field(default=None, description="How to read it; told by the suffix where absent.")
+    format: Format | None = Field(default=None, description="How to read it; by the suffix if absent.")
     joins: list[Join] = Field(default=[], description="Side tables whose columns are added to each row.")
     time: str | None = Field(default=None, description="The column that holds the time of a row.")
     time_format: TimeFormat | None = Field(
@@ -97,12 +97,12 @@ class DataConfig(Config):
         return {name: feature for name, feature in self.features.items() if feature.is_input}
 
     def as_served(self) -> "DataConfig":
-        """The block as an artifact has it: what is fixed when serving has its fixed value."""
+        """The block of an artifact, in which features that are fixed when serving have their fixed value."""
         return self.model_copy(update={"features": {name: f.as_served() for name, f in self.features.items()}})
 
     @property
     def drawing(self) -> Sampling | None:
-        """How negatives are drawn; ``None`` where none are."""
+        """How negatives are drawn; ``None`` if none are drawn."""
         return self.sampling if self.sampling is not None and self.sampling.draws else None
 
     def _problems(self) -> Iterator[str]:

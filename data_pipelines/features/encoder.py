@@ -17,8 +17,8 @@ from torch import Tensor
 from data_pipelines.batch import MOST_ROWS, DenseSpec, Schema, SparseSpec
 from data_pipelines.config.base import Config
 from data_pipelines.disk.byte_planes import pack, pack_values, packing_order, unpack, unpack_values
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.fitting import fit
@@ -91,7 +91,7 @@ class Encoder:
         Args:
             counted: What :func:`data_pipelines.features.fitting.count` gives for ``train``, where that was
                 worked out elsewhere.
-            earlier: An encoder to extend: its ids and numbers stay as they are, new values are appended.
+            earlier: An encoder to extend: its ids and numbers do not change, new values are appended.
 
         Raises:
             UserError: A column is missing or of a type its feature cannot read; or ``earlier`` has other features.
@@ -103,7 +103,7 @@ class Encoder:
         return Encoder(plan, fit(plan, train, earlier._fitted, counted))
 
     def encode(self, rows: pl.LazyFrame, *, carry: Sequence[pl.Expr] = (), relate: bool = True) -> pl.LazyFrame:
-        """The encoded columns of ``rows``, and the expressions of ``carry`` beside them.
+        """The encoded columns of ``rows``, and the expressions of ``carry``.
 
         Ids are Int32, bags List(Int32), weights ``<bag>:weights`` List(Float32), numbers Float32 (several: Array).
         Histories and statistics read the columns that ``State.attach`` adds. Relative features take ``rows`` for whole
@@ -134,7 +134,7 @@ class Encoder:
         waiting = [feature for feature in self.plan.relative.values() if feature.source in there]
         if not waiting:
             return encoded
-        # a row of no list is one by itself
+        # a row that is in no list is a list of its own
         key = pl.when(pl.col(LIST) == 0).then(pl.int_range(pl.len(), dtype=pl.UInt64)).otherwise(pl.col(LIST))
         own = [expression for feature in waiting for expression in feature.relate(key, self.schema.feature_names)]
         found = encoded.lazy().with_columns(own).drop(feature.source for feature in waiting)
@@ -158,7 +158,7 @@ class Encoder:
         return {name: feature for name, feature in self._relative.items() if not feature.carried(raw)}
 
     def warm(self) -> None:
-        """Build what the first :meth:`encode` would: the index of every vocabulary, a second for millions of values."""
+        """Build the index of every vocabulary before the first :meth:`encode`: a second for millions of values."""
         for table in self._tables.values():
             if isinstance(table, Vocabulary):
                 table.warm()
@@ -192,9 +192,9 @@ class Encoder:
         return Encoder(self.plan, self._fitted, chosen)
 
     def prune(self, keep: Mapping[str, np.ndarray]) -> "Encoder":
-        """The encoder whose tables have only the rows that ``keep[table]`` (bool, one a row) spares.
+        """The encoder whose tables have only the rows that are true in ``keep[table]`` (bool, one per row).
 
-        Kept values are numbered anew in their order; dropped values become OOV; reserved rows are always kept.
+        Kept values are renumbered in their order; dropped values become OOV; reserved rows are always kept.
         """
         tables = dict(self._fitted.tables)
         for name, mask in keep.items():
@@ -210,7 +210,7 @@ class Encoder:
     def in_packing_order(self) -> tuple["Encoder", dict[str, np.ndarray]]:
         """The encoder whose values stand in the order that packs best, and for each of its ids the id it had before.
 
-        Values that are frequent no longer lie together: for tables that are read whole.
+        Frequent values are then no longer adjacent: for tables that are read as a whole.
         """
         tables, before = dict(self._fitted.tables), {}
         for name, table in self._tables.items():
@@ -263,7 +263,7 @@ class Encoder:
         """The encoder that :meth:`save` wrote into ``folder``.
 
         Raises:
-            UserError: A file is missing or damaged, or what is in them does not fit together.
+            UserError: A file is missing or damaged, or the files do not fit together.
         """
         packed = below(folder, _PACKED)
         if packed.exists():
@@ -297,7 +297,7 @@ class _Content(Config):
 
     @property
     def vocabularies(self) -> list[str]:
-        """Names of the tables whose values are stored beside it."""
+        """Names of the tables whose values are stored in separate files."""
         return [name for name, entry in self.tables.items() if entry.size is None]
 
     def encoder(self, values: Mapping[str, pl.DataFrame]) -> Encoder:

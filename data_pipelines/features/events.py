@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import intact
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Plan:
 
     @cached_property
     def weights(self) -> dict[str, RowWeight]:
-        """How much rows count, by task; without the tasks for which every row counts alike."""
+        """How much rows count, by task; without the tasks for which every row counts the same."""
         found = {name: task.row_weight or self.config.weight for name, task in self.tasks.items()}
         return {name: weight for name, weight in found.items() if weight is not None}
 
@@ -84,7 +84,7 @@ class Plan:
         return self.config.group is not None or self.config.drawing is not None
 
     def list_key(self, raw: RawColumns) -> pl.Expr:
-        """UInt64: the key of the list that each row is in; 0 for a row of none.
+        """UInt64: the key of the list that each row is in; 0 for a row that is in no list.
 
         Without ``group`` rows must have been drawn: a list is then a positive and its negatives.
 
@@ -122,7 +122,7 @@ class Plan:
 
     @property
     def keys(self) -> list[str]:
-        """The columns that a data set holds as they are: the keys, the user and the time."""
+        """The columns that a data set stores unchanged: the keys, the user and the time."""
         config = self.config
         return list(dict.fromkeys(name for name in (*config.keys, config.user, config.time) if name is not None))
 
@@ -143,7 +143,7 @@ class Plan:
 
     @cached_property
     def past_by_key(self) -> dict[tuple[str, ...], dict[str, PastFeature[Any]]]:
-        """The features that depend on earlier rows, by the columns that say whose past it is."""
+        """The features that depend on earlier rows, by the columns that identify their entity."""
         found: dict[tuple[str, ...], dict[str, PastFeature[Any]]] = {}
         for name, feature in self.past.items():
             found.setdefault(feature.by, {})[name] = feature

@@ -38,7 +38,7 @@ def negative(labels: Sequence[pl.Expr]) -> pl.Expr:
 
 
 def thinned_out(is_negative: pl.Expr, share: float, seed: int) -> pl.Expr:
-    """Whether a row is a negative that is not among the ``share`` that stays: a function of its number alone."""
-    # the text differs from that of the random split, whose choice must say nothing about this one
+    """Whether a row is a negative outside the ``share`` that is kept: a function of its number only."""
+    # the text differs from that of the random split, so that the two choices are independent
     chance = stable_hash(pl.format("thin {}", pl.col(ROW)), seed).cast(pl.Float64) / 2.0**64
     return is_negative & (chance >= share)

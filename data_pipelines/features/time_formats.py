@@ -1,4 +1,4 @@
-"""Which format times are written in: guessed for a config, and asked for where they cannot be read without one."""
+"""Formats of times: guesses for a config, and errors for times that cannot be read without a format."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -116,7 +116,7 @@ def _year(microseconds: int) -> int:
 
 
 def _given(values: pl.Series) -> pl.Series:
-    """``values`` without those that say there is none."""
+    """``values`` without texts that mean null."""
     values = values.cast(pl.String) if isinstance(values.dtype, pl.Categorical | pl.Enum) else values
     values = values.drop_nulls()
     if values.dtype == pl.String:

@@ -66,7 +66,7 @@ def check_format(format: str) -> str:
 
 
 TimeFormat = Annotated[str, AfterValidator(check_format)]
-"""The type of a key that says how times are written: one of :data:`NAMES`, or a pattern of strptime."""
+"""The type of a key for the format of times: one of :data:`NAMES`, or a pattern of strptime."""
 
 
 def epoch(column: pl.Expr, dtype: pl.DataType, format: str | None = None) -> pl.Expr:

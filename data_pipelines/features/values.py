@@ -126,9 +126,9 @@ def texts(column: pl.Expr, dtype: pl.DataType, delimiter: str | None) -> pl.Expr
 
 
 MISSING = ("", "nan", "null", "na", "n/a", "none", "-", "inf", "-inf")
-"""Text in a column of numbers that says there is none, in lower case."""
+"""Texts that mean null in a column of numbers, in lower case."""
 NO_LABEL = ("", "nan", "null", "na", "n/a")
-"""Text in a column of labels that says there is none, in lower case; ``none`` may be the name of a class."""
+"""Texts that mean null in a column of labels, in lower case; ``none`` may be the name of a class."""
 
 TextT = TypeVar("TextT", pl.Expr, pl.Series)
 
@@ -139,12 +139,12 @@ def is_missing(texts: TextT, words: Sequence[str] = MISSING) -> TextT:
 
 
 def unread(column: pl.Expr, read: pl.Expr) -> pl.Expr:
-    """Where a column of text has a value, and ``read``, what was made of it, has none."""
+    """Where a column of text has a value that was not read: ``read`` is null."""
     return column.is_not_null() & ~is_missing(column) & read.is_null()
 
 
 def number(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """``column`` as Float64; what is no finite number is null. Truth values, as text too, are 1 and 0.
+    """``column`` as Float64; a value that is not a finite number is null. Truth values, as text too, are 1 and 0.
 
     Raises:
         TypeError: Values of ``dtype`` are no numbers.

@@ -1,7 +1,7 @@
 """Id spaces: how the values of a table become row numbers, and how rows are pruned from it.
 
-Ids are 0 for null, then the OOV buckets, then the vocabulary by falling count (ties by value): stable, hot rows lie
-together, and the n most frequent values are a prefix. Appending never renumbers.
+Ids are 0 for null, then the OOV buckets, then the vocabulary in descending frequency order (ties by value): ids are
+stable, frequent rows are adjacent, and the n most frequent values are a prefix. Appending never renumbers.
 """
 
 from collections.abc import Sequence
@@ -130,7 +130,7 @@ class Vocabulary:
         return self.ids(slot.cast(pl.String))
 
     def prune(self, keep: np.ndarray) -> "Vocabulary":
-        """The vocabulary of the values that ``keep`` (bool, one a row of the table) spares; the rest become OOV."""
+        """The vocabulary of the values that are true in ``keep`` (bool, one per row of the table); others are OOV."""
         kept = pl.Series(keep[self.reserved :])
         return Vocabulary(self.values.filter(kept), self.counts.filter(kept), self.oov_buckets)
 

@@ -1,4 +1,4 @@
-"""Side tables beside a log: by key, or by key as of each row's time."""
+"""Joins of side tables to a log: by key, or by key as of each row's time."""
 
 from collections.abc import Collection, Mapping
 
@@ -32,7 +32,7 @@ def join(
         time: The column of ``rows`` that holds their time.
         time_format: How those times are written.
         read: Columns that will be read: others are not added. All are if absent.
-        filling: Columns that ``rows`` have already stay as they are, and are not added. Otherwise they are refused.
+        filling: Columns that ``rows`` already have are kept and not added. Otherwise they are refused.
 
     Raises:
         UserError: A column to join on or to add is missing, a column to add is there already, or a key of ``table`` has

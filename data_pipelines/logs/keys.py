@@ -11,7 +11,7 @@ from data_pipelines.hashing import key_of
 
 
 def keyed(plan: Plan, by: Iterable[str], rows: pl.LazyFrame, columns: Iterable[pl.Expr]) -> pl.LazyFrame:
-    """``columns`` of each row beside the ``key`` of its values of ``by``.
+    """``columns`` of each row, with the ``key`` of its values of ``by``.
 
     Where one of those is a bag, there is one row per distinct element. Rows without a key (a null, an empty bag) are
     left out.

@@ -1,4 +1,4 @@
-"""Columns that hold another outcome of the row, such as ``is_like`` beside the label ``is_click``.
+"""Columns that hold another outcome of the row, such as ``is_like`` next to the label ``is_click``.
 
 An outcome is known only after the row, so a model that reads it is useless where it is needed. Each column alone may
 predict the label badly; what gives it away is implication: a like happens only where a click does.

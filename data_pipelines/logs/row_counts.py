@@ -19,7 +19,8 @@ class Survey:
         refused: Rows that are, by reason.
         last_row: The largest row number.
         last: Time of the latest row in microseconds; ``None`` where the log has no time.
-        minutes: ``minute`` (since 1970, rising), ``n`` rows in it and the number of its ``last_row``, of the rows that
+        minutes: ``minute`` (since 1970, ascending), ``n`` rows in it and the number of its ``last_row``, of the rows
+        that
             are not refused.
     """
 

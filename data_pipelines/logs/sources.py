@@ -46,7 +46,7 @@ def join_sides(plan: Plan, frame: pl.LazyFrame, find: Find | None = None, *, fil
     """``frame`` with the columns of side tables that ``plan`` reads, rows in their order.
 
     Args:
-        filling: Columns that ``frame`` has already stay as they are; otherwise they are refused.
+        filling: Columns that ``frame`` already has are kept; otherwise they are refused.
         find: Gives the files of a side table, or refuses it; :func:`data_pipelines.files.find.find_files` if absent.
 
     Raises:

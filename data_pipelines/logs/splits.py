@@ -53,7 +53,7 @@ def assign(plan: Plan, rows: pl.LazyFrame, survey: Survey, scratch: Path) -> pl.
 
 
 def _list_text(plan: Plan, rows: pl.LazyFrame) -> pl.Expr:
-    """What says in which split a row is: its list, or its own number."""
+    """The value that decides the split of a row: its list, or its own number."""
     number = pl.col(ROW).cast(pl.String)
     if plan.config.group is None:
         return number
@@ -190,7 +190,7 @@ class _Cut:
     tied_before: int = 0
 
     def reached(self) -> pl.Expr:
-        if self.in_place:  # rows are told apart without reading their time
+        if self.in_place:  # rows can be divided without reading their time
             return pl.col(ROW) >= self.row
         time = pl.col(TIME)
         return (time > self.time) | ((time == self.time) & (pl.col(ROW) >= self.row))

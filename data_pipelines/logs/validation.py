@@ -1,4 +1,4 @@
-"""Which rows can be learned from or scored: each gets a reason to be refused, or none.
+"""Validation of rows: each gets a reason to be refused, or null.
 
 A row is refused for what makes it meaningless (no readable time, a label out of range), never for an unseen value.
 """

@@ -1,4 +1,4 @@
-"""The past of a whole log: each row sees what was strictly earlier, and nothing else."""
+"""The past of a whole log: each row sees only what was strictly earlier."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ def compute(
 ) -> Past:
     """Work out the past of each of the ``size`` accepted rows.
 
-    Encoded events go to ``folder/events``, what new rows need to ``snapshots``, what is only for now to ``scratch``.
+    Encoded events are written to ``folder/events``, data for new rows to ``snapshots``, temporary files to ``scratch``.
     """
     everyone: dict[str, Worker] = {}
     for by, features in plan.past_by_key.items():

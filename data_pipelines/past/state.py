@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 
 from data_pipelines.config.base import Config, extensions_meta
 from data_pipelines.disk import storage
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.spill import KEY
-from data_pipelines.disk.storage import intact, read_json
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.past import Kept
@@ -56,7 +56,7 @@ class State:
     """A snapshot of the past, memory-mapped.
 
     Attributes:
-        path: Where it lies.
+        path: Its folder.
         plan: What the log's columns mean.
         latest: Time of the last event seen, in microseconds since 1970.
 
@@ -78,7 +78,7 @@ class State:
         """Open the state at ``folder``, its checksums compared (or, quicker, only sizes).
 
         Raises:
-            UserError: There is none, or it is damaged.
+            UserError: There is no state, or it is damaged.
         """
         storage.open_directory(folder, "state", verify=verify)
         return State(folder)
@@ -148,7 +148,7 @@ class State:
             plan: The features to attach; by default all that the state keeps.
 
         Raises:
-            UserError: A column that says whose past it is, is missing.
+            UserError: A column that identifies an entity is missing.
         """
         plan = plan or self.plan
         frame = rows.collect()
@@ -213,6 +213,6 @@ class State:
 
 
 def save(folder: Path, snapshots: Snapshots) -> None:
-    """Write what :class:`State` opens beside the features' own files."""
+    """Write the file of a :class:`State` that is not a feature's own."""
     content = _Content(config=snapshots.plan.config, latest=snapshots.latest, priors=snapshots.priors)
     (folder / STATE).write_text(content.model_dump_json())

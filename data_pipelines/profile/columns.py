@@ -171,7 +171,7 @@ def _measured(frame: pl.LazyFrame, sample: pl.DataFrame, name: str, latest: pl.E
 
 
 def _histogram(values: pl.Series) -> Histogram | None:
-    """Counts between equally wide bins; what lies beyond the 0.5% and 99.5% quantiles is in the outermost ones."""
+    """Counts in bins of equal width; values beyond the 0.5% and 99.5% quantiles are in the outermost bins."""
     array = values.drop_nulls().to_numpy().astype(np.float64)
     if not len(array):
         return None

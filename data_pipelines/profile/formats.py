@@ -24,7 +24,7 @@ def guess_format(location: str, kind: str | None = None) -> Format | None:
         kind: The kind of format, where it is known: then only how its text is delimited is guessed.
 
     Raises:
-        UserError: Nothing is there, or no format can be told from the file.
+        UserError: There is no file, or its format cannot be recognised.
         ValidationError: There is no format of that ``kind``.
     """
     if kind not in (None, "csv"):

@@ -55,7 +55,7 @@ class LogProfile(Config):
         latest: What the rows are called that unseen values are counted in.
         hours: Distinct hours of the day that the rows' times have.
         days: Rows and mean label (NaN without a label) of each day of the log: (ISO date, rows, mean).
-        outcomes_auc: AUC of a shallow tree of the columns that look like outcomes; ``None`` where there are none.
+        outcomes_auc: AUC of a shallow tree of the columns that look like outcomes; ``None`` if there are none.
         others_auc: AUC of a shallow tree of the other columns of single values.
         combinations: Sentences on a few columns that predict the label together, though none does alone.
         time_formats: By column of times that need the key ``time_format``: the formats that fit, the likeliest first.
@@ -175,7 +175,7 @@ def _sample(frame: pl.LazyFrame, rows: int) -> pl.DataFrame:
 
 
 class _View:
-    """A log as it is looked at: its rows, a sample of them, and what its columns are.
+    """A log under inspection: its rows, a sample of them, and the roles of its columns.
 
     Attributes:
         label: (N,) labels of the sample, NaN where there is none; ``None`` without a label.

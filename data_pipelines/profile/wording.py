@@ -1,4 +1,4 @@
-"""How values and shares of a log are written, so that none can be misread."""
+"""Formatting of values and shares of a log in messages."""
 
 import json
 import re

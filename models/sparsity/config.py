@@ -7,19 +7,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models.sparsity.activations import DropConnect, DropConnectConfig, KWinnersConfig
-from models.sparsity.dynamic_sparse import DynamicSparse, DynamicSparseConfig, FixedMask, FixedMaskConfig
-from models.sparsity.feature_gates import FeatureGatesConfig, FeatureSelection
-from models.sparsity.ftrl import Ftrl, FtrlConfig
-from models.sparsity.groups import GroupConfig, GroupLasso
-from models.sparsity.l1 import L1, L1Config
+from models.sparsity.compression.low_rank import LowRank, LowRankConfig
+from models.sparsity.compression.precision import Quantization, QuantizationConfig
 from models.sparsity.lever import Lever, LeverConfig
-from models.sparsity.low_rank import LowRank, LowRankConfig
-from models.sparsity.pep import Pep, PepConfig
-from models.sparsity.post_pruning import PostPruning, PostPruningConfig
-from models.sparsity.precision import Quantization, QuantizationConfig
-from models.sparsity.row_pruning import RowPruning, RowPruningConfig
-from models.sparsity.unit_pruning import UnitPruning, UnitPruningConfig
-from models.sparsity.weight_pruning import WeightPruning, WeightPruningConfig
+from models.sparsity.penalties.feature_gates import FeatureGatesConfig, FeatureSelection
+from models.sparsity.penalties.ftrl import Ftrl, FtrlConfig
+from models.sparsity.penalties.groups import GroupConfig, GroupLasso
+from models.sparsity.penalties.l1 import L1, L1Config
+from models.sparsity.penalties.pep import Pep, PepConfig
+from models.sparsity.pruning.dynamic_sparse import DynamicSparse, DynamicSparseConfig, FixedMask, FixedMaskConfig
+from models.sparsity.pruning.post_pruning import PostPruning, PostPruningConfig
+from models.sparsity.pruning.row_pruning import RowPruning, RowPruningConfig
+from models.sparsity.pruning.unit_pruning import UnitPruning, UnitPruningConfig
+from models.sparsity.pruning.weight_pruning import WeightPruning, WeightPruningConfig
 
 
 class SparsityConfig(LeverConfig):

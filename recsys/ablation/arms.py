@@ -1,6 +1,6 @@
 """The arms of a study: which variants of the experiment are trained, and what each is compared with.
 
-A *unit* is what an arm takes away or adds at once: one feature or one named group of features.
+A *unit* is what an arm removes or adds: one feature, or one named group of features.
 """
 
 import itertools
@@ -37,7 +37,7 @@ LOOKS: dict[Change, str] = {
     "mask": "mask",
     "mask_oov": "mask to OOV",
 }
-"""What can be done to a trained model's test rows, and what the arms are called."""
+"""Changes of the test rows of a trained model, and the names of their arms."""
 
 BASE = "all features"
 CORE = "core"
@@ -53,8 +53,8 @@ class Arm:
         name: Unique in the study, readable in plots.
         features: Features (by the config's names) that the ranker reads.
         overrides: Config keys and their values.
-        change: What is done with the trained base, and to which ``units``; ``None`` for arms that train from scratch.
-        units: The units that set the arm apart from its reference.
+        change: What is done with the trained base and ``units``; ``None`` for arms that train from scratch.
+        units: The units in which the arm differs from its reference.
         reference: Name of the arm it is compared with.
     """
 
@@ -72,7 +72,7 @@ class Arm:
 
 
 def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str]) -> list[Arm]:
-    """All arms that are known before anything runs, the base first.
+    """All arms that are known at the start, the base first.
 
     Args:
         features: What the base reads, in the order of the config.
@@ -106,7 +106,7 @@ def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str]) -> 
 
 
 class Units(Mapping[str, tuple[str, ...]]):
-    """Features and groups by name, with the features each stands for."""
+    """Features and groups by name, with the features that each stands for."""
 
     def __init__(self, data: DataConfig, features: Sequence[str]) -> None:
         self.features = tuple(features)
@@ -146,7 +146,7 @@ class Units(Mapping[str, tuple[str, ...]]):
 
 
 def narrow(content: Mapping[str, Any], kept: Sequence[str], tables: Sequence[str]) -> dict[str, Any]:
-    """The config without what it says about features that are gone.
+    """The config without keys about features that have been removed.
 
     Args:
         content: An experiment's resolved config, as plain values.
@@ -170,7 +170,7 @@ def narrow(content: Mapping[str, Any], kept: Sequence[str], tables: Sequence[str
 
 
 def _narrow_lever(lever: Mapping[str, Any], tables: Sequence[str]) -> dict[str, Any] | None:
-    """A lever without the tables that are gone; none at all if they were all that it was about."""
+    """A lever without the removed tables; ``None`` if it was only for these."""
     result = dict(lever)
     for key in {"tables", "table_bits"} & lever.keys():
         if isinstance(lever[key], dict):
@@ -204,7 +204,7 @@ def _without(everything: tuple[str, ...], units: Units, kind: Kind, gone: tuple[
 
 
 def _pair_arms(study: StudyConfig, units: Units, everything: tuple[str, ...], arms: Sequence[Arm]) -> list[Arm]:
-    """Every pair of the named units, and each of them alone, which the interaction is computed against."""
+    """Every pair of the named units, and each unit alone, which interactions are computed from."""
     members = units.expand(study.pairs, "pairs")
     if len(members) == 1:
         raise UserError(f"ablation.pairs names only `{members[0]}`: name two or more.")
@@ -217,14 +217,14 @@ def _pair_arms(study: StudyConfig, units: Units, everything: tuple[str, ...], ar
 
 
 def _replacements(study: StudyConfig, units: Units, data: DataConfig) -> Iterator[Arm]:
-    """Each variant in the place of its feature or group."""
+    """Each variant instead of its feature or group."""
     for unit, variants in study.replace.items():
         units.expand([unit], "replace")
         kept = [feature for feature in units.features if feature not in units[unit]]
         for variant in variants:
             if variant not in data.inputs or variant in kept:
                 raise UserError(
-                    f"ablation.replace.{unit}: `{variant}` is no feature of `data` that the base does without: define "
+                    f"ablation.replace.{unit}: `{variant}` is not a feature of `data` that the base leaves out: define "
                     "it there, and leave it out of train.features."
                 )
             features = tuple(name for name in data.inputs if name in kept or name == variant)

@@ -1,4 +1,4 @@
-"""From the test logits of all arms to effects with intervals, corrected for how many arms there are.
+"""Effects of all arms from their test logits, with intervals that are corrected for the number of arms.
 
 Letters: N test rows, U users, R bootstrap draws, S seeds.
 """
@@ -48,12 +48,12 @@ EFFECT_COLUMNS = {
     "verdict": pl.String,
     "seeds_that_tell": pl.Int64,
 }
-"""One row an arm, metric and slice. ``effect`` is arm less reference, mean over seeds, with an interval that allows for
-the number of arms as ``p_corrected`` does.
+"""One row per arm, metric and slice. ``effect`` is arm minus reference, mean over seeds, with an interval that is
+corrected for the number of arms, like ``p_corrected``.
 
 ``verdict``: ``better`` or ``worse`` (significant after correction), ``no effect`` (the interval is within the
 tolerance), ``cannot tell``. ``seeds_that_tell``: how many seeds would find an effect of this size with 80% power; null
-where no number would, because the test rows are too few.
+if no number would, because there are too few test rows.
 """
 
 INTERACTION_COLUMNS = {
@@ -68,7 +68,7 @@ INTERACTION_COLUMNS = {
 
 
 class Sample(NamedTuple):
-    """One trial's metric: its value, and what its variance over users is computed from.
+    """One trial's metric: its value, and the terms of its variance over users.
 
     ``parts`` are influences (U,) (clustered DeLong, for AUC), or bootstrap draws (R,). Both can be averaged over seeds
     and subtracted between arms before taking the variance, which is what makes the comparison paired.
@@ -83,11 +83,11 @@ class Judge:
 
     Args:
         study: Level, correction and tolerance.
-        metrics: What arms are compared by; ``main`` is the one that they are ranked by.
+        metrics: The metrics that arms are compared by; ``main`` is the one that they are ranked by.
         labels_N: Labels of the test rows, NaN where a row has none.
         facts: Their users, lists and weights.
-        slices: (N,) boolean by name, beside all rows.
-        kind: Of the task.
+        slices: (N,) boolean masks by name, in addition to all rows.
+        kind: The kind of the task.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class Judge:
         ]
 
     def interactions(self, arms: Sequence[Arm], logits: Mapping[str, Mapping[str, Floats]]) -> pl.DataFrame:
-        """How the loss without a pair of units differs from what both lose alone, as ``INTERACTION_COLUMNS`` describes.
+        """How the loss without a pair of units differs from the sum of their losses, see ``INTERACTION_COLUMNS``.
 
-        It is measured in the main metric. Where more is lost than both lose alone, the two stand in for each other:
-        only without both is what they share lost.
+        It is measured in the main metric. If more is lost than by both alone, the two replace each other: what they
+        share is lost only without both.
         """
         alone = {arm.units[0]: arm.name for arm in arms if arm.kind == "leave_one_out"}
         needed = {
@@ -231,10 +231,10 @@ class Judge:
         return pl.DataFrame(rows, schema=INTERACTION_COLUMNS, orient="row")
 
     def _corrected(self, effects: Sequence[Effect]) -> tuple[list[Effect], Floats, float]:
-        """Effects with intervals, and p-values, that allow for how many there are; and the level of each interval.
+        """Effects with corrected intervals and p-values, and the level of each interval.
 
-        With Holm's p-values go intervals that hold all together (Bonferroni); with Benjamini-Hochberg's, intervals of
-        which those of the significant effects hold at the level (Benjamini and Yekutieli, 2005,
+        Holm's p-values come with simultaneous intervals (Bonferroni). Benjamini-Hochberg's come with intervals whose
+        false coverage rate among significant effects is controlled (Benjamini and Yekutieli, 2005,
         doi:10.1198/016214504000001907).
         """
         if not effects:
@@ -257,7 +257,7 @@ class Judge:
 
 
 def _defined(pairs: Sequence[tuple[Sample, Sample]]) -> bool:
-    """Whether an arm and its reference have the metric in every seed; an undefined difference is no effect."""
+    """Whether an arm and its reference have the metric in every seed; an undefined difference is not an effect."""
     return bool(pairs) and all(np.isfinite(sample.value) for pair in pairs for sample in pair)
 
 

@@ -1,4 +1,4 @@
-"""A finished study on disk: page, figures, tables, and the configs that repeat it."""
+"""A finished study on disk: page, figures, tables, and the configs to repeat it."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ PAGE = "report.html"
 def write_study(study: Study, findings: Findings, out: Path) -> None:
     """Write the study's folder; an earlier one at ``out`` is replaced.
 
-    - ``report.html``, ``study.md``: to be read
+    - ``report.html``, ``study.md``: for readers
     - ``arms``, ``effects``, ``interactions``, ``trials``, each ``.csv`` and ``.parquet``
     - ``figures/*.png``, and ``*-dark.png`` for dark pages
     - ``study.yaml``, ``recommended.yaml``, ``arms/*.yaml``: configs for ``recsys train``

@@ -1,7 +1,7 @@
 """Search for a small set of features. Sets are judged on the validation split; the test rows stay unseen.
 
-Each strategy is a generator: it yields the sets of features it wants trained next, is sent their validation AUC, and
-returns when nothing is left to try. So it needs to know nothing about how sets are trained.
+Each strategy is a generator: it yields the sets of features to train next, is sent their validation AUC, and returns
+when nothing is left to try. It does not depend on how sets are trained.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -12,7 +12,7 @@ Search = Generator[list[FeatureSet], Scores, None]
 
 
 def forward(everything: FeatureSet, core: FeatureSet, *, tolerance: float) -> Search:
-    """Add the feature that helps most, again and again, until none adds more than ``tolerance``."""
+    """Repeatedly add the feature that helps most, until none adds more than ``tolerance``."""
     current = core
     best = (yield [core])[core] if core else float("-inf")
     while len(current) < len(everything):
@@ -25,7 +25,7 @@ def forward(everything: FeatureSet, core: FeatureSet, *, tolerance: float) -> Se
 
 
 def backward(everything: FeatureSet, *, tolerance: float) -> Search:
-    """Drop the feature that is missed least, again and again, while the best AUC is within ``tolerance``."""
+    """Repeatedly drop the feature whose removal costs least, while the best AUC is within ``tolerance``."""
     current = everything
     best = (yield [everything])[everything]
     while len(current) > 1:
@@ -38,7 +38,7 @@ def backward(everything: FeatureSet, *, tolerance: float) -> Search:
 
 
 def path(everything: FeatureSet, *, tolerance: float) -> Search:
-    """Drop features in the order in which each alone is missed least, while the AUC is within ``tolerance``."""
+    """Drop features in ascending order of what each one's removal costs, while the AUC is within ``tolerance``."""
     alone = [tuple(other for other in everything if other != feature) for feature in everything]
     if len(everything) < 2:
         return
@@ -55,7 +55,7 @@ def path(everything: FeatureSet, *, tolerance: float) -> Search:
 
 
 def smallest_within(scores: Scores, tolerance: float) -> FeatureSet:
-    """The set of fewest features whose AUC is within ``tolerance`` of the best; of equal ones the better."""
+    """The smallest set whose AUC is within ``tolerance`` of the best; among equal sizes, the better one."""
     best = max(scores.values())
     near = [features for features, score in scores.items() if score >= best - tolerance]
     return min(near, key=lambda features: (len(features), -scores[features]))

@@ -1,4 +1,4 @@
-"""Parts of the test rows that a study judges on their own: rare and frequent users and items, periods."""
+"""Parts of the test rows that a study judges separately: rare and frequent users and items, periods."""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""A study from its plan to its effects: which trials are needed, carrying them out, and what they say.
+"""A study from its plan to its effects: which trials are needed, running them, and what they show.
 
 Letters: N test rows, S seeds.
 """
@@ -32,7 +32,7 @@ from recsys.trials.workers import Workers
 
 _META = torch.device("meta")
 _LOOK_SECONDS = 2.0
-"""What a look at a trained model takes where none was timed yet."""
+"""Assumed seconds of evaluating a changed model, if none has been timed yet."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Progress:
     """How far a study is.
 
     Attributes:
-        done: Trials that are there, of those ``known`` so far.
-        fresh: Trials carried out since the study was started or resumed.
-        latest: Arm of the trial that was done last.
-        complete: Arms all of whose trials are there.
+        done: Finished trials, of those ``known`` so far.
+        fresh: Trials that were run since the study was started or resumed.
+        latest: Arm of the trial that finished last.
+        complete: Arms whose trials have all finished.
     """
 
     done: int
@@ -59,7 +59,7 @@ class Plan:
 
     Attributes:
         missing: Trials of each arm that are not in the store.
-        seconds: Time of the missing trials, and ``basis``: what it was guessed from.
+        seconds: Time of the missing trials; ``basis`` says what the estimate is based on.
         disk: Bytes that the missing trials will leave.
     """
 
@@ -77,7 +77,7 @@ class Study:
 
     Args:
         config: The experiment; its ``ablation`` block is the study.
-        workers: Carry out the trials, and hold the store.
+        workers: Run the trials, and hold the store.
 
     Raises:
         UserError: The study names what is not there, an arm would have no feature, or a metric lacks its column.
@@ -126,7 +126,7 @@ class Study:
         return [self._trial(arm, seed) for seed in self.seeds[: self.stopped.get(arm.name, self.study.seeds)]]
 
     def plan(self) -> Plan:
-        """What is missing, and what it will take."""
+        """Which trials are missing, and the time and disk space that they need."""
         missing = {arm.name: sum(trial not in self.store for trial in self.trials(arm)) for arm in self.arms}
         of_arm = [arm for arm in self.arms for _ in range(missing[arm.name])]
         known = self.store.figures_of(self.dataset.manifest.fingerprint)
@@ -144,7 +144,7 @@ class Study:
         return Plan(self.arms, missing, seconds, basis, disk, self.workers.engine.jobs)
 
     def run(self, observe: Callable[[Progress], None] = lambda progress: None) -> None:
-        """Carry out every trial that the store lacks; what a kill left undone is all that is done again."""
+        """Run every trial that the store does not have; after a kill, only unfinished trials run again."""
         varied = [arm for arm in self.arms if arm.kind in ("vary", "grid")]
         halved = {arm.name for arm in varied} if self.study.halving else set()
         self._carry_out([arm for arm in self.arms if arm.trains and arm.name not in halved], observe)
@@ -197,7 +197,7 @@ class Study:
         return self._values[trial.name]
 
     def recommended(self) -> Arm:
-        """The arm of fewest features whose value on the valid split is within the tolerance of the best."""
+        """The arm with the fewest features whose value on the valid split is within the tolerance of the best."""
         arms = {arm.features: arm for arm in reversed(self.arms) if arm.trains and not arm.overrides}
         scores = {features: self.score(arm) for features, arm in arms.items()}
         return arms[selection.smallest_within(scores, self.study.tolerance)]
@@ -229,14 +229,14 @@ class Study:
         )
 
     def _content(self, arm: Arm) -> dict[str, Any]:
-        """The arm's config as plain values, without what it says about features that are gone."""
+        """The arm's config as plain values, without keys about features that have been removed."""
         assignments = [f"{key}={json.dumps(value)}" for key, value in arm.overrides.items()]
         schema = self.dataset.encoder.select(arm.features).schema
         content = override(self.config.model_dump(mode="json"), assignments)
         return narrow(content, arm.features, [table.name for table in schema.tables])
 
     def _check_arm(self, arm: Arm) -> None:
-        """Refuse an arm whose config cannot be trained, before anything is."""
+        """Refuse an arm whose config cannot be trained, before any training."""
         config = experiment(self._trial(arm, self.config.seed), self.dataset)
         schema = self.dataset.encoder.select(arm.features).schema
         try:
@@ -275,7 +275,7 @@ class Study:
             running = [arm for arm in running if arm.name not in self.stopped]
 
     def _search(self, observe: Callable[[Progress], None]) -> None:
-        """Let the selection strategy ask for sets of features until it has no more to ask."""
+        """Train the sets of features that the selection strategy asks for, until it is done."""
         everything, tolerance = self.arms[0].features, self.study.tolerance
         core = next((arm.features for arm in self.arms if arm.name == CORE), ())
         match self.study.selection:
@@ -297,7 +297,7 @@ class Study:
                 wanted = None
 
     def _arm_of(self, features: tuple[str, ...]) -> Arm:
-        """The arm that trains on ``features`` alone: one that is there, or a new one of kind ``selection``."""
+        """The arm that trains on ``features`` only: an existing one, or a new one of kind ``selection``."""
         for arm in self.arms:
             if arm.features == features and arm.trains and not arm.overrides:
                 return arm

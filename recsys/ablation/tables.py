@@ -1,4 +1,4 @@
-"""The tables of a finished study: what its page, its Markdown and its CSV files are made of."""
+"""The tables of a finished study, for its page, its Markdown and its CSV files."""
 
 import statistics
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ class Findings:
     """Everything that a study found.
 
     Attributes:
-        metric: The main one, which arms are ranked by.
+        metric: The main metric, which arms are ranked by.
         arms: One row per arm: what it is, the main metric on the valid split and costs (means over seeds), how costs
             differ from those of its reference, and why it failed, if it did.
         effects: One row per arm, metric and slice (:data:`~recsys.ablation.effects.EFFECT_COLUMNS`).
         interactions: One row per pair (:data:`~recsys.ablation.effects.INTERACTION_COLUMNS`).
         trials: One row per trial: arm, seed, name in the store, figures.
         leaks: Units whose removal costs implausibly much, with the share of the AUC above 0.5 that they carry.
-        recommended: The arm of fewest features within the tolerance.
-        warm_rank_correlation: Spearman's, of warm-started effects against retrained ones; ``None`` without.
+        recommended: The arm with the fewest features within the tolerance.
+        warm_rank_correlation: Spearman's correlation of warm-started and retrained effects; ``None`` if not measured.
     """
 
     metric: Metric
@@ -50,7 +50,7 @@ class Findings:
 
 
 def find(study: Study) -> Findings:
-    """Judge a study whose trials are all there."""
+    """Judge a study whose trials have all finished."""
     effects = study.effects()
     return Findings(
         metric=study.target.main,
@@ -89,7 +89,7 @@ def _arms(study: Study) -> pl.DataFrame:
 
 
 def _costs(study: Study, arm: Arm) -> dict[str, float | None]:
-    """Means over seeds; ``None`` where a trial did not measure it."""
+    """Means over seeds; ``None`` if a trial did not measure it."""
     found: dict[str, float | None] = {}
     for name in COSTS:
         values = [getattr(figures, name) for figures in study.figures(arm)]

@@ -1,4 +1,4 @@
-"""What a study judges arms by: a task, the metrics of it, and the rows that they are measured on.
+"""What a study judges arms by: a task, its metrics, and the rows on which they are measured.
 
 Letters: N rows.
 """
@@ -24,7 +24,7 @@ class Target:
     """The task, metrics and rows of a study.
 
     Args:
-        study: Names the task and the metrics, if not the usual ones.
+        study: Names the task and the metrics, unless they are the default ones.
         dataset: The data set that arms are trained on.
 
     Attributes:
@@ -45,7 +45,7 @@ class Target:
             raise UserError(f"ablation.task: {dataset.path} has no task `{self.task}`; it has {tasks}.")
         if not dataset.splits.get("test") or not dataset.splits.get("valid"):
             raise UserError(
-                f"{dataset.path} lacks a valid or a test split: a study selects on one, judges on the other."
+                f"{dataset.path} lacks a valid or a test split: a study selects on one and judges on the other."
             )
         self.kind: TaskKind = dataset.config.tasks[self.task].kind
         self.metrics = self._metrics()

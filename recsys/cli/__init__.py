@@ -26,7 +26,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> NoReturn:
-    """Run the command; exit with 2 and one sentence where the user can mend it."""
+    """Run the command; exit with 2 and one sentence for errors that the user can fix."""
     code: int | str | None = 0
     try:
         with warnings.catch_warnings(), writing("what this command makes"):
@@ -47,8 +47,8 @@ def main() -> NoReturn:
         print(conceal(traceback.format_exc()), file=sys.stderr)
         code = 1
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Threads of Gloo outlive their group, and one that frees a tensor while the interpreter is being torn down
-        # aborts a rank whose work is done (pytorch/pytorch pull request 179291).
+        # Threads of Gloo outlive their group. One that frees a tensor while the interpreter shuts down aborts a rank
+        # that has finished its work (pytorch/pytorch pull request 179291).
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
@@ -56,7 +56,7 @@ def main() -> NoReturn:
 
 
 def _print_notices() -> None:
-    """Print a :class:`Notice` as one sentence; Python would add the line of code that it comes from."""
+    """Print a :class:`Notice` as one sentence, without the line of code that Python would add."""
     show = warnings.showwarning
 
     def print_notice(

@@ -1,4 +1,4 @@
-"""What every verb shares: the ``recsys`` app, common options, the progress bar, and how a verb ends.
+"""Shared by all verbs: the ``recsys`` app, common options, the progress bar, and the output at the end.
 
 A verb's module imports only this module at its top; everything heavy is imported inside the verb, so that
 ``recsys --help`` is instant.
@@ -81,7 +81,7 @@ Address = Annotated[str | None, typer.Option("--address", help="Of the Ray clust
 
 
 def local_folder(location: str) -> Path:
-    """Parse an argument that names a directory to read: a path, or an address whose directory is fetched."""
+    """Parse an argument that names a directory to read: a path, or an address, which is fetched."""
     if "://" not in location:
         return Path(location)
     from data_pipelines.disk.object_store import fetched
@@ -106,7 +106,7 @@ def trial_engine(
 
 
 Advance = Callable[..., None]
-"""``advance(rows, note="", total=None)``: count ``rows`` more as done, show ``note``, learn the total."""
+"""``advance(rows, note="", total=None)``: add ``rows`` to those done, show ``note``, set the total."""
 
 
 @app.callback()
@@ -126,7 +126,7 @@ def _recsys(
 
 
 def is_main_rank() -> bool:
-    """Whether this process speaks to the user: the only one, or rank 0 under ``torchrun``."""
+    """Whether this process prints to the user: the only process, or rank 0 under ``torchrun``."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -169,7 +169,7 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "row
 
 
 def command(*words: object) -> str:
-    """A line to run in a shell: ``recsys`` and these words, quoted where they must be, with the extensions in use."""
+    """A line to run in a shell: ``recsys`` and these words, quoted if necessary, with the extensions in use."""
     from data_pipelines.extensions import loaded
 
     return shlex.join(["recsys", *map(str, words), *(f"--extension={name}" for name in loaded())])
@@ -178,8 +178,8 @@ def command(*words: object) -> str:
 def finish(result: "Mapping[str, Any] | BaseModel", json_line: bool, next_step: str = "") -> None:
     """End a verb: print ``result``, and what to run next; with ``--json`` the last line is one JSON object.
 
-    Numbers that JSON does not know (NaN, infinities) become ``null``, paths become text, credentials in addresses
-    ``***``. Ranks other than 0 are silent.
+    Numbers that JSON cannot hold (NaN, infinities) become ``null``, paths become text, and credentials in addresses
+    become ``***``. Ranks other than 0 print nothing.
     """
     from data_pipelines.redaction import redact, redacted
 
@@ -196,7 +196,7 @@ def finish(result: "Mapping[str, Any] | BaseModel", json_line: bool, next_step: 
 
 
 def say_side_tables(directory: object, tables: Sequence[str]) -> None:
-    """Name on standard error what a directory makes this process read beside its own files, before it is read.
+    """Name on standard error the side tables that a directory makes this process read, before they are read.
 
     Args:
         directory: The artifact or state that names the tables.

@@ -1,4 +1,4 @@
-"""``recsys daily``: one day of the daily road."""
+"""``recsys daily``: one day of daily training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

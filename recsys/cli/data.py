@@ -13,9 +13,9 @@ def prepare(
     config: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
     dataset: Annotated[str, typer.Argument(help="The data set directory to make; may be an address.")],
     overrides: Overrides = None,
-    log: Annotated[str | None, typer.Option(help="Read this log in place of the config's `data.log`.")] = None,
+    log: Annotated[str | None, typer.Option(help="Read this log instead of the config's `data.log`.")] = None,
     extend: Annotated[
-        Path | None, typer.Option(help="A data set whose ids and past the new one goes on from; reports the drift.")
+        Path | None, typer.Option(help="A data set to extend: its ids and past are kept; reports the drift.")
     ] = None,
     late: Annotated[
         Literal["refuse", "drop", "count"],
@@ -64,7 +64,7 @@ app.add_typer(state, name="state")
 
 @state.command()
 def update(
-    folder: Annotated[Path, typer.Argument(metavar="STATE", help="The state to bring forward.")],
+    folder: Annotated[Path, typer.Argument(metavar="STATE", help="The state to update.")],
     log: Annotated[str, typer.Argument(help="The events since then.")],
     out: Annotated[Path | None, typer.Option(help="Write the new state here, and leave the old one.")] = None,
     late: Annotated[
@@ -73,7 +73,7 @@ def update(
     ] = "refuse",
     json: Json = False,
 ) -> None:
-    """Bring a state forward by the events of another log."""
+    """Update a state with the events of another log."""
     from datetime import UTC, datetime
 
     from data_pipelines.past.state import State

@@ -1,4 +1,4 @@
-"""The demo: the whole road in one command."""
+"""The demo: all steps in one command."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +25,7 @@ def demo(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Generate a log with a known truth, and go the whole road on it: prepare, train, export, score, report."""
+    """Generate a log with a known truth and run every step on it: prepare, train, export, score, report."""
     from rich.console import Console
 
     from recsys.demo import run_demo

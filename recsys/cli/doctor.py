@@ -1,4 +1,4 @@
-"""The verb ``doctor``: look the installation and the machine over, and say in plain words what to do."""
+"""The verb ``doctor``: check the installation and the machine, and say what to do."""
 
 import typer
 
@@ -24,6 +24,6 @@ def doctor(json: Json = False) -> None:
     finish(
         result | {"findings": [asdict(finding) for finding in findings]} if json else result,
         json,
-        "make what is marked FAULT right, then recsys doctor again" if faults else "recsys demo",
+        "fix what is marked FAULT, then run recsys doctor again" if faults else "recsys demo",
     )
     raise typer.Exit(2 if faults else 0)

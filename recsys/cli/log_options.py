@@ -1,4 +1,4 @@
-"""The options of every verb that looks at a raw log: what the user says where the guess is wrong."""
+"""The options of verbs that inspect a raw log: corrections of wrong guesses."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LogOptions:
-    """What a user says about a log; the rest is guessed.
+    """What the user says about a log; everything else is guessed.
 
     A verb that is decorated with :func:`takes_log_options` has one option per attribute.
     """
@@ -27,7 +27,7 @@ class LogOptions:
         typer.Option(metavar="VALUE", help="A value of the label that counts as positive, if it is text."),
     ] = None
     at_least: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="From where on numbers of the label count as positive.")
+        float | None, typer.Option(metavar="NUMBER", help="Numbers of the label from this value on count as positive.")
     ] = None
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="The time, if it is not guessed right.")] = None
     user: Annotated[str | None, typer.Option(metavar="COLUMN", help="The user, if it is not guessed right.")] = None

@@ -13,15 +13,15 @@ from recsys.cli.log_options import LogOptions, takes_log_options
 if TYPE_CHECKING:
     from data_pipelines.profile.inspection import LogProfile
 
-imports = typer.Typer(no_args_is_help=True, help="Make an ordinary Parquet log of a public data set.")
+imports = typer.Typer(no_args_is_help=True, help="Turn a public data set into an ordinary Parquet log.")
 app.add_typer(imports, name="import")
 
-Source = Annotated[Path, typer.Argument(help="Where the data set lies, as its publisher wrote it.")]
+Source = Annotated[Path, typer.Argument(help="The data set, as its publisher wrote it.")]
 Log = Annotated[Path, typer.Argument(help="The Parquet log to write.")]
 _FILE_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe."""
+"""Width of a table that is written to a file or a pipe."""
 _WORTH_SAYING = 0.05
-"""Share of unseen values from which it is said."""
+"""Share of unseen values from which a sentence mentions it."""
 
 
 @imports.command()
@@ -75,7 +75,7 @@ def inspect(
         finish({"kind": kind, **_summary(Path(path), kind)}, json)
         return
     if Path(path, "config.yaml").is_file():
-        raise UserError(f"{path} is a run that is not complete: go on with `recsys train --resume`.")
+        raise UserError(f"{path} is a run that is not complete: resume it with `recsys train --resume`.")
     from data_pipelines.profile.inspection import inspect_log
     from data_pipelines.profile.starter_config import what_is_missing
 
@@ -137,7 +137,7 @@ def _summary(path: Path, kind: str) -> dict[str, Any]:
             from serving.artifact.artifact import Artifact
 
             return summary(Artifact.open(path, verify="full"))
-    raise UserError(f"{path} is a {kind}: `recsys inspect` tells of logs, data sets, runs and artifacts.")
+    raise UserError(f"{path} is a {kind}: `recsys inspect` reads logs, data sets, runs and artifacts.")
 
 
 def _print_profile(profile: "LogProfile", json: bool) -> None:
@@ -168,7 +168,7 @@ def _print_profile(profile: "LogProfile", json: bool) -> None:
 
 
 def _sentences(profile: "LogProfile") -> Iterator[str]:
-    """What is said about a log beside the table of its columns."""
+    """Sentences about a log, besides the table of its columns."""
     from data_pipelines.profile.wording import percent
 
     yield ""

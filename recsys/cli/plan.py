@@ -1,4 +1,4 @@
-"""``recsys plan``: where the tables will lie, what each rank holds and sends, before anything runs."""
+"""``recsys plan``: the sharding of tables, and what each rank stores and sends, before anything runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

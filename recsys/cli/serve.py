@@ -21,7 +21,7 @@ def export_verb(
     artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="Folder to write; may be an address.")],
     overrides: Overrides = None,
     dataset: DatasetOption = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of what is at ARTIFACT.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace what is at ARTIFACT.")] = False,
     portable: Annotated[
         bool, typer.Option("--portable", help="Write what `serving.portable.scorer` scores with NumPy alone.")
     ] = False,
@@ -100,21 +100,21 @@ def score_verb(
     ] = "quarantine",
     logits: Annotated[bool, typer.Option("--logits", help="Add the logits.")] = False,
     candidates: Annotated[
-        str | None, typer.Option(help="Table of candidates: the rows are users then, each scored with all of them.")
+        str | None, typer.Option(help="Table of candidates: each row is then a user, scored with all of them.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Of each user's candidates write only the best.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Keep only so many candidates per user.")] = None,
     warn_unknown: Annotated[
         float, typer.Option(min=0, max=1, help="Share of values never seen in training from which to warn.")
     ] = 0.5,
     max_unknown: Annotated[float, typer.Option(min=0, max=1, help="Share of such values above which to fail.")] = 0.99,
-    threads: Annotated[int | None, typer.Option(min=1, help="Parts at a time; one a processor if absent.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Parts at a time; one per processor if absent.")] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Threads of this process, or a Ray cluster.")
     ] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; one of this machine if absent.")] = None,
     json: Json = False,
 ) -> None:
-    """Score rows of any size; killed and started again, it goes on where it was."""
+    """Score rows of any size; resumable after a crash."""
     from serving.artifact.artifact import Artifact
     from serving.batch.batch_job import Engine
     from serving.batch.score import score
@@ -164,13 +164,13 @@ def serve_verb(
     ] = "sqlite:///jobs.db",
     host: Annotated[str, typer.Option(help="Address to listen on; off loopback, tokens are required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that work jobs off.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that run jobs.")] = 1,
     allowed_hosts: Annotated[
         list[str] | None,
         typer.Option("--allow-host", metavar="NAME", help="Name that clients call it by, beside localhost and --host."),
     ] = None,
 ) -> None:
-    """Serve scores over HTTP, work jobs off, and show it all on a page."""
+    """Serve scores over HTTP, run jobs, and show both on a page."""
     with optional_part():
         from serving.http.server import serve
 
@@ -209,7 +209,7 @@ def worker_verb(
 
 @contextmanager
 def optional_part() -> Iterator[None]:
-    """Say which optional part is missing when an import inside fails."""
+    """Turn a failed import inside the block into a sentence that names the missing package."""
     from data_pipelines.errors import UserError
 
     try:

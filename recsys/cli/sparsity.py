@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 @app.command()
 def sparsity(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_ARTIFACT", help="A finished run, or an artifact.")],
-    dataset: Annotated[Path | None, typer.Option(help="Where the run's data set lies, if it was moved.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Where the run's data set is, if it was moved.")] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
     """Print the size report: density, bytes and FLOPs of every part, before and after the levers.
 
-    Of a run also what the whole does as trained and as served: AUC with interval, sizes, rates. KEY=VALUE overrides try
-    other levers of export on it, such as sparsity.quantization.table_bits=4.
+    For a run, also print AUC with interval, sizes and rates of the whole model, as trained and as served. KEY=VALUE
+    overrides try other levers at export, such as sparsity.quantization.table_bits=4.
     """
     from recsys.exporting.measure import measure
     from recsys.reports.summaries import kind_of
@@ -78,7 +78,7 @@ def frontier(
 ) -> None:
     """Draw quality against bytes and rows/s over a grid of levers, and write the chosen point as a config.
 
-    It can be killed and run again to resume; points that only differ in what export does share a training.
+    It is resumable after a crash; points that differ only at export share a training.
     """
     from data_pipelines.dataset.dataset import Dataset
     from recsys.config.experiment import load_config
@@ -108,12 +108,12 @@ def select(
         str, typer.Option(help="chi2, mutual_information, l1_path, gates or permutation.")
     ] = "mutual_information",
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Features to keep; those that carry anything if absent.")
+        int | None, typer.Option(min=1, help="Features to keep; if absent, those that carry information.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="A finished run, for permutation.")] = None,
     json: Json = False,
 ) -> None:
-    """Rank the features, and write the config without those that carry nothing."""
+    """Rank the features, and write the config without those that carry no information."""
     from data_pipelines.dataset.dataset import Dataset
     from recsys.config.experiment import load_config
     from recsys.studies.feature_selection import select_features
@@ -131,7 +131,7 @@ def codes(
     method: Annotated[str, typer.Option(help="autoencoder or dictionary.")] = "autoencoder",
     size: Annotated[int, typer.Option("--codes", min=2, help="Codes in the book.")] = 256,
     active: Annotated[int, typer.Option(min=1, help="Codes active in each row.")] = 8,
-    dataset: Annotated[Path | None, typer.Option(help="Where the run's data set lies, if it was moved.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Where the run's data set is, if it was moved.")] = None,
     json: Json = False,
 ) -> None:
     """Turn a table's rows into a few named codes each, and measure neighbours, bytes and AUC."""
@@ -139,6 +139,6 @@ def codes(
     from recsys.studies.codes import code_table
 
     if method not in ("autoencoder", "dictionary"):
-        raise UserError(f"--method {method!r} is no method: choose autoencoder or dictionary.")
+        raise UserError(f"--method {method!r} is unknown: choose autoencoder or dictionary.")
     result = code_table(run, out, table, method=method, codes=size, active=active, dataset=dataset)  # type: ignore[arg-type]
     finish(result, json)

@@ -34,9 +34,7 @@ def report(
 def ablate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment, with its `ablation` block.")],
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.")],
-    study: Annotated[
-        Path, typer.Argument(metavar="STUDY", help="Folder of the result; one that is there is replaced.")
-    ],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the result; an existing one is replaced.")],
     overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print arms, expected time and disk, and run nothing.")] = False,
     trials: Annotated[
@@ -108,7 +106,7 @@ def _print_plan(plan: "Plan", json: bool) -> None:
 
 @contextmanager
 def _leaderboard(study: "Study") -> Iterator[Callable[["Progress"], None]]:
-    """Show arms done, time left, and the best and worst arms so far on standard error; yield what updates it."""
+    """Show finished arms, time left, and the best and worst arms on standard error; yield the update function."""
     import time
 
     from rich.console import Console, Group

@@ -38,14 +38,14 @@ def train_verb(
     dataset: DataFolder,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder to write; may be an address.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of RUN.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint of RUN.")] = False,
     json: Json = False,
 ) -> None:
     """Train a ranker; under torchrun, on several ranks."""
     from data_pipelines.dataset.dataset import Dataset
     from recsys.config.experiment import load_config
     from recsys.training.faults import InterruptedTrainingError
-    from recsys.training.trainer import train
+    from recsys.training.train import train
 
     experiment = load_config(config, overrides or ())
     data = Dataset.open(dataset)
@@ -73,15 +73,18 @@ def evaluate_verb(
         bool | None,
         typer.Option(
             "--baselines/--no-baselines",
-            help="Compare with all baselines (SVD and FM too), or with none; absent, with the quick ones.",
+            help="Compare with all baselines (SVD and FM too), or with none; if absent, with the quick ones.",
         ),
     ] = None,
     ranking: Annotated[
-        bool, typer.Option("--ranking", help="Also rank all items for each user, beside popularity and own repeats.")
+        bool,
+        typer.Option(
+            "--ranking", help="Also rank all items for each user, and compare with popularity and own repeats."
+        ),
     ] = False,
     k: Annotated[int, typer.Option("--k", min=1, help="With --ranking: length of the lists.")] = 20,
     item: Annotated[
-        str | None, typer.Option(help="With --ranking: the column of items, if it is not plain from the config.")
+        str | None, typer.Option(help="With --ranking: the column of items, if the config does not say it.")
     ] = None,
     off_policy: Annotated[
         bool,
@@ -148,7 +151,7 @@ def _off_policy(run: Path, dataset: "Dataset", split: str, overrides: Sequence[s
 def tune_verb(
     config: Config,
     dataset: DataFolder,
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to write, or to go on with.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to write, or to resume.")],
     overrides: Overrides = None,
     jobs: Jobs = None,
     threads: Threads = 1,
@@ -156,7 +159,7 @@ def tune_verb(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Search the keys of the config's `tune.space`; run it again to go on."""
+    """Search the keys of the config's `tune.space`; run it again to resume."""
     from data_pipelines.dataset.dataset import Dataset
     from recsys.config.experiment import load_config
     from recsys.studies.tuning import tune

@@ -1,1 +1,1 @@
-"""Past one machine, on an engine that is there: Ray's tasks prepare and score parts of a log, and carry out trials."""
+"""More than one machine: Ray tasks prepare and score parts of a log, and run trials."""

@@ -23,7 +23,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     joined = address not in (None, "local") or (address is None and "RAY_ADDRESS" in os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not joined:
-        # Ray takes 127.0.0.1 for a wish to be reached from elsewhere unless it is told that there is no elsewhere.
+        # Without this, Ray replaces 127.0.0.1 by an address that other machines can reach.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray

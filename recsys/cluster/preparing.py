@@ -1,7 +1,7 @@
-"""Preparing on a Ray cluster: values are counted, and rows encoded, part by part, by the code that one machine runs.
+"""Preparing on a Ray cluster: tasks count values and encode rows, part by part, with the same code as on one machine.
 
-The driver surveys the log, merges counts into vocabularies, works out what depends on the past, and writes. So the log,
-and the folder of the data set, must be readable at the same path on every node.
+The driver surveys the log, merges counts into vocabularies, computes features of the past, and writes. The log and the
+folder of the data set must therefore be readable at the same path on every node.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""Scoring by tasks on a Ray cluster: each worker process maps the artifact once, and the driver keeps the ledger.
+"""Scoring by tasks on a Ray cluster: each worker process maps the artifact once, and the driver keeps the journal.
 
 A task that dies with its process or its node runs again elsewhere. A part's scores do not depend on who computes them,
 and only the driver writes, so every part is written once.
@@ -14,8 +14,9 @@ from data_pipelines.errors import UserError
 from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
 from serving.artifact.artifact import Artifact
-from serving.batch.batch_job import Engine, JobOptions, Scored, Workers, score_part
+from serving.batch.batch_job import Engine, Scored, Workers, score_part
 from serving.batch.inputs import Part
+from serving.batch.options import JobOptions
 from serving.batch.scorer import Scorer
 
 
@@ -61,5 +62,5 @@ def _scorer(artifact: Path, fingerprint: str, state: Path | None) -> Scorer:
     torch.set_num_threads(1)
     opened = Artifact.open(artifact, verify="full")
     if opened.fingerprint != fingerprint:
-        raise UserError(f"{artifact} is another artifact than the driver's: give all nodes the same.")
+        raise UserError(f"{artifact} is not the driver's artifact: give all nodes the same one.")
     return Scorer(opened, state=state)

@@ -30,7 +30,7 @@ DenseOptimizer = Literal["adamw", "adam", "adagrad", "sgd"]
 ScheduleKind = Literal["constant", "cosine", "linear"]
 _LOCATIONS = ("data.log", "data.joins.table", "train.start", "train.mlflow")
 _ARMS = ("ablation", "tune")
-"""Blocks whose values are those of other keys, and are looked at when they are set there."""
+"""Blocks that hold values for other keys, which are checked when they are set there."""
 
 
 class DenseOptimizerConfig(Config):
@@ -53,30 +53,31 @@ class TrainConfig(Config):
     """How a ranker is trained."""
 
     features: list[str] | None = Field(
-        default=None, min_length=1, description="Features that the ranker reads; all of data.features where absent."
+        default=None, min_length=1, description="Features that the ranker reads; all of data.features if absent."
     )
     start: Location = Field(
         default="random",
         min_length=1,
-        description="Where weights start: at `random`; the wide part at a linear or logistic regression (`linear`), "
-        "which is then the first model that the valid split measures; tables at the truncated SVD of the bag matrix "
-        "(`svd`); or all where the run of this folder or address ended, on its data set or one that extends it.",
+        description="Initial weights. `random`; `linear`: the wide part starts as a linear or logistic regression, "
+        "which is then the first model that is evaluated on the valid split; `svd`: tables start as the truncated SVD "
+        "of the bag matrix; or the folder or address of a run, to continue from its final weights, on its data set or "
+        "one that extends it (warm start).",
     )
     unknown: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
         default={},
         description="By sparse feature: the share of its ids that training reads as unknown, so that OOV rows learn to "
-        "speak for values that training never saw.",
+        "represent unseen values.",
     )
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=4096, ge=1, description="Rows per step per rank (the local batch size).")
     eval_batch_size: int = Field(default=16384, ge=1)
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where training runs; `auto` is the GPU where Torch sees one, the CPU otherwise."
+        default="auto", description="Where training runs; `auto` is the GPU if Torch sees one, otherwise the CPU."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="fp32",
-        description="Of the dense part's products; `auto` is bf16 where the device computes it in hardware, fp32 "
-        "elsewhere. Tables, losses and the router are float32.",
+        description="Of the dense part's products; `auto` is bf16 if the device computes it in hardware, "
+        "otherwise fp32. Tables, losses and the router are float32.",
     )
     tf32: bool = Field(default=True, description="On a GPU, compute fp32 products with TF32's 10-bit mantissa.")
     tables: TableOptimizerConfig = TableOptimizerConfig()
@@ -109,7 +110,7 @@ class TrainConfig(Config):
 
 
 class ExperimentConfig(Config):
-    """Everything that an experiment is, beside the log itself.
+    """Everything about an experiment except the log itself.
 
     Example:
         >>> data = {"log": "clicks.csv", "tasks": {"clicked": {"column": "clicked"}}}
@@ -140,7 +141,7 @@ class ExperimentConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _shape_model(cls, content: Any) -> Any:
-        """Levers that ask something of the ranker's shape write it into the ``model`` block."""
+        """Levers that need a certain shape of the ranker set it in the ``model`` block."""
         if not isinstance(content, dict):
             return content
         for key, name in _references(content):
@@ -185,7 +186,7 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _no_credentials(self) -> "ExperimentConfig":
-        """What is read again from a saved config may hold none: it would be saved, or missing there."""
+        """Locations that are read again from saved configs must not hold credentials."""
         places = {"train.start": self.train.start}
         places |= {f"data.joins.{at}.table": join.table for at, join in enumerate(self.data.joins)}
         for key, place in places.items():
@@ -203,8 +204,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     This is for a config that the user names. A config that is stored in a run is read with :func:`stored_config`, which
     imports nothing.
 
-    ``${NAME}`` in ``data.log``, ``data.joins``, ``train.start`` and ``train.mlflow`` stays as it is: it is read from
-    the environment where the place is used, so that no copy of the config holds its value.
+    ``${NAME}`` in ``data.log``, ``data.joins``, ``train.start`` and ``train.mlflow`` is not replaced here: it is read
+    from the environment when the location is used, so that no copy of the config holds its value.
 
     Raises:
         UserError: No such file, not YAML, ``${NAME}`` in another key, an unknown key (the nearest known one is named),
@@ -241,7 +242,7 @@ def import_extensions(content: Mapping[str, Any], source: str) -> None:
 
 
 def resolve_monitor(config: ExperimentConfig) -> ExperimentConfig:
-    """``config`` with ``train.monitor`` written out where it is absent."""
+    """``config`` with the default of ``train.monitor`` if it is absent."""
     if config.train.monitor is not None:
         return config
     metric = main_metric(next(iter(config.data.tasks.values())).kind)
@@ -252,10 +253,11 @@ def resolve_monitor(config: ExperimentConfig) -> ExperimentConfig:
 def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:
     """The features of ``dataset`` that the ranker reads: ``train.features``, or all that ``data`` names.
 
-    Fewer features read fewer columns; nothing is prepared again.
+    With fewer features, fewer columns are read; the data set need not be prepared again.
 
     Raises:
-        UserError: ``data`` asks what the data set was not prepared with, or ``train.features`` names what is not there.
+        UserError: The data set was prepared with other keys of ``data``, or ``train.features`` names an unknown
+        feature.
     """
     data = config.data
     for name, feature in data.features.items():
@@ -273,7 +275,7 @@ def chosen_features(config: ExperimentConfig, dataset: Dataset) -> list[str]:
 
 
 def _references(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Keys and names of the environment variables that are named where none is read."""
+    """Keys with ``${NAME}`` in which environment variables are not read, and the names of the variables."""
     if isinstance(value, dict):
         for key, entry in value.items():
             yield from _references(entry, (*keys, str(key)))

@@ -1,18 +1,18 @@
-"""Removing a feature from a config, with all that refers to it: ``data.features.topics=null``."""
+"""Removing a feature from a config, with everything that refers to it: ``data.features.topics=null``."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _PARTS = 2
-"""Features that a cross needs at least."""
+"""The fewest features of a cross."""
 
 
 def without_feature(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy of a config's content without a feature, and without what cannot be without it.
+    """A copy of a config's content without a feature, and without everything that needs it.
 
-    Histories and crosses lose it as a part, and go where no part is left (of a cross, fewer than two). Statistics by
-    the column of a bag go with the feature that reads it. Groups, ``model.pooling``, ``model.tables``,
-    ``train.features`` and ``train.unknown`` no longer name it.
+    Histories and crosses lose it as a part, and are removed if no part is left (for a cross, fewer than two).
+    Statistics by the column of a bag are removed with the feature that reads it. Groups, ``model.pooling``,
+    ``model.tables``, ``train.features`` and ``train.unknown`` no longer name it.
     """
     result = dict(content)
     data = dict(_block(content, "data"))
@@ -34,7 +34,7 @@ def without_feature(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _without_part(feature: Any, name: str) -> Any:
-    """``feature`` without ``name`` among its parts; ``None`` where too few are left."""
+    """``feature`` without ``name`` among its parts; ``None`` if too few are left."""
     if not isinstance(feature, Mapping) or not isinstance(feature.get("of"), list) or name not in feature["of"]:
         return feature
     parts = [part for part in feature["of"] if part != name]

@@ -1,4 +1,4 @@
-"""The ``ablation:`` block of an experiment: what a study takes away, adds or varies, and how it judges."""
+"""The ``ablation:`` block of an experiment: what a study removes, adds or varies, and how it judges."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from recsys.metrics.registry import find_metric, metric_names
 
 
 class SliceConfig(Config):
-    """Test rows that are judged on their own as well.
+    """A part of the test rows that is also judged separately.
 
     Either ``column`` (a key column) with how often its value occurs in the training split, or a condition in SQL over
     the key columns, the user and the time.
@@ -38,17 +38,17 @@ class StudyConfig(Config):
 
     seeds: int = Field(default=3, ge=1, description="Trainings of each arm; fewer than 3 say little.")
     leave_one_out: list[str] = Field(default=["features", "groups"], description="Train without each of these.")
-    core: list[str] = Field(default=[], description="What `add_one_in` and forward selection start from.")
+    core: list[str] = Field(default=[], description="The features that `add_one_in` and forward selection start from.")
     add_one_in: list[str] = Field(default=[], description="Train with `core` and each of these.")
     pairs: list[str] = Field(default=[], description="Train without each pair of these: do they replace each other?")
     replace: dict[str, list[str]] = Field(
         default={},
-        description="Train with each of these features of `data`, which the base does without, in place of the feature "
-        "or group: a shorter history, other buckets.",
+        description="Train with each of these features of `data`, which the base leaves out, instead of the feature or "
+        "group: a shorter history, other buckets.",
     )
     permute: list[str] = Field(default=[], description="Shuffle each of these among the test rows of the trained base.")
     permute_within: list[str] = Field(
-        default=[], description="The same, but only among rows that are alike in the features that go with it."
+        default=[], description="The same, but only among rows with equal values of correlated features."
     )
     mask: list[str] = Field(default=[], description="Set each of these to null in the test rows of the trained base.")
     mask_oov: list[str] = Field(default=[], description="Set each of these to a value that training never saw.")
@@ -62,8 +62,9 @@ class StudyConfig(Config):
     metrics: list[str] | None = Field(
         default=None,
         min_length=1,
-        description="What arms are compared by; the usual metrics of the task by default. Arms are ranked by the main "
-        "metric of the task (AUC, RMSE or Poisson deviance) if it is among them, and by the first one otherwise.",
+        description="The metrics that arms are compared by; by default the headline metrics of the task. Arms are "
+        "ranked by the main metric of the task (AUC, RMSE or Poisson deviance) if it is among them, and by the first "
+        "one otherwise.",
     )
     task: str | None = Field(default=None, description="The task to judge by; the first one by default.")
     level: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence level of intervals.")
@@ -71,7 +72,7 @@ class StudyConfig(Config):
     tolerance: float = Field(
         default=0.001,
         ge=0,
-        description="Difference in the ranking metric that is not worth a feature.",
+        description="Differences in the ranking metric up to this size do not justify a feature.",
     )
     leak_share: float = Field(
         default=0.5,
@@ -84,8 +85,8 @@ class StudyConfig(Config):
     )
     warm_start: bool = Field(
         default=False,
-        description="Also estimate `leave_one_out` by one epoch of the dense part from the trained base, and how well "
-        "that ranks.",
+        description="Also estimate `leave_one_out` by training the dense part of the base for one more epoch, and how "
+        "well these estimates rank.",
     )
 
     @model_validator(mode="after")

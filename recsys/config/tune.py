@@ -8,11 +8,11 @@ from data_pipelines.config.base import Config
 
 
 class Range(Config):
-    """What one key may be: ``choices``, or numbers from ``low`` to ``high`` (whole ones, if both are whole)."""
+    """The values of one key: ``choices``, or numbers from ``low`` to ``high`` (integers, if both are integers)."""
 
     low: int | float | None = None
     high: int | float | None = None
-    log: bool = Field(default=False, description="Try orders of magnitude alike.")
+    log: bool = Field(default=False, description="Sample on a logarithmic scale.")
     choices: list[Any] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
@@ -44,8 +44,8 @@ class TuneConfig(Config):
     minutes: float | None = Field(
         default=None,
         gt=0,
-        description="Start no further trial that would end, by the mean of those before, after so many minutes of "
-        "trials; the first trial always runs. No limit where absent.",
+        description="Budget in minutes of trials. A trial is not started if, by the mean time of earlier trials, it "
+        "would end later; the first trial always runs. No limit if absent.",
     )
     include_config: bool = Field(
         default=False, description="Try the values that the config itself has first; they must be in the space."

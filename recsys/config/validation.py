@@ -50,7 +50,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """The keys of pydantic's ``location`` without its union tags, and the known keys beside the last one."""
+    """The keys of pydantic's ``location`` without its union tags, and the known keys at the place of the last one."""
     candidates: list[Any] = [model]
     keys: list[str] = []
     known: list[str] = []
@@ -75,7 +75,7 @@ def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation: unions and ``Annotated`` taken apart, and the kinds of a family."""
+    """The alternatives of an annotation: members of unions, the type in ``Annotated``, and the kinds of a family."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return list(annotation.alternatives())
     if get_origin(annotation) is Annotated:

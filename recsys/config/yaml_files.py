@@ -13,7 +13,7 @@ from recsys.config.removal import without_feature
 
 _FILE_BYTES = 4 << 20
 _VALUES = 100_000
-"""Of one config, where each alias counts as everything that it expands to."""
+"""The most values of one config, where each alias counts as everything that it expands to."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,11 +45,11 @@ class _Refused(yaml.YAMLError):
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below a node, those behind aliases as often as they are named; infinitely many in a circle."""
+    """The number of values below a node, aliases expanded; more than the limit if a node contains itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = _VALUES + 1  # what a node inside itself counts
+        known[id(node)] = _VALUES + 1  # what a node counts inside itself
         parts = [p for entry in node.value for p in (entry if isinstance(node, yaml.MappingNode) else (entry,))]
         known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     return known[id(node)]
@@ -85,7 +85,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _load(text: str) -> Any:
-    """What a text in YAML holds.
+    """Parse YAML.
 
     Raises:
         YAMLError: It is not valid YAML, or more than a config may be.

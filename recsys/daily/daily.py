@@ -1,7 +1,7 @@
-"""One day of the daily road: extend the data set, train from yesterday's run, compare, export, switch or refuse.
+"""One day of daily training: extend the data set, train from yesterday's run, compare, export, switch or refuse.
 
-Every step writes something that is complete or absent, so a day that was killed continues with the step that was in
-work. A day is done when its line is in the ledger (see :mod:`recsys.daily.history`).
+Every step writes something that is complete or absent, so a day that was killed resumes at the step that was
+interrupted. A day is done when its line is in the ledger (see :mod:`recsys.daily.history`).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from recsys.evaluation.standing import Difference, compare
 from recsys.exporting.export import artifact_logits, export_run, verify_artifact
 from recsys.metrics.registry import main_metric
 from recsys.training.faults import DivergedError
-from recsys.training.trainer import OnStep, train
+from recsys.training.train import train
+from recsys.training.trainer import OnStep
 from serving.artifact.artifact import Artifact
 from serving.artifact.refresh import with_state
 from serving.batch.inputs import Input
@@ -45,10 +46,10 @@ def run_day(
     Args:
         config: The experiment. Its ``data.log`` is not read, and from the second day on ``train.start`` is yesterday's
             model.
-        history: The opened folder of the daily road.
+        history: The opened folder of all days.
         log: File, folder, glob or address of the rows of the day.
         say: Called with the name of each step as it begins.
-        on_step: Called after every step of the training (see :func:`recsys.training.trainer.train`).
+        on_step: Called after every step of the training (see :func:`recsys.training.train.train`).
 
     Raises:
         UserError: The day is refused: it cannot be read, is empty, late or unlike the days before, or cannot be trained
@@ -166,7 +167,7 @@ def _compare(today: Artifact, yesterday: Artifact, data: Dataset) -> Difference:
 
 
 def _kept(history: History, last: Day, data: Dataset) -> str:
-    """Where yesterday's model is with today's past; where it was, if it reads none."""
+    """Yesterday's artifact with today's past; the artifact itself if it reads no past."""
     yesterday = Artifact.open(history.folder / last.artifact)
     if yesterday.state is None:
         return last.artifact

@@ -1,4 +1,4 @@
-"""What refuses a day, and what refuses the model of a day."""
+"""The conditions under which a day, or the model of a day, is refused."""
 
 from collections.abc import Iterator
 
@@ -79,7 +79,7 @@ def reasons_against(
     Args:
         config: The limits.
         metric: The main metric of the first task.
-        verified: The day's artifact beside its run.
+        verified: The day's artifact compared with its run.
         difference: The day's artifact compared with yesterday's, if there is one.
     """
     if not np.isfinite(verified.max_difference):

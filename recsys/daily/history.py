@@ -1,7 +1,7 @@
-"""The folder of a daily road: the days that are done, the day in work, and which artifact is the current one.
+"""The folder of daily training: finished days, the unfinished day, and which artifact is the current one.
 
-``days.ndjson`` is the ledger, one line per day that is done. It decides: the link ``current`` follows its last line,
-and is set again if a kill came between the two. Each day has a folder: ``days/0001``, ``days/0002`` and so on.
+``days.ndjson`` is the ledger, one line per finished day. The link ``current`` follows its last line, and is set again
+if a kill came between the two. Each day has a folder: ``days/0001``, ``days/0002`` and so on.
 """
 
 import os
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_pipelines.disk.damage import read_json
 from data_pipelines.disk.file_names import FileName, below
 from data_pipelines.disk.ledger import append_entry, locked, parse_lines, read_lines, write_entries
-from data_pipelines.disk.storage import read_json, sync, write_file
+from data_pipelines.disk.storage import sync, write_file
 from data_pipelines.errors import UserError
 from recsys.evaluation.standing import Difference
 from serving.artifact.card import Value
@@ -38,7 +39,7 @@ class Day(BaseModel):
         switched: Whether the model of this day became the current one.
         reasons: Why not; empty if it did.
         model: Number of the day whose model is the current one.
-        artifact: The current artifact, below the folder of the daily road.
+        artifact: The current artifact, below the folder of all days.
         metrics: The main metric of the first task on the test rows of this day: of the ``run``, of the ``artifact``,
             and of ``yesterday``'s artifact, which has seen no row of this day.
         difference: Today's artifact compared with yesterday's on these rows; ``None`` on the first day.

@@ -1,7 +1,7 @@
-"""What any ranker must beat: popularity, a sparse linear model, an SVD, a factorization machine, boosted trees.
+"""Baselines of a ranker: popularity, a sparse linear model, an SVD, a factorization machine, boosted trees.
 
-All read the data set that the ranker reads, learn from its training split, choose by its validation split, and are
-measured like it. Letters: N rows, C columns of the bag-of-features matrix, L entries of a batch, k factors.
+All use the ranker's data set: they are trained on its train split, tuned on its valid split, and measured like the
+ranker. Letters: N rows, C columns of the bag-of-features matrix, L entries of a batch, k factors.
 """
 
 import json
@@ -36,7 +36,7 @@ BASELINES_FILE = "baselines.json"
 """Metrics of each baseline by split, in the run's folder."""
 
 SMOOTHING = 20.0
-"""Rows at the overall rate that every value's rate starts from."""
+"""Pseudo-rows at the overall rate with which every value's rate is smoothed."""
 
 _FLAGS = 64
 """Boosted trees see bags over at most this many values as one flag per value; larger ones by their length."""
@@ -48,7 +48,7 @@ class Fitted:
 
     Attributes:
         logits: (N,) of a split's rows, by the name of the split.
-        facts: What is worth telling of the fit beside its metrics.
+        facts: Facts about the fit, besides its metrics.
     """
 
     logits: Callable[[str], Floats]
@@ -311,7 +311,7 @@ def _labels(dataset: Dataset, split: str) -> Floats:
 
 
 def _weights(dataset: Dataset, split: str) -> Floats:
-    """How much each row counts for the first task, on average 1."""
+    """How much each row counts for the first task, with mean 1."""
     weights_N = dataset.weights(split, dataset.schema.tasks[0])
     if weights_N is None or not weights_N.sum() > 0:
         return np.ones(dataset.splits[split])
@@ -319,7 +319,7 @@ def _weights(dataset: Dataset, split: str) -> Floats:
 
 
 def _judge(dataset: Dataset) -> str:
-    """The split that chooses: valid, unless it has no rows or only one class, which defines no AUC."""
+    """The split to tune on: valid, unless it has no rows or only one class."""
     return "valid" if dataset.splits.get("valid") and len(np.unique(_labels(dataset, "valid"))) > 1 else "train"
 
 

@@ -1,4 +1,4 @@
-"""What each user took before a split began, and what they took in it: the question that a ranking answers.
+"""What each user took before a split began and in the split: the queries and answers of a ranking.
 
 Letters: U users asked, V users of the past, C candidates, M items taken in the split.
 """

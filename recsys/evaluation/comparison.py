@@ -29,7 +29,7 @@ class Measured:
 
     @property
     def variance(self) -> float:
-        """Variance that the choice of users gives the metric."""
+        """Variance of the metric over the choice of users."""
         return float(np.nanvar(self.draws_R))
 
 
@@ -116,7 +116,7 @@ class TestRows:
         return Measured(self.value(metric, logits_N), draws_R)
 
     def influence(self, metric: Metric, logits_N: ArrayLike) -> tuple[float, Floats]:
-        """A metric and how much each user's rows move it, (U,): what the variance over users is made of.
+        """A metric and its influence by user, (U,), from which the variance over users is computed.
 
         Raises:
             ValueError: The metric has no influence function, or is undefined on these rows.

@@ -42,7 +42,7 @@ _WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE, *LIST_METRICS)
 
 EXPERTS_FILE = "experts.parquet"
 EXPERT_BATCHES = 20
-"""What experts have learned is told from this many batches of the split evaluated last."""
+"""Batches of the last evaluated split from which affinities of experts are computed."""
 
 TaskMetrics = dict[str, dict[str, float]]
 """Metrics by task, then by name."""
@@ -50,7 +50,7 @@ TaskMetrics = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scored on one split.
+    """The metrics and predictions of a model on one split.
 
     Attributes:
         tasks: Metrics by task, tasks in the schema's order.
@@ -95,10 +95,10 @@ def task_metrics(
     Args:
         kind: Of the task.
         labels_N: Labels, NaN where a row has none.
-        logits_N: What the ranker gives.
-        facts: Users, lists and weights of the rows; metrics within what is not there are left out.
+        logits_N: The ranker's logits.
+        facts: Users, lists and weights of the rows; metrics that need missing ones are left out.
         thorough: Measure every metric, not only the routine ones.
-        also: Names of metrics to measure beside the routine ones.
+        also: Names of metrics to measure besides the routine ones.
     """
     labelled_N = ~np.isnan(labels_N)
     labels_N, logits_N = labels_N[labelled_N], logits_N[labelled_N]
@@ -112,7 +112,7 @@ def task_metrics(
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows (N,) and logits (N, T) of the labels of ``batches``, on the CPU; the model's mode is left as it was."""
+    """Rows (N,) and logits (N, T) of the labels of ``batches``, on the CPU; the model's mode does not change."""
     was_training = model.training
     model.eval()
     rows, logits = [torch.empty(0, dtype=torch.int64)], []
@@ -154,7 +154,7 @@ def dataset_of(run: Path) -> Path:
     """The data set that a finished run was trained on.
 
     Raises:
-        UserError: ``run`` is no run, or has not finished, or the data set was moved.
+        UserError: ``run`` is not a run, or has not finished, or the data set was moved.
     """
     path = Path(open_directory(run, "run", verify="sizes").meta["dataset"])
     if not path.is_dir():
@@ -174,7 +174,7 @@ def evaluate(
     """Score ``split`` with a run's final weights (or any) and measure everything.
 
     Args:
-        source: Of a run directory, the predictions are kept as ``predictions/<split>.parquet`` in it.
+        source: A run directory, in which the predictions are stored as ``predictions/<split>.parquet``, or weights.
         slice_by: One of the data set's key columns: metrics for each of its values.
         draws: Bootstrap draws for the intervals; 0 for none.
 

@@ -1,4 +1,4 @@
-"""What early stopping and searches watch: a weighted sum of metrics of the valid split."""
+"""The monitor of early stopping and searches: a weighted sum of metrics of the valid split."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -34,12 +34,12 @@ class Monitor:
         """The monitor that a config asks for.
 
         Args:
-            weights: By key, which is a metric (its mean over the tasks that have it) or ``<task>/<metric>``.
+            weights: Weights by key: a metric (its mean over the tasks that have it) or ``<task>/<metric>``.
             kinds: Kinds of the tasks by name.
             groups: What metrics can be computed within.
 
         Raises:
-            UserError: A key names no metric of these tasks, or its weight rewards what is worse.
+            UserError: A key is not a metric of these tasks, or its weight has the wrong sign.
         """
         terms = {}
         for key, weight in weights.items():
@@ -69,7 +69,7 @@ class Monitor:
     def defined_on(
         self, split: str, kinds: Mapping[str, TaskKind], labels_NT: Floats, facts: Mapping[str, RowFacts]
     ) -> tuple["Monitor", list[str]]:
-        """The monitor without the metrics that no model could have on these rows, and one sentence about each.
+        """The monitor without metrics that are undefined on these rows, and one sentence about each.
 
         Args:
             split: The name of the rows, for the sentences.
@@ -123,7 +123,7 @@ def missing_groups(metric: Metric, groups: Collection[GroupKind]) -> str | None:
 
 
 def why_undefined(metric: Metric, kind: TaskKind, labels_N: Floats, facts: RowFacts) -> str | None:
-    """Why no model could have ``metric`` on these rows; ``None`` if it is defined.
+    """Why ``metric`` is undefined on these rows; ``None`` if it is defined.
 
     Args:
         metric: Of a task of ``kind``.

@@ -1,4 +1,4 @@
-"""Where a model stands against simple models that learned from the same rows.
+"""Comparison of a model with simple models that were trained on the same rows.
 
 Letters: N rows, R bootstrap draws.
 """
@@ -34,7 +34,7 @@ _LEAST = 1e-12
 
 
 class Difference(BaseModel):
-    """A metric of a baseline, and what the model has more.
+    """A metric of a baseline, and the difference of the model to it.
 
     Attributes:
         baseline: The metric of the baseline.
@@ -60,7 +60,7 @@ class Standing(BaseModel):
         main: Name of the metric that decides.
         against: Differences by baseline, then by metric, the main metric first.
         note: Which baselines are missing, and why; empty if none is.
-        hint: What to do about losing; empty where the model loses to no baseline.
+        hint: What to do if the model loses to a baseline; otherwise empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""From a run directory to an artifact, and the proof that both score alike."""
+"""Export of a run as an artifact, and the check that both give the same scores."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -122,10 +122,10 @@ def export_shrunk(shrunk: ShrunkRun, out: Path, *, replace: bool = False) -> Art
 
 
 def shrink(weights: Weights, sparsity: SparsityConfig, data: Dataset) -> Weights:
-    """The weights after every lever removed what it can; ``weights`` are left as they are.
+    """The weights after all levers; ``weights`` do not change.
 
     Args:
-        weights: As trained.
+        weights: The trained weights.
         sparsity: The levers.
         data: Levers calibrate on rows of its valid split, or of the train split if there is none.
     """
@@ -180,7 +180,7 @@ def _card(shrunk: ShrunkRun) -> ModelCard:
 
 
 class Verification(BaseModel):
-    """How far an artifact's logits are from those of its run, on the same rows.
+    """How much the logits of an artifact differ from those of its run, on the same rows.
 
     Attributes:
         rows: How many rows were scored.

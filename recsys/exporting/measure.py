@@ -1,4 +1,4 @@
-"""What the levers did to a run, measured to the end: quality, bytes on disk and in memory, rates."""
+"""The effect of levers on a run: quality, bytes on disk and in memory, rates."""
 
 import time
 from collections.abc import Sequence
@@ -31,15 +31,15 @@ _BATCH_ROWS = 8192
 
 
 class Measured(BaseModel):
-    """What all of a model together does: as trained, and as served.
+    """Measurements of a whole model, as trained and as served.
 
     Attributes:
-        auc: On the test split (valid if there is none), of the first task; ``artifact_auc`` as served. Likewise the log
-            loss and the calibration.
+        auc: On the test split (valid if there is none), for the first task; ``artifact_auc`` as served. Likewise log
+            loss and calibration.
         vocabulary_bytes: Of the artifact's encoder and vocabularies, a part of ``artifact_bytes``.
-        checkpoint_bytes: Weights in float32 with the encoder and the vocabularies of training.
-        artifact_bytes: Weights as the artifact keeps them, with its encoder and vocabularies.
-        ratio: Of these two.
+        checkpoint_bytes: Weights in float32, with the encoder and the vocabularies of training.
+        artifact_bytes: Weights as the artifact stores them, with its encoder and vocabularies.
+        ratio: ``checkpoint_bytes`` divided by ``artifact_bytes``.
         folder_bytes: The artifact with everything else: model card, encoder, state, reference.
         mapped_bytes: Tables in memory, shared by all processes unless packed; ``dense_bytes`` is each process's own.
         active_units: Share of hidden units that are not zero after ReLU or k-winners.

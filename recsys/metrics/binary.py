@@ -62,7 +62,7 @@ def log_loss(labels_N: Floats, logits_N: Floats, weights_N: Floats | None = None
 
 
 def normalized_entropy(labels_N: Floats, logits_N: Floats, weights_N: Floats | None = None) -> float:
-    """Log loss over that of predicting the mean label (He et al. 2014, "Practical Lessons from Predicting Clicks")."""
+    """Log loss divided by that of the mean label (He et al. 2014, "Practical Lessons from Predicting Clicks")."""
     rate = weighted_mean(labels_N, row_weights(labels_N, weights_N))
     if not 0 < rate < 1:
         return float("nan")
@@ -71,7 +71,7 @@ def normalized_entropy(labels_N: Floats, logits_N: Floats, weights_N: Floats | N
 
 
 def calibration_ratio(labels_N: Floats, logits_N: Floats, weights_N: Floats | None = None) -> float:
-    """Expected positives over observed positives: 1 is calibrated, above 1 is too sure."""
+    """Expected positives divided by observed positives: 1 is calibrated, above 1 is overconfident."""
     weights_N = row_weights(labels_N, weights_N)
     observed = float(weights_N @ labels_N)
     return float(weights_N @ expit(logits_N.astype(np.float64))) / observed if observed > 0 else float("nan")

@@ -111,7 +111,7 @@ def group_reciprocal_rank(
 
 
 def equal_lists(of_groups: Callable[..., GroupValues], **options: int) -> Callable[..., GroupValues]:
-    """``of_groups`` with the mean weight of a group's rows in place of the sum, so that large groups count no more.
+    """``of_groups`` with the mean weight of a group's rows instead of the sum, so that all groups count the same.
 
     (The weights of AUC are sums over the rows of a group, those of the ranking metrics are means already.)
     """
@@ -227,4 +227,4 @@ LIST_METRICS = [
     ),
     grouped_metric("list_auc", "AUC of lists", equal_lists(group_auc), groups="lists", routine=True, headline=True),
 ]
-"""Means over lists, each of which counts alike: its weight is the mean weight of its rows."""
+"""Means over lists; the weight of a list is the mean weight of its rows."""

@@ -1,4 +1,4 @@
-"""What a metric is: one object that every table, monitor, study and report reads.
+"""Metrics: one object per metric, which every table, monitor, study and report reads.
 
 Letters: N rows, R bootstrap draws.
 """
@@ -32,7 +32,7 @@ class Metric:
 
     Args:
         name: Its key in configs, JSON and tables, such as ``auc``.
-        label: How pages and tables call it, such as ``AUC``.
+        label: Its name in pages and tables, such as ``AUC``.
         kinds: The kinds of tasks it is for: ``binary``, ``regression``, ``count``.
         value: ``value(labels_N, outputs_N, weights_N)``, or with ``needs_groups``
             ``value(labels_N, outputs_N, groups_N, weights_N)``. ``weights_N`` (or ``None``) counts a row that many

@@ -1,4 +1,4 @@
-"""What metrics know of rows beside labels and scores: users, lists and weights.
+"""What metrics can read besides labels and scores: users, lists and weights.
 
 Letters: N rows.
 """

@@ -1,4 +1,4 @@
-"""Is a difference between two models real? Paired comparisons on the same test rows, and over many arms.
+"""Significance of differences between models: paired comparisons on the same test rows, over one or many arms.
 
 Letters: N rows, U users (clusters), K models, S seeds, R bootstrap replicates.
 
@@ -115,7 +115,7 @@ def _weighted_influence(positive_N: NDArray[np.bool_], scores_N: Floats, weights
 
 
 def pooled_seed_variance(differences_AS: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Variance between seeds that A arms have in common, and the degrees of freedom it is worth.
+    """Variance between seeds that A arms have in common, and its degrees of freedom.
 
     With three seeds one arm's own variance is a poor guess (two degrees of freedom). The median of the arms' variances,
     put on the scale of a mean by the chi-squared median, is a steady one and is not moved by a few odd arms. One arm
@@ -135,7 +135,7 @@ def combine(
     *,
     prior: tuple[float, float] = (0.0, 0.0),
 ) -> Effect:
-    """Mean difference over seeds with a 95% interval that holds test rows and seeds.
+    """Mean difference over seeds with a 95% interval for the choice of test rows and seeds.
 
     Args:
         differences_S: The metric's difference, arm minus base, one number a seed.

@@ -1,1 +1,1 @@
-"""Figures of reports and studies: one restrained style, drawn once, readable on light and on dark ground."""
+"""Figures of reports and studies, in one style for light and dark pages."""

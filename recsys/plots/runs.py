@@ -96,7 +96,7 @@ def reliability(title: str, points: Mapping[str, Reliability]) -> Draw:
 
 
 def score_histogram(title: str, labels_N: Floats, probabilities_N: Floats) -> Draw:
-    """How far the scores of positives and of negatives lie apart: two densities over predicted probability."""
+    """Densities of the predicted probability of positives and of negatives."""
 
     def draw(palette: Palette) -> Figure:
         figure, axes = panel()

@@ -189,7 +189,7 @@ def heat_map(title: str, names: Sequence[str], value_FF: Floats, *, known_FF: ND
 
 
 def _place_names(figure: Figure, axes: Axes, named: Sequence[Point], points: Sequence[Point], palette: Palette) -> None:
-    """Write each name beside its point, where it covers no other name and the fewest points."""
+    """Write each name next to its point, where it covers no other name and the fewest points."""
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     inside = axes.get_window_extent()

@@ -1,4 +1,4 @@
-"""Where a run stands against baselines; if it loses, why, as far as the data and the training show."""
+"""Comparison of a run with baselines, and a likely reason if it loses."""
 
 import math
 from collections.abc import Mapping
@@ -44,11 +44,11 @@ def standing(
 
 
 def why_it_loses(standing: Standing, dataset: Dataset, config: ExperimentConfig, result: Result) -> str:
-    """The likeliest reason for losing to a baseline, and what to change; empty where none is lost to.
+    """The likeliest reason for losing to a baseline, and what to change; empty if the model loses to none.
 
-    The reasons that are looked for, in this order: training ended before it was done; the first epoch was the best; ids
-    that training did not see; another label rate than in training; no features of the past. The first that the data
-    shows is given.
+    The reasons, in the order in which they are checked: training ended too early; the first epoch was the best; ids
+    that training did not see; a different label rate than in training; no features of the past. The first one that
+    applies is given.
 
     Args:
         standing: As :func:`compare` found it.

@@ -18,7 +18,7 @@ NONE = "\N{EN DASH}"
 
 
 class Tile(NamedTuple):
-    """A figure that a page shows large, with what goes beside it."""
+    """A number that a page shows large, with its label and note."""
 
     name: str
     value: str
@@ -114,7 +114,7 @@ def with_interval(value: float, interval: Interval, digits: int = 4) -> Markup:
 
 
 def byte_size(count: float | None) -> str:
-    """Bytes in the unit in which they are best read."""
+    """Bytes in a readable unit."""
     if count is None:
         return NONE
     for unit in ("B", "kB", "MB", "GB"):
@@ -125,7 +125,7 @@ def byte_size(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
+    """Seconds in a readable unit."""
     if seconds is None or seconds != seconds:
         return NONE
     if seconds < 90:

@@ -44,7 +44,7 @@ _SPLITS = ("test", "valid")
 
 @dataclass(frozen=True)
 class Extras:
-    """What a report can show beside the run itself.
+    """What a report can show besides the run itself.
 
     Attributes:
         ceiling: The best reachable test AUC, where the truth is known.
@@ -221,8 +221,8 @@ def _differences(runs: Sequence[RunFiles], task: str, split: str, metrics: Seque
         lines.append(Line([run.path.name, *cells]))
     return Section(
         f"Difference to {runs[0].path.name}: {task}",
-        f"On the same {split} rows; 95% intervals of a paired bootstrap over users. They say nothing about other "
-        "seeds: for that there is `recsys ablate`.",
+        f"On the same {split} rows; 95% intervals of a paired bootstrap over users. They do not cover "
+        "other seeds: `recsys ablate` does.",
         [Grid(["Run", *(f"Δ {metric.label}" for metric in metrics)], lines)],
     )
 
@@ -266,7 +266,7 @@ def _sparsity(run: RunFiles) -> Iterator[Section]:
     ]
     yield Section(
         "Sparsity",
-        f"What every part weighs and computes before the levers and after. The artifact is {whole.ratio:.1f} times "
+        f"Bytes and FLOPs of every part before and after the levers. The artifact is {whole.ratio:.1f} times "
         "smaller. A lever that only writes zeros lowers density, and neither bytes nor FLOPs.",
         [Grid(["", "As trained", "As served"], both)],
         folded=[("The size report, part by part", Grid(columns, lines, texts=(0, 1)))],

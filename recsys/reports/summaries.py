@@ -1,4 +1,4 @@
-"""What is in a data set or a run, in a few figures."""
+"""Summaries of data sets and runs, in a few figures."""
 
 from pathlib import Path
 from typing import Any

@@ -25,18 +25,10 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from data_pipelines.batch import Schema
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
 from data_pipelines.disk.object_store import RemoteFolder
-from data_pipelines.disk.storage import (
-    MANIFEST,
-    FileEntry,
-    Manifest,
-    checksum,
-    intact,
-    new_directory,
-    open_directory,
-    read_json,
-)
+from data_pipelines.disk.storage import MANIFEST, FileEntry, Manifest, checksum, new_directory, open_directory
 from data_pipelines.errors import UserError
 from models.tables.rows import keep_masks, table_names, table_weights
 from models.weights import Weights
@@ -53,7 +45,7 @@ FINAL = "final"
 _STEP = re.compile(r"step-(\d{9,18})")
 
 MODEL, EMA, OPTIMIZER, LEVER = "model.", "ema.", "optimizer.", "lever."
-"""What the names of a checkpoint's tensors begin with: the ranker, its averaged weights, optimizers, levers."""
+"""Prefixes of a checkpoint's tensors: the ranker, its averaged weights, optimizers, levers."""
 
 Tensors = dict[str, Any]
 """Tensors by name; tables and their optimizer state are ``ShardedTensor`` where they are sharded."""
@@ -65,12 +57,12 @@ def step_name(step: int) -> str:
 
 
 def steps_of(names: Iterable[str]) -> list[int]:
-    """Steps of the step checkpoints among checkpoints of these names, rising; other names are left out."""
+    """Steps of the step checkpoints among checkpoints of these names, ascending; other names are left out."""
     return sorted(int(found[1]) for name in names if (found := _STEP.fullmatch(name)))
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of the checkpoints of the run in a folder, rising."""
+    """Steps of the checkpoints of the run in a folder, ascending."""
     return steps_of(path.parent.name for path in (run / CHECKPOINTS).glob(f"*/{MANIFEST}"))
 
 
@@ -97,7 +89,7 @@ class _ShardWriter(HuggingFaceStorageWriter):
 
 
 def _sort_header(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library writes it in another one each time."""
+    """Sort the metadata of a safetensors file: the library writes it in a different order each time."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -109,7 +101,7 @@ def _sort_header(path: Path) -> None:
 
 
 def save_checkpoint(path: Path, tensors: Tensors, state: str, processes: Processes) -> None:
-    """Write a checkpoint into a folder that all ranks see, each rank its shards. It is complete at ``path``, or absent.
+    """Write a checkpoint into a shared folder, each rank its shards. It is complete at ``path``, or absent.
 
     Args:
         state: Numbers and text as JSON; that of rank 0 is kept.
@@ -160,10 +152,10 @@ def _write_shards(folder: Path, tensors: Tensors, processes: Processes) -> None:
 
 
 def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dict[str, Any]:
-    """Fill ``tensors`` in place from a checkpoint, whatever sharding wrote it; return its JSON state.
+    """Fill ``tensors`` in place from a checkpoint of any sharding; return its JSON state.
 
-    Tensors that the checkpoint does not have are left as they are: the optimizer state of a table whose optimizer
-    changed with its sharding.
+    Tensors that the checkpoint does not have are not changed: the optimizer state of a table whose optimizer changed
+    with its sharding.
 
     Raises:
         UserError: The checkpoint is missing or damaged, or a tensor's shape differs: the config has changed.
@@ -174,7 +166,7 @@ def load_checkpoint(path: Path, tensors: Tensors, *, verify: bool = True) -> dic
         for name, tensor in tensors.items():
             if name in saved and tuple(saved[name].size) != tuple(tensor.size()):
                 raise UserError(
-                    f"{path}: {name} has shape {tuple(saved[name].size)}, the config asks {tuple(tensor.size())}: "
+                    f"{path}: {name} has shape {tuple(saved[name].size)}, the config asks for {tuple(tensor.size())}: "
                     "use the config and the data set that the run was started with."
                 )
         load(
@@ -250,7 +242,7 @@ def load_weights(run: Path) -> Weights:
         raise UserError(f"{run} is not a run: give the folder that `recsys train` wrote.")
     path = run / CHECKPOINTS / FINAL
     if not path.exists():
-        raise UserError(f"{run} has not finished training: go on with `recsys train ... --resume`.")
+        raise UserError(f"{run} has not finished training: resume it with `recsys train ... --resume`.")
     open_directory(path, "checkpoint")
     config, schema = stored_config(run / CONFIG_FILE), read_json(below(run, SCHEMA_FILE), Schema)
     state = read_tensors(path, MODEL)
@@ -265,7 +257,7 @@ def load_weights(run: Path) -> Weights:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; a removal cut short leaves nothing that opens."""
+    """Remove a checkpoint; an interrupted removal leaves nothing that can be opened."""
     doomed = path.with_name(f".{path.name}.removed")
     path.rename(doomed)
     shutil.rmtree(doomed)
@@ -273,7 +265,7 @@ def remove_checkpoint(path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch says about its own sharded tensors, and about running without a process group."""
+    """Silence Torch's warnings about its own sharded tensors, and about running without a process group."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""A cluster of one or of many: the process group that training runs in."""
+"""The process group of a training, of one process or many."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ class Processes:
     Attributes:
         device: Where this rank's model is.
         group: Gloo group for numbers on the CPU, whatever device the model is on.
-        stop_requested: A signal asked for the end; see :meth:`agree`.
+        stop_requested: Whether a signal asked this process to stop; see :meth:`agree`.
     """
 
     rank: int
@@ -46,7 +46,7 @@ class Processes:
         return values
 
     def gather(self, values_Nk: Tensor) -> Tensor:
-        """Rows of all ranks, ranks in order; every rank gets them. Ranks may hold different numbers of rows."""
+        """Rows of all ranks in rank order, on every rank. Ranks may hold different numbers of rows."""
         if self.world_size == 1:
             return values_Nk
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
@@ -67,7 +67,7 @@ class Processes:
         return holder[0]
 
     def gather_text(self, text: str) -> list[str]:
-        """``text`` of every rank, ranks in order, on every rank."""
+        """``text`` of every rank in rank order, on every rank."""
         if self.world_size == 1:
             return [text]
         texts = [""] * self.world_size
@@ -75,7 +75,7 @@ class Processes:
         return texts
 
     def apart(self) -> "Processes":
-        """The same processes with a group of its own, for what another thread tells them; every rank calls this."""
+        """The same processes with a separate group, for use in another thread; every rank calls this."""
         return replace(self, group=dist.new_group(backend="gloo", timeout=_TIMEOUT))
 
     def barrier(self) -> None:
@@ -96,8 +96,8 @@ def process_group(device: str = "auto", *, tf32: bool = True) -> Iterator[Proces
         tf32: Whether fp32 products on a GPU may be computed in TF32 while the block runs.
 
     Raises:
-        UserError: There is no GPU for this rank; or ``torchrun`` may restart ranks, and would let them meet in the
-            store of the ranks before.
+        UserError: There is no GPU for this rank; or ``torchrun`` may restart ranks, which would then share the store of
+            the dead ranks.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     _check_restarts()

@@ -1,4 +1,4 @@
-"""The location of a run: in a folder that all ranks see, or at an object store that every rank sends its part to."""
+"""The location of a run: a folder that all ranks share, or an object store that every rank sends its part to."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from recsys.runs.checkpoints import (
 from recsys.runs.processes import Processes
 
 MAY_CHANGE = ("checkpoint_every", "checkpoint_aside", "keep_checkpoints", "loader_threads", "mlflow", "device")
-"""Keys of ``train`` that a resume may change, beside sharding: they leave the weights as they are, but for rounding."""
+"""Keys of ``train`` that a resume may change, besides sharding: they change the weights by rounding only."""
 
 
 class Run(Protocol):
@@ -39,22 +39,22 @@ class Run(Protocol):
 
     Attributes:
         name: Of the folder or at the address.
-        folder: A folder of this machine: the run itself, or what rank 0 writes beside checkpoints before it is sent.
+        folder: A folder of this machine: the run itself, or the files of rank 0, without checkpoints, before upload.
     """
 
     name: str
     folder: Path
 
     def exists(self) -> bool:
-        """Whether a training has begun here; then ``folder`` holds what it left beside checkpoints."""
+        """Whether a training has begun here; then ``folder`` holds its files, without checkpoints."""
         ...
 
     def meta(self) -> dict[str, Any] | None:
-        """What the manifest of a finished run says, its config in ``folder``; ``None`` if it has not finished."""
+        """The ``meta`` of a finished run's manifest, with its config in ``folder``; ``None`` if it has not finished."""
         ...
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, rising."""
+        """Steps of the complete checkpoints, ascending."""
         ...
 
     def checkpoint(self, name: str) -> Path:
@@ -191,10 +191,10 @@ class RemoteRun:
 
 
 def claim_run(run: Run, config: ExperimentConfig, schema: Schema, processes: Processes, *, resume: bool) -> int | None:
-    """The step of the newest intact checkpoint of ``run``; ``None`` where there is none, and then its folder is made.
+    """The step of the newest intact checkpoint of ``run``; ``None`` if there is none, and then its folder is made.
 
-    Warns of each newer checkpoint that is damaged. Every rank calls this: rank 0 looks and tells the others, which may
-    arrive when the folder is already there.
+    Warns of each newer checkpoint that is damaged. Every rank calls this: rank 0 decides and tells the others, which
+    may start when the folder already exists.
 
     Raises:
         UserError: ``run`` exists and is not to be resumed, is of another config, has only damaged checkpoints, or
@@ -215,7 +215,7 @@ def claim_run(run: Run, config: ExperimentConfig, schema: Schema, processes: Pro
 
 def _claim(run: Run, config: ExperimentConfig, schema: Schema, *, resume: bool) -> int | None:
     if run.exists() and not resume:
-        raise UserError(f"{run} already exists: name another folder, or add --resume to go on with it.")
+        raise UserError(f"{run} already exists: name another folder, or add --resume to resume it.")
     if (run.folder / CONFIG_FILE).exists():
         _compare_config(run, config)
         if found := run.steps():
@@ -246,7 +246,7 @@ def _newest_intact(run: Run, found: Sequence[int]) -> int:
 
 
 def finished_meta(run: Run, config: ExperimentConfig) -> dict[str, Any] | None:
-    """What the manifest of ``run`` says, if it has finished: a restart may come when nothing is left to do.
+    """The ``meta`` of the manifest of ``run``, if it has finished: a restart may come when nothing is left to do.
 
     Raises:
         UserError: ``run`` is of another config.
@@ -266,7 +266,7 @@ def _compare_config(run: Run, config: ExperimentConfig) -> None:
 
 
 def _weighty(config: ExperimentConfig) -> dict[str, Any]:
-    """What of a config decides the weights, beside the data set (whose fingerprint is compared)."""
+    """The part of a config that decides the weights, besides the data set (whose fingerprint is compared)."""
     content = config.model_dump(include={"seed", "model", "train", "sparsity"})
     for key in MAY_CHANGE:
         del content["train"][key]

@@ -1,4 +1,4 @@
-"""Sparse codes of a trained table: what each code means, and how well the codes alone find similar items.
+"""Sparse codes of a trained table: what each code means, and how well codes find similar items.
 
 Letters: R rows of a table (ids), d its width, C codes, T tags, n neighbours.
 """
@@ -17,8 +17,8 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.matrices import blocks, save, to_csr
 from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
-from models.sparsity.autoencoder import AutoencoderConfig, encode, fit
-from models.sparsity.dictionary import learn
+from models.sparsity.codes.autoencoder import AutoencoderConfig, encode, fit
+from models.sparsity.codes.dictionary import learn
 from recsys.evaluation.evaluate import dataset_of, evaluate
 from recsys.runs.checkpoints import load_weights
 
@@ -31,17 +31,18 @@ _NAMED_TAGS = 2
 
 
 class CodedTable(BaseModel):
-    """What the codes of a table are good for.
+    """The quality of the codes of a table.
 
     Attributes:
         study: The folder that was written.
         table: Name of the table.
         bytes: Of the codes; ``table_bytes`` of the float32 table.
         codes_in_use: Share of the codes that some row has.
-        recall: Of the 20 nearest neighbours: by the codes (``codes``), and by vectors of the same bytes (PCA, float16;
-            ``equal_bytes``).
-        auc: Of the ranker with the table as it is (``table``), and rebuilt from its codes (``codes``).
-        names: Of the first codes.
+        recall: Recall of the 20 nearest neighbours: by the codes (``codes``), and by vectors of as many bytes (PCA,
+            float16; ``equal_bytes``).
+        auc: AUC of the ranker with the original table (``table``), and with the table rebuilt from its codes
+            (``codes``).
+        names: Names of the first codes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,9 +66,9 @@ def code_table(
     active: int = 8,
     dataset: Path | None = None,
 ) -> CodedTable:
-    """Code the rows of ``table`` of a finished run, name the codes, and measure what they are good for.
+    """Code the rows of ``table`` of a finished run, name the codes, and measure their quality.
 
-    Writes ``codes.npz`` (CSR, one row an id) and ``names.csv`` into ``out``.
+    Writes ``codes.npz`` (CSR, one row per id) and ``names.csv`` into ``out``.
 
     Raises:
         UserError: There is no such table, or more active codes than codes.
@@ -139,10 +140,10 @@ def _principal(vectors_Rd: Floats, width: int) -> Floats:
 
 
 def _name_codes(matrix: sp.csr_matrix, data: Dataset, table: str) -> pl.DataFrame:
-    """One row a code: a name from its strongest tags and items, how many rows have it, and both lists.
+    """One row per code: a name from its strongest tags and items, how many rows have it, and both lists.
 
-    Tags are the values of the bags that go with the items in the train split; those that a code has much more often
-    than all items do come first.
+    Tags are the values of the bags that occur with the items in the train split. Those that are much more frequent for
+    a code than for all items come first.
     """
     spec = data.schema.table(table)
     values = data.encoder.vocabulary(table)["value"].cast(pl.String).to_list()

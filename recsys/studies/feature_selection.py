@@ -1,6 +1,6 @@
-"""Feature selection: which features carry anything, as a ranked list and a config without the others.
+"""Feature selection: a ranked list of features, and a config without those that carry no information.
 
-Statistics on the CSR view look at a feature alone and given any one other feature, so that one which matters only
+Statistics on the CSR view test a feature alone and given any one other feature, so that a feature which matters only
 together with another (a surface that decides which prices are liked) is found too.
 
 Letters: N rows, a and b codes of two features (their most frequent values and one for the rest).
@@ -38,11 +38,11 @@ _CODES = 24
 _BINS = 16
 _L1_ROWS = 40_000
 _L1_STRENGTHS = np.geomspace(80.0, 640.0, 4)
-"""Inverse penalties times rows: the strong end of the path, where chance has not come in yet."""
+"""Inverse penalties times rows: the strong end of the path, before noise enters."""
 
 _SHUFFLES = 3
 _SIGNIFICANT = 5.0
-"""Standard deviations above what chance gives, for a statistic that is the largest of a feature's many."""
+"""Standard deviations above chance, for a statistic that is the maximum of many per feature."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,23 @@ def select_features(
 
     Args:
         by: ``chi2`` and ``mutual_information``: statistics on the CSR view of the train split. ``l1_path``: the
-            strength of an L1 penalty under which a linear model with crossed features lets the feature in. ``gates``: a
-            ranker trained with learned gates. ``permutation``: what a trained ``run`` loses on the valid split when
-            the feature is permuted.
-        keep: How many features to keep; those that carry anything if absent.
+            strength of an L1 penalty at which the feature enters a linear model with crossed features. ``gates``: a
+            ranker trained with learned gates. ``permutation``: what a trained ``run`` loses on the valid split when the
+            feature is permuted.
+        keep: How many features to keep; if absent, those that carry information.
 
     Raises:
         UserError: There is no such method, the first task is not binary, or ``permutation`` lacks a run.
     """
     if by not in get_args(Method):
-        raise UserError(f"--by {by!r} is no method: choose from {', '.join(get_args(Method))}.")
+        raise UserError(f"--by {by!r} is unknown: choose from {', '.join(get_args(Method))}.")
     task, about = next(iter(data.config.tasks.items()))
     if about.kind != "binary":
         raise UserError(f"feature selection ranks by a binary task, and {task!r} is {about.kind}.")
     names = tuple(config.train.features or data.config.features)
     if by == "permutation":
         if run is None:
-            raise UserError("--by permutation looks at a trained model: name it with --run.")
+            raise UserError("--by permutation needs a trained model: name it with --run.")
         ranking = permutation(data, names, run)
     elif by == "gates":
         ranking = gates(config, data, names, out)
@@ -108,7 +108,7 @@ def select_features(
     ranking.sort(key=lambda ranked: -ranked.score)
     kept = [r.feature for r in ranking[:keep]] if keep else [r.feature for r in ranking if r.carries]
     if not kept:
-        raise UserError(f"--by {by} finds no feature that carries anything: keep some with --keep.")
+        raise UserError(f"--by {by} finds no feature that carries information: keep some with --keep.")
     kept = [name for name in names if name in kept]
     reduced = config.model_copy(update={"train": config.train.model_copy(update={"features": kept})})
     with new_directory(out, "study", meta={"by": by}, replace=out.exists()) as folder:
@@ -124,7 +124,7 @@ def select_features(
 
 
 Statistic = Callable[[Floats, Floats], float]
-"""From numbers of rows and of positives by cell (b, a) to how far label and a are from independent given b."""
+"""Maps numbers of rows and of positives by cell (b, a) to a measure of dependence of label and a given b."""
 
 
 def pearson(rows_ba: Floats, positives_ba: Floats) -> float:
@@ -152,8 +152,8 @@ def _expected(rows_ba: Floats, positives_ba: Floats) -> tuple[Floats, Floats]:
 def statistics(data: Dataset, names: Sequence[str], statistic: Statistic) -> list[Ranked]:
     """Each feature's largest ``(statistic - degrees of freedom) / 2N``, alone or given one other feature.
 
-    Under independence a statistic is about its degrees of freedom; what is left, in nats a row, is what the feature
-    tells about the label.
+    Under independence a statistic is about its degrees of freedom; the excess, in nats per row, is the information of
+    the feature about the label.
     """
     labels_N = data.labels("train")[:, 0] > 0.5
     codes = dict(_codes(data, names))
@@ -225,10 +225,10 @@ def _binned(values_N: Floats) -> sp.csr_matrix:
 
 
 def l1_path(data: Dataset, names: Sequence[str]) -> list[Ranked]:
-    """The weight a feature has along the L1 path of logistic regression, early entries counting most.
+    """The weight of a feature along the L1 path of logistic regression; early entries count most.
 
-    The model is linear in the features' codes and in the products of each two, whose weight counts half for either.
-    The score sums absolute weights over descending penalties, each times its penalty.
+    The model is linear in the features' codes and in the products of pairs, whose weight counts half for each feature.
+    The score is the sum of absolute weights over descending penalties, each times its penalty.
     """
     labels_N = data.labels("train")[:, 0] > 0.5
     rows = np.random.default_rng(0).permutation(len(labels_N))[:_L1_ROWS]
@@ -261,13 +261,13 @@ def _crossed(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def gates(config: ExperimentConfig, data: Dataset, names: Sequence[str], out: Path) -> list[Ranked]:
-    """Gates of a ranker trained with ``sparsity.feature_gates``, at its default strength where the config has none."""
+    """Gates of a ranker trained with ``sparsity.feature_gates``, at the default strength if the config has none."""
     from tempfile import TemporaryDirectory
 
-    from models.sparsity.feature_gates import gate_values
+    from models.sparsity.penalties.feature_gates import gate_values
     from recsys.config.validation import parse_config
     from recsys.config.yaml_files import override
-    from recsys.training.trainer import train
+    from recsys.training.train import train
 
     content = config.model_dump(mode="json", exclude_none=True)
     if config.sparsity.feature_gates is None:

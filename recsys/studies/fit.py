@@ -9,8 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.disk.damage import read_json
 from data_pipelines.disk.ledger import locked
-from data_pipelines.disk.storage import read_json, write_file
+from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from data_pipelines.profile.inspection import inspect_log
 from data_pipelines.profile.starter_config import starter_config

@@ -1,7 +1,7 @@
 """The frontier of size and quality: a grid of levers, each point trained, exported, and measured as it is served.
 
-A point is a set of overrides of the config. Points that differ only in what export does (bits, factors, pruning after
-training) share one training. Trials are those of ablation studies: named by all that decides their numbers, cached,
+A point is a set of overrides of the config. Points that differ only at export (bits, factors, pruning after training)
+share one training. Trials are those of ablation studies: named by everything that decides their results, cached,
 resumable, in parallel processes.
 """
 
@@ -107,7 +107,7 @@ class FrontierResult(BaseModel):
 
 
 class Frontier:
-    """All points of a search, what they cost and what they are worth.
+    """All points of a search, with their cost and quality.
 
     Args:
         config: The experiment; its seed is the first of ``seeds``.
@@ -140,7 +140,7 @@ class Frontier:
         return list({trial.name: trial for trial in (*self._runs.values(), *self._looks.values())}.values())
 
     def run(self, tell: Callable[[int], None] = lambda count: None) -> None:
-        """Carry out the trials that are not in the store, trainings first; ``tell`` hears of each as it ends."""
+        """Run the trials that are not in the store, trainings first; ``tell`` is called as each one ends."""
         for wanted in (self._runs, self._looks):
             self._workers.run(list(wanted.values()), lambda _: tell(1))
 
@@ -166,8 +166,8 @@ class Frontier:
     def table(self) -> pl.DataFrame:
         """One row per point: its overrides, means over seeds of the main metric and log loss, bytes, ratio and rows/s.
 
-        ``<metric>_change`` is against the first point, ``frontier`` whether no point has both fewer bytes and a better
-        metric, ``failed`` why a point has no figures.
+        ``<metric>_change`` is the difference to the first point, ``frontier`` whether no point has both fewer bytes and
+        a better metric, ``failed`` why a point has no results.
 
         Raises:
             UserError: The first point, which the others are compared with, failed.
@@ -214,11 +214,11 @@ class Frontier:
         return row if self._kind == "binary" else {key: value for key, value in row.items() if key != "logloss"}
 
     def _splits(self) -> list[str]:
-        """The splits that points are measured on: the first chooses, the last judges."""
+        """The splits that points are measured on: the first is for choosing, the last for reporting."""
         return [split for split in ("valid", "test") if self._data.splits.get(split)]
 
     def _checkpoint_bytes(self) -> list[int]:
-        """Of the config as it is, by seed: what every point is a shrinking of."""
+        """Trials of the original config by seed, which every point shrinks."""
         return [self._workers.store.figures(self._looks[0, seed]).checkpoint_bytes or 0 for seed in self._seeds]
 
     def _facts(self, split: str) -> RowFacts:
@@ -230,7 +230,7 @@ class Frontier:
     def choose(self, table: pl.DataFrame, *, tolerance: float, budget: int | None) -> int:
         """The smallest point within ``tolerance`` of the first one; with ``budget``, the best that fits it.
 
-        Chosen on the valid split, so that figures of the test split stay an honest estimate. Points that failed are
+        The choice is made on the valid split, so that metrics of the test split stay unbiased. Points that failed are
         never chosen.
 
         Raises:
@@ -296,7 +296,7 @@ def _apply(config: ExperimentConfig, point: Overrides) -> ExperimentConfig:
 
 
 def _training_levers(config: ExperimentConfig) -> Any:
-    """The levers of ``config`` that training knows of."""
+    """The levers of ``config`` that affect training."""
     idle: dict[str, None] = dict.fromkeys(EXPORT_ONLY)
     quantization = config.sparsity.quantization
     if quantization is not None and quantization.aware:

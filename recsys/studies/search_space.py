@@ -14,13 +14,13 @@ TOWERS: tuple[dict[str, Any], ...] = (
     {"kind": "mlp", "hidden": [256, 128]},
     {"kind": "moe", "experts": 4, "top_k": 1, "hidden": 128},
 )
-"""Towers that are tried beside the config's own."""
+"""Towers that are tried besides the config's own."""
 
 
 def search_space(config: ExperimentConfig) -> dict[str, Range]:
     """What is searched around ``config``, by key; every range holds the config's own value.
 
-    Both learning rates and the decay of the tables (what a first config is most often wrong about), the batch size, the
+    Both learning rates and the decay of the tables (which a first config most often gets wrong), the batch size, the
     width of the embeddings, the number of cross layers, and the tower: dense of two sizes, or a mixture of experts.
     """
     train, model = config.train, config.model.model_dump(mode="json")

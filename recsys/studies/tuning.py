@@ -1,4 +1,4 @@
-"""A search over config values by Optuna: resumable, trials side by side, hopeless ones stopped early."""
+"""A search over config values with Optuna: resumable, with parallel trials, and early stopping of poor ones."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ from recsys.config.tune import Range, TuneConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
 from recsys.training.faults import DivergedError
-from recsys.training.trainer import train
+from recsys.training.train import train
 from recsys.trials.engines import Engine
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def tune(
     running: dict[int, optuna.Trial] = {}
 
     def calls() -> Iterator[Callable[[], _Outcome]]:
-        """Trials, as long as more are wanted than have ended or are being worked on."""
+        """Trials, until enough have ended or are running."""
         for number in itertools.count():
             ended = _ended(library, search)
             enough = len(ended) + len(running) >= experiment.tune.trials
@@ -182,7 +182,7 @@ def _own_values(config: ExperimentConfig, space: dict[str, Range]) -> dict[str, 
 
 
 def _try_first(library: Any, search: "optuna.Study", space: dict[str, Range], values: dict[str, Any] | None) -> None:
-    """Ask for ``values`` before others, unless they were tried; a trial that was killed is tried again."""
+    """Try ``values`` before others, unless they were tried; a trial that was killed is tried again."""
     if values is None:
         return
     suggested = {key: json.dumps(value) if space[key].choices else value for key, value in values.items()}
@@ -235,7 +235,7 @@ def _search(library: Any, study: Path, name: str) -> "optuna.Study":
 
 
 def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int) -> _Outcome:
-    """Train one trial. Runs where the engine likes."""
+    """Train one trial; runs wherever the engine starts it."""
     library = optuna_library()
     search = _search(library, study, config.name)
     trial = library.trial.Trial(search, search.get_trials(deepcopy=False)[number]._trial_id)

@@ -1,4 +1,4 @@
-"""When checkpoints are written: at once, or in a thread while training continues."""
+"""Writes checkpoints: at once, or in a thread while training continues."""
 
 import json
 from collections.abc import Mapping
@@ -37,10 +37,10 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._write, name, copies, text, best)
 
     def wait(self) -> None:
-        """Return when every checkpoint asked for is complete.
+        """Return when every requested checkpoint is complete.
 
         Raises:
-            UserError: As writing it did.
+            UserError: As raised while writing.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None

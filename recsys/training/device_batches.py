@@ -1,4 +1,4 @@
-"""Batches of a loader on the device that trains, each copied while the one before it is trained on."""
+"""Batches of a loader on the training device, each copied while the previous one is trained on."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +12,12 @@ from data_pipelines.dataset.loader import Loader
 class DeviceBatches:
     """The batches of a loader, on a device.
 
-    On a GPU the next batch is copied from page-locked memory on a stream of its own. The position in the loader counts
-    only batches that were handed out, so that a checkpoint loses none of those that are copied ahead.
+    On a GPU the next batch is copied from page-locked memory on a separate stream. The position in the loader counts
+    only batches that were returned, so that a checkpoint loses none of those that are copied ahead.
 
     Args:
         loader: Gives batches on the CPU.
-        device: Where they are wanted.
+        device: The device to copy them to.
     """
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class DeviceBatches:
         self._position: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's position after the last batch that was handed out."""
+        """The loader's position after the last batch that was returned."""
         return self._loader.state_dict() if self._position is None else self._position
 
     def __iter__(self) -> Iterator[Batch]:

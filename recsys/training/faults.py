@@ -33,7 +33,7 @@ def diverged(loss: float, running_mean: float) -> bool:
 
 
 def diverged_error(batch: Batch, path: Path, *, loss: float, step: int) -> DivergedError:
-    """Save ``batch`` to ``path``; the error that says so."""
+    """Save ``batch`` to ``path``; returns the error to raise."""
     save_batch(batch, path)
     return DivergedError(
         f"the loss became {loss:.4g} at step {step}: the batch is saved in {path}; lower train.dense.learning_rate or "
@@ -60,7 +60,7 @@ def save_batch(batch: Batch, path: Path) -> None:
 
 @contextmanager
 def memory_guard(batch_size: int) -> Iterator[None]:
-    """Turn an allocation that failed into one sentence that says how much, and what to lower."""
+    """Turn a failed allocation into one sentence that says its size, and what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -17,7 +17,7 @@ READ_EVERY = 10
 
 
 class Losses:
-    """The losses of steps that are done and not read yet.
+    """The losses of finished steps that have not been read yet.
 
     Args:
         processes: The ranks, over which losses are averaged.
@@ -43,14 +43,14 @@ class Losses:
             self._began = time.perf_counter()
 
     def add(self, batch: Batch, loss: Tensor) -> None:
-        """Take the loss of a step, and its batch, which is saved if the loss turns out to have diverged."""
+        """Add the loss of a step, and its batch, which is saved if the loss has diverged."""
         self._unread.append((batch, loss.detach()))
 
     def read(self, state: TrainState) -> None:
         """Check and log the losses since the last call.
 
         Args:
-            state: After the last of these steps.
+            state: The state after the last of these steps.
 
         Raises:
             DivergedError: A loss is NaN or infinite, or has diverged; its batch is saved.

@@ -30,9 +30,9 @@ class ModelState:
     """Everything that a training step changes.
 
     Attributes:
-        model: The ranker in ``DistributedModelParallel``: what to call.
-        ranker: The same ranker bare: what levers see.
-        levers: Those that the config switches on.
+        model: The ranker in ``DistributedModelParallel``, for the forward pass.
+        ranker: The same ranker without the wrapper, for levers.
+        levers: The levers that the config switches on.
     """
 
     def __init__(self, model: DistributedModelParallel, levers: Sequence[Lever], config: TrainConfig) -> None:
@@ -58,7 +58,7 @@ class ModelState:
         self._decay, self._average = config.ema, cast(AveragedWeights | None, None)
 
     def start_average(self) -> None:
-        """Let the averaged weights start from the weights as they are, if there are averages."""
+        """Start the averaged weights, if there are any, from the current weights."""
         if self._decay is not None:
             self._average = AveragedWeights(self._live(), self._decay)
 
@@ -66,7 +66,7 @@ class ModelState:
         """Multiply every configured learning rate by ``factor``; fused tables read it in the forward pass."""
         for group, rate in self._rates:
             group["lr"] = rate * factor
-        self._fused.zero_grad()  # hands its rate to the kernels
+        self._fused.zero_grad()  # passes the learning rate to the kernels
 
     def update(self, loss: Tensor, step: int) -> None:
         """Backward pass, optimizers and levers of one step."""
@@ -92,7 +92,7 @@ class ModelState:
             self._average.swap(self._live())
 
     def expert_shares(self, processes: Processes) -> dict[str, float]:
-        """Share of the rows that each expert got since the last call, over all ranks."""
+        """Share of the rows of each expert since the last call, over all ranks."""
         shares: dict[str, float] = {}
         for name, tokens_E in self.ranker.tokens_per_expert(reset=True).items():
             share_E = processes.mean(tokens_E.double().cpu())
@@ -121,14 +121,14 @@ class ModelState:
         return {MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
 
     def numbers(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the levers beside tensors, as JSON."""
+        """The part of the levers' state that is not tensors, as JSON."""
         numbers = {name: value for name, value in _leaves(self.levers) if not isinstance(value, Tensor)}
         if self._average is not None:
             numbers["ema_updates"] = self._average.updates
         return numbers
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Take everything from a checkpoint, at any number of ranks and sharding; return its JSON state."""
+        """Load everything from a checkpoint, at any number of ranks and sharding; return its JSON state."""
         if self._decay is not None:
             load_checkpoint(path, self._named(EMA), verify=False)
             self._average = AveragedWeights(self._live(), self._decay)
@@ -148,7 +148,7 @@ class ModelState:
         return state
 
     def load_final(self, path: Path) -> None:
-        """Take the weights to be kept (the averaged ones, if there are) and the levers' state of a checkpoint."""
+        """Load the final weights (the averaged ones, if there are any) and the levers' state of a checkpoint."""
         stored = stored_tensors(path)
         levers = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -203,10 +203,10 @@ class ModelState:
 
 
 def build_state(config: ExperimentConfig, schema: Schema, device: torch.device) -> ModelState:
-    """The model that ``config`` asks for, with random weights, sharded over the ranks.
+    """The model of ``config``, with random weights, sharded over the ranks.
 
     Raises:
-        UserError: The config asks for levers and for experts that no rank holds whole.
+        UserError: The config combines levers with expert parallelism.
     """
     torch.manual_seed(config.seed)
     levers = build_levers(config.sparsity)
@@ -236,7 +236,7 @@ def _leaves(levers: Sequence[Lever]) -> Iterator[tuple[str, Any]]:
 
 
 def copied(tensor: Any) -> Any:
-    """A tensor of its own, sharded as ``tensor`` is."""
+    """A copy with the same sharding as ``tensor``."""
     if not isinstance(tensor, ShardedTensor):
         return tensor.detach().clone()
     shards = [Shard(shard.tensor.detach().clone(), shard.metadata) for shard in tensor.local_shards()]

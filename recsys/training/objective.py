@@ -64,7 +64,7 @@ class Objective:
         return loss
 
     def _with_replaced(self, losses_T: Tensor, logits_BT: Tensor, batch: Batch, weights_BT: Tensor | None) -> Tensor:
-        """``losses_T`` with the losses that the config asks for, in the tasks that they are for."""
+        """``losses_T``, with the configured loss for the tasks that it supports."""
         assert batch.labels is not None
         lists_B = batch.lists if self._loss.needs_lists else None
         losses = list(losses_T)
@@ -76,7 +76,7 @@ class Objective:
 
 
 def _mean_weight(dataset: Dataset, task: str) -> float:
-    """Of the labelled rows of the train split, so that weights do not change the size of steps."""
+    """The mean weight of labelled rows of the train split, so that weights do not change the size of steps."""
     weights_N = dataset.weights("train", task)
     if weights_N is None:
         return 1.0

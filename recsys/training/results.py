@@ -1,4 +1,4 @@
-"""How far a training is, and how it ended."""
+"""The progress of a training, and its result."""
 
 import math
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ Stopped = Literal["patience", "epochs"]
 
 
 class Result(BaseModel):
-    """How a training ended.
+    """The result of a training.
 
     Attributes:
         run: Where the run is.
-        steps: Steps in all.
+        steps: Total number of steps.
         best_step: The step whose weights were kept.
         stopped: By early stopping (``patience``), or after all ``epochs``.
         valid: Metrics of the final weights by task; empty without a valid split.
         value: The best monitored value; ``None`` if none was measured.
         seconds: Of this process, from start to end.
         samples_per_s: Rows trained on per second by all ranks, without evaluation and checkpoints.
-        notes: What was left out of the monitor, and why.
+        notes: Metrics that were left out of the monitor, and why.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +42,7 @@ class Result(BaseModel):
     @field_validator("value", mode="before")
     @classmethod
     def _measured(cls, value: Any) -> Any:
-        """Earlier versions wrote minus infinity where nothing was measured."""
+        """Earlier versions wrote minus infinity if nothing was measured."""
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     def summary(self) -> dict[str, Any]:
@@ -61,12 +61,12 @@ class Result(BaseModel):
 
 @dataclass
 class TrainState:
-    """How far a training is: what a checkpoint holds beside tensors and the loader's position.
+    """The progress of a training: the part of a checkpoint that is not tensors or the loader's position.
 
     Attributes:
         best_value: The best monitored value so far; ``None`` before there is one.
         evaluations_without_improvement: Since ``best_step``; evaluations whose value is NaN do not count.
-        losses: Those of the steps that no entry of the log covers yet.
+        losses: Losses of the steps since the last entry of the log.
     """
 
     step: int = 0

@@ -1,4 +1,4 @@
-"""What a training says while it runs: losses and metrics for the tracker, rates, and notes for the user."""
+"""The output of a training while it runs: losses and metrics for the tracker, rates, and notes for the user."""
 
 import logging
 from contextlib import ExitStack
@@ -15,13 +15,13 @@ _log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Measurements and notes of one process; only rank 0 writes and speaks.
+    """Measurements and notes of one process; only rank 0 writes and prints.
 
     Args:
         is_main: Whether this process is rank 0.
 
     Attributes:
-        notes: Everything that was said.
+        notes: All notes so far.
     """
 
     def __init__(self, *, is_main: bool) -> None:
@@ -44,14 +44,14 @@ class RunLog:
         return self._rows / self._seconds if self._seconds else float("nan")
 
     def step(self, state: TrainState, *, step: int, loss: float, rows: int, seconds: float) -> None:
-        """Count a step that is done; every ``LOG_EVERY`` steps the mean loss is logged.
+        """Count a finished step; every ``LOG_EVERY`` steps the mean loss is logged.
 
         Args:
             state: Holds the losses that are not logged yet.
             step: Number of steps so far, this one included.
-            loss: Mean over the ranks.
-            rows: Of all ranks.
-            seconds: That the step took.
+            loss: The mean loss over the ranks.
+            rows: Rows of all ranks.
+            seconds: Duration of the step.
         """
         self._rows, self._seconds = self._rows + rows, self._seconds + seconds
         state.losses.append(loss)
@@ -69,7 +69,7 @@ class RunLog:
             self._tracker.log(state.step, state.epoch, split, values)
 
     def note(self, note: str) -> None:
-        """Say something that the user should know."""
+        """Print a note for the user."""
         self.notes.append(note)
         if self._is_main:
             _log.warning("%s", note)

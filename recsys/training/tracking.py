@@ -1,4 +1,4 @@
-"""What a run measured, over its steps: ``metrics.parquet``, TensorBoard events, and MLflow where a key asks for it."""
+"""Tracking of measurements: ``metrics.parquet``, TensorBoard events, and MLflow if it is configured."""
 
 import os
 import time
@@ -26,15 +26,15 @@ METRICS_SCHEMA = pl.Schema(
         "value": pl.Float64,
     }
 )
-"""One row a measurement. ``metric`` is ``loss``, ``samples_per_s`` ..., or ``<task>/auc``; ``split`` train or valid;
+"""One row per measurement. ``metric`` is ``loss``, ``samples_per_s`` ..., or ``<task>/auc``; ``split`` train or valid;
 ``seconds`` since training (or its last resumption) began."""
 
 
 class Tracker:
-    """Collects measurements and writes them where people look; only rank 0 has one.
+    """Collects measurements and writes them; only rank 0 has one.
 
     Args:
-        resume_step: Keep what was measured up to this step by the run that is resumed, and drop the rest.
+        resume_step: Keep measurements up to this step of the run that is resumed, and drop later ones.
         mlflow: Tracking URI, a folder or a server, ``${NAME}`` read from the environment; ``None`` for none.
         parameters: The config, shown by MLflow.
     """
@@ -68,7 +68,7 @@ class Tracker:
             self._mlflow.log_metrics({f"{split}/{metric}": value for metric, value in values.items()}, step=step)
 
     def flush(self) -> None:
-        """Write ``metrics.parquet`` whole, and push out the events."""
+        """Write ``metrics.parquet`` and flush the events."""
         buffer = BytesIO()
         pl.DataFrame(self._rows, schema=METRICS_SCHEMA, orient="row").write_parquet(buffer)
         write_file(self._path, buffer.getvalue())

@@ -17,16 +17,16 @@ import torch
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
-from data_pipelines.disk.storage import intact
+from data_pipelines.disk.damage import intact
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig, chosen_features, resolve_monitor
 from recsys.evaluation.evaluate import TaskMetrics
 from recsys.runs.checkpoints import FINAL, step_name
 from recsys.runs.processes import process_group
-from recsys.runs.run import claim_run, finished_meta, run_at
+from recsys.runs.run import claim_run, run_at
 from recsys.training.checkpoint_writer import CheckpointWriter
 from recsys.training.device_batches import DeviceBatches
-from recsys.training.faults import InterruptedTrainingError, memory_guard
+from recsys.training.faults import InterruptedTrainingError
 from recsys.training.losses import Losses
 from recsys.training.model_state import build_state
 from recsys.training.objective import Objective, step_seed
@@ -40,55 +40,15 @@ OnStep = Callable[[int, str], None]
 OnEval = Callable[[int, float], None]
 
 
-def train(
-    config: ExperimentConfig,
-    dataset: Dataset,
-    run: Path | str,
-    *,
-    resume: bool = False,
-    on_step: OnStep | None = None,
-    on_eval: OnEval | None = None,
-) -> Result:
-    """Train a ranker on ``dataset`` and write a run directory; under ``torchrun`` every rank calls this.
-
-    Args:
-        config: The experiment.
-        dataset: What ``prepare`` made of the config's ``data``.
-        run: A folder that all ranks see, or an address at an object store.
-        resume: Continue from the last checkpoint of ``run`` to the same weights as without the interruption; start
-            from the beginning if there is none. A finished run is left as it is.
-        on_step: Called after every step with the number of rows in it (of all ranks) and a note.
-        on_eval: Called after every evaluation with the step and the monitored value, unless that is NaN; an exception
-            that it raises ends the training.
-
-    Returns:
-        How the training ended.
-
-    Raises:
-        UserError: The config does not fit the data, ``run`` exists, or memory ran out.
-        DivergedError: The loss is NaN or infinite, or has diverged; the batch is saved.
-        InterruptedTrainingError: SIGTERM or SIGINT was received; a checkpoint was written.
-
-    Example:
-        >>> config = rs.load_config("experiment.yaml")
-        >>> result = rs.train(config, rs.Dataset.open(Path("dataset")), "run")
-        >>> 0 < result.valid["clicked"]["auc"] < 1
-        True
-    """
-    if resume and (finished := finished_meta(run_at(run), resolve_monitor(config))):
-        return Result.model_validate(finished["result"] | {"run": run})
-    with memory_guard(config.train.batch_size), Trainer(config, dataset, run, on_step=on_step, on_eval=on_eval) as it:
-        return it.fit(resume=resume)
-
-
 class Trainer:
-    """A training that can be stepped; :func:`train` is one call of :meth:`fit`.
+    """A training that can be stepped; :func:`recsys.training.train.train` is one call of :meth:`fit`.
 
     A trainer joins the process group that ``torchrun`` describes, or forms one of a single process, and leaves it when
     it is closed: use it in a ``with`` block. Until then SIGTERM and SIGINT ask for a checkpoint instead of killing.
 
     Args:
-        config, dataset, run, on_step, on_eval: As :func:`train` takes them. The first step makes the run's folder.
+        config, dataset, run, on_step, on_eval: As in :func:`recsys.training.train.train`. The first step makes the
+            run's folder.
 
     Attributes:
         loader: The batches of the current epoch, of this rank.
@@ -162,7 +122,7 @@ class Trainer:
             resume: Continue from the last checkpoint of the run, if there is one.
 
         Raises:
-            UserError, DivergedError, InterruptedTrainingError: As :func:`train` does.
+            UserError, DivergedError, InterruptedTrainingError: As :func:`recsys.training.train.train` does.
         """
         self.start(resume=resume)
         return self.finish(self._run_epochs())

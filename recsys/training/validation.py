@@ -1,4 +1,4 @@
-"""The valid split during training: what is measured on it, and the value that early stopping watches.
+"""The valid split during training: its metrics, and the monitored value of early stopping.
 
 Letters: N rows, T tasks.
 """
@@ -25,7 +25,7 @@ class Validation:
 
     Args:
         dataset: The data set that the ranker is trained on.
-        monitor: ``train.monitor``, written out.
+        monitor: ``train.monitor``, with its default filled in.
         processes: The ranks that train together.
 
     Attributes:
@@ -68,7 +68,7 @@ class Validation:
 
 
 def check_train_labels(dataset: Dataset) -> None:
-    """Refuse a training that could learn nothing: a task without labels, or a binary task of one class.
+    """Refuse a training that cannot learn: a task without labels, or a binary task of one class.
 
     Raises:
         UserError: A task has no label in the train split, or all its labels there are equal.

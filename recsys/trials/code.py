@@ -1,4 +1,4 @@
-"""Which source files decide a trial's numbers: those that carrying out a trial imports, directly or not."""
+"""The source files that decide a trial's results: all modules that running a trial imports, directly or indirectly."""
 
 import ast
 import importlib.util
@@ -43,7 +43,7 @@ def source_files(*modules: str) -> dict[str, Path]:
 
 
 def _path_of(module: str) -> Path | None:
-    """The file of a module or package; ``None`` where the name is that of something in a module."""
+    """The file of a module or package; ``None`` if the name is that of an object in a module."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -53,7 +53,7 @@ def _path_of(module: str) -> Path | None:
 
 
 class _WithoutTypes(ast.NodeTransformer):
-    """Drops what stands under ``if TYPE_CHECKING``."""
+    """Drops blocks under ``if TYPE_CHECKING``."""
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)

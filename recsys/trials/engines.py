@@ -1,4 +1,4 @@
-"""Engines: what carries out the trials of studies and searches, several at a time, here or elsewhere."""
+"""Engines, which run the trials of studies and searches, several at a time, on this machine or others."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ from data_pipelines.runtime import tune_process
 Result = TypeVar("Result")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
-"""What libraries read their thread count from when they are loaded."""
+"""Environment variables from which libraries read their number of threads when they are loaded."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Carries out calls, ``jobs`` at a time with ``threads`` each.
+    """Runs calls, ``jobs`` at a time with ``threads`` each.
 
     Attributes:
-        submit: Starts a call somewhere; the call and its result travel there and back.
+        submit: Starts a call, possibly in another process; the call and its result must be picklable.
     """
 
     jobs: int
@@ -59,7 +59,7 @@ class Engine:
 
 
 def _outcome(call: Callable[[], Result]) -> Result | UserError:
-    """What a user can mend comes back as a value: engines dress exceptions up in tracebacks of their own."""
+    """Return errors that the user can fix as values, because engines wrap exceptions in their own tracebacks."""
     try:
         return call()
     except UserError as error:
@@ -84,7 +84,7 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
             yield Engine(jobs, threads, pool.submit)
         except BrokenProcessPool:
             raise RuntimeError(
-                f"a process with a trial died (out of memory?): use fewer jobs than {jobs}; what is done stays."
+                f"a process with a trial died (out of memory?): use fewer jobs than {jobs}; finished trials are kept."
             ) from None
 
 
@@ -96,7 +96,7 @@ def _begin(modules: Sequence[str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the one that waits for its trial is gone, however it went."""
+    """End this process as soon as the process that waits for its trial has ended."""
     parent = parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""How a trial is carried out, with the threads it was given.
+"""Running a trial, with its number of threads.
 
 Letters: N rows, T tasks.
 """
@@ -27,7 +27,7 @@ from recsys.exporting.export import export_shrunk, shrink, shrink_run
 from recsys.exporting.measure import checkpoint_bytes
 from recsys.runs.checkpoints import load_weights
 from recsys.training.faults import DivergedError
-from recsys.training.trainer import train
+from recsys.training.train import train
 from recsys.trials.perturb import masked, random_order, shuffled, strata
 from recsys.trials.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
 from recsys.trials.warm import warm_ranker
@@ -56,7 +56,7 @@ def experiment(trial: Trial, dataset: Dataset) -> ExperimentConfig:
 
 
 def execute(trial: Trial, dataset_path: Path, store_path: Path) -> None:
-    """Carry out ``trial`` and put it into the store, unless it is there."""
+    """Run ``trial`` and put it into the store, unless it is there."""
     torch.set_num_threads(trial.threads)
     store = TrialStore(store_path)
     with store.writing(trial) as folder:
@@ -120,7 +120,7 @@ def _serve(run: Path, config: ExperimentConfig, dataset: Dataset, folder: Path) 
 
 
 def _scoring_rate(scorer: Scorer, dataset: Dataset) -> float | None:
-    """Rows scored a second, from raw rows; the best of a few repeats. ``None`` where the log is out of reach."""
+    """Raw rows scored per second; the best of a few repeats. ``None`` if the log cannot be read."""
     try:
         rows = scan(dataset.encoder.plan).frame.head(_SCORED_ROWS).collect()
     except (UserError, OSError, pl.exceptions.PolarsError):

@@ -1,4 +1,4 @@
-"""What a trained model does when a feature is taken from it at test time: shuffled among rows, or set to null.
+"""Perturbation of features of a trained model at test time: shuffled among rows, or set to null.
 
 Letters: N rows, P positions of ids.
 """
@@ -56,7 +56,7 @@ def masked(block: Block, schema: Schema, features: Sequence[str], *, oov: bool =
 
 
 def dense_columns(schema: Schema) -> Mapping[str, slice]:
-    """Where in the dense matrix each dense feature lies."""
+    """The columns of each dense feature in the dense matrix."""
     stops = np.cumsum([feature.width for feature in schema.dense])
     return {
         feature.name: slice(int(stop) - feature.width, int(stop))
@@ -75,10 +75,10 @@ def random_order(rows: int, seed: int, strata_N: NDArray[np.int64] | None = None
 
 
 def strata(block: Block, schema: Schema, features: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Rows that are alike in the features that go with ``features``, and the names of those features.
+    """Strata of rows with equal values of the features correlated with ``features``, and the names of these features.
 
-    Shuffling within such rows keeps what the other features already say (conditional permutation importance; Strobl
-    et al., 2008, doi:10.1186/1471-2105-9-307). Which features go with others is told by Cramér's V.
+    Shuffling within strata keeps the information of the other features (conditional permutation importance; Strobl et
+    al., 2008, doi:10.1186/1471-2105-9-307). Correlation is measured by Cramér's V.
     """
     codes = row_codes(block, schema)
     own = schema_features(schema, features)
@@ -95,7 +95,7 @@ def strata(block: Block, schema: Schema, features: Sequence[str]) -> tuple[NDArr
 
 
 def row_codes(block: Block, schema: Schema) -> dict[str, NDArray[np.int64]]:
-    """One category a row for each feature: the id, the bag's ids, the decile of a number, the length of a history."""
+    """One category per row and feature: the id, the bag's ids, the decile of a number, the length of a history."""
     codes: dict[str, NDArray[np.int64]] = {
         name: block.id_matrix[row].astype(np.int64) for name, row in block.ids.items()
     }
@@ -147,7 +147,7 @@ def _reorder(past: EventSlices, order_N: Order) -> EventSlices:
 
 
 def _bag_code(bag: Bags) -> NDArray[np.int64]:
-    """A number that is the same for bags of the same ids, whatever their order."""
+    """A number that is the same for bags of the same ids in any order."""
     mixed_P = (bag.values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed_P ^= mixed_P >> np.uint64(29)
     sums = np.concatenate([[np.uint64(0)], np.cumsum(mixed_P, dtype=np.uint64)])

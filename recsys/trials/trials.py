@@ -1,8 +1,8 @@
-"""Trials: single trainings (or looks at a trained model), each named by all that decides its numbers.
+"""Trials: single trainings (or evaluations of a changed model), named by everything that decides their results.
 
-A trial's name is the fingerprint of its config, features, seed, data set, thread count and code. Whoever asks for a
-trial that is in the store gets what is there; so a killed study goes on where it was, and studies share what they have
-in common. A trial is complete or absent, and a lock keeps two processes from running the same one.
+A trial's name is the fingerprint of its config, features, seed, data set, number of threads and code. A trial that is
+in the store is not run again, so a killed study resumes, and studies share the trials that they have in common. A trial
+is complete or absent, and a lock keeps two processes from running the same one.
 """
 
 import fcntl
@@ -17,30 +17,31 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from data_pipelines.disk.storage import MANIFEST, fingerprint, new_directory, open_directory, read_json
+from data_pipelines.disk.damage import read_json
+from data_pipelines.disk.storage import MANIFEST, fingerprint, new_directory, open_directory
 from data_pipelines.errors import UserError
 
 _log = logging.getLogger(__name__)
 Change = Literal["permute", "permute_within", "mask", "mask_oov", "warm_start"]
-"""What can be done to a trained model or to the rows that it reads."""
+"""Changes of a trained model or of the rows that it reads."""
 LOGITS = "logits.parquet"
 FIGURES = "figures.json"
 RUN = "run"
 
 
 class Trial(BaseModel):
-    """All that decides what a trial measures.
+    """Everything that decides the results of a trial.
 
     Attributes:
         config: The blocks ``model``, ``train``, ``sparsity`` and ``export`` of the experiment, resolved.
-        features: What the ranker reads, by the config's names.
+        features: The features that the ranker reads, by the config's names.
         dataset: Fingerprint of the data set.
         threads: Threads of the process; sums over rows may differ in the last digit between counts.
-        keep_run: The trained run is kept beside the figures, for trials that look at it.
-        parent: Name of the trial whose trained model this one looks at or starts from.
-        change: What is done to the parent's model or rows (``export``: exported with the levers of this trial's config
-            instead of its own); ``None`` for a training of its own.
-        changed: Features that ``change`` is about.
+        keep_run: Whether the trained run is kept, for trials that use it.
+        parent: Name of the trial whose trained model this one evaluates or starts from.
+        change: How the parent's model or rows are changed (``export``: exported with the levers of this trial's config
+            instead of its own); ``None`` for a separate training.
+        changed: The features that ``change`` applies to.
         code: Fingerprint of the code.
     """
 
@@ -70,13 +71,13 @@ def _meta(trial: Trial) -> dict[str, Any]:
 
 
 class Figures(BaseModel):
-    """What a trial measured beside its logits.
+    """The measurements of a trial, without its logits.
 
     Attributes:
         failed: Why the trial has no logits; empty if it has.
-        artifact_bytes: Of the exported artifact; ``None`` for looks at a trained model.
-        model_bytes: Of its weights and vocabularies; ``checkpoint_bytes`` of the same in training, float32.
-        score_rows_per_s: From raw rows to scores; ``None`` where the log is out of reach.
+        artifact_bytes: Bytes of the exported artifact; ``None`` for evaluations of a changed model.
+        model_bytes: Bytes of its weights and vocabularies; ``checkpoint_bytes`` of the same in training, float32.
+        score_rows_per_s: Raw rows scored per second; ``None`` if the log cannot be read.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # a store may hold trials of another version
@@ -109,7 +110,7 @@ class TrialStore:
         try:
             found = open_directory(path, "trial").meta
         except UserError as error:
-            _log.warning("%s The trial is carried out again.", error)
+            _log.warning("%s The trial is run again.", error)
             return False
         return found == _meta(trial)
 
@@ -124,7 +125,7 @@ class TrialStore:
         """Figures of all finished trials on the data set of this fingerprint."""
         found = []
         for path in self.folder.glob(f"*/{MANIFEST}"):
-            with suppress(UserError):  # a damaged trial says nothing
+            with suppress(UserError):  # damaged trials are skipped
                 about = open_directory(path.parent, "trial").meta.get("trial", {})
                 if _name(about) == path.parent.name and about["dataset"] == dataset:
                     found.append(read_json(path.parent / FIGURES, Figures))
@@ -139,7 +140,7 @@ class TrialStore:
 
     @contextmanager
     def writing(self, trial: Trial) -> Iterator[Path | None]:
-        """A folder to write the trial into, or ``None`` if it is there already, perhaps since a moment ago."""
+        """A folder to write the trial into, or ``None`` if another process has finished it."""
         lock = self.folder / f".{trial.name}.lock"
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""A quick guess at what training without a feature would give: go on from the trained base for one epoch.
+"""A quick estimate of training without a feature: train the base for one more epoch with the feature set to null.
 
-Tables stay as they are; the dense part learns to do without the feature, which is null in every row. It costs one pass
-without table gradients instead of a whole training.
+Tables do not change; the dense part adapts to the missing feature. This costs one pass without table gradients instead
+of a whole training.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The trials of a study on whatever engine: those that are missing, and how long one would take."""
+"""The trials of a study on any engine: running those that are missing, and estimating the time of one."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from data_pipelines.dataset.dataset import Dataset
-from recsys.training.trainer import train
+from recsys.training.train import train
 from recsys.trials.engines import Engine
 from recsys.trials.execution import execute, experiment
 from recsys.trials.trials import Trial, TrialStore
@@ -29,10 +29,10 @@ class Workers:
     engine: Engine
 
     def run(self, trials: Sequence[Trial], done: Callable[[Trial], None] = lambda trial: None) -> None:
-        """Carry out the ``trials`` that the store does not have, in their order; tell ``done`` of each as it ends.
+        """Run the ``trials`` that the store does not have, in order; ``done`` is called as each one ends.
 
         Raises:
-            UserError: What a trial's own training says.
+            UserError: As raised by the training of a trial.
         """
         wanted = list({trial.name: trial for trial in trials if trial not in self.store}.values())
         dataset, folder = self.dataset.resolve(), self.store.folder.resolve()
@@ -40,7 +40,7 @@ class Workers:
             done(wanted[number])
 
     def probe(self, trial: Trial) -> float:
-        """Seconds that ``trial`` would take, guessed from its first steps; see :func:`probe`."""
+        """Estimated seconds of ``trial``, from its first steps; see :func:`probe`."""
         return next(seconds for _, seconds in self.engine.run([partial(probe, trial, self.dataset.resolve())]))
 
 
@@ -49,9 +49,9 @@ class _ProbedError(Exception):
 
 
 def probe(trial: Trial, dataset_path: Path) -> float:
-    """Seconds that ``trial`` would take if it did not stop early, guessed from its first training steps.
+    """Estimated seconds of ``trial`` without early stopping, from its first training steps.
 
-    A row that is only scored counts as a third of one that is trained on: the backward pass costs two forward ones.
+    A row that is only scored counts as a third of a training row: a backward pass costs as much as two forward passes.
     """
     torch.set_num_threads(trial.threads)
     dataset = Dataset.open(dataset_path, verify="sizes")

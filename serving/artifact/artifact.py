@@ -1,14 +1,14 @@
-"""The artifact: everything that scoring needs, in one directory that is mapped rather than read.
+"""The artifact: everything that scoring needs, in one directory that is memory-mapped.
 
 - ``model.json``: shape of the ranker, schema, shapes of the tables, calibration
 - ``tables.safetensors``: embedding rows in FBGEMM's layout
 - ``dense.safetensors``: everything else of the ranker
-- ``encoder.json``, ``vocabularies/``: what turns raw rows into ids
-- or, packed, ``model.xz`` and ``encoder.xz`` instead of these: fewer bytes, read whole (see
+- ``encoder.json``, ``vocabularies/``: the encoder, which turns raw rows into ids
+- if packed, ``model.xz`` and ``encoder.xz`` instead of these: fewer bytes, but read as a whole (see
   ``data_pipelines.disk.byte_planes``)
-- ``state/``: the past that histories and statistics need, when there are such features
-- ``reference.json``: what training rows looked like, for drift
-- ``model_card.json``: how good, how small, made from what
+- ``state/``: the past that histories and statistics need, if there are such features
+- ``reference.json``: the distribution of training rows, for drift
+- ``model_card.json``: metrics, sizes, and what the model was made from
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from torch import Tensor
 from data_pipelines.batch import Schema
 from data_pipelines.config.base import extensions_meta
 from data_pipelines.disk.byte_planes import pack
+from data_pipelines.disk.damage import intact, read_json
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import Manifest, intact, new_directory, open_directory, read_json
+from data_pipelines.disk.storage import Manifest, new_directory, open_directory
 from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.files.find import find_files
@@ -66,7 +67,7 @@ def served_encoder(weights: Weights, encoder: Encoder) -> Encoder:
     """The training encoder without the values that ``weights.keep`` drops and the features its schema no longer has.
 
     Raises:
-        UserError: A pruned table has several OOV buckets: training sends pruned ids to the first, encoding to any.
+        UserError: A pruned table has several OOV buckets: training maps pruned ids to the first, encoding to any.
     """
     for name in weights.keep:
         if weights.schema.table(name).oov_buckets > 1:
@@ -76,8 +77,10 @@ def served_encoder(weights: Weights, encoder: Encoder) -> Encoder:
 
 
 def compressed_dense(weights: Weights) -> dict[str, Tensor]:
-    """Dense part, factors of tables and grids as an artifact keeps them;
-    :func:`serving.artifact.weight_files.split_dense` is the way back."""
+    """Dense part, factors of tables and grids as an artifact stores them.
+
+    :func:`serving.artifact.weight_files.split_dense` is the inverse.
+    """
     factors = {f"{FACTOR}{name}": factor for name, factor in weights.factors.items()}
     grids = {f"{GRID}{name}": grid for name, grid in weights.grids.items()}
     scaled = {name: weights.dense[name] * step_D for name, step_D in grid_steps(weights.dense, weights.grids).items()}
@@ -85,7 +88,7 @@ def compressed_dense(weights: Weights) -> dict[str, Tensor]:
 
 
 def in_packing_order(weights: Weights, encoder: Encoder) -> tuple[Weights, Encoder]:
-    """``weights`` without the rows that they do not keep, and their ``encoder``, in the order that packs best.
+    """``weights`` without pruned rows, and their ``encoder``, in the order that compresses best.
 
     Args:
         encoder: What :func:`served_encoder` gives for ``weights``.
@@ -118,11 +121,11 @@ def write_artifact(
     packed: bool = False,
     replace: bool = False,
 ) -> None:
-    """Write ``weights`` and what encodes rows for them as an artifact at ``out``, complete or not at all.
+    """Write ``weights`` and the encoder of their rows as an artifact at ``out``, completely or not at all.
 
     Args:
         encoder: What :func:`served_encoder` gives: without pruned values and removed features.
-        state: Folder of the past that histories and statistics start from, where there are any.
+        state: Folder of the past that histories and statistics start from, if there are any.
         packed: Entropy-code weights and encoder; best after :func:`in_packing_order`.
 
     Raises:
@@ -163,15 +166,15 @@ def write_artifact(
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact: its parts, with the tables mapped, or read where it is packed.
+    """An opened artifact. Its tables are memory-mapped, or in memory if it is packed.
 
     Attributes:
-        stamps: Of its files, as they were when it was opened.
-        encoder: Raw rows in, ids out; already without pruned values and removed features.
+        stamps: The stamps of its files when it was opened.
+        encoder: Turns raw rows into ids; without pruned values and removed features.
         state: Folder of the past of every entity as of export, ``None`` when no feature needs one.
-        reference: What training rows looked like, ``None`` when the exporter had none.
-        find: Gives the files of whatever is read when rows are scored: inputs, candidates, and side tables. A service
-            has it refuse what is not below its data roots.
+        reference: The distribution of training rows, ``None`` if the exporter had none.
+        find: Finds the files that are read when rows are scored: inputs, candidates, and side tables. In a service it
+            refuses files outside the data roots.
 
     Example:
         >>> artifact = rs.Artifact.open(Path("artifact"))
@@ -196,10 +199,10 @@ class Artifact:
         """Check the manifest and map the files.
 
         Args:
-            verify: ``"sizes"`` leaves the tables on the disk until a row of theirs is asked for; ``"full"`` reads every
-                byte and compares checksums, as is done where an artifact comes in: by ``recsys score``, ``verify`` and
-                ``inspect``, and when a service or a worker of its opens it.
-            find: Looks for the files of everything that the artifact reads while it scores.
+            verify: ``"sizes"`` reads tables only when rows of them are looked up; ``"full"`` reads every byte and
+                compares checksums, as ``recsys score``, ``verify`` and ``inspect`` do, and services and workers when
+                they open an artifact.
+            find: Finds the files that the artifact reads while it scores.
 
         Raises:
             UserError: No artifact, one of another format, a file missing or changed, or files that do not fit together.
@@ -207,7 +210,7 @@ class Artifact:
         manifest = open_directory(path, "artifact", verify="sizes")
         stamps = stamps_of(path, manifest.files)
         if verify == "full":
-            open_directory(path, "artifact")  # after the stamps: what is written meanwhile is noticed
+            open_directory(path, "artifact")  # after the stamps, so that later writes are noticed
         encoder = Encoder.load(path)
         model = ModelFile.read(path, encoder.schema)
         artifact = cls(
@@ -222,23 +225,23 @@ class Artifact:
             find=find,
         )
         if not below(path, PACKED).exists():
-            _ = artifact._weights  # mapped, not read: its structure is checked here, what is packed when it is unpacked
+            _ = artifact._weights  # mapped, not read: checks its structure; a packed one is checked when unpacked
         return artifact
 
     def is_current(self) -> bool:
-        """Whether the files at its path are still those that were opened, and have not been written since."""
+        """Whether the files at its path are still those that were opened, without later writes."""
         return stamps_of(self.path, self.stamps) == dict(self.stamps)
 
     def check_fingerprint(self, expected: str, known: str, remedy: str) -> None:
-        """Refuse this artifact where another one is meant.
+        """Refuse this artifact if its fingerprint is not the expected one.
 
         Args:
-            expected: The fingerprint of the artifact that is meant.
-            known: How that one is known, such as ``registered``.
-            remedy: What else the user can do than restore it.
+            expected: The expected fingerprint.
+            known: Where the expected fingerprint comes from, such as ``registered``.
+            remedy: What the user can do other than restore the artifact.
 
         Raises:
-            UserError: This is another one.
+            UserError: The fingerprints differ.
         """
         if self.fingerprint != expected:
             raise UserError(
@@ -247,10 +250,10 @@ class Artifact:
             )
 
     def check_mapped(self) -> None:
-        """Refuse to score with files that were written in place since they were opened.
+        """Refuse to score if a file was written in place since it was opened.
 
         Raises:
-            UnavailableError: One was.
+            UnavailableError: A file was written in place.
         """
         check_not_written(self.path, self.stamps)
 
@@ -272,13 +275,13 @@ class Artifact:
 
     @property
     def side_tables(self) -> list[str]:
-        """Places outside the artifact that scoring may read, as its configs name them: paths and addresses."""
+        """Side tables that scoring may read: paths and addresses outside the artifact, as its configs name them."""
         configs = [self.encoder.config] + ([] if self.state is None else [State(self.state).plan.config])
         return list(dict.fromkeys(join.table for config in configs for join in config.joins))
 
     @property
     def fingerprint(self) -> str:
-        """Name of the content, for journals and caches."""
+        """Names the content, for journals and caches."""
         return self.manifest.fingerprint
 
     @property
@@ -288,7 +291,7 @@ class Artifact:
 
     @property
     def model_bytes(self) -> int:
-        """Bytes on disk of what scoring reads beside the past: weights, vocabularies, and how to use them."""
+        """Bytes on disk that scoring reads, without the state: weights, vocabularies, and their description."""
         return self.bytes_of(TABLES, DENSE, MODEL, PACKED, "encoder.", "vocabularies/")
 
     def bytes_of(self, *prefixes: str) -> int:

@@ -28,7 +28,7 @@ class Platt(_Frozen):
 
 
 class Isotonic(_Frozen):
-    """A non-decreasing piecewise linear map (Zadrozny & Elkan, 2002). Rows between two knots of equal height tie."""
+    """A non-decreasing piecewise linear map (Zadrozny & Elkan, 2002). Rows between two equal knots get equal scores."""
 
     kind: Literal["isotonic"] = "isotonic"
     logits: list[FiniteFloat] = Field(min_length=1)
@@ -56,14 +56,14 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 def fit_platt(
     logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.floating] | None = None
 ) -> Platt:
-    """The slope and intercept of the greatest likelihood, by Newton's method.
+    """The slope and intercept of maximum likelihood, by Newton's method.
 
-    Labels are smoothed by one row of each class (Platt's targets), so that separable rows do not run off to infinity.
+    Labels are smoothed by one row of each class (Platt's targets), so that the slope stays finite for separable rows.
 
     Args:
-        logits: (N,) of the rows.
+        logits: (N,) logits of the rows.
         labels: (N,) 0 or 1.
-        weights: (N,) how much each row counts; all alike if ``None``.
+        weights: (N,) how much each row counts; all the same if ``None``.
     """
     weights_N = _mean_one(weights, len(labels))
     positives = weights_N @ labels
@@ -71,7 +71,7 @@ def fit_platt(
     center, spread = float(logits.mean(dtype=np.float64)), float(logits.std(dtype=np.float64)) or 1.0
     x_N2 = np.column_stack([(logits.astype(np.float64) - center) / spread, np.ones(len(logits))])
     mean = weights_N @ targets / len(targets)
-    weights_2 = np.array([0.0, np.log(mean / (1 - mean))])  # from here, on standardised logits, Newton does not run off
+    weights_2 = np.array([0.0, np.log(mean / (1 - mean))])  # from this start, Newton converges on standardised logits
 
     def loss(weights_2: NDArray[np.float64]) -> float:
         z_N = x_N2 @ weights_2
@@ -92,7 +92,7 @@ def fit_platt(
 
 
 def _mean_one(weights: NDArray[np.floating] | None, rows: int) -> NDArray[np.float64]:
-    """Weights of mean 1, so that so many rows stay worth so many."""
+    """Weights with mean 1, so that the sum of weights is the number of rows."""
     if weights is None:
         return np.ones(rows)
     weights_N = weights.astype(np.float64)
@@ -102,7 +102,7 @@ def _mean_one(weights: NDArray[np.floating] | None, rows: int) -> NDArray[np.flo
 def fit_isotonic(
     logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.floating] | None = None
 ) -> Isotonic:
-    """Pool-adjacent-violators, thinned to at most 1024 knots; arguments as of :func:`fit_platt`."""
+    """Pool-adjacent-violators, reduced to at most 1024 knots; arguments as for :func:`fit_platt`."""
     from sklearn.isotonic import IsotonicRegression
 
     model = IsotonicRegression(out_of_bounds="clip").fit(logits, labels, sample_weight=weights)
@@ -114,7 +114,7 @@ def fit_isotonic(
 def predictions(
     logits_NT: NDArray[np.float32], tasks: Mapping[str, Task], calibration: Mapping[str, Calibration]
 ) -> dict[str, NDArray[np.float32]]:
-    """(N,) predictions by task: a probability, calibrated where it can be; the expected count; or the value itself."""
+    """(N,) predictions by task: a probability, calibrated if possible; the expected count; or the value itself."""
     found = {}
     for t, (name, task) in enumerate(tasks.items()):
         logits_N = np.ascontiguousarray(logits_NT[:, t])

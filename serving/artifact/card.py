@@ -1,4 +1,4 @@
-"""The model card: how good a model is, how small, and what it was made from. One schema for JSON, pages and tables."""
+"""The model card: a model's metrics, sizes, and what it was made from. One schema for JSON, pages and tables."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ def _or_null(value: float) -> float | None:
 
 
 Value = Annotated[float, BeforeValidator(_number), PlainSerializer(_or_null, when_used="json")]
-"""A measured value; NaN where it is undefined, which JSON writes as ``null``."""
+"""A measured value; NaN if it is undefined, which JSON writes as ``null``."""
 
 
 class SplitMetrics(_Record):
@@ -77,7 +77,7 @@ class Part(_Record):
         flops_before: Multiplications and additions per row in the ranker that was trained; of experts, those of the
             chosen ones.
         flops_after: The same in the artifact's ranker. Scattered zeros do not lower it: they are multiplied too.
-        activations: ``int8`` where the artifact's ranker computes the part in integers.
+        activations: ``int8`` if the artifact's ranker computes the part with integer GEMMs.
     """
 
     part: str
@@ -92,7 +92,7 @@ class Part(_Record):
 
 
 class SizeReport(_Record):
-    """What each part of a model weighs and computes, before the levers and after.
+    """The bytes and FLOPs of each part of a model, before and after the levers.
 
     Attributes:
         parts: Every table, layer, expert and router, and the total as the last line.
@@ -110,7 +110,7 @@ class TrainingFacts(_Record):
     """What a model was made from.
 
     Attributes:
-        fingerprints: Of the ``run`` and of the ``dataset``.
+        fingerprints: Fingerprints of the ``run`` and of the ``dataset``.
         rows: Rows of each split.
         features: The encoded features that the ranker reads.
         config: The experiment's resolved config.
@@ -123,14 +123,14 @@ class TrainingFacts(_Record):
 
 
 class ModelCard(_Record):
-    """What a reader of the artifact wants to know: how good it is, how small, and what it was made from.
+    """The metrics, sizes and origin of an artifact.
 
     Attributes:
         name: Name of the experiment.
         metrics: Metrics by split, as evaluated before export.
         sparsity: The size report: bytes, density and FLOPs of every part, before and after the levers.
         training: Fingerprints of run and data set, rows, features, and the resolved config.
-        versions: Of the packages that trained it.
+        versions: Versions of the packages that trained it.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Drift: how far the rows that are scored have moved from the rows the model was trained on.
+"""Drift: how much the rows that are scored differ from the rows that the model was trained on.
 
-Every feature and every score is summed up as a histogram over bins that hold about equal shares of the training rows;
+Every feature and every score has a histogram over bins that hold about equal shares of the training rows;
 two histograms are compared by the population stability index (:func:`data_pipelines.dataset.drift.psi`).
 """
 
@@ -34,7 +34,7 @@ class Histogram(BaseModel):
 
     @classmethod
     def fit(cls, values: NDArray[np.float32], *, fixed: Iterable[float] = ()) -> "Histogram":
-        """Bins of about equal shares; ``fixed`` edges are kept whatever their share."""
+        """Bins of about equal shares; ``fixed`` edges are always kept."""
         quantiles = np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]) if len(values) else np.empty(0)
         edges = np.unique(np.concatenate([np.asarray(list(fixed), float), np.nan_to_num(quantiles).astype(float)]))
         if fixed:
@@ -57,7 +57,7 @@ def _count(values: NDArray[np.float32], edges: NDArray[np.float64]) -> NDArray[n
 
 
 class Reference(BaseModel):
-    """Histograms of what the model was trained for: one a feature (ids by null, OOV and range), one a task's score."""
+    """Histograms of the training rows: one per feature (ids by null, OOV and range) and one per task's score."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     features: dict[str, Histogram]
@@ -69,7 +69,7 @@ class Reference(BaseModel):
         """Compare the names with those of ``schema``.
 
         Raises:
-            ValueError: A feature of ``schema`` is missing, or one is not of it.
+            ValueError: A feature of ``schema`` is missing, or a feature is not in ``schema``.
         """
         ids = {feature.name for feature in schema.sparse}
         if self.features.keys() != set(schema.feature_names) or self.oov.keys() != ids:
@@ -77,7 +77,7 @@ class Reference(BaseModel):
 
 
 def fit_reference(schema: Schema, batch: Batch, scores: Mapping[str, NDArray[np.float32]]) -> Reference:
-    """Sum up one large batch of encoded rows and their scores."""
+    """The histograms of one large batch of encoded rows and their scores."""
     features, oov = {}, {}
     for name, values in _columns(schema, batch):
         reserved = _reserved(schema, name)
@@ -92,7 +92,7 @@ def fit_reference(schema: Schema, batch: Batch, scores: Mapping[str, NDArray[np.
 
 
 class DriftMonitor:
-    """Counts what is scored and compares it with a reference. Looks at up to 4096 rows of every batch."""
+    """Counts scored rows and compares them with a reference. It reads up to 4096 rows of every batch."""
 
     def __init__(self, schema: Schema, reference: Reference) -> None:
         self._schema = schema
@@ -125,17 +125,17 @@ class DriftMonitor:
         }
 
     def feature_psi(self) -> dict[str, float]:
-        """PSI by feature, of features seen at all."""
+        """PSI by feature, for features that have been counted."""
         return {
             name: self._reference.features[name].psi(counts) for name, counts in self._features.items() if counts.any()
         }
 
     def score_psi(self) -> dict[str, float]:
-        """PSI by task, of tasks seen at all."""
+        """PSI by task, for tasks that have been counted."""
         return {name: self._reference.scores[name].psi(counts) for name, counts in self._scores.items() if counts.any()}
 
     def oov_rate(self) -> dict[str, float]:
-        """Share of ids that were OOV, by sparse feature seen at all."""
+        """Share of ids that were OOV, by sparse feature that has been counted."""
         return {name: float(hits / seen) for name, (hits, seen) in self._oov.items() if seen}
 
 

@@ -1,4 +1,4 @@
-"""Export: from trained weights, and the data set they were trained on, to an artifact."""
+"""Export: makes an artifact from trained weights and their data set."""
 
 from dataclasses import replace
 from functools import partial
@@ -33,10 +33,11 @@ from serving.config import ExportConfig
 def export(
     weights: Weights, dataset: Dataset, card: ModelCard, config: ExportConfig, out: Path, *, replace: bool = False
 ) -> None:
-    """Write ``weights``, as the levers left them, as an artifact at ``out``.
+    """Write ``weights``, which the levers have shrunk, as an artifact at ``out``.
 
-    Calibration and the drift reference come from the validation split (the training split where there is none), scored
-    with the rows as they will be served: quantized; the drift reference also with the values that are fixed there.
+    Calibration and the drift reference come from the validation split (the training split if there is none), scored
+    with quantized weights as in serving; for the drift reference, features that are fixed when serving have those
+    values.
 
     Raises:
         UserError: ``out`` exists and ``replace`` is false, or cannot be written.
@@ -84,7 +85,7 @@ def with_constants(batch: Batch, schema: Schema, encoder: Encoder) -> Batch:
 
 
 def as_served(weights: Weights) -> Weights:
-    """``weights`` with every table as a lookup of its quantized rows sees it, and matrices as they are kept."""
+    """``weights`` after the rounding of the artifact, in tables and matrices."""
     tables = {}
     for name, table in weights.tables.items():
         tables[name] = dequantize_rows(weights.packed_rows(name), weights.bits.get(name, 32), table.shape[1])
@@ -95,7 +96,7 @@ def as_served(weights: Weights) -> Weights:
 def _calibrate(
     dataset: Dataset, sample: Batch, logits_NT: NDArray[np.float32], config: ExportConfig
 ) -> dict[str, Calibration]:
-    """Calibrations of the binary tasks of which the sample has both classes."""
+    """Calibrations of the binary tasks for which the sample has both classes."""
     assert sample.labels is not None
     fit = fit_platt if config.calibration == "platt" else fit_isotonic
     found: dict[str, Calibration] = {}

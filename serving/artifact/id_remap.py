@@ -1,6 +1,6 @@
-"""Batches that one encoder made, as another encoder of the same features would have made them.
+"""Translates batches of one encoder to the ids of another encoder of the same features.
 
-A data set keeps ids, not values. This is how its rows reach an artifact whose vocabulary was pruned after training.
+A data set stores ids, not values. This is how its rows are scored by an artifact whose vocabulary was pruned.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Translation:
         translated: dict[str, Callable[[Tensor], Tensor]] = {}
         for table in target.schema.tables:
             if isinstance(target.tables[table.name], Slots):
-                continue  # nothing was pruned, and there are no values to compare, but perhaps billions of ids
+                continue  # nothing was pruned, and hashed ids have no values to compare
             old = source.vocabulary(table.name).select("value", "id")
             new = target.vocabulary(table.name).select("value", "id")
             pairs = old.join(new, on="value", suffix="_new")

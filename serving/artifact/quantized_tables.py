@@ -1,7 +1,7 @@
-"""Embedding lookups straight from the bytes of an artifact: FBGEMM's n-bit kernel over memory-mapped rows.
+"""Embedding lookups directly on the bytes of an artifact: FBGEMM's n-bit kernel over memory-mapped rows.
 
 Rows have the layout of :func:`models.codecs.quantization.quantize_rows`. Several processes that score with one
-artifact share its pages, and a row that no id ever asks for is never read from the disk.
+artifact share its pages, and a row that is never looked up is never read from the disk.
 
 Letters: B rows of a batch, L ids of all bags of a feature, d stored width of a table, D its width in the ranker.
 """
@@ -43,7 +43,7 @@ class MappedTable:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of the kernel: lookups of neighbouring keys of a batch's KJT that are pooled alike."""
+    """One call of the kernel: lookups of neighbouring keys of a batch's KJT with the same pooling."""
 
     lookups: tuple[Lookup, ...]
     start: int
@@ -56,14 +56,14 @@ class _Call:
 
 
 class QuantizedTables(nn.Module):
-    """The tables of an artifact as a ranker's ``tables``: same ids in, same :class:`Embedded` out as in training.
+    """The tables of an artifact as a ranker's ``tables``, with the same interface as in training.
 
     The keys of a batch must be the sparse features of ``schema`` in its order.
 
     Args:
         storage: The bytes of the mapped file, (bytes,) uint8.
         tables: Place and shape of every table in ``storage``.
-        factors: (d, D) float32 by name of a table that is stored narrower than the ranker sees it.
+        factors: (d, D) float32 by name of a table that is stored with fewer columns than the ranker reads.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class QuantizedTables(nn.Module):
 
 
 def _calls(every: Sequence[Lookup], tables: Mapping[str, MappedTable]) -> list[_Call]:
-    """Cut the lookups, in the order of the batch's keys, into as few calls as possible."""
+    """Group the lookups, in the order of the batch's keys, into as few calls as possible."""
     calls: list[_Call] = []
     for wide in (False, True):
         for weighted in (False, True):

@@ -1,4 +1,4 @@
-"""What the file system says of files that are mapped, so that it is noticed when they change below the process."""
+"""Stamps of memory-mapped files, from which a process notices that they have changed."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from data_pipelines.errors import UnavailableError
 
 
 class Stamp(NamedTuple):
-    """What the file system says of a file: which one it is, its size in bytes, and when it was last written."""
+    """The identity of a file, its size in bytes, and when it was last written."""
 
     device: int
     inode: int
@@ -33,11 +33,11 @@ def stamps_of(folder: Path, names: Iterable[str]) -> dict[str, Stamp | None]:
 def check_not_written(folder: Path, stamps: Mapping[str, Stamp | None]) -> None:
     """Refuse files that were written in place since their ``stamps`` were taken.
 
-    What is mapped is then no longer what was checked, and reading beyond a new end would kill the process. Files that
-    were removed, or replaced as a whole, stay mapped as they were.
+    The mapped bytes are then not those that were checked, and reading beyond a new end would kill the process. Files
+    that were removed, or replaced as a whole, stay mapped unchanged.
 
     Raises:
-        UnavailableError: One was written in place.
+        UnavailableError: A file was written in place.
     """
     for name, now in stamps_of(folder, stamps).items():
         then = stamps[name]

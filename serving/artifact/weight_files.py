@@ -1,7 +1,7 @@
-"""The weights of an artifact on disk: what ``model.json`` says of them, and the bytes, checked against it.
+"""The weights of an artifact on disk: their description in ``model.json``, and the bytes, checked against it.
 
-Every number in these files may be wrong or hostile. What would make a lookup read outside the mapped bytes, or
-a ranker take memory without end, is refused when the artifact is opened.
+Every number in these files may be wrong or hostile. Opening an artifact refuses numbers with which a lookup would read
+outside the mapped bytes, or a ranker would take unlimited memory.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from data_pipelines.batch import Schema
 from data_pipelines.disk.byte_planes import unpack, unpack_about
+from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
-from data_pipelines.disk.storage import intact
 from models.codecs.compact import Precision, decompress
 from models.codecs.quantization import Bits, row_bytes
 from models.ranker import Ranker, RankerConfig
@@ -60,7 +60,7 @@ class ModelFile(BaseModel):
         """The file of the artifact in ``folder``, whose encoder makes rows of ``schema``.
 
         Raises:
-            UserError: It is damaged, or its tables are not those that rows of ``schema`` are looked up in.
+            UserError: It is damaged, or its tables do not fit ``schema``.
         """
         packed = below(folder, PACKED)
         path = packed if packed.exists() else below(folder, MODEL)
@@ -80,7 +80,7 @@ class ModelFile(BaseModel):
 
 
 class Dense(NamedTuple):
-    """Parameters by name, factors by table and grids by layer, as a ranker and its lookup see them."""
+    """Parameters by name, factors by table and grids by layer, as a ranker and its lookup use them."""
 
     parameters: dict[str, Tensor]
     factors: dict[str, Tensor]
@@ -88,16 +88,16 @@ class Dense(NamedTuple):
 
 
 def grid_steps(dense: Mapping[str, Tensor], grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By parameter, what columns are multiplied by where they are kept: int8 layers round the products alone.
+    """By parameter, the factors of stored columns: int8 layers store products of weights and grid steps.
 
-    Not those of heads, which read more columns than their grid has.
+    Heads are left out, because they read more columns than their grid has.
     """
     steps = {f"{name}.weight": grid_2D[1] for name, grid_2D in grids.items()}
     return {name: step_D for name, step_D in steps.items() if dense[name].shape[1] == len(step_D)}
 
 
 def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
-    """Inverse of :func:`serving.artifact.artifact.compressed_dense`, but for what was rounded."""
+    """Inverse of :func:`serving.artifact.artifact.compressed_dense`, up to rounding."""
     every = decompress(compressed)
     factors, grids = (
         {name.removeprefix(prefix): every.pop(name) for name in list(every) if name.startswith(prefix)}
@@ -109,12 +109,12 @@ def split_dense(compressed: Mapping[str, Tensor]) -> Dense:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The weights of an artifact, as its ranker and its lookup take them.
+    """The weights of an artifact, in the form that its ranker and its lookup need.
 
     Attributes:
-        storage: (bytes,) uint8: a mapped file, or memory where the artifact is packed.
+        storage: (bytes,) uint8: a mapped file, or memory if the artifact is packed.
         offsets: Where in ``storage`` the rows of each table begin.
-        dense: The rest.
+        dense: All other weights.
     """
 
     storage: Tensor
@@ -126,7 +126,7 @@ class StoredWeights:
         """Map or unpack the weights of the artifact in ``folder``.
 
         Raises:
-            UserError: A file is damaged, or its tensors are not those that ``model`` asks for.
+            UserError: A file is damaged, or its tensors do not fit ``model``.
         """
         packed = below(folder, PACKED)
         if packed.exists():
@@ -152,7 +152,7 @@ class StoredWeights:
         return cls(storage, dict(zip(rows, ends, strict=False)), split_dense(dense))
 
     def _check(self, model: ModelFile) -> None:
-        """Compare the dense part with the ranker of ``model``, made without memory for its parameters."""
+        """Compare the dense part with the ranker of ``model``, built on the meta device."""
         for layout in lookup_plan(model.encoded, model.ranker).tables:
             stored, factor = model.tables[layout.name].dim, self.dense.factors.get(layout.name)
             if (stored, layout.dim) != ((layout.dim, layout.dim) if factor is None else tuple(factor.shape)):
@@ -167,8 +167,8 @@ class StoredWeights:
 def _mapped(path: Path, model: ModelFile) -> tuple[Tensor, dict[str, int]]:
     """The bytes of ``tables.safetensors``, and where in them each table begins.
 
-    Tensors are stored one after the other and end with the file, which the library checks; so their places follow from
-    their sizes, and no offset of the header is believed.
+    Tensors are contiguous and end with the file, which the library checks. Their positions therefore follow from their
+    sizes, and offsets in the header are not trusted.
     """
     with safe_open(path, "pt") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}

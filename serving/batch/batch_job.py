@@ -1,8 +1,8 @@
-"""Batch jobs: raw rows of any size in, Parquet of scores out, each part exactly once.
+"""Batch jobs: score raw rows of any size to Parquet, each part exactly once.
 
-Parts are read, encoded, scored and written by a few threads at a time, so that reading overlaps with computing and
-memory stays that of a few parts. Within a part Torch runs on one thread: a part's bytes do not depend on how many
-threads there are, nor on where a killed job went on.
+A few threads read, encode, score and write parts at the same time, so that reading overlaps with computing and memory
+holds only a few parts. Within a part Torch runs on one thread: the bytes of a part do not depend on the number of
+threads, nor on where a killed job was resumed.
 """
 
 import shutil
@@ -16,11 +16,10 @@ from operator import add
 from pathlib import Path
 from threading import Event
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.files.base import reading
@@ -32,94 +31,33 @@ from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
 from serving.batch.inputs import Input, Part
 from serving.batch.journal import Entry, Ledger
+from serving.batch.options import JobOptions, JobResult
 from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
 from serving.batch.value_counts import ValueCounts
-
-
-class JobOptions(BaseModel):
-    """What a job may choose; two jobs that differ in any of it are two jobs.
-
-    Attributes:
-        bad_rows: What happens to rows with a value that cannot be read (a time that is none, a negative weight):
-            ``quarantine`` leaves them out and writes them to ``quarantine/*.parquet`` with the reason, ``score`` reads
-            such a value as null.
-        logits: Add the logits beside the predictions.
-        candidates: A table of candidates, small enough for memory: the rows are users then, and every user is scored
-            with every candidate. Values that cannot be read are null.
-        top_k: Of the candidates of each user write only so many, the best by the first task.
-        warn_unknown: Share of unknown values of a feature, or of nulls of a joined column, from which the job warns.
-        max_unknown: Share above which the job fails when all parts are scored. The same job with a larger limit ends
-            at once: the two limits do not make it another job.
-
-    Example:
-        >>> rs.JobOptions(bad_rows="score").top_k is None
-        True
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    bad_rows: Literal["quarantine", "score"] = "quarantine"
-    logits: bool = False
-    candidates: str | None = Field(default=None, max_length=4096)
-    top_k: int | None = Field(default=None, ge=1)
-    warn_unknown: float = Field(default=0.5, ge=0, le=1)
-    max_unknown: float = Field(default=0.99, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "JobOptions":
-        if self.top_k is not None and self.candidates is None:
-            raise ValueError("top_k needs candidates to choose from")
-        if self.logits and self.candidates is not None:
-            raise ValueError("logits are written for rows, not for candidates")
-        return self
-
 
 _DEFAULTS = JobOptions()
 _LIMITS = {"warn_unknown", "max_unknown"}
 
 
-@dataclass(frozen=True)
-class JobResult:
-    """What a job did.
-
-    Attributes:
-        rows_in: Rows of the whole job, as are ``rows_out`` and ``quarantined``; likewise ``parts``.
-        unknown: Share of the values of each feature that training never saw.
-        nulls: Share of the rows that are null, by raw column that was read, columns of side tables included.
-        rescored: Parts that an earlier attempt had finished and this one scored again, because their files or their
-            entries in the ledger were damaged.
-        rows_per_s: The rate of what this process scored of it; ``None`` if that was nothing.
-    """
-
-    output: Path
-    rows_in: int
-    rows_out: int
-    quarantined: int
-    parts: int
-    rescored: int
-    rows_per_s: float | None
-    unknown: dict[str, float]
-    nulls: dict[str, float]
-
-
 Scored = tuple[pl.DataFrame, pl.DataFrame | None, ValueCounts]
-"""Of one part: its scores, the rows that were refused with ``:reason``, and how many of its values are known."""
+"""One part: its scores, the refused rows with ``:reason``, and how many of its values are known."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Who scores parts, ``count`` of them at a time: threads of this process, or actors of a cluster."""
+    """Scores parts, ``count`` of them at a time: threads of this process, or actors of a cluster."""
 
     score: Callable[[Part], Scored]
     count: int
 
 
 Engine = Callable[[Artifact, JobOptions, Path | None], AbstractContextManager[Workers]]
-"""Makes the workers of a job; the path is the state to read the past from, where that is not the artifact's own."""
+"""Makes the workers of a job; the path is the state to read the past from, if it is not the artifact's own."""
 
 
 class ParkedError(Exception):
-    """The job was asked to stop; what is done stays done, and the same job goes on from there."""
+    """The job was asked to stop. Finished parts are kept, and the same job resumes after them."""
 
 
 def run_job(
@@ -137,12 +75,12 @@ def run_job(
     drift: DriftMonitor | None = None,
     engine: Engine | None = None,
 ) -> JobResult:
-    """Score every row at ``source`` into ``output``, or go on with the same job where it was killed.
+    """Score every row at ``source`` into ``output``. If the process was killed, the same call resumes the job.
 
     Args:
-        source: Path, glob or address of the rows, in any format a log may have.
+        source: Path, glob or address of the rows, in any format that a log may have.
         output: Folder of the scores: ``part-*.parquet`` in the order of the input, ``ledger.ndjson``, a manifest.
-        events: A log of what happened since the state: histories and statistics go on from there.
+        events: A log of what happened since the state. Histories and statistics include it.
         state: The state to read the past from; the artifact's own if absent.
         late: What to do with ``events`` that are not later than the state's latest event.
         threads: Parts in work at a time; one a processor by default.
@@ -151,7 +89,7 @@ def run_job(
         engine: Who scores the parts; ``threads`` threads of this process if absent. Only this process writes.
 
     Raises:
-        UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was begun;
+        UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was started;
             another process works on it; the output is that of another job, or damaged; scores are NaN or infinite.
         UnavailableError: The disk of the output is full or read-only.
         ParkedError: ``stop`` was set.
@@ -237,7 +175,7 @@ def _check_known(artifact: Artifact, ledger: Ledger, source: str, options: JobOp
     """
     counts = reduce(add, (entry.counts for entry in ledger.entries.values()), ValueCounts())
     trained = artifact.reference.oov if artifact.reference else {}
-    why = "they may be spelled otherwise than in the log of the training, or be of another column"
+    why = "they may be spelled differently than in the training log, or come from another column"
     failed = list(counts.above(options.max_unknown, trained))
     if failed and not ledger.finished:
         raise UserError(
@@ -253,7 +191,7 @@ def _check_known(artifact: Artifact, ledger: Ledger, source: str, options: JobOp
 def _overlapped(
     work: Callable[[int], Entry], numbers: Iterable[int], threads: int, stop: Event | None
 ) -> Iterator[Entry]:
-    """``work`` of each number on ``threads`` threads, as they finish; after ``stop`` only what has begun."""
+    """Results of ``work`` on ``threads`` threads, as they finish; after ``stop``, only of calls that are running."""
     waiting = iter(numbers)
     running: set[Future[Entry]] = set()
     with ThreadPoolExecutor(threads) as pool:
@@ -305,7 +243,7 @@ def score_part(scorer: Scorer, options: JobOptions, part: Part, *, drift: DriftM
 
 @contextmanager
 def _naming(source: str) -> Iterator[None]:
-    """Name the file in what is said of its columns."""
+    """Name the file in errors about its columns."""
     try:
         yield
     except UserError as error:
@@ -344,9 +282,9 @@ def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> tuple[pl
 
 
 def _state(state: Path | None, events: str | None, late: Late, folder: Path) -> Path | None:
-    """The past in ``state``, brought forward by ``events`` in ``folder`` when there are any.
+    """The past in ``state``, updated by ``events`` in ``folder`` if there are any.
 
-    What an earlier attempt left in ``folder`` is used if it was not damaged.
+    A state that an earlier attempt left in ``folder`` is used again unless it is damaged.
     """
     if state is None or events is None:
         return state

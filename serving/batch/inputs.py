@@ -1,4 +1,4 @@
-"""The input of a batch job, cut into parts that can be read, scored and written one by one in bounded memory."""
+"""The input of a batch job, divided into parts that are read, scored and written one by one in bounded memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ _LARGEST_ROW_GROUP = 1 << 20
 class Part:
     """Rows ``offset`` to ``offset + rows`` of a Parquet file; ``first_row`` is the number of the first in the input.
 
-    ``source`` is what the user knows the file by: its own name, or that of the input it was rewritten from.
+    ``source`` is the user's name of the file: its own, or that of the input from which it was rewritten.
     """
 
     file: str
@@ -50,7 +50,7 @@ class Input:
 
     Attributes:
         files: Every file, in order.
-        format: Of the files.
+        format: The format of the files.
     """
 
     location: str
@@ -59,13 +59,13 @@ class Input:
 
     @classmethod
     def find(cls, location: str, plan: Plan, find: Find = find_files) -> "Input":
-        """The files at ``location``, of the format that their suffix tells; text is cut as the training log was.
+        """The files at ``location``, in the format of their suffix; text is split into fields as the training log was.
 
         Args:
-            find: Gives the files of a path, or refuses it.
+            find: Finds the files of a path, or refuses it.
 
         Raises:
-            UserError: Nothing is there, or of no known format.
+            UserError: There are no files, or their format is unknown.
         """
         files = find(location)
         if "://" in location:
@@ -86,21 +86,21 @@ class Input:
         return scan_files(self.location, self.format, needed=plan.log_columns, files=self.files).rows(self.location)
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed, or written anew."""
+        """Changes when a file is added, removed, or written again."""
         return fingerprint([(file, *_stamp(file)) for file in self.files])
 
     def parts(self, stage: Path, plan: Plan, *, fan_out: int = 1, whole_lists: bool = False) -> list[Part]:
-        """Cut the input along its row groups, so that each part makes about as many scores.
+        """Divide the input along its row groups into parts with about the same number of scores.
 
-        What is not Parquet, or has row groups too large to hold, is first rewritten as Parquet in the folder ``stage``,
-        which a restart uses again unless it was damaged. An input without rows makes one empty part.
+        Other formats, and files with too large row groups, are first rewritten as Parquet in the folder ``stage``,
+        which a restart uses again unless it is damaged. An input without rows has one empty part.
 
         Args:
-            fan_out: Scores that one row makes.
-            whole_lists: Cut where lists end. Memory holds a number per row.
+            fan_out: Scores per row.
+            whole_lists: End parts where lists end. Memory holds a number per row.
 
         Raises:
-            UserError: A file cannot be read; or the rows of a list lie apart, or have no columns of lists.
+            UserError: A file cannot be read; or the rows of a list are not next to each other, or lack a list column.
         """
         groups = list(self._row_groups()) if isinstance(self.format, ParquetFormat) else None
         if groups is None or any(rows > _LARGEST_ROW_GROUP for _, _, rows in groups):
@@ -114,7 +114,7 @@ class Input:
             yield from _row_groups(file)
 
     def _staged(self, stage: Path, plan: Plan) -> Path:
-        """The rows as one Parquet file in ``stage``; written unless it is there, as it was written."""
+        """The rows as one Parquet file in ``stage``; written unless it is there and intact."""
         rows = stage / "rows.parquet"
         try:
             open_directory(stage, "stage")
@@ -137,7 +137,7 @@ def _row_groups(file: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _merge(groups: list[tuple[str, int, int]], most: int) -> Iterator[Part]:
-    """Small neighbours of one file together, large groups in pieces: of at most ``most`` rows."""
+    """Small neighbouring groups of a file together, large groups in pieces, of at most ``most`` rows."""
     first_row = 0
     held: tuple[str, int, int] | None = None
     for file, offset, rows in [*groups, ("", 0, 0)]:
@@ -162,7 +162,7 @@ def _at_lists(groups: list[tuple[str, int, int]], plan: Plan, location: str) -> 
             keys[file] = rows.select(plan.list_key(RawColumns(rows.collect_schema()))).collect().to_series().to_numpy()
     if not together(np.concatenate(list(keys.values()))):
         raise UserError(
-            f"{location}: rows of one list lie apart, or in two files: sort the rows by {', '.join(columns)}, the "
+            f"{location}: rows of one list are not next to each other: sort the rows by {', '.join(columns)}, the "
             "columns of data.group, so that a list is scored as a whole."
         )
     first_row = 0
@@ -173,7 +173,7 @@ def _at_lists(groups: list[tuple[str, int, int]], plan: Plan, location: str) -> 
 
 
 def _stamp(file: str) -> tuple[Any, ...]:
-    """What an object store or a file system says about a file: size, and its ETag or time of change."""
+    """The size of a file, and its ETag at an object store or its time of change."""
     filesystem, path = url_to_fs(file)
     info = filesystem.info(path)
     return info["size"], info.get("ETag") or str(info.get("mtime"))

@@ -1,9 +1,9 @@
-"""The ledger of a batch job: which parts are done, so that each is done exactly once however often the job is killed.
+"""The journal of a batch job: which parts are done, so that each is done exactly once however often the job is killed.
 
-A job works in a hidden folder beside its output. Every part is written beside, flushed, renamed, and only then entered
-here as one line. When the job is resumed, every entry is compared with its files; a line that a kill cut short, or
-whose files are not as they were written, is no entry. When every part is entered the folder is sealed and becomes the
-output in one rename.
+A job works in a hidden folder next to its output. Every part is written to a temporary file, flushed, renamed, and only
+then entered here as one line. When the job is resumed, every entry is compared with its files; a line that a kill cut
+short, or whose files have changed, does not count. When every part is entered, the folder is sealed and becomes the
+output by one rename.
 """
 
 import fcntl
@@ -55,7 +55,7 @@ class Entry(BaseModel):
     counts: ValueCounts = ValueCounts()
 
     def describes(self, folder: Path) -> bool:
-        """Whether the files of this part lie in ``folder`` as they were written, with as many rows as it says."""
+        """Whether the files of this part are in ``folder`` unchanged, with the number of rows that the entry says."""
         rows = {_scores_file(self.part): self.rows_out}
         if self.quarantined:
             rows[_quarantine_file(self.part)] = self.quarantined
@@ -85,11 +85,11 @@ class Ledger:
 
     Args:
         output: Where the finished scores will be.
-        terms: What makes two jobs the same job: artifact, input, options. Part of the ledger, checked on resuming.
+        terms: What identifies a job: artifact, input, options. Stored in the journal and checked on resuming.
 
     Attributes:
         entries: The finished parts by number; each describes its files.
-        finished: The output is there, complete, and made on these terms.
+        finished: The output exists, is complete, and was made on these terms.
         rescored: How many finished parts of an earlier attempt have to be scored again, because their files or their
             entries were damaged.
 
@@ -117,7 +117,7 @@ class Ledger:
             raise
 
     def _lock_folder(self) -> bool:
-        """Take the lock of the work folder; false when the job turns out to be finished."""
+        """Take the lock of the work folder; false if the job has finished meanwhile."""
         while not self.output.exists():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Ledger:
         return False
 
     def _check_finished(self) -> None:
-        # What was finished may have been read by others: it is not written over.
+        # Others may already have read a finished output, so it is never overwritten.
         remedy = f"restore it, or remove {self.output} to score it again"
         manifest = open_directory(self.output, "scores", remedy=remedy)
         if manifest.meta != self._terms:
@@ -154,7 +154,7 @@ class Ledger:
         path = self.folder / LEDGER
         terms, entries, invalid = _read(path)
         if terms is None:
-            # Nobody knows any more which job this was the work of.
+            # It is no longer known which job this work belongs to.
             self.rescored = len(list(self.folder.glob("part-*.parquet")))
             self._remove_all_but(set())
             self._rewrite()
@@ -188,7 +188,7 @@ class Ledger:
         write_entries(self.folder / LEDGER, (self.entries[part] for part in sorted(self.entries)), head=head)
 
     def _remove_all_but(self, names: set[str]) -> None:
-        """Remove what lies in the work folder beside the files of these names."""
+        """Remove all other files from the work folder."""
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir() and not path.is_symlink():
                 if not any(path.iterdir()):
@@ -207,7 +207,7 @@ class Ledger:
         """Write the files of one part and enter it. Several threads may write different parts at once.
 
         Raises:
-            UnavailableError: The disk is full or read-only; what was entered before stays.
+            UnavailableError: The disk is full or read-only; earlier entries are kept.
         """
         with writing(self.folder):
             return self._write(part, scores, quarantined, rows_in, counts or ValueCounts())
@@ -223,7 +223,7 @@ class Ledger:
             path = self.folder / name
             path.parent.mkdir(exist_ok=True)
             beside = path.with_name(f".{path.name}")
-            content = BytesIO()  # of a full disk Polars says only "transport error"
+            content = BytesIO()  # for a full disk, Polars says only "transport error"
             frame.write_parquet(content)
             beside.write_bytes(content.getbuffer())
             sync(beside)
@@ -245,10 +245,10 @@ class Ledger:
         return entry
 
     def finish(self) -> None:
-        """Put the entries in order, seal the folder and make it the output.
+        """Sort the entries, seal the folder and make it the output.
 
         Raises:
-            UserError: A file changed after its part was entered, so that it would be sealed as it should not be.
+            UserError: A file changed after its part was entered.
             UnavailableError: The disk is full or read-only.
         """
         files = {name: entry for part in self.entries.values() for name, entry in part.files.items()}
@@ -268,7 +268,7 @@ class Ledger:
         self.close()
 
     def abandon(self) -> None:
-        """Leave nothing behind, if nothing is done yet."""
+        """Remove the work folder if no part is done yet."""
         if not self.entries and not self.finished:
             shutil.rmtree(self.folder)
 
@@ -280,10 +280,10 @@ class Ledger:
 
 
 def _read(path: Path) -> tuple[Any, dict[int, Entry], int]:
-    """Terms (``None`` if they cannot be read), entries by part, and how many complete lines are no entries.
+    """Terms (``None`` if they cannot be read), entries by part, and how many complete lines are not valid entries.
 
-    The first line holds the terms and their fingerprint, which tells damaged terms from other terms. A last line
-    without its end is one that a kill cut short.
+    The first line holds the terms and their fingerprint, which distinguishes damaged terms from different ones. A last
+    line without its end was cut short by a kill.
     """
     try:
         first, *lines = read_lines(path)

@@ -1,10 +1,10 @@
-"""Many candidates for each user: all pairs, or the best k, with each side's own work done once.
+"""Many candidates for each user: all pairs, or the best k, with the work of each side done once.
 
-A feature whose columns all come from the candidates is encoded and looked up once a candidate; one whose columns all
-come from the user once a user, and so is its history: what its events add to attention by themselves is computed once,
-however many candidates attend to them. What needs both sides, such as a cross, is encoded a pair at a time.
-Interaction and tower see every pair: of their products only the first cross layer's is a sum of a user's part and a
-candidate's, some hundredth of the operations. The product of users and candidates is never written down.
+A feature whose columns all come from the candidates is encoded and looked up once per candidate; one whose columns all
+come from the user, once per user. The same holds for histories: the terms of attention that depend only on events are
+computed once for all candidates. Features of both sides, such as a cross, are encoded per pair. Interaction and tower
+compute every pair: only the first cross layer's product is a sum of a user's part and a candidate's, about a hundredth
+of the operations. The cross product of users and candidates is never materialized.
 
 Letters: U users of a chunk, C candidates, P = U x C pairs, user by user.
 """
@@ -26,7 +26,7 @@ from serving.batch.value_counts import ValueCounts
 _PAIRS = 1 << 16
 
 Spread = tuple[Tensor, Tensor]
-"""Rows of one side, and for each of P pairs which of them is its own."""
+"""Rows of one side, and for each of P pairs the position of its row."""
 
 _Embedded = tuple[Embedded, dict[str, Tensor]]
 
@@ -34,8 +34,8 @@ _Embedded = tuple[Embedded, dict[str, Tensor]]
 class PairScorer:
     """Scores users against one table of candidates.
 
-    Statistics of candidates are as of the last event of the state. The candidates are one list: what is relative to a
-    list is relative to all of them.
+    Statistics of candidates are as of the last event of the state. The candidates are one list, to which ``relative``
+    features refer.
 
     Args:
         candidates: Raw columns of the candidates, such as ``item_id`` and ``genres``. Encoded and looked up here.
@@ -75,7 +75,7 @@ class PairScorer:
             counts: Counts the known values of the users, when given.
 
         Raises:
-            UserError: Users and candidates have a column in common, so that it is not known whose is meant.
+            UserError: Users and candidates have a column in common, which would be ambiguous.
             UnavailableError: Scores are NaN or infinite, or a file of the artifact was written in place.
         """
         plan = self._scorer.artifact.encoder.served
@@ -143,7 +143,7 @@ class PairScorer:
         return pl.concat(parts)
 
     def _keys(self, users: pl.DataFrame, places_UK: np.ndarray) -> pl.DataFrame:
-        """Key columns of each user beside those of the candidates at its places."""
+        """Key columns of each user next to those of its candidates."""
         taken = {"rank", *self._scorer.tasks}
         keys = {key: key_name(key, taken) for key in self._scorer.artifact.encoder.config.keys}
         whose = users.select(pl.col(key).alias(name) for key, name in keys.items() if key in users.columns)
@@ -191,7 +191,7 @@ class PairScorer:
     def _histories(
         self, embedded: Embedded, places_P: Tensor, whose_P: Tensor, pooled: dict[str, Spread]
     ) -> dict[str, Spread]:
-        """The pooled histories of one side: of users once each, attended by all candidates; of others pair by pair."""
+        """The pooled histories of one side: those of users once for all candidates, others pair by pair."""
         histories, every_P = self._scorer.ranker.histories, torch.arange(len(whose_P))
         queries = {name for names in histories.candidates.values() for name in names}
         asked = {name: _at(every_P, pooled[name]) for name in queries}
@@ -215,7 +215,7 @@ class _Side:
         self._tables = scorer.artifact.tables(self._encoder.schema)
 
     def embed(self, rows: pl.DataFrame, counts: ValueCounts | None = None) -> _Embedded:
-        """Embeddings of the sparse features and numbers of the dense ones, one row each, and counted where asked."""
+        """Embeddings of the sparse features and values of the dense ones, one row each; optionally counted."""
         batch = self._scorer.encode_part(rows, self._encoder)
         if counts is not None:
             counts.observe(self._encoder.schema, batch)
@@ -234,7 +234,7 @@ def _at(pairs: Tensor, spread: Spread) -> Tensor:
 
 
 def _spread(values_Ld: Tensor, offsets: Tensor, places_P: Tensor) -> tuple[Tensor, Tensor]:
-    """The bags at ``places_P``, one after the other."""
+    """The concatenated bags at ``places_P``."""
     lengths_P = offsets.diff()[places_P]
     ends = torch.cat([lengths_P.new_zeros(1), lengths_P.cumsum(0)])
     inside = torch.arange(int(ends[-1])) - ends[:-1].repeat_interleave(lengths_P)

@@ -8,7 +8,8 @@ from data_pipelines.disk.object_store import sent
 from data_pipelines.errors import UserError
 from data_pipelines.past.deliveries import Late
 from serving.artifact.artifact import Artifact
-from serving.batch.batch_job import Engine, JobOptions, JobResult, run_job
+from serving.batch.batch_job import Engine, run_job
+from serving.batch.options import JobOptions, JobResult
 
 __all__ = ["score"]
 

@@ -1,4 +1,4 @@
-"""The scorer: raw rows in, key columns and one probability a task out, through the encoder training used.
+"""The scorer: one probability per task for raw rows, using the training-time encoder.
 
 Letters: B rows of a batch, T tasks.
 """
@@ -27,7 +27,7 @@ from serving.artifact.drift import DriftMonitor
 from serving.batch.value_counts import ValueCounts
 
 MICROBATCH = 4096
-"""Rows that go through lookup and tower together: enough to keep the kernels busy, few enough for the caches."""
+"""Rows per lookup and forward pass: enough to keep the kernels busy, few enough for the caches."""
 _ENCODED = 1 << 15
 """Rows that are encoded together: with a long history on each, more would take gigabytes."""
 
@@ -71,9 +71,9 @@ class Scorer:
         return self._schema.tasks
 
     def read(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Of ``rows`` the columns that scoring needs, with side tables joined where columns are missing.
+        """The columns of ``rows`` that scoring needs, with side tables joined if columns are missing.
 
-        Histories and statistics that the rows carry themselves (columns such as ``likes.item``) stay.
+        Columns of histories and statistics that the rows already have (such as ``likes.item``) are kept.
         """
         wanted = self._plan.row_columns
         if not wanted <= set(rows.collect_schema().names()) and self._plan.config.joins:
@@ -82,16 +82,16 @@ class Scorer:
         return rows.select(name for name in rows.collect_schema().names() if name in wanted)
 
     def split(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The rows of ``frame`` that can be scored, and those with a value that cannot be read, with ``:reason``."""
+        """The rows of ``frame`` that can be scored, and those with an invalid value, with ``:reason``."""
         reasons = checked(self._plan, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
         good = reasons.is_null()
         return frame.filter(good), frame.with_columns(reasons).filter(~good)
 
     def refuse_unreadable(self, frame: pl.DataFrame) -> None:
-        """Refuse rows with a value that is there but cannot be read.
+        """Refuse rows with an invalid value.
 
         Raises:
-            UserError: There is one. The sentence names the first row, counted from 0, its column and the value.
+            UserError: A value is invalid. The sentence names the first such row, counted from 0, its column and value.
         """
         reasons = checked(self._plan, frame.lazy(), labelled=False).select(REASON).collect()[REASON]
         if reasons.null_count() == len(reasons):
@@ -111,7 +111,7 @@ class Scorer:
         drift: DriftMonitor | None = None,
         counts: ValueCounts | None = None,
     ) -> pl.DataFrame:
-        """Key columns of ``frame`` that are there, then one column per task, row by row in the order of ``frame``.
+        """The key columns of ``frame``, then one column per task, in the order of the rows.
 
         A key with the name of a task is called ``key:<name>``.
 
@@ -119,9 +119,9 @@ class Scorer:
         value itself.
 
         Args:
-            logits: Add ``<task>:logit`` columns, as the ranker gave them.
-            drift: Counts what is scored, when given.
-            counts: Counts the known values of what is scored, when given.
+            logits: Add ``<task>:logit`` columns: the output of the ranker.
+            drift: Counts the scored rows, if given.
+            counts: Counts the known values of the scored rows, if given.
 
         Raises:
             UserError: A feature's column is missing, or of a type the feature cannot read.
@@ -149,8 +149,8 @@ class Scorer:
     def encode(self, frame: pl.DataFrame) -> Iterator[Batch]:
         """Encoded rows, in batches that fit a processor's cache.
 
-        What is relative to a list is worked out first, for all of ``frame``: it must hold lists whole. Without any of
-        the columns of ``data.group`` it is one list.
+        ``relative`` features are computed first, for all of ``frame``, which must hold whole lists. Without the columns
+        of ``data.group`` all rows are one list.
         """
         frame = self._related(frame)
         for first in range(0, max(len(frame), 1), _ENCODED):
@@ -160,7 +160,7 @@ class Scorer:
                 yield collate(self._schema, piece, np.arange(first + start, first + start + len(piece)))
 
     def encode_part(self, frame: pl.DataFrame, encoder: Encoder) -> Batch:
-        """One batch of the features of ``encoder``, which is the artifact's own with fewer features."""
+        """One batch of the features of ``encoder``, a selection of the artifact's encoder."""
         encoded = self._encoded(frame, encoder)
         return collate(encoder.schema, encoded, np.arange(len(encoded)))
 
@@ -187,7 +187,7 @@ class Scorer:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """No gradients; what products are not in int8 are in bfloat16 where the artifact asks for either."""
+        """Without gradients; if the artifact uses int8 or bfloat16, all other products are in bfloat16."""
         model = self.artifact.model
         reduced = model.precision == "bf16" or model.activations is not None
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=reduced):
@@ -198,13 +198,13 @@ class Scorer:
         return predictions(logits_BT, self._encoder.config.tasks, self.artifact.model.calibration)
 
     def check_finite(self, logits_NT: NDArray[np.float32], rows_N: NDArray[np.integer[Any]]) -> None:
-        """Refuse scores that are NaN or infinite: they are a fault of the artifact, not a result.
+        """Refuse scores that are NaN or infinite: the artifact is at fault.
 
         Args:
-            rows_N: Number of the row that each score is of.
+            rows_N: Number of the row of each score.
 
         Raises:
-            UnavailableError: There are some.
+            UnavailableError: A score is NaN or infinite.
         """
         finite_N: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits_NT), axis=1)
         if any(task.kind != "binary" for task in self._encoder.config.tasks.values()):
@@ -220,6 +220,6 @@ class Scorer:
 
 
 def _shown(value: object) -> str:
-    """A value in an error, cut where it is long."""
+    """A value for an error message, shortened if it is long."""
     shown = repr(value.to_list() if isinstance(value, pl.Series) else value)
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."

@@ -1,4 +1,4 @@
-"""How many values of scored rows are known: missing ones by column, and by feature those that training never saw."""
+"""Counts of null values by column, and by feature of values that training never saw."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from data_pipelines.batch import NULL_ID, Batch, Schema
 
 FEWEST = 100
-"""Values from which on a share is compared with a limit."""
+"""How many values there must be for a share to be compared with a limit."""
 _BEYOND_TRAINING = 0.1
 
 
@@ -18,9 +18,9 @@ class ValueCounts(BaseModel):
     Attributes:
         rows: Rows that were scored.
         nulls: Rows without a value, by raw column that was read, columns of side tables included.
-        joined: Those of the columns that side tables added.
-        values: Values that are not null, by feature with ids (of a bag or a history: its elements).
-        unknown: Those of them that are out of the vocabulary.
+        joined: The columns that side tables added.
+        values: Values that are not null, by feature with ids (for a bag or a history: its elements).
+        unknown: How many of ``values`` are out of the vocabulary.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,12 +58,12 @@ class ValueCounts(BaseModel):
 
     @property
     def unknown_shares(self) -> dict[str, float]:
-        """Of the values of each feature the share that is unknown; of features that have values."""
+        """The share of unknown values by feature, for features that have values."""
         return {name: self.unknown[name] / n for name, n in self.values.items() if n}
 
     @property
     def null_shares(self) -> dict[str, float]:
-        """Of the rows the share that is null, by column."""
+        """The share of null rows by column."""
         return {name: n / self.rows for name, n in self.nulls.items() if self.rows}
 
     def above(self, limit: float, trained: Mapping[str, float]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which places a service reads and writes: below the configured folders, once symlinks and ``..`` are resolved."""
+"""The paths that a service may read and write: below the configured folders, after resolving symlinks and ``..``."""
 
 from collections.abc import Sequence
 from glob import has_magic
@@ -17,7 +17,7 @@ class Roots:
     """The folders that jobs may read from and write to, and that artifacts may read side tables from.
 
     Args:
-        folders: At least one. Relative paths of clients start at the first.
+        folders: At least one. Relative paths of clients are relative to the first.
         addresses: Addresses below which artifacts may read side tables too; none by default.
 
     Raises:
@@ -41,7 +41,7 @@ class Roots:
         self.addresses = tuple(addresses)
 
     def source(self, path: str) -> str:
-        """An input, file, folder or glob, as an absolute path; :meth:`find` says what is there.
+        """An input (file, folder or glob) as an absolute path; :meth:`find` checks that it exists.
 
         Raises:
             UserError: It is not below a root, or has ``..`` after a wildcard.
@@ -55,7 +55,7 @@ class Roots:
         """An output as an absolute path.
 
         Raises:
-            UserError: It is not below a root, is a root, or has wildcards, which readers of it would expand.
+            UserError: It is not below a root, is a root, or has wildcards, which readers would expand.
         """
         if has_magic(path):
             raise UserError(f"output {path!r} has a wildcard (*, ? or [): name a folder below a data root without it.")
@@ -81,7 +81,7 @@ class Roots:
         folder, pattern = _split(str(path))
         try:
             if path.is_file():
-                found = [str(path)]  # its name may hold the characters of wildcards
+                found = [str(path)]  # a name may contain wildcard characters
             elif pattern:
                 found = sorted(set(Walk().glob(folder, pattern)))
             else:
@@ -100,7 +100,7 @@ class Roots:
         return found
 
     def open(self, path: Path) -> Artifact:
-        """An artifact, checked in full. The files that it reads while it scores are looked for by :meth:`find`.
+        """An artifact, checked in full. :meth:`find` finds the files that it reads while it scores.
 
         Raises:
             UserError: :meth:`Artifact.open` refuses it, or one of its side tables is missing, not below a root, or at
@@ -159,7 +159,7 @@ def _split(path: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def _address_parts(address: str) -> tuple[str, ...] | None:
-    """Scheme, host and folders of an address, to be compared part by part; ``None`` if it is not a plain one."""
+    """Scheme, host and folders of an address, for comparison part by part; ``None`` if it is not a plain address."""
     try:
         found = urlsplit(address)
     except ValueError:

@@ -1,9 +1,9 @@
-"""What an Arrow IPC stream will take in memory, added up from its messages before Arrow reads any of them.
+"""The memory that an Arrow IPC stream needs, added up from its messages before Arrow reads any of them.
 
 A stream of a few kilobytes may declare gigabytes: compressed buffers of zeros, arrays without buffers, millions of
-fields that share one name. Arrow takes such memory while it reads, so the sizes are read here, from the flatbuffers
-that frame the stream (https://arrow.apache.org/docs/format/Columnar.html). Only what Arrow needs memory for is looked
-at; whether the stream is valid is for Arrow to say.
+fields that share one name. Arrow allocates such memory while it reads, so the sizes are read here first, from the
+flatbuffers that frame the stream (https://arrow.apache.org/docs/format/Columnar.html). Only sizes are checked here;
+Arrow decides whether the stream is valid.
 """
 
 import struct
@@ -21,16 +21,16 @@ _EXTENSION = b"ARROW:extension:name"
 
 
 class StreamError(ValueError):
-    """The stream is damaged, or holds what scoring does not read. One sentence."""
+    """The stream is damaged, or holds types that scoring does not read. The message is one sentence."""
 
 
 class StreamTooLargeError(StreamError):
-    """The stream declares more than the limits allow. One sentence."""
+    """The stream declares more than the limits allow. The message is one sentence."""
 
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """What a stream may declare.
+    """Limits of what a stream may declare.
 
     Attributes:
         rows: Over all batches.
@@ -52,7 +52,7 @@ class StreamLimits:
 
 
 class _Table:
-    """A table of a flatbuffer. Offsets come from outside: each is compared with the buffer before it is followed."""
+    """A table of a flatbuffer. Offsets are untrusted: each is compared with the buffer before it is followed."""
 
     def __init__(self, content: memoryview, at: int) -> None:
         self._content, self._at = content, at
@@ -110,7 +110,7 @@ class _Table:
 
 
 class _Totals:
-    """What the messages so far declare, against the limits."""
+    """The sums over the messages so far, checked against the limits."""
 
     def __init__(self, limits: StreamLimits) -> None:
         self._limits = limits

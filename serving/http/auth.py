@@ -1,6 +1,6 @@
-"""What stands between clients and the service: names, origins, sizes, tokens, and errors without tracebacks.
+"""Protection of the service: host names, origins, sizes, tokens, and errors without tracebacks.
 
-All of it is decided from the head of a request, before its body is read.
+Requests are checked by their head, before their body is read.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
 }
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
-"""Paths, beside those below ``/static/``, that ask for no token."""
+"""Paths that need no token, besides those below ``/static/``."""
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _NO_DATABASE = "the jobs database does not answer: try again"
 
@@ -38,8 +38,8 @@ class Guard:
     """Refuses requests by their head; counts the bytes of bodies while they arrive; adds security headers.
 
     Args:
-        hosts: Names that ``Host`` may give beside those of loopback; ``None`` accepts any.
-        tokens_required: Ask for a token even when none was ever made. As soon as there is one, it is asked for anyway.
+        hosts: Names that ``Host`` may give besides those of loopback; ``None`` accepts any.
+        tokens_required: Require a token even if none exists. As soon as there is one, tokens are always required.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ def is_loopback(host: str) -> bool:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """What a client did wrong gets its one sentence; anything else a number to find it in the log by."""
+    """Errors of clients are answered with one sentence; any other error with a number to find it in the log."""
 
     @app.exception_handler(ConflictError)
     async def conflict(_: Request, error: ConflictError) -> JSONResponse:

@@ -7,16 +7,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CONNECTIONS = 512
 HEAD_S = 10.0
-"""Seconds in which the head of a request must have arrived, on a new connection or after the answer before."""
+"""Seconds within which the head of a request must arrive, on a new connection or after the previous answer."""
 STALLED_S = 60.0
-"""Seconds for which a client may take nothing of its answer."""
+"""Seconds for which a client may read nothing of its answer."""
 
 
 class BoundedConnection(H11Protocol):
     """Closes itself when it waits longer than :data:`HEAD_S` for the head of a request.
 
-    A connection beyond :data:`CONNECTIONS` takes the place of the one that has waited longest, so that half-sent
-    requests keep nobody out; it is refused when all others are at work.
+    A connection beyond :data:`CONNECTIONS` replaces the one that has waited longest, so that half-sent requests do not
+    block others; it is refused if all others are busy.
     """
 
     _waiting_since = 0.0

@@ -82,7 +82,7 @@ def connect(url: str) -> Engine:
     """A connection pool to the database at ``url``, its schema brought to this version.
 
     Raises:
-        UserError: The URL is invalid, names a database without a driver here, or the database does not answer.
+        UserError: The URL is invalid, no driver is installed for it, or the database does not answer.
         UnavailableError: The disk of the database file is full or read-only.
     """
     engine = _engine(url)
@@ -99,7 +99,7 @@ def connect(url: str) -> Engine:
 def usable(engine: Engine) -> Callable[[], AbstractContextManager[None]]:
     """Makes the blocks in which a database that was opened may be used.
 
-    SQLite continues with a removed file as if it were there, and what it writes is lost. Such a block raises
+    SQLite continues to write to a removed file, and these writes are lost. Such a block raises
     :class:`UnavailableError` when the file was removed or replaced since this call, or its disk is full or read-only.
     """
     name = engine.url.database
@@ -161,7 +161,7 @@ def _engine(url: str) -> Engine:
 def _make_private(file: str | None) -> None:
     """Make a new database file readable by its owner only; SQLite gives the files beside it the same mode."""
     if file and file != ":memory:" and not file.startswith("file:"):
-        with suppress(OSError):  # which connecting tells better
+        with suppress(OSError):  # connecting gives a better error
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
 
 

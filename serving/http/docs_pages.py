@@ -1,4 +1,4 @@
-"""The service's own pages, out of memory: they wait for no disk, thread or database, and load from nowhere else."""
+"""The service's own pages, served from memory: they need no disk, thread or database, and load nothing else."""
 
 from pathlib import Path
 

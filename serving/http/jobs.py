@@ -76,12 +76,12 @@ class ConflictError(UserError):
 
 
 class JobStore:
-    """Everything that is asked of, or written to, the jobs' database. Safe from several threads and processes.
+    """All queries and updates of the jobs' database. Safe from several threads and processes.
 
     Every method raises :class:`UnavailableError` where :func:`serving.http.database.usable` does.
 
     Raises:
-        UserError: The URL is invalid, names a database without a driver here, or the database does not answer.
+        UserError: The URL is invalid, no driver is installed for it, or the database does not answer.
     """
 
     def __init__(self, url: str, *, lease_s: float = LEASE_S) -> None:
@@ -102,8 +102,6 @@ class JobStore:
         with self._usable(), Session(engine, expire_on_commit=False) as session:
             yield session
 
-    # ------------------------------------------------------------------------------------------------- clients' side
-
     def submit(
         self,
         *,
@@ -116,7 +114,7 @@ class JobStore:
         """Queue a job; with a key seen before, return that job and false.
 
         Raises:
-            ConflictError: No such artifact; the key belongs to a job on other terms; an unfinished job writes there.
+            ConflictError: No such artifact; the key belongs to a different job; an unfinished job writes there.
         """
         try:
             with self._session() as (session, now):
@@ -170,7 +168,7 @@ class JobStore:
             return dict.fromkeys(get_args(State), 0) | dict(found.all())
 
     def cancel(self, job: str) -> Job | None:
-        """Cancel a queued job at once, a running one at the end of its parts in work; a finished one stays as it is."""
+        """Cancel a queued job at once, a running one after its running parts; a finished one does not change."""
         with self._session() as (session, now):
             session.execute(
                 update(JobRow)
@@ -208,10 +206,8 @@ class JobStore:
                 raise ConflictError(f"job {job} is {row.state}: only a failed or cancelled job can be retried.")
             return Job.model_validate(row)
 
-    # ------------------------------------------------------------------------------------------------- workers' side
-
     def claim(self, worker: str) -> Claim | None:
-        """Take the oldest job that is queued or whose worker is gone."""
+        """Claim the oldest job that is queued or whose worker has died."""
         with self._session() as (session, now):
             row = session.scalar(
                 select(JobRow)
@@ -250,9 +246,9 @@ class JobStore:
             return session.scalar(select(JobRow.cancel_requested).where(*_held(claim))) is False
 
     def release(self, claim: Claim, *, delay_s: float = 0.0) -> bool:
-        """Give a parked job back, as cancelled if that was asked; false when it is no longer this worker's.
+        """Give a parked job back, as cancelled if that was requested; false if it is no longer this worker's.
 
-        With ``delay_s`` it stays this worker's for so long, and can then be claimed again.
+        With ``delay_s`` it stays with this worker for so long, and can then be claimed again.
         """
         with self._session() as (session, now):
             row = session.scalar(select(JobRow).where(*_held(claim)).with_for_update())
@@ -270,7 +266,7 @@ class JobStore:
     def finish(
         self, claim: Claim, *, rows: int, quarantined: int, rows_per_s: float | None, drift: dict[str, Any] | None
     ) -> bool:
-        """Enter a job as done; false when it is no longer this worker's."""
+        """Mark a job as done; false if it is no longer this worker's."""
         return self._end(
             claim,
             state="done",
@@ -283,7 +279,7 @@ class JobStore:
         )
 
     def fail(self, claim: Claim, error: str) -> bool:
-        """Enter a job as failed; false when it is no longer this worker's."""
+        """Mark a job as failed; false if it is no longer this worker's."""
         return self._end(claim, state="failed", error=error)
 
     def _end(self, claim: Claim, **values: Any) -> bool:
@@ -293,10 +289,8 @@ class JobStore:
             )
             return bool(ended.rowcount)  # type: ignore[attr-defined]
 
-    # ------------------------------------------------------------------------------------------- artifacts and tokens
-
     def register(self, name: str, path: str, fingerprint: str) -> None:
-        """Make an artifact known by a name; the first becomes live. Jobs submitted before keep path and fingerprint."""
+        """Register an artifact by a name; the first becomes live. Jobs submitted before keep path and fingerprint."""
         with self._session() as (session, _):
             session.merge(ArtifactRow(name=name, path=path, fingerprint=fingerprint))
             if session.get(SettingRow, "live") is None:
@@ -343,7 +337,7 @@ class JobStore:
             return session.scalar(select(TokenRow.name).limit(1)) is not None
 
     def token_name(self, token: str) -> str | None:
-        """Whose token it is; ``None`` for one that is not known."""
+        """The name of a token; ``None`` for an unknown one."""
         with self._reading() as session:
             return session.scalar(select(TokenRow.name).where(TokenRow.digest == _digest(token)))
 

@@ -41,10 +41,10 @@ class Live:
 
 
 class LiveArtifacts:
-    """Artifacts by name, as the database knows them; at most four stay loaded. Safe from several threads.
+    """Artifacts by name, as registered in the database; at most four stay loaded. Safe from several threads.
 
-    A request waits for the artifact that it names, and for the first live one. When another becomes live, requests are
-    answered by the one before until that is loaded.
+    A request waits for the artifact that it names, and for the first live one. When another becomes live, the previous
+    one answers requests until the new one is loaded.
 
     Args:
         roots: Where an artifact may read side tables.
@@ -100,12 +100,12 @@ class LiveArtifacts:
             return self._live
 
     def loaded(self) -> list[Live]:
-        """Those in memory, the last used last."""
+        """The loaded artifacts, the most recently used last."""
         with self._lock:
             return [found.result() for found in self._loaded.values() if found.done() and not _failed(found)]
 
     def forget(self) -> None:
-        """Ask the database again before the next answer."""
+        """Read the database again before the next answer."""
         self._looked = float("-inf")
 
     def _look(self, name: str | None) -> None:

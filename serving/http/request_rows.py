@@ -1,4 +1,4 @@
-"""The rows of a scoring request, out of JSON or an Arrow IPC stream; their memory is bounded before it is taken."""
+"""The rows of a scoring request, from JSON or an Arrow IPC stream; memory is bounded before it is allocated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ _MOST_BITS = 128
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask for.
+    """Limits of requests.
 
     Attributes:
         body_bytes: Of a ``/v1/score`` request. Other bodies: :attr:`small_body_bytes`.
         small_body_bytes: Of any other request.
         rows: Of one ``/v1/score`` request; more is a job.
         seconds: Of one ``/v1/score`` request; and for a body to arrive.
-        held_bytes: Of all bodies together that wait or are worked on.
+        held_bytes: Of all bodies together that wait or are processed.
     """
 
     body_bytes: int = 16 << 20
@@ -118,7 +118,7 @@ def read_arrow(content: bytes, limits: Limits) -> pl.DataFrame:
 
 
 def one_sentence(faults: Any) -> str:
-    """The first of pydantic's faults: where it is, and what it is. What the client sent is not repeated."""
+    """Place and message of pydantic's first fault. The client's input is not repeated."""
     fault = faults[0]
     where = ".".join(map(str, fault["loc"])) or "the body"
     return f"{where}: {fault['msg']}".encode("utf-8", "replace").decode()[:500]
@@ -227,7 +227,7 @@ def _outside_strings(piece: NDArray[np.uint8], inside: bool) -> NDArray[np.bool_
 
 
 def _without_dictionary(column: pa.ChunkedArray, most_bytes: int) -> pa.ChunkedArray:
-    """Plain strings in place of a dictionary, each of whose strings may be in every row."""
+    """Plain strings instead of a dictionary, each of whose strings may occur in every row."""
     if not pa.types.is_dictionary(column.type):
         return column
     total, plain = 0, []

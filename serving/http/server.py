@@ -26,7 +26,7 @@ from serving.http.worker import log_to_stderr, stopped_by_signal
 _log = logging.getLogger(__name__)
 _WILDCARDS = frozenset({"0.0.0.0", "::", ""})
 STOP_S = 30
-"""Seconds after SIGTERM in which requests end and workers park their jobs; then they are killed."""
+"""Seconds after SIGTERM within which requests must end and workers park their jobs; then they are killed."""
 
 
 def serve(
@@ -45,7 +45,7 @@ def serve(
     Args:
         artifacts: Paths by name. The first becomes live unless the database has a live one already.
         jobs_db: URL of the jobs' database.
-        workers: Processes that work jobs off; 0 where other machines do.
+        workers: Processes that run jobs; 0 if other machines run them.
         addresses: Addresses below which artifacts may read side tables.
         allowed_hosts: Names by which clients may call the service, beside loopback's and ``host``. Where ``host`` is a
             wildcard address and none is given, any name is accepted: tokens are required there.
@@ -53,7 +53,7 @@ def serve(
     Raises:
         UserError: An artifact, a root or the database cannot be used, or ``host`` is off loopback and no token exists.
     """
-    faulthandler.enable()  # a mapped file that is cut short while it is read ends the process: say where
+    faulthandler.enable()  # truncating a mapped file kills the process: print where
     log_to_stderr()
     roots, store = Roots(data_roots, addresses), JobStore(jobs_db)
     for name, path in artifacts.items():
@@ -63,7 +63,7 @@ def serve(
         raise UserError(
             f"--host {host} is open to others and no token exists: make one with `recsys token NAME` first."
         )
-    torch.set_num_threads(1)  # requests run beside each other
+    torch.set_num_threads(1)  # requests run in parallel
     names = None if host in _WILDCARDS and not allowed_hosts else (host, *allowed_hosts)
     app = create_app(store, roots, tokens_required=exposed, hosts=names)
     server = uvicorn.Server(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipelines.arrays import to_arrow
-from serving.batch.batch_job import JobOptions
+from serving.batch.options import JobOptions
 from serving.batch.value_counts import ValueCounts
 from serving.http.allowed_paths import Roots
 from serving.http.auth import Guard, answer_errors, bearer
@@ -77,11 +77,11 @@ def create_app(
     tokens_required: bool = False,
     hosts: Collection[str] | None = None,
 ) -> FastAPI:
-    """The service over a jobs' database. Jobs are worked off by workers elsewhere (:mod:`serving.http.worker`).
+    """The service over a jobs' database. Workers in other processes run the jobs (:mod:`serving.http.worker`).
 
     Args:
-        tokens_required: Ask for a token even when none was made. As soon as one was made they are asked for anyway.
-        hosts: Names that a request's ``Host`` may give beside those of loopback; ``None`` accepts any.
+        tokens_required: Require a token even if none exists. As soon as there is one, tokens are always required.
+        hosts: Names that a request's ``Host`` may give besides those of loopback; ``None`` accepts any.
     """
     limits = limits or Limits()
     artifacts = LiveArtifacts(store, roots)
@@ -161,17 +161,17 @@ def _jobs(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
 
     @router.get("/{job}", responses=_problems(401, 404, 422))
     def one(job: JobId) -> Job:
-        """A job: state, rows done, rows a second, seconds left, error."""
+        """A job: state, rows done, rows per second, seconds left, error."""
         return found(store.get(job))
 
     @router.post("/{job}/cancel", responses=_problems(401, 404, 422))
     def cancel(job: JobId) -> Job:
-        """Cancel: a queued job at once, a running one when its parts in work are done; no effect on a finished one."""
+        """Cancel: a queued job at once, a running one after its running parts; no effect on a finished one."""
         return found(store.cancel(job))
 
     @router.post("/{job}/retry", responses=_problems(401, 404, 409, 422))
     def retry(job: JobId) -> Job:
-        """Queue a failed or cancelled job again; what it had done stays done."""
+        """Queue a failed or cancelled job again; finished parts are kept."""
         return found(store.retry(job))
 
     return router
@@ -196,7 +196,7 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
 
     @router.put("/{name}", responses=_problems(400, 401, 413, 422))
     def register(name: Name, body: ArtifactAt) -> ArtifactInfo:
-        """Make an artifact below the data roots known. Jobs submitted before keep the one they were submitted with."""
+        """Register an artifact below the data roots. Jobs submitted before keep the one they were submitted with."""
         path = roots.output(body.path)
         artifact = roots.open(path)
         store.register(name, str(path), artifact.fingerprint)
@@ -205,7 +205,7 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
 
     @router.post("/{name}/live", status_code=204, responses=_problems(401, 409, 422))
     def make_live(name: Name) -> None:
-        """Score with this artifact from now on. Requests and jobs in work end on theirs."""
+        """Score with this artifact from now on. Running requests and jobs keep theirs."""
         artifacts.get(name)
         store.make_live(name)
         artifacts.forget()
@@ -219,7 +219,7 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
 
     @router.get("/{name}/drift", responses=_problems(401, 409, 422))
     def drift(name: Name) -> dict[str, dict[str, float]]:
-        """How far the rows that this process scored on request have moved from training."""
+        """The drift of the rows that this process scored on request."""
         monitor = artifacts.get(name).drift
         return {} if monitor is None else monitor.report()
 
@@ -243,7 +243,7 @@ def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> 
         live = artifacts.get(artifact)
         try:
             scores, counts = live.score(rows, logits=logits)
-        except pl.exceptions.PanicException as error:  # no Exception: it would end as one that nobody answers
+        except pl.exceptions.PanicException as error:  # not an Exception: it would not be answered
             raise RuntimeError("Polars panicked") from error
         telemetry.rows.labels(live.name).inc(len(scores))
         return _arrow_answer(scores) if arrow else _json_answer(live, scores, counts)
@@ -262,7 +262,7 @@ def _scoring(artifacts: LiveArtifacts, telemetry: Telemetry, limits: Limits) -> 
         artifact: Annotated[Name | None, Query(description="For Arrow: name of the artifact.")] = None,
         logits: Annotated[bool, Query(description="For Arrow: add the logits.")] = False,
     ) -> Any:
-        """Score a small batch: a JSON object, or an Arrow IPC stream, which is answered by one."""
+        """Score a small batch: a JSON object, or an Arrow IPC stream, which is answered with a stream."""
         content = await request.body()
         arrow = request.headers.get("content-type", "").split(";")[0].strip() == ARROW
         work = asyncio.get_running_loop().run_in_executor(pool, answer, content, arrow, artifact, logits)

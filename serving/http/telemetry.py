@@ -32,7 +32,7 @@ class Telemetry:
 
 
 class _Snapshot(Collector):
-    """Numbers that are looked up when Prometheus asks."""
+    """Metrics that are computed when Prometheus reads them."""
 
     def __init__(self, store: JobStore, artifacts: LiveArtifacts) -> None:
         self._store, self._artifacts = store, artifacts
@@ -66,7 +66,7 @@ class _Snapshot(Collector):
 
 
 class Timing:
-    """Measures every request by its route (not its path: ids would make a label each).
+    """Measures every request by its route (not by its path, in which every id would be a label).
 
     Labels come from fixed lists: a method or path that the service does not know is ``other``.
     """

@@ -1,4 +1,4 @@
-"""Walks over folders that a client chose: links to folders are not followed, and there is an end to it."""
+"""Bounded walks over folders that a client chose, which do not follow links to folders."""
 
 import os
 import re
@@ -17,8 +17,8 @@ class Walk:
     """One walk, which ends with an error after so many entries or seconds.
 
     Args:
-        entries: Of all folders together.
-        seconds: Since the walk was made.
+        entries: The most entries of all folders together.
+        seconds: The most seconds since the start of the walk.
     """
 
     def __init__(self, *, entries: int = ENTRIES, seconds: float = SECONDS) -> None:
@@ -26,10 +26,10 @@ class Walk:
         self._left, self._end = entries, time.monotonic() + seconds
 
     def glob(self, folder: Path, pattern: Sequence[str]) -> Iterator[str]:
-        """What below ``folder`` matches a pattern, given part by part, as :func:`glob.glob` matches: files and links.
+        """Files and links below ``folder`` that match a pattern, given part by part, as in :func:`glob.glob`.
 
-        ``**`` stands for any number of folders. A link is never walked into; one that matches the whole pattern is
-        given as it is. The same path may come twice.
+        ``**`` stands for any number of folders. Links are never followed; one that matches the whole pattern is
+        returned as it is. A path may be returned twice.
 
         Raises:
             UserError: The walk is too long.

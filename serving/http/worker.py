@@ -21,8 +21,9 @@ from data_pipelines.redaction import conceal
 from data_pipelines.runtime import tune_process
 from serving.artifact.artifact import Artifact
 from serving.artifact.drift import DriftMonitor
-from serving.batch.batch_job import JobOptions, ParkedError, run_job
+from serving.batch.batch_job import ParkedError, run_job
 from serving.batch.journal import BusyError
+from serving.batch.options import JobOptions
 from serving.http.allowed_paths import Roots
 from serving.http.jobs import Claim, JobStore
 
@@ -33,10 +34,10 @@ _BUSY_S = 5.0
 
 
 class Worker:
-    """Works through the queue until it is stopped.
+    """Runs the jobs of the queue until it is stopped.
 
     Args:
-        threads: Parts of a job at a time; one a processor by default.
+        threads: Parts of a job at a time; one per processor by default.
         tick_s: How often the lease is renewed and progress reported.
     """
 
@@ -46,7 +47,7 @@ class Worker:
         self._opened: Artifact | None = None
 
     def run(self, stop: threading.Event, *, until_empty: bool = False) -> None:
-        """Claim and work until ``stop`` is set (or nothing is left to claim); the job in work is parked then."""
+        """Claim and run jobs until ``stop`` is set (or nothing is left to claim); the running job is then parked."""
         while not stop.is_set():
             try:
                 claim = self._store.claim(self.name)
@@ -133,7 +134,7 @@ class _Lease:
         self._thread.join()
 
     def progress(self, rows: int, total: int) -> None:
-        """Told by the job: rows newly done, and rows in all."""
+        """Called by the job with rows newly done and the total."""
         if self._total is None:
             self._resumed, self._began = rows, time.monotonic()
         self._done, self._total = self._done + rows, total

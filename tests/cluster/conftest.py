@@ -10,7 +10,7 @@ import yaml
 from data_pipelines.dataset.dataset import Dataset, prepare
 from recsys.config.experiment import ExperimentConfig
 from recsys.exporting.export import export_run
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
 

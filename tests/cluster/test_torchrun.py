@@ -22,7 +22,7 @@ from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.config.yaml_files import to_yaml
 from recsys.evaluation.evaluate import evaluate
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 pytestmark = pytest.mark.timeout(900)
 

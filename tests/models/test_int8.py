@@ -9,7 +9,7 @@ from ranker_examples import SCHEMA, random_batch, take_rows
 from data_pipelines.errors import UserError
 from models.int8 import observe
 from models.ranker import Ranker, RankerConfig
-from models.sparsity.precision import Quantization, QuantizationConfig
+from models.sparsity.compression.precision import Quantization, QuantizationConfig
 from models.tables.plain import PlainTables
 from models.tables.plan import lookup_plan
 from models.weights import Weights

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipelines.dataset.dataset import prepare
 from recsys.config.experiment import ExperimentConfig
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 
 def test_a_task_with_a_condition_is_trained_on_the_rows_where_it_holds(

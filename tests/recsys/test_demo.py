@@ -35,6 +35,6 @@ def test_the_demo_ends_with_its_figures_and_may_be_run_again(tmp_path: Path) -> 
 
 def test_a_folder_that_no_demo_wrote_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="no demo wrote"):
+    with pytest.raises(UserError, match="not written by a demo"):
         run_demo(tmp_path, rows=10_000, seed=0, announce=lambda step, seconds: None)
     assert (tmp_path / "thesis.txt").exists()

@@ -11,7 +11,7 @@ from postgres_server import binaries, postgres_server
 from data_pipelines.dataset.dataset import Dataset, prepare
 from recsys.config.experiment import ExperimentConfig
 from recsys.exporting.export import export_run
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 
 @pytest.fixture(scope="session")

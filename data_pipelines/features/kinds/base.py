@@ -57,7 +57,7 @@ class FeatureConfig(Family):
 
     @classmethod
     def defaults(cls, name: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys to fill in where the user left them out.
+        """Default values of keys that the user left out.
 
         Args:
             name: The name of the feature.
@@ -72,7 +72,7 @@ class FeatureConfig(Family):
 
     @property
     def bag_column(self) -> str | None:
-        """The column that the feature reads as a bag of values; ``None`` where it does not."""
+        """The column that the feature reads as a bag of values; ``None`` if it reads none."""
         return None
 
     @property
@@ -107,12 +107,12 @@ C = TypeVar("C", bound=FeatureConfig)
 
 
 class Feature(Generic[C]):
-    """One feature of a plan: its config, bound to its name and to what it reads of the rest of the block.
+    """One feature of a plan: its config, bound to its name and to the keys of ``data`` that it needs.
 
     Attributes:
         name: Its name in the config. Encoded features are named ``name``, or ``name.part`` where it gives several.
         config: Its keys.
-        reader: What to call it in errors.
+        reader: Its name in errors.
     """
 
     def __init__(self, name: str, config: C) -> None:

@@ -1,4 +1,4 @@
-"""The kind ``number``: one number per row, as it is, normalised, or in buckets."""
+"""The kind ``number``: one number per row, unchanged, normalised, or in buckets."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Base of the kinds that depend on rows strictly earlier than the row itself.
 
-Such a feature is worked out twice, with equal results: for the rows of a log from the log itself (:class:`Worker`), and
-for new rows from what a state keeps (:meth:`PastFeature.attach`).
+Such a feature is computed in two ways with equal results: for the rows of a log from the log itself (:class:`Worker`),
+and for new rows from a state (:meth:`PastFeature.attach`).
 
 Letters: N rows, K rows that have a key (several per row where a column of ``by`` is a bag).
 """
@@ -18,9 +18,10 @@ from pydantic import Field
 
 from data_pipelines.disk.file_names import is_plain_name
 from data_pipelines.errors import UserError
+from data_pipelines.features.conditions import condition_columns
 from data_pipelines.features.kinds.base import Feature, FeatureConfig
 from data_pipelines.features.raw_columns import RawColumns
-from data_pipelines.features.values import MICROSECONDS, condition_columns
+from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.features.vocabulary import Table
 from data_pipelines.names import DRAWN
 from data_pipelines.timelines import Int64s, Keys, Timeline
@@ -35,7 +36,7 @@ class PastConfig(FeatureConfig):
     def problems(self, name: str, data: "DataConfig") -> Iterator[str]:
         if data.time is None:
             yield f"feature `{name}`: a {self.kind_name()} needs the key `time`: the column that says what came before"
-        # What is kept of the past lies in files of these names.
+        # The files of the past have these names.
         for file in (f"{name}.arrow", *(f"{name}.{part}.i32" for part in self.past_parts)):
             if not is_plain_name(file):
                 yield f"feature `{name}`: files are named after it and its parts: use short names without `/` or `\\`"
@@ -74,7 +75,7 @@ def label_delays(name: str, data: Mapping[str, Any]) -> list[float]:
     of, where = feature.get("of"), feature.get("where")
     try:
         read = condition_columns(f"feature {name!r}", where) if isinstance(where, str) else frozenset()
-    except UserError:  # which whoever reads the condition reports
+    except UserError:  # reported where the condition is read
         read = frozenset()
     found = []
     for task, keys in tasks.items():
@@ -130,12 +131,12 @@ class PastFeature(Feature[P]):
     @property
     @abstractmethod
     def by(self) -> tuple[str, ...]:
-        """The raw columns that say whose past it is."""
+        """The raw columns that identify the entity."""
 
     @property
     @abstractmethod
     def carried(self) -> Sequence[str]:
-        """Columns of :meth:`attach` that a row may bring itself; where all are there, nothing is attached."""
+        """Columns of :meth:`attach` that a row may already have; if it has all of them, nothing is attached."""
 
     @property
     @abstractmethod

@@ -15,10 +15,11 @@ from pydantic import Field
 from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.config.base import register
 from data_pipelines.disk.spill import ByRow, places
+from data_pipelines.features.conditions import condition
 from data_pipelines.features.kinds.base import Fitted, Specs
 from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature, happened, label_delays
 from data_pipelines.features.raw_columns import RawColumns
-from data_pipelines.features.values import MICROSECONDS, condition
+from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.features.vocabulary import Table
 from data_pipelines.timelines import Int64s, Keys, Timeline, find
 

@@ -32,7 +32,7 @@ class VectorConfig(FeatureConfig):
 
 
 class VectorFeature(Feature[VectorConfig]):
-    """Several numbers per row, as they are."""
+    """Several numbers per row, unchanged."""
 
     def columns(self) -> frozenset[str]:
         return frozenset({self.config.column})

@@ -1,4 +1,4 @@
-"""Where a run starts that does not start at random: from an earlier run, whose vocabularies may have grown since.
+"""Warm start from an earlier run, whose vocabularies may have grown since.
 
 Letters: R rows of a table, d its width.
 """
@@ -19,10 +19,10 @@ from recsys.training.model_state import ModelState
 
 
 def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
-    """Fill a model with the final weights of ``run``: before its first step it scores every row as that run would.
+    """Fill a model with the final weights of ``run``: before its first step it gives the same scores as that run.
 
-    Rows of values that are new since start as the mean of the OOV rows, which stood for them until now; so do rows that
-    the run had pruned. Optimizers start from zero.
+    Rows of new values start as the mean of the OOV rows, which represented them so far; so do rows that the run had
+    pruned. Optimizers start from zero.
 
     Raises:
         UserError: ``run`` has not finished, has another model, or ids of its data set mean something else in ``data``.

@@ -1,4 +1,4 @@
-"""The weights before the first step: random, from a linear model, from a truncated SVD, or from an earlier run."""
+"""Initial weights: random, from a linear model, from a truncated SVD, or from an earlier run."""
 
 from data_pipelines.batch import Schema
 from data_pipelines.dataset.dataset import Dataset
@@ -18,7 +18,7 @@ def set_first_weights(state: ModelState, start: str, dataset: Dataset, schema: S
         state: The model, with random weights.
         start: ``random``, ``linear``, ``svd``, or the folder or address of a run, with ``${NAME}`` read from the
             environment.
-        dataset: What the ranker will be trained on.
+        dataset: The data set to train on.
         schema: The encoded features that it reads.
 
     Raises:

@@ -29,12 +29,12 @@ from recsys.metrics.arrays import Floats
 from recsys.training.model_state import ModelState
 
 _ROWS, _ENTRIES = 1 << 20, 1 << 25
-"""At most so many rows are fitted, drawn from the whole split, and so many ids and numbers, which take 400 MB."""
+"""The most rows (drawn from the whole split) and the most ids and numbers that are fitted; they take 400 MB."""
 
 _PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 _ITERATIONS = 60
 _WORSE = 1.002
-"""A penalty whose valid loss is this many times the best one ends the search: weaker ones overfit more."""
+"""The search ends at a penalty whose valid loss is this many times the best one: weaker ones overfit more."""
 
 _BATCH_ROWS = 1 << 14
 
@@ -58,8 +58,8 @@ _LINKS: dict[TaskKind, _Link] = {
 def start_wide(state: ModelState, dataset: Dataset, schema: Schema) -> None:
     """Fit the wide part alone, with an L2 penalty, and write it into the model, whose heads then start from zero.
 
-    So the ranker starts as this linear model. The penalty is chosen by the loss of the valid split. Dense features must
-    be standardized before.
+    The ranker then starts as this linear model. The penalty is chosen by the loss of the valid split. Dense features
+    must be standardized before.
 
     Raises:
         UserError: There is no wide part, there are several tasks, or ids have no rows of their own.
@@ -89,7 +89,7 @@ def _column(weights_R: Floats) -> Tensor:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows that are fitted; ``offset_N`` is added to what the weights predict, and is not learned."""
+    """Rows that are fitted; ``offset_N`` is added to the linear predictor and is not learned."""
 
     matrix_NC: sp.csr_matrix
     labels_N: Floats

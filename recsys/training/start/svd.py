@@ -14,14 +14,14 @@ from models.tables.lookup import SparseTables
 from models.tables.rows import fill_tables
 
 START_SCALE = 0.03
-"""Root mean square of start values, the order of random ones: larger ones are hard to unlearn."""
+"""Root mean square of start values, of the magnitude of random ones: larger ones are hard to unlearn."""
 
 
 def bag_factors(data: Dataset, features: tuple[str, ...], width: int) -> dict[str, Tensor]:
-    """(R, width) for each vocabulary: what its ids occur together with in the train split.
+    """(R, width) by vocabulary: factors of the co-occurrence of ids in the train split.
 
     The right singular vectors of the (N, M) matrix times the roots of their singular values; an id of several features
-    has the mean of its columns. Ids that never occur are zero.
+    gets the mean of its columns. Ids that never occur are zero.
     """
     matrix, _ = to_csr(data, "train", features)
     schema = data.encoder.select(features).schema

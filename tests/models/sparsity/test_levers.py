@@ -21,7 +21,7 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.exporting.export import export_run, shrink, verify_artifact
 from recsys.runs.checkpoints import load_weights, read_tensors
 from recsys.training.faults import InterruptedTrainingError
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 Configure = Callable[..., ExperimentConfig]
 MLP = {"interaction": {"kind": "cross", "layers": 2}, "tower": {"kind": "mlp", "hidden": [32, 16]}}

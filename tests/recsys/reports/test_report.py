@@ -14,7 +14,7 @@ from recsys.config.validation import parse_config
 from recsys.evaluation.baselines import write_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.reports.report import Extras, write_report
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 MODEL = {"dim": 8, "tower": {"kind": "moe", "experts": 3, "top_k": 1, "hidden": 8}}
 

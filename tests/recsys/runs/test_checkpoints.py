@@ -15,7 +15,8 @@ from data_pipelines.disk.storage import MANIFEST, seal
 from data_pipelines.errors import Notice, UserError
 from recsys.config.experiment import ExperimentConfig
 from recsys.runs.checkpoints import STATE_FILE, load_weights, read_tensors, step_name, steps, steps_of, stored_tensors
-from recsys.training.trainer import InterruptedTrainingError, train
+from recsys.training.train import train
+from recsys.training.trainer import InterruptedTrainingError
 
 
 @pytest.fixture(scope="module")

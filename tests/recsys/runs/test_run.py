@@ -16,7 +16,7 @@ from recsys.evaluation.evaluate import evaluate
 from recsys.runs.checkpoints import read_tensors
 from recsys.runs.run import run_at
 from recsys.training.faults import InterruptedTrainingError
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 
 @pytest.fixture(scope="module")

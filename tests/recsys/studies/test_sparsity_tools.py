@@ -20,7 +20,7 @@ from recsys.studies.codes import code_table, recall_of
 from recsys.studies.feature_selection import select_features
 from recsys.studies.frontier import grid
 from recsys.training.start.svd import bag_factors
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 LEVERS = {
     "row_pruning": {"sparsity": 0.5, "every": 5},

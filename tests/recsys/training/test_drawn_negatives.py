@@ -14,7 +14,8 @@ from data_pipelines.dataset.loader import Loader
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
-from recsys.training.trainer import Trainer, train
+from recsys.training.train import train
+from recsys.training.trainer import Trainer
 from serving.batch.scorer import Scorer
 
 

@@ -14,10 +14,12 @@ from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.runs.checkpoints import read_tensors
 from recsys.training.faults import InterruptedTrainingError
-from recsys.training.trainer import Trainer, train
+from recsys.training.train import train
+from recsys.training.trainer import Trainer
 from serving.artifact.artifact import Artifact
 from serving.batch import inputs
-from serving.batch.batch_job import JobOptions, run_job
+from serving.batch.batch_job import run_job
+from serving.batch.options import JobOptions
 from serving.batch.scorer import Scorer
 
 SETTINGS = {
@@ -154,7 +156,10 @@ def test_candidates_of_a_user_are_one_list(artifact: Artifact, made: Made, tmp_p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rows: rows.reverse().sort("item"), "rows of one list lie apart.*sort the rows by query"),
+        (
+            lambda rows: rows.reverse().sort("item"),
+            "rows of one list are not next to each other.*sort the rows by query",
+        ),
         (lambda rows: rows.drop("query"), "`group` reads the column 'query', which is not there"),
     ],
 )

@@ -12,7 +12,8 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.runs.checkpoints import read_tensors
 from recsys.training.faults import DivergedError
 from recsys.training.losses import READ_EVERY, Losses
-from recsys.training.trainer import Trainer, train
+from recsys.training.train import train
+from recsys.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from recsys.config.experiment import load_config
 from recsys.evaluation.evaluate import evaluate
 from recsys.runs.checkpoints import load_weights, step_name, steps
 from recsys.training.faults import InterruptedTrainingError
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 KILLED = """
 import os, signal, sys

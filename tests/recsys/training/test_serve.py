@@ -14,7 +14,7 @@ from recsys.evaluation.added import ADDED_FILE
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.reports.report import write_report
-from recsys.training.trainer import train
+from recsys.training.train import train
 from serving.artifact.drift import DriftMonitor
 from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer

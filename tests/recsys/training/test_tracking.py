@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 mlflow = pytest.importorskip("mlflow")
 

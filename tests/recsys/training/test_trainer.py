@@ -17,7 +17,8 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.runs.checkpoints import load_weights
-from recsys.training.trainer import Trainer, train
+from recsys.training.train import train
+from recsys.training.trainer import Trainer
 from serving.batch.scorer import Scorer
 
 

@@ -17,7 +17,8 @@ from recsys.evaluation.evaluate import evaluate, users_of
 from recsys.metrics.grouped import gauc
 from recsys.runs.checkpoints import read_tensors
 from recsys.training.results import Result, TrainState
-from recsys.training.trainer import Trainer, train
+from recsys.training.train import train
+from recsys.training.trainer import Trainer
 
 ROWS = 1500
 Made = tuple[ExperimentConfig, Dataset]

@@ -15,7 +15,7 @@ def test_everything_that_computes_a_trial_is_covered():
         "recsys.trials.warm",
         "recsys.runs.checkpoints",
         "recsys.training.trainer",
-        "models.sparsity.pep",
+        "models.sparsity.penalties.pep",
         "data_pipelines.features.encoder",
         "serving.batch.scorer",
     } <= found.keys()

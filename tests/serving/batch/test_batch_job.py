@@ -15,7 +15,8 @@ from data_pipelines.features.config import DataConfig
 from data_pipelines.features.plan import Plan
 from serving.artifact.artifact import Artifact
 from serving.batch import batch_job, inputs
-from serving.batch.batch_job import JobOptions, ParkedError, run_job
+from serving.batch.batch_job import ParkedError, run_job
+from serving.batch.options import JobOptions
 from serving.batch.scorer import Scorer
 
 LONG_S = 240

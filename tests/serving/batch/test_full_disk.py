@@ -21,7 +21,7 @@ from data_pipelines.errors import UnavailableError, UserError, disk_fault, writi
 from data_pipelines.features.config import DataConfig
 from recsys.config.experiment import load_config
 from recsys.exporting.export import export_run
-from recsys.training.trainer import train
+from recsys.training.train import train
 from serving.artifact.artifact import Artifact
 from serving.batch import inputs
 from serving.batch.batch_job import run_job

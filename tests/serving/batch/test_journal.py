@@ -12,7 +12,8 @@ import pytest
 from data_pipelines.errors import UserError
 from serving.artifact.artifact import Artifact
 from serving.batch import inputs
-from serving.batch.batch_job import JobOptions, JobResult, ParkedError, run_job
+from serving.batch.batch_job import ParkedError, run_job
+from serving.batch.options import JobOptions, JobResult
 
 QUARANTINED = "quarantine/part-00000.parquet"
 

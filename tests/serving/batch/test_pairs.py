@@ -14,7 +14,8 @@ from models.tables.plan import lookup_plan
 from models.weights import Weights
 from serving.artifact.artifact import Artifact, write_artifact
 from serving.artifact.card import ModelCard
-from serving.batch.batch_job import JobOptions, run_job
+from serving.batch.batch_job import run_job
+from serving.batch.options import JobOptions
 from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
 

@@ -25,7 +25,7 @@ from recsys.cli.serve import summary
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run, verify_artifact
-from recsys.training.trainer import train
+from recsys.training.train import train
 from serving.artifact.artifact import Artifact, in_packing_order, served_encoder, write_artifact
 from serving.artifact.card import ModelCard
 from serving.artifact.export import as_served

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import Notice, UserError
 from serving.artifact.artifact import Artifact
-from serving.batch.batch_job import JobOptions, run_job
+from serving.batch.batch_job import run_job
+from serving.batch.options import JobOptions
 from serving.batch.value_counts import ValueCounts
 
 COUNTS = st.dictionaries(st.sampled_from("abc"), st.integers(0, 5))

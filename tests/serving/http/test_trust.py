@@ -17,7 +17,8 @@ from data_pipelines.errors import UnavailableError, UserError
 from recsys.exporting.export import export_run
 from serving.artifact.artifact import DENSE, MODEL, TABLES, Artifact
 from serving.batch import inputs
-from serving.batch.batch_job import JobOptions, run_job
+from serving.batch.batch_job import run_job
+from serving.batch.options import JobOptions
 from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
 from serving.http.allowed_paths import Roots

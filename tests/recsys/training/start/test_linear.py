@@ -20,7 +20,8 @@ from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.training.faults import InterruptedTrainingError
 from recsys.training.start.linear import _PENALTIES
-from recsys.training.trainer import Trainer, train
+from recsys.training.train import train
+from recsys.training.trainer import Trainer
 from serving.artifact.artifact import Artifact
 from serving.batch.scorer import Scorer
 

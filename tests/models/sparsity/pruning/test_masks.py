@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.sparsity.config import SparsityConfig
-from models.sparsity.dynamic_sparse import connectivity, erdos_renyi, moved
-from models.sparsity.l1 import soft_threshold_
 from models.sparsity.lever import Schedule
-from models.sparsity.row_pruning import kept_rows
-from models.sparsity.weight_pruning import magnitude_masks
+from models.sparsity.penalties.l1 import soft_threshold_
+from models.sparsity.pruning.dynamic_sparse import connectivity, erdos_renyi, moved
+from models.sparsity.pruning.row_pruning import kept_rows
+from models.sparsity.pruning.weight_pruning import magnitude_masks
 
 
 @given(begin=st.floats(0, 1), length=st.floats(0, 1), total=st.integers(1, 400), every=st.integers(1, 30))

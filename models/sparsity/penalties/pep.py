@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity, Strength
-from models.sparsity.row_pruning import prepare_masks, redirect
+from models.sparsity.pruning.row_pruning import prepare_masks, redirect
 from models.sparsity.tables import chosen_tables, reserved_rows, row_sums, shards, transform_rows
 from models.tables.lookup import SparseTables
 from models.tables.plan import OOV_ID

@@ -6,7 +6,7 @@ from ranker_examples import SCHEMA
 
 from data_pipelines.errors import UserError
 from models.ranker import Ranker, RankerConfig
-from models.sparsity.row_pruning import RowPruning, RowPruningConfig
+from models.sparsity.pruning.row_pruning import RowPruning, RowPruningConfig
 from models.tables.lookup import SparseTables
 
 STEPS = 10

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from models.layers.gates import FeatureGates
-from models.sparsity.features import drop_features
 from models.sparsity.lever import Lever, Penalty, Strength
+from models.sparsity.removal.features import drop_features
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

@@ -15,7 +15,7 @@ from data_pipelines.batch import Batch
 from models.codecs.quantization import row_bytes
 from models.layers.heads import TaskKind, task_losses
 from models.sparsity.lever import Count, Lever, LeverConfig, Sparsity
-from models.sparsity.row_pruning import prepare_masks
+from models.sparsity.pruning.row_pruning import prepare_masks
 from models.sparsity.tables import chosen_tables
 from models.tables.plain import PlainTables
 from models.tables.plan import OOV_ID, lookup_plan

@@ -8,7 +8,7 @@ from torch import Tensor
 from data_pipelines.errors import UserError
 from models.layers.part import UnitGroup
 from models.sparsity.lever import Lever, Schedule, Sparsity, State, tensors
-from models.sparsity.units import remove_dead_units
+from models.sparsity.removal.units import remove_dead_units
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

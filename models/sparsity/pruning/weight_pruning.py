@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.sparsity.lever import Schedule, Sparsity
-from models.sparsity.masks import MaskConfig, MaskLever
+from models.sparsity.pruning.masks import MaskConfig, MaskLever
 
 if TYPE_CHECKING:
     from models.ranker import Ranker

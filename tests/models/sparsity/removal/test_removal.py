@@ -12,15 +12,15 @@ from data_pipelines.batch import NULL_ID
 from models.codecs.quantization import row_bytes
 from models.moe.experts import mixtures
 from models.ranker import Ranker, RankerConfig
-from models.sparsity.experts import remove_dead_experts
-from models.sparsity.feature_gates import gate_values
-from models.sparsity.features import drop_features
-from models.sparsity.groups import remove_dead_dims
-from models.sparsity.low_rank import LowRank, LowRankConfig
-from models.sparsity.post_pruning import row_saliency, within_budget
-from models.sparsity.precision import Quantization, QuantizationConfig
+from models.sparsity.compression.low_rank import LowRank, LowRankConfig
+from models.sparsity.compression.precision import Quantization, QuantizationConfig
+from models.sparsity.penalties.feature_gates import gate_values
+from models.sparsity.penalties.groups import remove_dead_dims
+from models.sparsity.pruning.post_pruning import row_saliency, within_budget
+from models.sparsity.removal.experts import remove_dead_experts
+from models.sparsity.removal.features import drop_features
+from models.sparsity.removal.units import remove_dead_units
 from models.sparsity.tables import lookup_counts
-from models.sparsity.units import remove_dead_units
 from models.tables.plain import PlainTables
 from models.tables.plan import OOV_ID, lookup_plan
 from models.weights import Weights

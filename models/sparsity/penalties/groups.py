@@ -19,12 +19,12 @@ from torch import Tensor
 
 from data_pipelines.errors import UserError
 from models.moe.experts import mixtures
-from models.sparsity.experts import mark_dead_experts, remove_dead_experts
-from models.sparsity.l1 import adaptivity
 from models.sparsity.lever import Count, Lever, Penalty, State, Strength, tensors
-from models.sparsity.row_pruning import prepare_masks, redirect
+from models.sparsity.penalties.l1 import adaptivity
+from models.sparsity.pruning.row_pruning import prepare_masks, redirect
+from models.sparsity.removal.experts import mark_dead_experts, remove_dead_experts
+from models.sparsity.removal.units import remove_dead_units
 from models.sparsity.tables import chosen_tables, column_sums, reserved_rows, row, shards, squared_distance_to_oov
-from models.sparsity.units import remove_dead_units
 from models.tables.plan import OOV_ID
 
 if TYPE_CHECKING:

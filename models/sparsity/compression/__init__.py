@@ -1,0 +1,1 @@
+"""Levers of export: fewer bits per value, and low-rank factors."""

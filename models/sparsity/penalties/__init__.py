@@ -1,0 +1,1 @@
+"""Levers that shrink weights while training, until some are exactly zero."""

@@ -1,0 +1,1 @@
+"""Levers that prune rows, units and weights, and masks over weights."""
