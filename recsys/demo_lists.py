@@ -21,7 +21,7 @@ from recsys.evaluation.logged_rows import LoggedRows
 from recsys.evaluation.off_policy import PolicyValue, evaluate_off_policy
 from recsys.metrics.arrays import Floats
 from recsys.reports.report import write_report
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 TASK = "click"
 

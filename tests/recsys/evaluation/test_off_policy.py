@@ -21,7 +21,7 @@ from recsys.evaluation.off_policy import (
     warn_of_doubts,
 )
 from recsys.metrics.arrays import Floats
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 RATE = np.array([[0.2, 0.6, 0.4], [0.7, 0.1, 0.4]])
 """The chance of a click, by country and item: the best policy shows item b in country x, item a in country y."""

@@ -28,7 +28,7 @@ import os, signal, sys
 from pathlib import Path
 from data_pipelines.dataset.dataset import Dataset
 from recsys.config.experiment import load_config
-from recsys.training.trainer import train
+from recsys.training.train import train
 
 left = int(sys.argv[4])
 
