@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import ClassVar
 
 import polars as pl
@@ -169,3 +170,38 @@ def _widened(a: pl.DataType, b: pl.DataType) -> pl.DataType | None:
 def _inner(dtype: pl.List) -> pl.DataType:
     assert isinstance(dtype.inner, pl.DataType)
     return dtype.inner
+
+
+def flat(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """``frame`` with the fields of nested objects as columns (``user.id``), those of lists of objects as lists.
+
+    An object stays as it is if a column with the name of one of its fields is there already.
+
+    Example:
+        >>> flat(pl.LazyFrame({"user": [{"id": 7}], "items": [[{"sku": 1}, {"sku": 2}]]})).collect().to_dicts()
+        [{'user.id': 7, 'items.sku': [1, 2]}]
+    """
+    while True:
+        schema = frame.clone().collect_schema()
+        taken, columns = set(schema), list[pl.Expr]()
+        for name, dtype in schema.items():
+            inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+            fields = {f"{name}.{part.name}": part.name for part in inner.fields} if isinstance(inner, pl.Struct) else {}
+            if not fields or taken & fields.keys():
+                columns.append(pl.col(name))
+                continue
+            taken |= fields.keys()
+            for added, part in fields.items():
+                if isinstance(dtype, pl.List):
+                    value = pl.col(name).list.eval(pl.element().struct.field(part))
+                else:
+                    value = pl.col(name).struct.field(part)
+                columns.append(value.alias(added))
+        if len(columns) == len(schema) and taken == set(schema):
+            return frame
+        frame = frame.select(columns)
+
+
+def roots(names: frozenset[str]) -> frozenset[str]:
+    """``names``, and the columns of nested objects that they may be fields of: ``a`` and ``a.b`` for ``a.b.c``."""
+    return names.union(*(accumulate(name.split("."), "{}.{}".format) for name in names))

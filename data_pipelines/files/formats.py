@@ -1,6 +1,7 @@
 """All formats of files, and which one a location has: by its suffix, or by its first bytes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ from pydantic import PlainValidator, SerializeAsAny
 
 import data_pipelines.files.libsvm  # noqa: F401  (registers the format)
 from data_pipelines.errors import UserError
-from data_pipelines.files.base import FileFormat, Scan, reading
+from data_pipelines.files.base import FileFormat, Scan, flat, reading, roots
 from data_pipelines.files.csv import CsvFormat
 from data_pipelines.files.delta import DeltaFormat
 from data_pipelines.files.find import find_files
@@ -36,7 +37,7 @@ def scan_files(
     needed: frozenset[str] | None = None,
     files: Sequence[str] | None = None,
 ) -> Scan:
-    """One lazy frame over a file, a folder, a glob or an object-store address.
+    """One lazy frame over a file, a folder, a glob or an object-store address; nested objects are columns.
 
     Args:
         format: How to read it; ``None`` to go by the suffix, or by the first bytes.
@@ -49,10 +50,10 @@ def scan_files(
     paths = find_files(location) if files is None else list(files)
     with reading(location):
         format = format or format_of(location, paths)
-        scan = format.scan(location, paths, needed)
+        scan = format.scan(location, paths, None if needed is None else roots(needed))
         # On a copy: once a scan knows its schema, row numbers and later slices are no longer pushed down to it.
         scan.frame.clone().collect_schema()
-    return scan
+    return replace(scan, frame=flat(scan.frame))
 
 
 def format_of(location: str, paths: Sequence[str]) -> FileFormat:

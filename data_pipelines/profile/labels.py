@@ -88,7 +88,7 @@ def find_label(sample: pl.DataFrame, candidates: Sequence[str]) -> str | None:
     ratings = [
         name for name in candidates if sample[name].dtype.is_numeric() and 2 < sample[name].n_unique() <= _MOST_GRADES
     ]
-    by_name = {name.lower(): name for name in (*ratings, *binary)}
+    by_name = {"_".join(words.words(name)): name for name in (*ratings, *binary)}
     for hint in words.LABELS:
         if hint in by_name:
             return by_name[hint]

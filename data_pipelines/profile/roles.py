@@ -119,7 +119,7 @@ def _whole_role(values: pl.Series, distinct: int, rows: int) -> Role:
         return "index"
     if words.is_category(values.name):
         return "id"
-    few = integers and low >= 0 and distinct <= max(_FEW_VALUES, len(values) // 1000)
+    few = integers and low >= -1 and distinct <= max(_FEW_VALUES, len(values) // 1000)
     return "id" if few and not words.is_quantity(values.name) else "number"
 
 

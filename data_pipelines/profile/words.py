@@ -9,12 +9,12 @@ LABELS = (
 )
 USERS = (
     *("user", "customer", "visitor", "member", "client", "account", "reader", "viewer", "session", "uid"),
-    *("kunde", "nutzer", "usuario", "cliente", "utilisateur"),
+    *("kunde", "kunden", "nutzer", "benutzer", "usuario", "cliente", "utilisateur"),
 )
 ITEMS = (
     *("item", "movie", "film", "product", "article", "video", "song", "track", "app", "book", "ad", "offer", "sku"),
     *("stock", "news", "hotel", "recipe", "game", "course", "listing", "property", "asin", "isbn", "post", "photo"),
-    *("artikel", "produkt", "produit", "producto"),
+    *("artikel", "produkt", "produkte", "produit", "producto"),
 )
 TIMES = (
     *("time", "timestamp", "ts", "date", "datetime", "when", "day", "at", "created", "updated", "zeit", "datum"),
@@ -35,7 +35,7 @@ CATEGORIES = frozenset(
         *("occupation", "job", "sector", "area", "district", "postcode", "postal", "plz", "model", "platform", "page"),
         *("url", "domain", "site", "status", "state", "carrier", "network", "vendor", "merchant", "seller", "author"),
         *("artist", "creator", "advertiser", "publisher", "placement", "tab", "topic", "tag", "airport", "airline"),
-        *("route", "stadt", "land"),
+        *("route", "stadt", "land", "filiale", "version"),
     )
 )
 KEYS = frozenset({"id", "key", "code", "no", "nr", "num", "number", "hash", "name", "uuid"})

@@ -18,7 +18,7 @@ from data_pipelines.disk.storage import fingerprint, new_directory, open_directo
 from data_pipelines.errors import UserError
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
-from data_pipelines.files.base import FileFormat, reading
+from data_pipelines.files.base import FileFormat, flat, reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Find, format_of, scan_files
 from data_pipelines.files.parquet import ParquetFormat
@@ -41,7 +41,7 @@ class Part:
     source: str
 
     def scan(self) -> pl.LazyFrame:
-        return pl.scan_parquet(self.file, glob=False).slice(self.offset, self.rows)
+        return flat(pl.scan_parquet(self.file, glob=False).slice(self.offset, self.rows))
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _at_lists(groups: list[tuple[str, int, int]], plan: Plan, location: str) -> 
     keys: dict[str, npt.NDArray[np.uint64]] = {}
     for file in dict.fromkeys(file for file, _, _ in groups):
         with reading(file):
-            rows = pl.scan_parquet(file, glob=False)
+            rows = flat(pl.scan_parquet(file, glob=False))
             keys[file] = rows.select(plan.list_key(RawColumns(rows.collect_schema()))).collect().to_series().to_numpy()
     if not together(np.concatenate(list(keys.values()))):
         raise UserError(

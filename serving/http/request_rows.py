@@ -207,7 +207,7 @@ def _scan_json(content: bytes) -> None:
         closed = (structure == ord("}")) | (structure == ord("]"))
         depths = depth + np.cumsum(opened.astype(np.int32) - closed.astype(np.int32), dtype=np.int32)
         if np.any((structure == ord("{")) & (depths > _ROW_DEPTH)):
-            raise HTTPException(422, "rows: an object inside a row: send its fields as columns")
+            raise HTTPException(422, "rows: an object inside a row: send its fields as columns, such as user.id")
         if np.any(depths > _DEPTH):
             raise HTTPException(422, "rows: a list inside a list: send lists of plain values")
         depth = int(depths[-1]) if len(depths) else depth
