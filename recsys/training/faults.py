@@ -27,9 +27,13 @@ class InterruptedTrainingError(Exception):
     """SIGTERM or SIGINT: the run is saved and can be resumed."""
 
 
-def diverged(loss: float, running_mean: float) -> bool:
-    """Whether training cannot continue from this loss."""
-    return not math.isfinite(loss) or loss > EXPLODED * max(1.0, running_mean)
+def diverged(loss: float, running_mean: float | None) -> bool:
+    """Whether training cannot continue from this loss.
+
+    Args:
+        running_mean: Of the losses before it; ``None`` for the first, which may be of any size: labels may be amounts.
+    """
+    return not math.isfinite(loss) or (running_mean is not None and loss > EXPLODED * max(1.0, running_mean))
 
 
 def diverged_error(batch: Batch, path: Path, *, loss: float, step: int) -> DivergedError:

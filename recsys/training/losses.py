@@ -62,8 +62,7 @@ class Losses:
         self.stop_requested = stops > 0
         seconds = (time.perf_counter() - self._began) / max(1, len(unread))
         for step, ((batch, _), loss) in enumerate(zip(unread, losses, strict=True), state.step - len(unread)):
-            # the first loss has no earlier one beside it: that of amounts may be of any size
-            if diverged(loss, state.loss_mean if step else loss):
+            if diverged(loss, state.loss_mean if step else None):
                 path = self._folder / f"failed-batch-rank{self._processes.rank}.safetensors"
                 raise diverged_error(batch, path, loss=loss, step=step)
             state.loss_mean += (loss - state.loss_mean) / min(step + 1, 100)

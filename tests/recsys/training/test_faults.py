@@ -20,7 +20,15 @@ def test_other_faults_pass_through() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "mean", "expected"),
-    [(0.7, 0.7, False), (float("nan"), 0.7, True), (float("inf"), 0.7, True), (900.0, 0.1, False), (1e5, 3.0, True)],
+    [
+        (0.7, 0.7, False),
+        (float("nan"), 0.7, True),
+        (float("inf"), 0.7, True),
+        (900.0, 0.1, False),
+        (1e5, 3.0, True),
+        (1e5, None, False),
+        (float("nan"), None, True),
+    ],
 )
-def test_losses_that_end_a_training(loss: float, mean: float, expected: bool) -> None:
+def test_losses_that_end_a_training(loss: float, mean: float | None, expected: bool) -> None:
     assert diverged(loss, mean) is expected
