@@ -15,7 +15,7 @@ FILES = {path.stem: path for path in sorted(Path(__file__).parent.glob("[!_]*.py
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benchmarks of these names, all if there are none; 2 for a name that is none."""
+    """Run the benchmarks of these names, all if there are none; returns 2 for an unknown name."""
     names = [argument for argument in arguments if argument != "--keep"]
     unknown = set(names) - set(FILES)
     if unknown:

@@ -130,7 +130,7 @@ class Measured:
 
     Attributes:
         kept_bytes: Of the artifact, or of a peer's checkpoint.
-        rate: Measures rows a second on one thread.
+        rate: Measures rows per second on one thread.
         flops: Active ones of a row, multiplications and additions.
         logits_N: Of the test split.
     """

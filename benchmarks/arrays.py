@@ -13,7 +13,7 @@ from data_pipelines.dataset.loader import Loader
 def write_arrays(dataset: Dataset, folder: Path, splits: Collection[str], without: Collection[str] = ()) -> None:
     """Write the sparse features of splits and the first task's label.
 
-    ``SPLIT/NAME.npy`` holds a feature's ids, one a row, or (N, width) for a bag or a history, padded with 0;
+    ``SPLIT/NAME.npy`` holds a feature's ids, one per row, or (N, width) for a bag or a history, padded with 0;
     ``SPLIT/label.npy`` the labels; ``features.json`` each feature's kind, table, rows of the table, and width.
 
     Args:

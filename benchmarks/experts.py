@@ -3,7 +3,7 @@
 A step is forward and backward of one block on 4096 rows of width 416: top-2 of 8, 32 and 128 experts of hidden width
 256, router and dispatch included; an MLP of as many active FLOPs, the router's included (hidden 516 beside 8 experts,
 528 beside 32, 576 beside 128); and 8 experts computed for every row, then masked by the gates. Steps see different
-rows, so that experts' shares change as they do in training. "Weights" is what many experts cost whoever computes them:
+rows, so that experts' shares change as they do in training. "Weights" is what many experts cost in any implementation:
 reading all weights and writing as many gradients, once.
 Candidates take turns in every round, and medians over rounds are compared.
 """

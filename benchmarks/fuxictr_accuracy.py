@@ -4,7 +4,7 @@ Adam at 0.001, batches of 4096, the learning rate divided by 10 when the valid A
 epochs without a rise: FuxiCTR's defaults. Its best weights and ``scores.npy``, the probabilities of the test split,
 lie in the run's folder.
 
-Arguments: ``train`` or ``rate`` (how many encoded rows a second the trained model predicts); the folder with arrays;
+Arguments: ``train`` or ``rate`` (encoded rows per second that the trained model predicts); the folder with arrays;
 JSON with the name of the ``model``, its ``settings`` and the ``seed``; the run's folder.
 """
 

@@ -1,7 +1,7 @@
 """What each lever of sparsity costs and gives on real data: each alone on one base model, MovieLens-1M, one seed.
 
 Every row is trained with its lever, exported (mapped, not packed), and measured as it is served: test AUC, bytes of
-weights, vocabularies and encoder, multiplications and additions a row. What these are worth in rows a second is
+weights, vocabularies and encoder, multiplications and additions per row. Their effect on rows per second is
 the business of the benchmarks of zeros and of scoring.
 
 ``python -m benchmarks.levers [--scratch FOLDER]``; runs in the scratch folder are not trained again.

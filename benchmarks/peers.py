@@ -51,7 +51,7 @@ class Peer:
         return Trained(np.log(scores_N) - np.log1p(-scores_N), **said)
 
     def rate(self, arrays: Path, seed: int, run: Path) -> float:
-        """Encoded rows a second that the model in ``run`` predicts on one thread."""
+        """Encoded rows per second that the model in ``run`` predicts on one thread."""
         return float(self._say("rate", arrays, seed, run)["rows_per_s"])
 
     def _say(self, command: str, arrays: Path, seed: int, run: Path) -> dict[str, Any]:

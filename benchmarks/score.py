@@ -196,7 +196,7 @@ def logits_off(artifacts: dict[str, Path], rows: Path) -> dict[str, float]:
 
 
 def pairs(folder: Path) -> dict[str, Callable[[], float]]:
-    """Pairs a second of users times candidates, and rows a second of the same pairs written flat."""
+    """Pairs per second of users times candidates, and rows per second of the same pairs written flat."""
     raw, log = folder / "raw.parquet", folder / "log.parquet"
     generate(DemoConfig(rows=1_000_000, users=_USERS, user_exponent=0, items=20_000), raw)
     ids = (pl.format(name + "-{}", f"{name}_id").alias(f"{name}_id") for name in ("user", "item"))

@@ -2,8 +2,8 @@
 
 Two shapes, both with embeddings of 16, three full cross layers and a 400-400 tower, batches of 4096: five features
 (four ids and a bag), and 26 ids with a table of 200,000 rows each. Ours is ``train`` as users run it, loader included.
-The bound adds the dense part alone to the tables alone, on batches that are already there. The limit puts in place of
-the dense part a step written by hand for this one shape, without graph, casts or optimizer (``bare_step.py``): what no
+The bound adds the dense part alone to the tables alone, on batches that are already there. The limit replaces the
+dense part by a step written by hand for this one shape, without graph, casts or optimizer (``bare_step.py``): what no
 library can do without. FuxiCTR too gets its batches ready made, which spares it its loader. All take turns in every
 round, and medians are compared.
 """

@@ -5,7 +5,7 @@ A page is Markdown with fenced blocks. ``bash`` blocks are commands, ``python`` 
 that of the first page. ``text`` blocks are what the reader sees, and are not run. Of ``make`` and ``pip`` lines only
 the form is checked (the target exists): they build the environment that runs this.
 
-``recsys`` lines run in this process, because a page has many and each would import Torch anew.
+``recsys`` lines run in this process, because a page has many and each would import Torch again.
 """
 
 import os

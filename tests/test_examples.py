@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import recsys as rs
+from data_pipelines import extensions
 from models.layers.interactions import InteractionConfig
 from models.sparsity import config as levers
 from models.tables import poolings
@@ -73,12 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "experiment.yaml").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(registry, "_METRICS", dict(registry._METRICS))
-        patch.setattr(levers, "_REGISTERED", dict(levers._REGISTERED))
-        patch.setattr(poolings, "_POOLINGS", dict(poolings._POOLINGS))
-        patch.setattr(InteractionConfig, "_registered", dict(InteractionConfig._registered))
         patch.setattr(engines, "processes", in_this_process)
         patch.setattr("recsys.ablation.ablate.processes", in_this_process)
+        patch.setattr("recsys.ablation.ablate.write_study", lambda study, findings, out: None)  # seconds of drawing
         for name in FIRST:
             run(name)
         yield folder
@@ -91,7 +89,13 @@ def run(name: str) -> None:
     parser, output = doctest.DocTestParser(), []
     examples = parser.get_doctest(inspect.getdoc(thing) or "", dict(names), name, inspect.getsourcefile(thing), None)
     assert examples.examples, f"rs.{name} has no example"
-    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=output.append)
+    with pytest.MonkeyPatch.context() as patch:  # what an example registers is forgotten
+        patch.setattr(extensions, "_loaded", [])
+        patch.setattr(registry, "_METRICS", dict(registry._METRICS))
+        patch.setattr(levers, "_REGISTERED", dict(levers._REGISTERED))
+        patch.setattr(poolings, "_POOLINGS", dict(poolings._POOLINGS))
+        patch.setattr(InteractionConfig, "_registered", dict(InteractionConfig._registered))
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=output.append)
     assert not result.failed, "".join(output)
     assert not any(doctest.SKIP in example.options for example in examples.examples), f"rs.{name} skips an example"
 

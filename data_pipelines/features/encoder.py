@@ -51,8 +51,8 @@ class Encoder:
 
     Example:
         >>> encoder = rs.Dataset.open(Path("dataset")).encoder.select(["reader"])
-        >>> encoder.encode(pl.LazyFrame({"reader": ["r0", "never seen", None]})).collect()["reader"].to_list()
-        [2, 1, 0]
+        >>> encoder.encode(pl.LazyFrame({"reader": ["never seen", None]})).collect()["reader"].to_list()
+        [1, 0]
     """
 
     def __init__(self, plan: Plan, fitted: Fitted, selected: Iterable[str] | None = None) -> None:

@@ -123,7 +123,7 @@ def inspect_log(
 
     Example:
         >>> profile = rs.inspect_log("clicks.csv")
-        >>> profile.rows, profile.label.column, profile.time
+        >>> profile.rows, profile.label, profile.time
         (600, 'clicked', 'time')
     """
     format = format or guess_format(location)

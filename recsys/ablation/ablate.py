@@ -68,7 +68,7 @@ def ablate(
     Example:
         >>> config = rs.load_config("experiment.yaml", ["ablation={seeds: 1, leave_one_out: [price]}"])
         >>> findings = rs.ablate(config, rs.Dataset.open(Path("dataset")), "study", jobs=2)
-        >>> findings.effects.columns[:3]
+        >>> findings.effects.select("arm", "effect", "verdict").columns
         ['arm', 'effect', 'verdict']
     """
     out = Path(out)

@@ -23,7 +23,7 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
     ),
     "add-one-in": ("Added to the core", ("add_one_in",), "Each model is trained with the core and one more feature."),
     "pairs": ("Left out in pairs", ("pair",), "Each model is trained without both."),
-    "replace": ("Replaced", ("replace",), "Each model reads another variant in place of a feature or group."),
+    "replace": ("Replaced", ("replace",), "Each model reads another variant instead of a feature or group."),
     "looks": (
         "Taken from the trained model",
         tuple(LOOKS),

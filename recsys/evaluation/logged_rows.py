@@ -123,7 +123,7 @@ class LoggedRows:
         position_N = _numbers(self.frame, column, "off_policy.position").to_numpy()
         if np.isnan(position_N).any():
             raise UserError(
-                f"off_policy.position: the column {column!r} has a missing value, or one that is no number."
+                f"off_policy.position: the column {column!r} has a missing value, or one that is not a number."
             )
         first_N, _ = self.spans
         order_N = np.lexsort((position_N, first_N))

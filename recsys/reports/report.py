@@ -261,7 +261,7 @@ def _sparsity(run: RunFiles) -> Iterator[Section]:
         Line(["log loss", figure_of(whole.logloss), figure_of(whole.artifact_logloss)]),
         Line(["calibration", figure_of(whole.calibration), figure_of(whole.artifact_calibration)]),
         Line(["bytes with vocabulary", byte_size(whole.checkpoint_bytes), byte_size(whole.artifact_bytes)]),
-        Line(["rows a second", rate, f"{whole.scored_rows_per_s:,.0f} scored"]),
+        Line(["rows per second", rate, f"{whole.scored_rows_per_s:,.0f} scored"]),
         Line(["memory", NONE, f"{byte_size(whole.mapped_bytes)} shared, {byte_size(whole.dense_bytes)} own"]),
     ]
     yield Section(

@@ -91,7 +91,7 @@ def tune(
         >>> space = "tune={trials: 2, space: {train.dense.learning_rate: {low: 0.001, high: 0.01}}}"
         >>> with processes(jobs=1) as engine:
         ...     tuned = rs.tune(Path("experiment.yaml"), dataset, Path("search"), engine, (space,))
-        >>> list(tuned.best)
+        >>> list(tuned.chosen)
         ['train.dense.learning_rate']
     """
     library = optuna_library()

@@ -26,10 +26,7 @@ MAX_ATTEMPTS = 20
 
 
 class Job(BaseModel):
-    """A job as clients see it.
-
-    ``seconds_left`` is an estimate from the rate so far; ``null`` before there is one.
-    """
+    """A job as clients see it; ``seconds_left`` is estimated from the rate so far, ``null`` before there is one."""
 
     model_config = ConfigDict(from_attributes=True)
     id: str

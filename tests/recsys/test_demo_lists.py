@@ -63,7 +63,7 @@ def test_cold_softmax_is_greedy(demo: Demo) -> None:
         ({"propensity": "chance"}, r"off_policy\.propensity names the column 'chance', which the log does not have"),
         ({"propensity": "price"}, r"rows have no price above 0 and up to 1, the first one has [\d.]+"),
         ({"propensity": "clicked"}, r"rows have no clicked above 0 and up to 1, the first one has 0"),
-        ({"position": "genre"}, r"'genre' has a missing value, or one that is no number"),
+        ({"position": "genre"}, r"'genre' has a missing value, or one that is not a number"),
         ({"position": "timestamp"}, "two rows of one list have timestamp"),
         ({"task": "buy"}, r"off_policy\.task is 'buy': the tasks are click"),
     ],

@@ -89,7 +89,7 @@ class BagFeature(CategoricalFeature[BagConfig]):
         weights = self._weights(column, raw)
         lengths = self.values(raw).list.len()
         yield f"{column}: a negative weight", weights.list.min() < 0
-        yield f"{column}: a weight that is no number", weights.list.eval(pl.element().is_null()).list.any()
+        yield f"{column}: a weight that is not a number", weights.list.eval(pl.element().is_null()).list.any()
         yield f"{column}: not as many weights as {self.config.column} has values", weights.list.len() != lengths
 
     def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:

@@ -159,7 +159,7 @@ def test_bags_and_vectors_that_make_no_sense_are_refused(tiny_data: dict[str, An
     assert dict(refused.select(":row", "reason").iter_rows()) == {
         1: "weights: a negative weight",
         2: "weights: not as many weights as tags has values",
-        3: "weights: a weight that is no number",
+        3: "weights: a weight that is not a number",
         5: "image: not 2 finite numbers",
         6: "image: not 2 finite numbers",
     }

@@ -1,4 +1,4 @@
-"""Training at an object store: what is there when the machine is lost, and that another one goes on from it."""
+"""Training at an object store: what is there when the machine is lost, and that another machine resumes from it."""
 
 from pathlib import Path
 from typing import Any

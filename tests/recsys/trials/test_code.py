@@ -1,5 +1,6 @@
 """The fingerprint of the code covers what computes a trial, and nothing else."""
 
+from data_pipelines import extensions
 from recsys.trials.code import code_fingerprint, source_files
 
 
@@ -28,7 +29,8 @@ def test_pages_and_verbs_are_not_covered():
 
 def test_an_edit_changes_the_fingerprint(tmp_path, monkeypatch):
     copy = tmp_path / "metrics.py"
-    copy.write_text(source_files()["recsys.metrics.binary"].read_text() + "# edited\n")
+    files = source_files(*extensions.loaded())
+    copy.write_text(files["recsys.metrics.binary"].read_text() + "# edited\n")
     before = code_fingerprint()
-    monkeypatch.setitem(source_files(), "recsys.metrics.binary", copy)
+    monkeypatch.setitem(files, "recsys.metrics.binary", copy)
     assert code_fingerprint() != before
