@@ -99,7 +99,7 @@ def api_page() -> str:
     lines = [
         "# Python names",
         "",
-        "Made from the code: every name of `import recsys as rs`. [Python API](python.md) shows how to use them together.",
+        "Made from the code: every name of `import recsys as rs`. [Python API](python.md) shows them at work.",
         "",
     ]
     for name in sorted(recsys.__all__, key=str.lower):
