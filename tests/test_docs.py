@@ -90,6 +90,21 @@ def test_reference_has_every_config_key(reference: ModuleType):
             assert name == "kind" or f"| `{name}` |" in page
 
 
+def test_reference_has_every_public_name(reference: ModuleType):
+    import recsys
+
+    page = reference.api_page()
+    for name in recsys.__all__:
+        assert f"## `rs.{name}`" in page or not callable(getattr(recsys, name))
+    train = page.partition("## `rs.train`")[2].partition("## `rs.Trainer`")[0]
+    assert "rs.train(config, dataset, run, *, resume=False" in train
+    assert "- `config`: The experiment." in train
+    assert "- `DivergedError`:" in train
+    assert "### `Dataset.open`" in page
+    assert ":class:" not in page
+    assert ":func:" not in page
+
+
 def test_reference_has_every_verb(reference: ModuleType):
     page = reference.command_page()
     for verb in ("demo", "init", "prepare", "train", "evaluate", "export", "score", "serve", "ablate", "doctor"):

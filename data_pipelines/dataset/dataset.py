@@ -28,6 +28,7 @@ from data_pipelines.features.plan import Plan
 from data_pipelines.locations import expand
 from data_pipelines.logs.splits import SPLITS
 from data_pipelines.names import LIST, OWN
+from data_pipelines.notebook import html_table
 from data_pipelines.past.deliveries import Late
 from data_pipelines.past.state import State
 
@@ -155,6 +156,12 @@ class Dataset:
         with intact(path):
             profile: dict[str, Any] = json.loads(path.read_text())
         return profile
+
+    def _repr_html_(self) -> str:
+        tables = {table.name: table.rows for table in self.schema.tables}
+        features = list(self.schema.feature_names)
+        rows = {"rows": self.splits, "tasks": self.schema.tasks, "features": features, "rows of tables": tables}
+        return html_table(f"Dataset {self.path}", rows)
 
     def columns(self, split: str, features: Sequence[str] | None = None) -> Columns:
         """The encoded columns of a split, of all features or only some.

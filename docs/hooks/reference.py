@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import recsys
 from data_pipelines.config.base import Config
 from recsys.cli import app
 from recsys.config.experiment import ExperimentConfig
@@ -43,6 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to the site."""
     files.append(File.generated(config, "reference/config.md", content=config_page()))
     files.append(File.generated(config, "reference/cli.md", content=command_page()))
+    files.append(File.generated(config, "reference/api.md", content=api_page()))
     return files
 
 
@@ -90,6 +92,77 @@ def command_page() -> str:
                 lines.append(f"| `{'`, `'.join(names)}` | {_cell(str(parameter.help))} |")
             lines.append("")
     return "\n".join(lines)
+
+
+def api_page() -> str:
+    """The reference of every public name of ``recsys``: its signature, and its docstring."""
+    lines = [
+        "# Python names",
+        "",
+        "Made from the code: every name of `import recsys as rs`. [Python API](python.md) shows them at work.",
+        "",
+    ]
+    for name in sorted(recsys.__all__, key=str.lower):
+        value = getattr(recsys, name)
+        if callable(value):
+            lines += [f"## `rs.{name}`", "", *_described(f"rs.{name}", value), ""]
+            for method, function in _public_methods(value):
+                lines += [f"### `{name}.{method}`", "", *_described(method, function), ""]
+    return "\n".join(lines)
+
+
+def _public_methods(value: Any) -> Iterator[tuple[str, Any]]:
+    """Documented methods and properties that a class of ours defines itself."""
+    if inspect.isclass(value):
+        for name, member in vars(value).items():
+            function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+            if (
+                not name.startswith("_")
+                and inspect.getdoc(function)
+                and (callable(function) or isinstance(member, property))
+            ):
+                yield name, function
+
+
+def _described(name: str, value: Any) -> list[str]:
+    """The signature in a block, and the docstring as Markdown."""
+    lines: list[str] = []
+    is_model = inspect.isclass(value) and issubclass(value, BaseModel)
+    if not is_model and not isinstance(value, property):
+        lines += ["```text", f"{name}{_signature(value)}", "```", ""]
+    return lines + list(_docstring(inspect.getdoc(value) or ""))
+
+
+def _signature(value: Any) -> str:
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return "(...)"
+    plain = [
+        p.replace(annotation=inspect.Parameter.empty)
+        for p in signature.parameters.values()
+        if p.name not in ("self", "cls")
+    ]
+    return re.sub(
+        r"<[^<>]*>", "...", str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+    )
+
+
+def _docstring(text: str) -> Iterator[str]:
+    """A docstring as Markdown: its sections become lists, its examples blocks of code."""
+    title, *sections = re.split(r"^(Args|Attributes|Returns|Raises|Example):\n", text, flags=re.MULTILINE)
+    yield from _markdown(title).splitlines()
+    for heading, body in zip(sections[::2], sections[1::2], strict=True):
+        body = inspect.cleandoc(f"\n{body}")
+        yield from ["", f"**{heading}**", ""]
+        if heading == "Example":
+            yield from ["```text", *(line.partition("  # doctest:")[0] for line in body.splitlines()), "```"]
+        elif heading == "Returns":
+            yield from _markdown(body).splitlines()
+        else:
+            for entry in re.split(r"^(?=\S)", body, flags=re.MULTILINE)[1:]:
+                names, colon, said = entry.partition(": ")
+                yield f"- `{names}`: {_cell(_markdown(said))}" if colon else f"- {_cell(_markdown(entry))}"
 
 
 def _argument(parameter: Any) -> str:

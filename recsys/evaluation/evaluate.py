@@ -21,6 +21,7 @@ from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.names import LIST, key_name
+from data_pipelines.notebook import html_table
 from models.interpretation import Affinity, expert_affinities
 from models.layers.heads import TaskKind
 from models.moe.router import routers
@@ -72,6 +73,15 @@ class Evaluation:
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     slices: pl.DataFrame | None = None
     features: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {}
+        for task, metrics in self.tasks.items():
+            for name, value in metrics.items():
+                bounds = self.intervals.get(task, {}).get(name)
+                interval = "" if bounds is None else f" ({bounds.low:.5g} to {bounds.high:.5g})"
+                rows[f"{task} {name}"] = f"{value:.5g}{interval}"
+        return html_table(f"Evaluation on {len(self.predictions):,} rows of the {self.split} split", rows)
 
     def summary(self) -> SplitMetrics:
         """The metrics and intervals, for cards and JSON."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
+from data_pipelines.notebook import html_table
 from recsys.config.experiment import ExperimentConfig, import_extensions
 from recsys.config.tune import Range, TuneConfig
 from recsys.config.validation import parse_config
@@ -51,6 +52,10 @@ class Tuned(BaseModel):
     trials: int
     failed: int
     chosen: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        found = {"value": self.value, "trials": self.trials, "failed": self.failed, "run": self.run}
+        return html_table(f"Search, best config {self.best}", found | self.chosen)
 
 
 @dataclass(frozen=True)

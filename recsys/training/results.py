@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from data_pipelines.notebook import html_table
 from serving.artifact.card import SplitMetrics, Value
 
 Stopped = Literal["patience", "epochs"]
@@ -44,6 +45,11 @@ class Result(BaseModel):
     def _measured(cls, value: Any) -> Any:
         """Earlier versions wrote minus infinity if nothing was measured."""
         return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    def _repr_html_(self) -> str:
+        rows = {"steps": self.steps, "best step": self.best_step, "stopped by": self.stopped}
+        rates = {"seconds": self.seconds, "rows per second": self.samples_per_s}
+        return html_table(f"Run {self.run}", {**rows, **rates, **{f"valid {t}": m for t, m in self.valid.items()}})
 
     def summary(self) -> dict[str, Any]:
         """What ``recsys train`` prints; ``valid`` as in :class:`~serving.artifact.card.SplitMetrics`."""

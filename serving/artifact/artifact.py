@@ -33,6 +33,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Find
+from data_pipelines.notebook import html_table
 from data_pipelines.past.state import State
 from models.codecs.compact import compress
 from models.codecs.quantization import Bits
@@ -225,7 +226,7 @@ class Artifact:
             find=find,
         )
         if not below(path, PACKED).exists():
-            _ = artifact._weights  # mapped, not read: checks its structure; a packed one is checked when unpacked
+            _ = artifact.weights  # mapped, not read: checks its structure; a packed one is checked when unpacked
         return artifact
 
     def is_current(self) -> bool:
@@ -298,6 +299,12 @@ class Artifact:
         """Bytes of the files whose names start with one of ``prefixes``."""
         return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(prefixes))
 
+    def _repr_html_(self) -> str:
+        tables = {name: f"{entry.rows:,} x {entry.dim}, {entry.bits} bits" for name, entry in self.model.tables.items()}
+        rows = {"tasks": self.encoder.schema.tasks, "features": list(self.encoder.schema.feature_names)}
+        metrics = {f"{split} split": metrics.first for split, metrics in self.card.metrics.items()}
+        return html_table(f"Artifact {self.path}", rows | {"bytes": self.bytes, "tables": tables} | metrics)
+
     def ranker(self) -> Ranker:
         """A ranker in evaluation mode over the mapped tables.
 
@@ -305,7 +312,7 @@ class Artifact:
             UserError: The weights are damaged, or those of another version's ranker.
         """
         ranker = Ranker(self.model.ranker, self.model.encoded, self.tables())
-        dense = self._weights.dense
+        dense = self.weights.dense
         with intact(self.path / DENSE):
             load_dense(ranker, dense.parameters, dense.grids)
         return ranker.eval().requires_grad_(False)
@@ -321,20 +328,16 @@ class Artifact:
                 "tables": {name: table for name, table in config.tables.items() if name in used},
             }
         )
-        stored = self._weights
+        stored = self.weights
         tables = {
             name: MappedTable(entry.rows, entry.dim, entry.bits, stored.offsets[name])
             for name, entry in self.model.tables.items()
         }
         return QuantizedTables(schema, config, stored.storage, tables, stored.dense.factors)
 
-    @property
+    @cached_property
     def weights(self) -> StoredWeights:
         """The mapped tables and the dense part, as they are stored."""
-        return self._weights
-
-    @cached_property
-    def _weights(self) -> StoredWeights:
         return StoredWeights.read(self.path, self.model)
 
 

@@ -55,6 +55,12 @@ def test_export_for_numpy_alone(trained, exported, tiny_log, tmp_path):
     assert "already exists" in refused("export", trained[1], tmp_path / "portable", "--portable")
 
 
+def test_objects_show_a_table_in_a_notebook(trained, exported):
+    dataset, _ = trained
+    assert "<td>train 1,600, valid 200, test 200</td>" in dataset._repr_html_()
+    assert "test split" in Artifact.open(exported)._repr_html_()
+
+
 def test_what_a_user_can_mend_is_said_in_one_sentence(trained, exported, tiny_log, tmp_path):
     _, run = trained
     assert "already exists" in refused("export", run, exported)
