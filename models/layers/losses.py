@@ -30,6 +30,8 @@ class LossConfig(Family):
     """The kinds of tasks that it replaces the default loss of."""
     needs_lists: ClassVar[bool] = True
     """Whether it compares the rows of a list, so that batches must keep lists whole."""
+    probabilities: ClassVar[bool] = True
+    """Whether the sigmoid of a logit that it learns is a probability; false if logits only give an order."""
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -80,6 +82,7 @@ class SoftmaxConfig(LossConfig):
     """
 
     kind: Literal["softmax"] = "softmax"
+    probabilities: ClassVar[bool] = False
 
     def loss(self, logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
         losses_B = labels_B * weights_B * (_logsumexp(logits_B, lists_B)[lists_B] - logits_B)
@@ -94,6 +97,7 @@ class LambdaRankConfig(LossConfig):
     """
 
     kind: Literal["lambdarank"] = "lambdarank"
+    probabilities: ClassVar[bool] = False
 
     def loss(self, logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
         return _lambda_loss(logits_B, labels_B, lists_B, weights_B)
@@ -107,6 +111,7 @@ class PairwiseConfig(LossConfig):
     """
 
     kind: Literal["pairwise"] = "pairwise"
+    probabilities: ClassVar[bool] = False
 
     def loss(self, logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
         return _pairwise_loss(logits_B, labels_B, lists_B, weights_B)

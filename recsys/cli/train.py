@@ -31,6 +31,21 @@ DataFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.", parser=local_folder)
 ]
 
+Baselines = Annotated[
+    bool | None,
+    typer.Option(
+        "--baselines/--no-baselines",
+        help="Compare with all baselines (SVD and FM too), or with none; if absent, with the quick ones.",
+    ),
+]
+OffPolicy = Annotated[
+    bool, typer.Option("--off-policy", help="Estimate what the model's policy would have earned on logged decisions.")
+]
+PolicyKeys = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of off_policy, e.g. off_policy.policy=softmax."),
+]
+
 
 @app.command("train")
 def train_verb(
@@ -62,20 +77,11 @@ def train_verb(
 @app.command("evaluate")
 def evaluate_verb(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.", parser=local_folder)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of off_policy, e.g. off_policy.policy=softmax."),
-    ] = None,
+    overrides: PolicyKeys = None,
     dataset: Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     slice_by: Annotated[str | None, typer.Option(help="Key column: metrics for each of its values.")] = None,
-    baselines: Annotated[
-        bool | None,
-        typer.Option(
-            "--baselines/--no-baselines",
-            help="Compare with all baselines (SVD and FM too), or with none; if absent, with the quick ones.",
-        ),
-    ] = None,
+    baselines: Baselines = None,
     ranking: Annotated[
         bool,
         typer.Option(
@@ -86,10 +92,7 @@ def evaluate_verb(
     item: Annotated[
         str | None, typer.Option(help="With --ranking: the column of items, if the config does not say it.")
     ] = None,
-    off_policy: Annotated[
-        bool,
-        typer.Option("--off-policy", help="Estimate what the model's policy would have earned on logged decisions."),
-    ] = False,
+    off_policy: OffPolicy = False,
     json: Json = False,
 ) -> None:
     """Score a split with a run's weights, measure everything, and say where the model stands."""

@@ -114,8 +114,9 @@ def evaluate_off_policy(run: Path, dataset: Dataset, config: ExperimentConfig, s
     chosen_N, predicted_N, expected_N = decide(rows, asked)
     kind = dataset.config.tasks[task].kind
     decisions = Decisions(rows.labels_N, propensities_N, chosen_N, predicted_N, expected_N)
-    if kind == "binary" and config.train.loss.kind in ("softmax", "lambdarank"):
-        _notice(f"train.loss.kind {config.train.loss.kind} learns no probabilities: dm and dr are left out.")
+    loss = config.train.loss
+    if kind in loss.tasks and not loss.probabilities:
+        _notice(f"train.loss.kind {loss.kind_name()} learns no probabilities: dm and dr are left out.")
         decisions = replace(decisions, predicted_N=None, expected_N=None)
     return _summary(decisions, facts_of(dataset, split, task), asked)
 

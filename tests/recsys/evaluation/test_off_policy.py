@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import Notice, UserError
+from models.layers.losses import LossConfig
 from recsys.cli import app
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.off_policy import OffPolicyConfig
@@ -148,8 +149,8 @@ def test_what_makes_estimates_doubtful_is_told(changes: dict[str, float], said: 
 
 def test_an_order_without_probabilities_has_no_direct_method(made: Made) -> None:
     run, dataset, config = made
-    loss = config.train.loss.model_copy(update={"kind": "softmax"})
-    config = config.model_copy(update={"train": config.train.model_copy(update={"loss": loss})})
+    train_block = config.train.model_copy(update={"loss": LossConfig.parse({"kind": "softmax"})})
+    config = config.model_copy(update={"train": train_block})
     with pytest.warns(Notice, match="softmax learns no probabilities: dm and dr are left out"):
         assert evaluate_off_policy(run, dataset, config).estimates.keys() == {"ips", "snips"}
 

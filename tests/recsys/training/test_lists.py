@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 
 from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.dataset.loader import Loader
 from data_pipelines.errors import UserError
+from models.layers.losses import LossConfig, loss_of_labelled
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
@@ -96,6 +98,32 @@ def test_a_loss_over_lists_learns_their_order(made: Made, kind: str, tmp_path: P
     settings = SETTINGS["train"] | {"epochs": 6, "loss": {"kind": kind}, "dense": {"learning_rate": 0.02}}
     config = ExperimentConfig.model_validate(config.model_dump() | {"train": settings})
     assert train(config, dataset, tmp_path / "run").valid["click"]["list_auc"] > 0.6
+
+
+@pytest.mark.parametrize("kind", ["softmax", "lambdarank", "calibrated"])
+def test_two_ranks_have_the_weighted_losses_of_one(made: Made, kind: str) -> None:
+    """Every list is in one rank's batch, and the ranks' means are those of one rank, weighted by what they count."""
+
+    def counted(ranks: int) -> list[tuple[float, int]]:
+        found = []
+        for rank in range(ranks):
+            size = made[1].splits["train"] // ranks
+            loader = Loader(made[1], "train", batch_size=size, shuffle=True, rank=rank, world_size=ranks, lists=True)
+            [batch] = list(loader)
+            assert batch.labels is not None
+            assert batch.weights is not None
+            assert batch.lists is not None
+            labels = batch.labels[:, 0]
+            arguments = batch.dense.sum(1), labels, batch.lists, batch.weights[:, 0]
+            count = len(batch) if kind == "calibrated" else len(batch.lists[labels > 0].unique())
+            found.append((float(loss_of_labelled(LossConfig.parse({"kind": kind}), *arguments)), count))
+        return found
+
+    [(alone, everything)] = counted(1)
+    (one, ones), (other, others) = counted(2)
+    assert ones + others == everything
+    assert (one * ones + other * others) / everything == pytest.approx(alone, rel=1e-5)
+    assert (one + other) / 2 == pytest.approx(alone, rel=0.02)  # what training takes: ranks have nearly equal shares
 
 
 def test_a_stopped_training_resumes_to_the_same_weights(made: Made, tmp_path: Path) -> None:

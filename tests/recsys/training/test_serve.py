@@ -59,6 +59,7 @@ def test_what_positions_add_is_learned_apart_and_scores_do_not_read_them(tmp_pat
     alone = scorer.score(items, logits=True)
     asked = scorer.score(items.with_columns(position=pl.lit(3)), logits=True)
     assert alone["click:logit"].to_list() == asked["click:logit"].to_list()
+    assert scorer.artifact.reference is not None
     drift = DriftMonitor(scorer.artifact.encoder.schema, scorer.artifact.reference)
     everyone = pl.read_parquet(tmp_path / "log.parquet").select("item")
     scorer.score(everyone, drift=drift)
