@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ from data_pipelines.files.side_tables import Join
 from data_pipelines.logs.joins import join
 
 WHOLE = st.integers(-(2**53) + 1, 2**53 - 1)
-TYPES = {
+TYPES: dict[str, Any] = {
     "text": pl.String,
     "float": pl.Float64,
     "categorical": pl.Categorical,
