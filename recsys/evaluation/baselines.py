@@ -77,20 +77,19 @@ def fit_popularity(dataset: Dataset, features: Sequence[str] | None = None) -> F
     return Fitted(lambda split: score(_Rows.of(dataset, split, features), best))
 
 
-def fit_linear(
-    dataset: Dataset, features: Sequence[str] | None = None, *, strengths: Sequence[float] = (0.03, 0.3, 3.0)
-) -> Fitted:
+_PENALTIES = ((1.0, "liblinear", (0.03, 0.3)), (0.0, "lbfgs", (0.03, 0.3, 3.0)))
+"""The share of L1, the solver, and inverse strengths in ascending order; a weaker L1 penalty can take this solver minutes."""
+
+
+def fit_linear(dataset: Dataset, features: Sequence[str] | None = None) -> Fitted:
     """Logistic regression on the bag-of-features matrix, with an L1 or an L2 penalty.
 
     Both are fitted with weaker and weaker penalties until the log loss of the valid split rises, and the best of all is
     taken. Where values have few rows, a penalty that is too strong costs more than the choice of the penalty.
-
-    Args:
-        strengths: Inverse penalties, in ascending order.
     """
     train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
     best, least = None, float("inf")
-    for l1_ratio, solver in ((1.0, "liblinear"), (0.0, "lbfgs")):
+    for l1_ratio, solver, strengths in _PENALTIES:
         before = float("inf")
         for strength in strengths:
             model = LogisticRegression(

@@ -135,13 +135,15 @@ def fit(
         settings = (f"tune.minutes={minutes}", f"tune.trials={_MOST_TRIALS}")
         tell = partial(_tell, say)
         found = tune(_write_search(folder), dataset, folder / STUDY, engine, settings, report=tell)
+        if found.trials == 1:
+            say(f"{minutes:g} minutes were enough for the config itself only: a larger --minutes searches around it")
         result = _result(log, folder, minutes, found, dataset, say)
         write_file(folder / RESULT, result.model_dump_json(indent=1))
     return result
 
 
 def _tell(say: Callable[[str], None], _trials: int, note: str) -> None:
-    say(f"trial ended: {note}")
+    say(f"trial ended: {note} (train.monitor on valid rows, higher is better)")
 
 
 def _result(log: str, folder: Path, minutes: float, found: Tuned, dataset: Dataset, say: Callable[[str], None]) -> Fit:
