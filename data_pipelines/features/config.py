@@ -118,6 +118,8 @@ class DataConfig(Config):
             yield "`sampling` needs the key `user`: negatives are what a user has not chosen"
         if self.sampling is not None and self.sampling.window is not None and self.time is None:
             yield "`sampling.window` needs the key `time`: the column that says when a row was"
+        if self.event_key and self.time is None:
+            yield "`event_key` needs the key `time`: keys of events are remembered for a while after them"
         for join in self.joins:
             if join.time is not None and self.time is None:
                 yield f"the as-of join with {join.table} needs the key `time`"

@@ -155,6 +155,14 @@ def serve_verb(
     data_roots: Annotated[
         list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
     ],
+    states: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            metavar="[NAME=]PATH",
+            help="State that an artifact (the first, if no NAME) reads the past from; read again when it is updated.",
+        ),
+    ] = None,
     allowed: Annotated[
         list[str] | None,
         typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
@@ -175,6 +183,7 @@ def serve_verb(
         from serving.http.server import serve
 
     named = dict(_named(artifact) for artifact in artifacts)
+    pasts = [state.partition("=") if "=" in state else (next(iter(named)), "=", state) for state in states or ()]
     serve(
         named,
         data_roots,
@@ -184,6 +193,7 @@ def serve_verb(
         workers=workers,
         addresses=allowed or (),
         allowed_hosts=allowed_hosts or (),
+        states={name: Path(path) for name, _, path in pasts},
     )
 
 

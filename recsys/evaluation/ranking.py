@@ -73,10 +73,9 @@ def rank(
 ) -> Ranking:
     """Rank all candidates for the users of ``split``, as they would have been ranked when it began.
 
-    Every user is scored once with all items that were taken before, at the time and with the columns of the user's
-    first row in the split, and with the past as of its begin; features of items alone are as of the last event before
-    it. Items of the split that nobody took before count as
-    missed. Memory does not grow with users times candidates.
+    Every user is scored once with all items that were taken before, at the time when the split begins, with the past as
+    of then and the other columns of the user's first row in the split. Items of the split that nobody took before count
+    as missed. Memory does not grow with users times candidates.
 
     Args:
         source: A finished run, or weights.
@@ -126,6 +125,9 @@ def _scores(weights: Weights, dataset: Dataset, catalog: Catalog, scratch: Path)
         rows.group_by(catalog.user, maintain_order=True).agg(pl.col(columns).exclude(catalog.user).first()).collect()
     )
     asked = pl.DataFrame({catalog.user: catalog.users}).join(asked, on=catalog.user, how="left", maintain_order="left")
+    if plan.time in columns:  # all are asked when the split begins: at the time of its first row
+        begin = rows.select(plan.time).first().collect()[plan.time]
+        asked = asked.with_columns(begin.new_from_index(0, len(asked)))
     first = 0
     pairs = PairScorer(Scorer(Artifact.open(scratch / "artifact")), offered)
     for chunk, logits_UCT in pairs.score(asked):

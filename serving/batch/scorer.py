@@ -40,6 +40,17 @@ def in_lists(frame: pl.DataFrame, lists_N: NDArray[Any]) -> pl.DataFrame:
     return frame.with_columns(pl.Series(LIST, lists_N).cast(pl.UInt64))
 
 
+def _mapped(artifact: Artifact, folder: Path) -> State:
+    """A state with all its files mapped, so that an update in place changes nothing of it."""
+    while True:
+        fingerprint = artifact.past_in(folder).fingerprint
+        state = State.open(folder, verify="sizes")
+        for name in state.plan.past:
+            state.frame(name)
+        if artifact.past_in(folder).fingerprint == fingerprint:
+            return state
+
+
 class Scorer:
     """Scores raw rows with one artifact. Safe to call from several threads at once.
 
@@ -56,9 +67,9 @@ class Scorer:
     def __init__(self, artifact: Artifact, *, state: Path | None = None) -> None:
         self.artifact = artifact
         if state is not None:
-            artifact.past_in(state)
-        folder = state or artifact.state
-        self._state = None if folder is None else State.open(folder, verify="sizes")
+            self._state: State | None = _mapped(artifact, state)
+        else:
+            self._state = None if artifact.state is None else State.open(artifact.state, verify="sizes")
         self.ranker = artifact.ranker()
         self._encoder = artifact.encoder
         self._schema = artifact.encoder.schema

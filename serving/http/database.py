@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class JobRow(Base):
     artifact: Mapped[str] = mapped_column(String(200))
     artifact_path: Mapped[str] = mapped_column(Text)
     artifact_fingerprint: Mapped[str | None] = mapped_column(String(32))
+    state_path: Mapped[str | None] = mapped_column(Text)
     source: Mapped[str] = mapped_column(Text)
     output: Mapped[str] = mapped_column(Text)
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -63,6 +65,22 @@ class ArtifactRow(Base):
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     path: Mapped[str] = mapped_column(Text)
     fingerprint: Mapped[str] = mapped_column(String(32))
+    state_path: Mapped[str | None] = mapped_column(Text)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An artifact that a service knows.
+
+    Attributes:
+        path: Where it lies.
+        fingerprint: What it must still be.
+        state_path: The state that it reads the past from; its own if ``None``.
+    """
+
+    path: str
+    fingerprint: str
+    state_path: str | None
 
 
 class SettingRow(Base):

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from data_pipelines.errors import UserError
-from serving.http.database import ArtifactRow, JobRow, SettingRow, TokenRow, connect, seconds_now, usable
+from serving.http.database import ArtifactRow, JobRow, Registered, SettingRow, TokenRow, connect, seconds_now, usable
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 LEASE_S = 30.0
@@ -62,6 +62,7 @@ class Claim(BaseModel):
     id: str
     artifact_path: str
     artifact_fingerprint: str | None
+    state_path: str | None
     source: str
     output: str
     options: dict[str, Any]
@@ -125,6 +126,7 @@ class JobStore:
                     artifact=artifact,
                     artifact_path=found.path,
                     artifact_fingerprint=found.fingerprint,
+                    state_path=found.state_path,
                     source=source,
                     output=output,
                     options=options,
@@ -286,17 +288,22 @@ class JobStore:
             )
             return bool(ended.rowcount)  # type: ignore[attr-defined]
 
-    def register(self, name: str, path: str, fingerprint: str) -> None:
-        """Register an artifact by a name; the first becomes live. Jobs submitted before keep path and fingerprint."""
+    def register(self, name: str, path: str, fingerprint: str, *, state: str | None = None) -> None:
+        """Register an artifact by a name; the first becomes live. Jobs submitted before keep path and fingerprint.
+
+        Args:
+            state: Path of the state that it reads the past from; its own if absent.
+        """
         with self._session() as (session, _):
-            session.merge(ArtifactRow(name=name, path=path, fingerprint=fingerprint))
+            session.merge(ArtifactRow(name=name, path=path, fingerprint=fingerprint, state_path=state))
             if session.get(SettingRow, "live") is None:
                 session.add(SettingRow(key="live", value=name))
 
-    def artifacts(self) -> dict[str, tuple[str, str]]:
-        """Path and fingerprint by name."""
+    def artifacts(self) -> dict[str, Registered]:
+        """The artifacts by name."""
         with self._reading() as session:
-            return {row.name: (row.path, row.fingerprint) for row in session.scalars(select(ArtifactRow))}
+            rows = session.scalars(select(ArtifactRow))
+            return {row.name: Registered(row.path, row.fingerprint, row.state_path) for row in rows}
 
     def live(self) -> str | None:
         """Name of the artifact that requests without a name are scored with."""

@@ -3,16 +3,23 @@
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from data_pipelines.disk.storage import open_directory
+from data_pipelines.errors import UserError
 from serving.artifact.drift import DriftMonitor
 from serving.batch.scorer import Scorer
 from serving.batch.value_counts import ValueCounts
 from serving.http.allowed_paths import Roots
+from serving.http.database import Registered
 from serving.http.jobs import ConflictError, JobStore
+
+_Key = tuple[str, str, str | None]
+"""Name and fingerprint of an artifact, and the fingerprint of the state that was registered with it."""
 
 _LOOK_S = 1.0
 _KEPT = 4
@@ -43,8 +50,8 @@ class Live:
 class LiveArtifacts:
     """Artifacts by name, as registered in the database; at most four stay loaded. Safe from several threads.
 
-    A request waits for the artifact that it names, and for the first live one. When another becomes live, the previous
-    one answers requests until the new one is loaded.
+    A request waits for the artifact that it names, and for the first live one. When another becomes live, or the state
+    of the live one is updated in place, requests are answered as before until what is new is loaded.
 
     Args:
         roots: Where an artifact may read side tables.
@@ -54,9 +61,10 @@ class LiveArtifacts:
         self._store, self._roots = store, roots
         self._lock = threading.Lock()
         self._loaders = ThreadPoolExecutor(1, thread_name_prefix="artifact")
-        self._loaded: dict[tuple[str, str], Future[Live]] = {}
+        self._loaded: dict[_Key, Future[Live]] = {}
         self._answering: Future[Live] | None = None
-        self._known: dict[str, tuple[str, str]] = {}
+        self._known: dict[str, Registered] = {}
+        self._states: dict[str, str] = {}
         self._live: str | None = None
         self._looked = float("-inf")
 
@@ -74,11 +82,12 @@ class LiveArtifacts:
                 raise ConflictError("there is no artifact: register one first.")
             if wanted not in self._known:
                 raise ConflictError(f"there is no artifact {wanted!r}: register it first.")
-            path, fingerprint = self._known[wanted]
-            found = self._loaded.pop((wanted, fingerprint), None)
+            registered = self._known[wanted]
+            key = (wanted, registered.fingerprint, self._states.get(registered.state_path or ""))
+            found = self._loaded.pop(key, None)
             if found is None or _failed(found):
-                found = self._loaders.submit(_load, wanted, Path(path), fingerprint, self._roots)
-            self._loaded[wanted, fingerprint] = found
+                found = self._loaders.submit(_load, wanted, registered, self._roots, self._loaded_with(*key[:2]))
+            self._loaded[key] = found
             while len(self._loaded) > _KEPT:
                 del self._loaded[next(iter(self._loaded))]
             if name is None:
@@ -104,6 +113,11 @@ class LiveArtifacts:
         with self._lock:
             return [found.result() for found in self._loaded.values() if found.done() and not _failed(found)]
 
+    def _loaded_with(self, name: str, fingerprint: str) -> Live | None:
+        """The same artifact with another past, if it is in memory."""
+        same = (found for key, found in self._loaded.items() if key[:2] == (name, fingerprint))
+        return next((found.result() for found in same if found.done() and not _failed(found)), None)
+
     def forget(self) -> None:
         """Read the database again before the next answer."""
         self._looked = float("-inf")
@@ -111,6 +125,11 @@ class LiveArtifacts:
     def _look(self, name: str | None) -> None:
         if time.monotonic() - self._looked > _LOOK_S or (name is not None and name not in self._known):
             self._known, self._live = self._store.artifacts(), self._store.live()
+            for registered in self._known.values():
+                if registered.state_path is not None:
+                    with suppress(UserError):  # what loads the state says what is wrong with it
+                        manifest = open_directory(Path(registered.state_path), "state", verify="sizes")
+                        self._states[registered.state_path] = manifest.fingerprint
             self._looked = time.monotonic()
 
 
@@ -118,9 +137,12 @@ def _failed(loading: Future[Live]) -> bool:
     return loading.done() and loading.exception() is not None
 
 
-def _load(name: str, path: Path, fingerprint: str, roots: Roots) -> Live:
-    artifact = roots.open(path)
-    artifact.check_fingerprint(fingerprint, "registered", "register it again")
+def _load(name: str, registered: Registered, roots: Roots, same: Live | None) -> Live:
+    state = None if registered.state_path is None else Path(registered.state_path)
+    if same is not None:
+        return Live(name, Scorer(same.scorer.artifact, state=state), same.drift)
+    artifact = roots.open(Path(registered.path))
+    artifact.check_fingerprint(registered.fingerprint, "registered", "register it again")
     artifact.encoder.warm()
     drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
-    return Live(name, Scorer(artifact), drift)
+    return Live(name, Scorer(artifact, state=state), drift)

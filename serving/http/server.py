@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import uvicorn
@@ -39,6 +40,7 @@ def serve(
     workers: int = 1,
     addresses: Sequence[str] = (),
     allowed_hosts: Sequence[str] = (),
+    states: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -49,6 +51,8 @@ def serve(
         addresses: Addresses below which artifacts may read side tables.
         allowed_hosts: Names by which clients may call the service, beside loopback's and ``host``. Where ``host`` is a
             wildcard address and none is given, any name is accepted: tokens are required there.
+        states: By the name of an artifact, the state that it reads the past from; its own where absent. A state that is
+            updated in place is read again.
 
     Raises:
         UserError: An artifact, a root or the database cannot be used, or ``host`` is off loopback and no token exists.
@@ -56,8 +60,14 @@ def serve(
     faulthandler.enable()  # truncating a mapped file kills the process: print where
     log_to_stderr()
     roots, store = Roots(data_roots, addresses), JobStore(jobs_db)
+    if unknown := sorted(states.keys() - artifacts.keys()):
+        raise UserError(f"--state names {unknown[0]!r}, and the artifacts are {', '.join(sorted(artifacts))}.")
     for name, path in artifacts.items():
-        store.register(name, str(path.resolve()), roots.open(path).fingerprint)
+        artifact, state = roots.open(path), states.get(name)
+        if state is not None:
+            artifact.past_in(state)
+        own = None if state is None else str(state.resolve())
+        store.register(name, str(path.resolve()), artifact.fingerprint, state=own)
     exposed = not is_loopback(host)
     if exposed and not store.has_tokens():
         raise UserError(

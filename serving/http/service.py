@@ -19,6 +19,7 @@ from serving.batch.options import JobOptions
 from serving.batch.value_counts import ValueCounts
 from serving.http.allowed_paths import Roots
 from serving.http.auth import Guard, answer_errors, bearer
+from serving.http.database import Registered
 from serving.http.docs_pages import pages
 from serving.http.jobs import Job, JobStore, State
 from serving.http.live import Live, LiveArtifacts
@@ -43,9 +44,15 @@ class NewJob(_Body):
 
 
 class ArtifactAt(_Body):
-    """The path of an artifact to register."""
+    """The paths, below the data roots, of an artifact to register and of a state to read the past from."""
 
     path: str = Field(min_length=1, max_length=4096)
+    state: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="A state in place of the artifact's own, read again when it changes.",
+    )
 
 
 class Scores(BaseModel):
@@ -67,6 +74,7 @@ class ArtifactInfo(BaseModel):
     live: bool
     path: str
     fingerprint: str
+    state: str | None
 
 
 def create_app(
@@ -182,6 +190,16 @@ def _options(options: JobOptions, roots: Roots) -> dict[str, Any]:
     return options.model_copy(update={"candidates": candidates}).model_dump()
 
 
+def _info(name: str, registered: Registered, *, live: bool) -> ArtifactInfo:
+    return ArtifactInfo(
+        name=name,
+        live=live,
+        path=registered.path,
+        fingerprint=registered.fingerprint,
+        state=registered.state_path,
+    )
+
+
 def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRouter:
     router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
@@ -189,19 +207,19 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
     def listed() -> list[ArtifactInfo]:
         """Artifacts by name, and which one is live."""
         live = store.live()
-        return [
-            ArtifactInfo(name=name, live=name == live, path=path, fingerprint=fingerprint)
-            for name, (path, fingerprint) in store.artifacts().items()
-        ]
+        return [_info(name, registered, live=name == live) for name, registered in store.artifacts().items()]
 
     @router.put("/{name}", responses=_problems(400, 401, 413, 422))
     def register(name: Name, body: ArtifactAt) -> ArtifactInfo:
         """Register an artifact below the data roots. Jobs submitted before keep the one they were submitted with."""
         path = roots.output(body.path)
         artifact = roots.open(path)
-        store.register(name, str(path), artifact.fingerprint)
+        state = None if body.state is None else roots.output(body.state)
+        if state is not None:
+            artifact.past_in(state)
+        store.register(name, str(path), artifact.fingerprint, state=None if state is None else str(state))
         artifacts.forget()
-        return ArtifactInfo(name=name, live=store.live() == name, path=str(path), fingerprint=artifact.fingerprint)
+        return _info(name, store.artifacts()[name], live=store.live() == name)
 
     @router.post("/{name}/live", status_code=204, responses=_problems(401, 409, 422))
     def make_live(name: Name) -> None:

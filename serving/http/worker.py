@@ -76,6 +76,7 @@ class Worker:
                     source,
                     output,
                     options,
+                    state=None if claim.state_path is None else Path(claim.state_path),
                     threads=self._threads,
                     progress=lease.progress,
                     stop=lease.stop,

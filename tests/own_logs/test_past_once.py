@@ -5,18 +5,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
+from past_examples import keyed_config, keyed_log, write_random_artifact
 
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.past.state import State
-from models.ranker import Ranker, RankerConfig
-from models.tables.plain import PlainTables
-from models.tables.plan import lookup_plan
-from models.weights import Weights
-from serving.artifact.artifact import write_artifact
-from serving.artifact.card import ModelCard
 from serving.batch.score import score
 
 
@@ -42,26 +36,6 @@ def test_a_day_delivered_twice_is_counted_once(tmp_path: Path) -> None:
     assert frame.select(pl.col("before") + pl.col("at")).to_series().to_list() == [20, 20, 20]
     again = once.update(str(tmp_path / "monday.parquet"), tmp_path / "again", late="count").frame("n")
     assert again.select(pl.col("before") + pl.col("at")).sum().item() == 100
-
-
-def keyed_config(log: Path, **keys: object) -> DataConfig:
-    return DataConfig.model_validate(
-        {
-            "log": str(log),
-            "time": "t",
-            "tasks": {"y": {"column": "y"}},
-            "split": {"by": "random", "valid": 0, "test": 0},
-            "event_key": ["id"],
-            "event_window": 25,
-            "features": {"u": {"kind": "id"}, "n": {"kind": "statistic", "measure": "count", "by": ["u"]}},
-            **keys,
-        }
-    )
-
-
-def keyed_log(ids: list[int]) -> pl.DataFrame:
-    """Event ``id`` happened at second ``id``."""
-    return pl.DataFrame({"id": ids, "u": 1, "t": [10**9 + number for number in ids], "y": [n % 2 for n in ids]})
 
 
 def counted(state: State) -> int:
@@ -157,16 +131,11 @@ def test_a_job_reads_the_past_from_any_state_of_its_features(tmp_path: Path) -> 
     keyed_log(list(range(25, 40))).write_parquet(tmp_path / "second.parquet")
     pl.DataFrame({"u": [1, 2], "t": [10**9 + 50] * 2}).write_parquet(tmp_path / "rows.parquet")
     dataset = prepare(keyed_config(tmp_path / "first.parquet", event_key=[]), tmp_path / "dataset")
-    config = RankerConfig(dim=2, tower={"kind": "mlp", "hidden": [4]})
-    tables = {t.name: torch.randn(t.rows, t.dim) for t in lookup_plan(dataset.schema, config).tables}
-    ranker = Ranker(config, dataset.schema, PlainTables(dataset.schema, config, tables, {}, {}))
-    weights = Weights(config, dataset.schema, tables, ranker.dense_state())
-    write_artifact(weights, dataset.encoder, dataset.path / "state", ModelCard(name="x"), tmp_path / "artifact")
+    artifact = write_random_artifact(dataset, tmp_path / "artifact")
     assert dataset.state is not None
     second, rows = str(tmp_path / "second.parquet"), str(tmp_path / "rows.parquet")
     with pytest.warns(Notice):
         dataset.state.update(second, tmp_path / "state", late="drop")
-    artifact = tmp_path / "artifact"
     with pytest.raises(UserError, match="has 5 events"):
         score(artifact, rows, tmp_path / "refused", events=second)
     with pytest.warns(Notice):
