@@ -119,15 +119,15 @@ def _scores(weights: Weights, dataset: Dataset, catalog: Catalog, scratch: Path)
     wanted = plan.row_columns - set(offered.columns)
     rows = checked(plan, sources.scan(plan, log).rows(log), labelled=False)
     rows = rows.filter(pl.col(REASON).is_null() & (pl.col(TIME) >= catalog.begin))
+    begin = rows.filter(pl.col(TIME) == catalog.begin).first().collect()
     rows = rows.filter(pl.col(catalog.user).is_in(catalog.users.implode())).sort(TIME, maintain_order=True)
     columns = [name for name in rows.collect_schema().names() if name in wanted | {catalog.user}]
     asked = (
         rows.group_by(catalog.user, maintain_order=True).agg(pl.col(columns).exclude(catalog.user).first()).collect()
     )
     asked = pl.DataFrame({catalog.user: catalog.users}).join(asked, on=catalog.user, how="left", maintain_order="left")
-    if plan.time in columns:  # all are asked when the split begins: at the time of its first row
-        begin = rows.select(plan.time).first().collect()[plan.time]
-        asked = asked.with_columns(begin.new_from_index(0, len(asked)))
+    if plan.time in columns:  # all are asked when the split begins
+        asked = asked.with_columns(begin[plan.time].new_from_index(0, len(asked)))
     first = 0
     pairs = PairScorer(Scorer(Artifact.open(scratch / "artifact")), offered)
     for chunk, logits_UCT in pairs.score(asked):

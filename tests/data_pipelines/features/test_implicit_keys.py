@@ -31,12 +31,12 @@ def block(**keys: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"sampling": {"item": "i", "window": 60}}, "`window` has a meaning only with by: popularity"),
+        ({"sampling": {"item": "i", "window": 60}}, "`window` is only for by: popularity"),
         ({"sampling": {**SAMPLING, "window": 60}, "time": None}, "`sampling.window` needs the key `time`"),
         ({"sampling": {**SAMPLING, "window": 0}}, "greater than 0"),
         ({"sampling": {**SAMPLING, "negatives": 0}}, "greater than or equal to 1"),
         ({"sampling": {**SAMPLING, "exclude": "baskets"}}, "'basket', 'past' or 'none'"),
-        ({"sampling": {**SAMPLING, "exclude": "past", "basket": ["o"]}}, "only with exclude: basket"),
+        ({"sampling": {**SAMPLING, "exclude": "past", "basket": ["o"]}}, "only for exclude: basket"),
         ({"user": None, "keys": ["i"]}, "`sampling` needs the key `user`"),
         ({"group": ["o"]}, "`sampling` draws rows that never were: remove one"),
         ({"features": {"r": {"kind": "recency", "by": []}}}, "at least 1 item"),

@@ -99,8 +99,7 @@ def reference(dataset: Dataset, weights: Weights, log: Path, folder: Path) -> di
     found: dict[str, list[tuple[list[int], set[int], set[int]]]] = {}
     for user in sorted({user for user, _, _ in now}):
         own = Counter(item for other, item, _ in past if other == user)
-        first = min(time for other, _, time in now if other == user)
-        frame = pl.DataFrame({"u": [user] * len(items), "i": items, "t": [first] * len(items)})
+        frame = pl.DataFrame({"u": [user] * len(items), "i": items, "t": [begin] * len(items)})
         logits = scorer.score(scorer.read(frame.lazy()).collect(), logits=True)["chosen:logit"].to_list()
 
         def cosine(item: int, own: Counter[int] = own) -> float:
