@@ -78,7 +78,7 @@ def fit_popularity(dataset: Dataset, features: Sequence[str] | None = None) -> F
 
 
 _PENALTIES = ((1.0, "liblinear", (0.03, 0.3)), (0.0, "lbfgs", (0.03, 0.3, 3.0)))
-"""Share of L1, solver, and inverse strengths in ascending order; a weaker L1 penalty can take its solver minutes."""
+"""The share of L1, the solver, and inverse strengths in ascending order; weaker L1 may take liblinear minutes."""
 
 
 def fit_linear(dataset: Dataset, features: Sequence[str] | None = None) -> Fitted:
