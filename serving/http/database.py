@@ -12,7 +12,7 @@ from alembic.config import Config
 from sqlalchemy import JSON, Engine, Float, Index, String, Text, create_engine, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from data_pipelines.errors import UnavailableError, UserError, writing
 
@@ -112,6 +112,34 @@ def connect(url: str) -> Engine:
         reason = str(error.orig).strip().splitlines()[0]
         raise UserError(f"the jobs database {where} does not answer: {reason}") from None
     return engine
+
+
+class Database:
+    """The jobs' database, opened; safe from several threads and processes.
+
+    Args:
+        url: Its address for SQLAlchemy, such as ``sqlite:///jobs.db``.
+
+    Raises:
+        UserError: The URL is invalid, no driver is installed for it, or the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = connect(url)
+        self._usable = usable(self.engine)
+
+    @contextmanager
+    def session(self) -> Iterator[tuple[Session, float]]:
+        """A transaction, and the database's time at its beginning."""
+        with self._usable(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session, float(session.scalar(seconds_now(self.engine)) or 0.0)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that changes nothing and waits for no lock."""
+        engine = self.engine.execution_options(reading=True)
+        with self._usable(), Session(engine, expire_on_commit=False) as session:
+            yield session
 
 
 def usable(engine: Engine) -> Callable[[], AbstractContextManager[None]]:

@@ -7,18 +7,15 @@ database's own, in seconds since 1970, so that the clocks of several machines ne
 
 import hashlib
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, computed_field
 from sqlalchemy import case, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from data_pipelines.errors import UserError
-from serving.http.database import ArtifactRow, JobRow, Registered, SettingRow, TokenRow, connect, seconds_now, usable
+from serving.http.database import ArtifactRow, Database, JobRow, Registered, SettingRow, TokenRow
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 LEASE_S = 30.0
@@ -73,7 +70,7 @@ class ConflictError(UserError):
     """The request contradicts what the database holds."""
 
 
-class JobStore:
+class JobStore(Database):
     """All queries and updates of the jobs' database. Safe from several threads and processes.
 
     Every method raises :class:`UnavailableError` where :func:`serving.http.database.usable` does.
@@ -83,22 +80,8 @@ class JobStore:
     """
 
     def __init__(self, url: str, *, lease_s: float = LEASE_S) -> None:
+        super().__init__(url)
         self.lease_s = lease_s
-        self.engine = connect(url)
-        self._usable = usable(self.engine)
-
-    @contextmanager
-    def _session(self) -> Iterator[tuple[Session, float]]:
-        """A transaction, and the database's time at its beginning."""
-        with self._usable(), Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session, float(session.scalar(seconds_now(self.engine)) or 0.0)
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """A transaction that changes nothing and waits for no lock."""
-        engine = self.engine.execution_options(reading=True)
-        with self._usable(), Session(engine, expire_on_commit=False) as session:
-            yield session
 
     def submit(
         self,
@@ -115,7 +98,7 @@ class JobStore:
             ConflictError: No such artifact; the key belongs to a different job; an unfinished job writes there.
         """
         try:
-            with self._session() as (session, now):
+            with self.session() as (session, now):
                 found = session.get(ArtifactRow, artifact)
                 if found is None:
                     raise ConflictError(f"there is no artifact {artifact!r}: register it first.")
@@ -137,7 +120,7 @@ class JobStore:
                 return Job.model_validate(row), True
         except IntegrityError:
             pass
-        with self._reading() as session:
+        with self.reading() as session:
             earlier = session.scalar(select(JobRow).where(JobRow.idempotency_key == (idempotency_key or "")))
         if earlier is None:
             raise ConflictError(f"an unfinished job already writes to {output}: name another output.")
@@ -146,7 +129,7 @@ class JobStore:
         return Job.model_validate(earlier), False
 
     def get(self, job: str) -> Job | None:
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(JobRow, job)
             return None if row is None else Job.model_validate(row)
 
@@ -157,18 +140,18 @@ class JobStore:
             query = query.where(JobRow.state == state)
         if before is not None:
             query = query.where(JobRow.created_at < before)
-        with self._reading() as session:
+        with self.reading() as session:
             return [Job.model_validate(row) for row in session.scalars(query)]
 
     def counts(self) -> dict[str, int]:
         """Jobs by state."""
-        with self._reading() as session:
+        with self.reading() as session:
             found = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
             return dict.fromkeys(get_args(State), 0) | dict(found.all())
 
     def cancel(self, job: str) -> Job | None:
         """Cancel a queued job at once, a running one after its running parts; a finished one does not change."""
-        with self._session() as (session, now):
+        with self.session() as (session, now):
             session.execute(
                 update(JobRow)
                 .where(JobRow.id == job, JobRow.state.in_(["queued", "running"]))
@@ -187,7 +170,7 @@ class JobStore:
         Raises:
             ConflictError: The job is queued, running or done, or another one writes to its output by now.
         """
-        with self._session() as (session, _):
+        with self.session() as (session, _):
             try:
                 changed = session.execute(
                     update(JobRow)
@@ -207,7 +190,7 @@ class JobStore:
 
     def claim(self, worker: str) -> Claim | None:
         """Claim the oldest job that is queued or whose worker has died."""
-        with self._session() as (session, now):
+        with self.session() as (session, now):
             row = session.scalar(
                 select(JobRow)
                 .where(
@@ -234,7 +217,7 @@ class JobStore:
 
     def renew(self, claim: Claim, *, rows_done: int, rows_total: int | None, rows_per_s: float | None) -> bool:
         """Keep the lease and report progress; false when the job must stop: cancelled, or no longer this worker's."""
-        with self._session() as (session, now):
+        with self.session() as (session, now):
             session.execute(
                 update(JobRow)
                 .where(*_held(claim))
@@ -249,7 +232,7 @@ class JobStore:
 
         With ``delay_s`` it stays with this worker for so long, and can then be claimed again.
         """
-        with self._session() as (session, now):
+        with self.session() as (session, now):
             row = session.scalar(select(JobRow).where(*_held(claim)).with_for_update())
             if row is None:
                 return False
@@ -282,7 +265,7 @@ class JobStore:
         return self._end(claim, state="failed", error=error)
 
     def _end(self, claim: Claim, **values: Any) -> bool:
-        with self._session() as (session, now):
+        with self.session() as (session, now):
             ended = session.execute(
                 update(JobRow).where(*_held(claim)).values(finished_at=now, worker=None, lease_until=None, **values)
             )
@@ -294,20 +277,20 @@ class JobStore:
         Args:
             state: Path of the state that it reads the past from; its own if absent.
         """
-        with self._session() as (session, _):
+        with self.session() as (session, _):
             session.merge(ArtifactRow(name=name, path=path, fingerprint=fingerprint, state_path=state))
             if session.get(SettingRow, "live") is None:
                 session.add(SettingRow(key="live", value=name))
 
     def artifacts(self) -> dict[str, Registered]:
         """The artifacts by name."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(select(ArtifactRow))
             return {row.name: Registered(row.path, row.fingerprint, row.state_path) for row in rows}
 
     def live(self) -> str | None:
         """Name of the artifact that requests without a name are scored with."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(SettingRow, "live")
             return None if row is None else row.value
 
@@ -317,7 +300,7 @@ class JobStore:
         Raises:
             ConflictError: No such artifact.
         """
-        with self._session() as (session, _):
+        with self.session() as (session, _):
             if session.get(ArtifactRow, name) is None:
                 raise ConflictError(f"there is no artifact {name!r}: register it first.")
             session.merge(SettingRow(key="live", value=name))
@@ -330,19 +313,19 @@ class JobStore:
         """
         token = secrets.token_urlsafe(32)
         try:
-            with self._session() as (session, now):
+            with self.session() as (session, now):
                 session.add(TokenRow(name=name, digest=_digest(token), created_at=now))
         except IntegrityError:
             raise ConflictError(f"there is a token {name!r} already: choose another name.") from None
         return token
 
     def has_tokens(self) -> bool:
-        with self._reading() as session:
+        with self.reading() as session:
             return session.scalar(select(TokenRow.name).limit(1)) is not None
 
     def token_name(self, token: str) -> str | None:
         """The name of a token; ``None`` for an unknown one."""
-        with self._reading() as session:
+        with self.reading() as session:
             return session.scalar(select(TokenRow.name).where(TokenRow.digest == _digest(token)))
 
 

@@ -265,7 +265,8 @@ def test_the_command_trains_from_the_model_that_was_kept_scores_and_switches_a_s
     assert start.endswith("days/0002/run")  # not from the refused model of day 3, though the data extend those of day 3
     store, path = JobStore(jobs_db), (road.folder / "current").resolve()
     assert store.live() == "road-0004"
-    assert store.artifacts()["road-0004"] == (str(path), Artifact.open(path).fingerprint)
+    registered = store.artifacts()["road-0004"]
+    assert (registered.path, registered.fingerprint) == (str(path), Artifact.open(path).fingerprint)
     assert sorted(path.name for path in (road.folder / "days").iterdir()) == ["0004"]
     with pytest.raises(UserError, match="--input says what to score"):
         app(["daily", *map(str, arguments[1:6]), "--input", "x"], standalone_mode=False)
