@@ -3,154 +3,31 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from look_examples import ROWS, column, log, looked_at, started, why
 from typer.testing import CliRunner
 
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.config import DataConfig
-from data_pipelines.profile.columns import Column
 from data_pipelines.profile.formats import guess_format
-from data_pipelines.profile.inspection import LogProfile, inspect_log
+from data_pipelines.profile.inspection import inspect_log
 from data_pipelines.profile.starter_config import starter_config
 from data_pipelines.profile.wording import percent, shown
 from recsys.cli import app
-from recsys.config.experiment import ExperimentConfig, load_config
-
-ROWS = 4000
-RNG = np.random.default_rng(0)
 
 
-def log(**columns: Any) -> pl.DataFrame:
-    """An honest log over forty days, with some more columns."""
-    own = {
-        "time": 1_700_000_000 + np.arange(ROWS) * 864,
-        "user": [f"u{n}" for n in RNG.integers(0, 90, ROWS)],
-        "item": [f"i{n}" for n in RNG.integers(0, 40, ROWS)],
-        "click": (RNG.random(ROWS) < 0.3).astype(int),
-    }
-    return pl.DataFrame(own | columns)
-
-
-def looked_at(folder: Path, frame: pl.DataFrame, **options: Any) -> LogProfile:
-    frame.write_parquet(folder / "log.parquet")
-    return inspect_log(str(folder / "log.parquet"), **options)
-
-
-def column(profile: LogProfile, name: str) -> Column:
-    return profile.column(name)
-
-
-def started(profile: LogProfile) -> ExperimentConfig:
-    """The config that ``init`` writes, parsed as every verb parses it."""
-    with NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(starter_config(profile))
-        file.flush()
-        return load_config(file.name)
-
-
-def why(profile: LogProfile, name: str) -> str:
-    return "; ".join(profile.column(name).suspicions)
-
-
-def test_sibling_outcomes_are_commented_out_with_the_reason(tmp_path: Path) -> None:
-    click = RNG.random(ROWS) < 0.3
-    siblings = {
-        "is_like": (click & (RNG.random(ROWS) < 0.2)).astype(int),
-        "is_hate": (~click & (RNG.random(ROWS) < 0.05)).astype(int),
-        "seconds": np.where(click, RNG.random(ROWS), np.nan),
-        "left_at": np.where(click, 1_700_000_100.0 + np.arange(ROWS) * 864, np.nan),
-        "state": np.where(click & (RNG.random(ROWS) < 0.4), 2, RNG.integers(0, 2, ROWS)),
-    }
-    profile = looked_at(tmp_path, log(click=click.astype(int), **siblings))
-    assert {c.name for c in profile.columns if c.outcome} == set(siblings)
-    assert not siblings.keys() & started(profile).data.features.keys()
-    assert "    # is_like: {kind: id}" in starter_config(profile)
-
-
-def test_times_after_the_event_are_left_out_and_times_before_become_ages(tmp_path: Path) -> None:
-    time = pl.Series(1_700_000_000 + np.arange(ROWS) * 864).cast(pl.Int64)
-    days = pl.Series(RNG.integers(5, 400, ROWS) * 86_400)
-    when = {
-        "delivered": pl.from_epoch(time + days),
-        "registered": pl.from_epoch(time - days),
-        "day": pl.from_epoch(time).dt.date(),
-    }
-    profile = looked_at(tmp_path, log(time=pl.from_epoch(time), **when))
-    assert profile.time == "time"
-    assert "is later than 'time'" in why(profile, "delivered")
-    assert "holds the time of the row again" in why(profile, "day")
-    features = started(profile).data.features
-    assert "registered_age" in features
-    assert not {"delivered_age", "day_age"} & features.keys()
-
-
-def test_a_label_in_sorted_files_hides_no_outcome(tmp_path: Path) -> None:
-    """A log sorted by its label: the first rows have one class only."""
-    click = (np.arange(120_000) >= 100_000).astype(int)
-    frame = pl.DataFrame(
-        {
-            "user": RNG.integers(0, 90, len(click)),
-            "click": click,
-            "bought": (click & (RNG.random(len(click)) < 0.3)).astype(int),
-        }
-    )
-    frame.write_parquet(tmp_path / "log.parquet")
-    data = {
-        "log": str(tmp_path / "log.parquet"),
-        "tasks": {"click": {"column": "click"}},
-        "features": {"user": {"kind": "id"}, "bought": {"kind": "id"}},
-    }
-    with pytest.warns(Notice, match="'bought' is set only where 'click' is positive"):
-        dataset = prepare(DataConfig.model_validate(data), tmp_path / "dataset")
-    assert set(dataset.profile["outcomes"]) == {"bought"}
-
-
-def test_two_columns_that_tell_the_label_together_are_named(tmp_path: Path) -> None:
-    before, click = RNG.integers(0, 500, ROWS), RNG.random(ROWS) < 0.3
-    counters = {"count_before": before, "count_after": before + click, "price": RNG.random(ROWS)}
-    profile = looked_at(tmp_path, log(click=click.astype(int), **counters))
-    assert "the difference of 'count_before' and 'count_after'" in profile.combinations[0]
-    assert "# Look at this: the difference" in starter_config(profile)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_honest_logs_accuse_nothing(tmp_path: Path, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    rows, rate = 20_000, [0.5, 0.1, 0.01, 0.003, 0.8][seed]
-    quality = rng.normal(size=300)
-    item = rng.zipf(1.3, rows) % 300
-    odds = np.log(rate / (1 - rate)) + quality[item]
-    frame = pl.DataFrame(
-        {
-            "time": 1_700_000_000 + np.sort(rng.integers(0, 30 * 86_400, rows)),
-            "user": rng.zipf(1.2, rows) % 1000,
-            "item": item,
-            "price": rng.lognormal(2, 1, rows) * (rng.random(rows) < 0.2),
-            "is_mobile": rng.random(rows) < 0.3,
-            "is_vip": (rng.random(rows) < 0.01).astype(int),
-            "quality": quality[item] + rng.normal(size=rows),
-            "coupon": [f"c{n}" if n % 7 == 0 else None for n in item.tolist()],
-            "click": (rng.random(rows) < 1 / (1 + np.exp(-odds))).astype(int),
-        }
-    )
-    profile = looked_at(tmp_path, frame)
-    assert {c.name: c.suspicions for c in profile.columns if c.suspicions} == {}
-    assert profile.combinations == ()
-
-
-def test_what_new_rows_do_not_have_is_said_and_left_out(tmp_path: Path) -> None:
+def test_what_new_rows_do_not_have_is_said_and_left_out(tmp_path: Path, rng: np.random.Generator) -> None:
     month = np.arange(ROWS) // 500
     columns = {
         "session": [f"s{n // 5}" for n in range(ROWS)],
         "month": month,
-        "serial": 10**6 + np.arange(ROWS) * 7 + RNG.integers(0, 5, ROWS),
-        "odometer": np.arange(ROWS) * 1.5 + RNG.random(ROWS),
+        "serial": 10**6 + np.arange(ROWS) * 7 + rng.integers(0, 5, ROWS),
+        "odometer": np.arange(ROWS) * 1.5 + rng.random(ROWS),
         "campaign": [f"c{n // 1000}" if n % 2 else "none" for n in range(ROWS)],
     }
     profile = looked_at(tmp_path, log(**columns))
@@ -173,8 +50,8 @@ def test_values_that_are_often_new_are_trained_as_unknown(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("names", [("train", "valid", "test"), ("Training", "Validation", "Test"), ("train", "test")])
-def test_a_given_split_is_used(tmp_path: Path, names: Sequence[str]) -> None:
-    fold = RNG.choice(names, ROWS, p=[0.7, 0.1, 0.2] if len(names) == 3 else [0.8, 0.2])
+def test_a_given_split_is_used(tmp_path: Path, names: Sequence[str], rng: np.random.Generator) -> None:
+    fold = rng.choice(names, ROWS, p=[0.7, 0.1, 0.2] if len(names) == 3 else [0.8, 0.2])
     profile = looked_at(tmp_path, log(fold=fold))
     config = started(profile)
     assert (config.data.split.by, config.data.split.column) == ("column", "fold")
@@ -185,25 +62,25 @@ def test_a_given_split_is_used(tmp_path: Path, names: Sequence[str]) -> None:
     assert sum(splits.values()) == ROWS
 
 
-def test_a_split_column_with_other_values_is_said(tmp_path: Path) -> None:
-    profile = looked_at(tmp_path, log(fold=RNG.choice(["train", "test"], ROWS)))
+def test_a_split_column_with_other_values_is_said(tmp_path: Path, rng: np.random.Generator) -> None:
+    profile = looked_at(tmp_path, log(fold=rng.choice(["train", "test"], ROWS)))
     data = started(profile).data
-    log(fold=RNG.choice(["train", "test", "later"], ROWS)).write_parquet(tmp_path / "log.parquet")
+    log(fold=rng.choice(["train", "test", "later"], ROWS)).write_parquet(tmp_path / "log.parquet")
     with pytest.warns(Notice, match="'later', which are none of train"):
         prepare(data, tmp_path / "dataset")
-    log(fold=RNG.choice(["a", "b"], ROWS)).write_parquet(tmp_path / "log.parquet")
+    log(fold=rng.choice(["a", "b"], ROWS)).write_parquet(tmp_path / "log.parquet")
     with pytest.raises(UserError, match="no row called train: its values are"):
         prepare(data, tmp_path / "refused")
 
 
-def test_codes_and_quantities(tmp_path: Path) -> None:
+def test_codes_and_quantities(tmp_path: Path, rng: np.random.Generator) -> None:
     columns = {
-        "occupation": RNG.integers(0, 21, ROWS),
-        "ip": RNG.integers(0, 700, ROWS),
-        "x7": RNG.integers(0, 60, ROWS),
-        "item_count": RNG.integers(0, 60, ROWS),
-        "gains": np.where(RNG.random(ROWS) < 0.9, 0.0, RNG.lognormal(5, 2, ROWS)),
-        "distance": RNG.random(ROWS),
+        "occupation": rng.integers(0, 21, ROWS),
+        "ip": rng.integers(0, 700, ROWS),
+        "x7": rng.integers(0, 60, ROWS),
+        "item_count": rng.integers(0, 60, ROWS),
+        "gains": np.where(rng.random(ROWS) < 0.9, 0.0, rng.lognormal(5, 2, ROWS)),
+        "distance": rng.random(ROWS),
     }
     profile = looked_at(tmp_path, log(**columns))
     roles = {name: column(profile, name).role for name in columns}
@@ -229,8 +106,8 @@ def test_codes_and_quantities(tmp_path: Path) -> None:
         (["a|b", "b", "c|a"], "bag", ""),
     ],
 )
-def test_columns_of_text(tmp_path: Path, values: list[str], role: str, reason: str) -> None:
-    profile = looked_at(tmp_path, log(x=RNG.choice(values, ROWS)))
+def test_columns_of_text(tmp_path: Path, values: list[str], role: str, reason: str, rng: np.random.Generator) -> None:
+    profile = looked_at(tmp_path, log(x=rng.choice(values, ROWS)))
     assert column(profile, "x").role == role
     assert reason in why(profile, "x")
     assert ("x" in started(profile).data.features) == (role == "bag")
@@ -246,17 +123,17 @@ def test_free_text_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "kind", "rule"),
     [
-        ("rating", RNG.integers(1, 6, ROWS), "binary", {"at_least": 4.0}),
-        ("grade", RNG.integers(1, 11, ROWS) / 2, "binary", {"at_least": 4.0}),
-        ("Quantity", RNG.geometric(0.2, ROWS), "count", {}),
-        ("kids", RNG.poisson(0.5, ROWS), "count", {}),
-        ("spent", RNG.lognormal(3, 1, ROWS), "regression", {}),
-        ("balance", RNG.integers(-5000, 5000, ROWS), "regression", {}),
-        ("sign", RNG.choice([-1, 1], ROWS), "binary", {"at_least": 1.0}),
-        ("answer", RNG.choice(["Ja", "nein", "NA"], ROWS), "binary", {"positive": ("Ja",)}),
+        ("rating", np.random.default_rng(2).integers(1, 6, ROWS), "binary", {"at_least": 4.0}),
+        ("grade", np.random.default_rng(2).integers(1, 11, ROWS) / 2, "binary", {"at_least": 4.0}),
+        ("Quantity", np.random.default_rng(2).geometric(0.2, ROWS), "count", {}),
+        ("kids", np.random.default_rng(2).poisson(0.5, ROWS), "count", {}),
+        ("spent", np.random.default_rng(2).lognormal(3, 1, ROWS), "regression", {}),
+        ("balance", np.random.default_rng(2).integers(-5000, 5000, ROWS), "regression", {}),
+        ("sign", np.random.default_rng(2).choice([-1, 1], ROWS), "binary", {"at_least": 1.0}),
+        ("answer", np.random.default_rng(2).choice(["Ja", "nein", "NA"], ROWS), "binary", {"positive": ("Ja",)}),
         (
             "income",
-            RNG.choice(["' 50000+.'", "' - 50000.'"], ROWS, p=[0.1, 0.9]),
+            np.random.default_rng(2).choice(["' 50000+.'", "' - 50000.'"], ROWS, p=[0.1, 0.9]),
             "binary",
             {"positive": ("' 50000+.'",)},
         ),
@@ -272,8 +149,8 @@ def test_labels_of_every_kind_get_a_task(
     assert (profile.label_rate is None) == (kind != "binary")
 
 
-def test_a_missing_label_is_no_label(tmp_path: Path) -> None:
-    label = np.where(RNG.random(ROWS) < 0.2, "NA", RNG.choice(["0", "1"], ROWS))
+def test_a_missing_label_is_no_label(tmp_path: Path, rng: np.random.Generator) -> None:
+    label = np.where(rng.random(ROWS) < 0.2, "NA", rng.choice(["0", "1"], ROWS))
     log(click=label).write_csv(tmp_path / "log.csv")
     profile = inspect_log(str(tmp_path / "log.csv"))
     assert profile.label_rate == pytest.approx(0.5, abs=0.05)
@@ -298,19 +175,19 @@ def test_a_missing_label_is_no_label(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_a_label_is_refused_with_what_there_is(
-    tmp_path: Path, options: dict[str, Any], said: str
+    tmp_path: Path, options: dict[str, Any], said: str, rng: np.random.Generator
 ) -> None:
     columns = {
-        "answer": RNG.choice(["yes", "no", "It's"], ROWS),
-        "stars": RNG.integers(1, 6, ROWS),
+        "answer": rng.choice(["yes", "no", "It's"], ROWS),
+        "stars": rng.integers(1, 6, ROWS),
         "same": ["x"] * ROWS,
     }
     with pytest.raises(UserError, match=said):
         looked_at(tmp_path, log(**columns), **options)
 
 
-def test_purchases_become_a_log_of_positives(tmp_path: Path) -> None:
-    frame = log(Quantity=RNG.geometric(0.2, ROWS) - 2).drop("click").rename({"user": "CustomerID", "item": "StockCode"})
+def test_purchases_become_a_log_of_positives(tmp_path: Path, rng: np.random.Generator) -> None:
+    frame = log(Quantity=rng.geometric(0.2, ROWS) - 2).drop("click").rename({"user": "CustomerID", "item": "StockCode"})
     profile = looked_at(tmp_path, frame)
     assert (profile.user, profile.item, profile.label) == ("CustomerID", "StockCode", None)
     config = started(profile)
@@ -343,12 +220,12 @@ def test_parts_of_time_vary_within_train(tmp_path: Path) -> None:
     assert parts(40) == ["hour", "weekday"]
 
 
-def test_side_tables_are_joined_under_names_of_their_own(tmp_path: Path) -> None:
+def test_side_tables_are_joined_under_names_of_their_own(tmp_path: Path, rng: np.random.Generator) -> None:
     items = pl.DataFrame({"sku": [f"i{n}" for n in range(38)], "year": range(1980, 2018), "genre": ["a", "b"] * 19})
     users = pl.DataFrame({"user": [f"u{n}" for n in range(90)], "year": range(1930, 2020)})
     items.write_csv(tmp_path / "items.csv")
     users.write_parquet(tmp_path / "users.parquet")
-    frame = log(year=RNG.integers(2020, 2024, ROWS))
+    frame = log(year=rng.integers(2020, 2024, ROWS))
     sides = [str(tmp_path / "items.csv"), str(tmp_path / "users.parquet")]
     profile = looked_at(tmp_path, frame, sides=sides)
     first, second = profile.sides
@@ -364,10 +241,10 @@ def test_side_tables_are_joined_under_names_of_their_own(tmp_path: Path) -> None
     assert "year" not in implicit
 
 
-def test_a_column_of_a_side_table_that_is_there_already_is_refused(tmp_path: Path) -> None:
+def test_a_column_of_a_side_table_that_is_there_already_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     table = tmp_path / "items.csv"
     pl.DataFrame({"item": [f"i{n}" for n in range(40)], "year": range(40), "unread": range(40)}).write_csv(table)
-    log(year=RNG.integers(0, 9, ROWS), unread=0).write_parquet(tmp_path / "log.parquet")
+    log(year=rng.integers(0, 9, ROWS), unread=0).write_parquet(tmp_path / "log.parquet")
     data: dict[str, Any] = {
         "log": str(tmp_path / "log.parquet"),
         "joins": [{"table": str(table), "on": "item"}],
