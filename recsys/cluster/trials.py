@@ -4,12 +4,11 @@ The folders of the data set and of the trials must be at the same paths on every
 process or its node runs again elsewhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from data_pipelines import extensions
 from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
 from recsys.trials.engines import THREAD_VARIABLES, Engine
@@ -27,13 +26,12 @@ def ray_tasks(address: str | None = None, *, threads: int = 1, jobs: int | None 
         task = ray.remote(num_cpus=threads, max_retries=-1, runtime_env=environment)(_carry_out)
 
         def submit(call: Callable[[], Any]) -> "Future[Any]":
-            future: Future[Any] = task.remote(extensions.loaded(), call).future()
+            future: Future[Any] = task.remote(call).future()
             return future
 
         yield Engine(jobs or max(1, processors(ray) // threads), threads, submit)
 
 
-def _carry_out(modules: Sequence[str], call: Callable[[], Any]) -> Any:
+def _carry_out(call: Callable[[], Any]) -> Any:
     tune_process()
-    extensions.load(modules)
     return call()

@@ -45,7 +45,7 @@ class Engine:
         try:
             while True:
                 for number, call in islice(waiting, self.jobs - len(running)):
-                    running[self.submit(partial(_outcome, call))] = number
+                    running[self.submit(partial(_outcome, call, extensions.loaded()))] = number
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -58,9 +58,13 @@ class Engine:
                 future.cancel()
 
 
-def _outcome(call: Callable[[], Result]) -> Result | UserError:
-    """Return errors that the user can fix as values, because engines wrap exceptions in their own tracebacks."""
+def _outcome(call: Callable[[], Result], modules: Sequence[str]) -> Result | UserError:
+    """Import the extensions of the process that asks, and carry out the call.
+
+    Errors that the user can fix are returned, because engines wrap exceptions in their own tracebacks.
+    """
     try:
+        extensions.load(modules)
         return call()
     except UserError as error:
         return error
@@ -76,9 +80,7 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
     jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
     with (
         _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))),
-        ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(extensions.loaded(),)
-        ) as pool,
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin) as pool,
     ):
         try:
             yield Engine(jobs, threads, pool.submit)
@@ -88,10 +90,9 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
             ) from None
 
 
-def _begin(modules: Sequence[str]) -> None:
-    """The first call in a process of the pool, which needs the extensions of this one."""
+def _begin() -> None:
+    """The first call in a process of the pool."""
     tune_process()
-    extensions.load(modules)
     _end_with_parent()
 
 

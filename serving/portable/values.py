@@ -10,6 +10,7 @@ from serving.portable.files import PortableError
 
 _BLANKS = " \t\r\n\u00a0"
 _TRUTH = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
+_TRUTH_NUMBERS = {"true": 1.0, "false": 0.0}
 _WHOLE = re.compile(r"(?:(-?[1-9][0-9]*)|-?(0))\.0+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -60,10 +61,10 @@ def bag_values(value: Any, delimiter: str | None) -> list[str | None]:
 
 
 def number(value: Any) -> float:
-    """A finite number; NaN where there is none."""
+    """A finite number; NaN where there is none. Truth values, as text too, are 1 and 0."""
     if isinstance(value, str):
         text = value.strip()
-        value = float(text) if _NUMBER.fullmatch(text) else math.nan
+        value = float(text) if _NUMBER.fullmatch(text) else _TRUTH_NUMBERS.get(canonical(text) or "", math.nan)
     elif value is not None and not isinstance(value, int | float | np.number | np.bool_):
         raise PortableError(f"{value!r} is not a number")
     found = math.nan if value is None else float(value)

@@ -41,7 +41,7 @@ def test_a_node_with_another_artifact_is_refused(two_nodes, artifact, rows, tmp_
     opened = Artifact.open(elsewhere)
     manifest = elsewhere / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"name": "experiment"', '"name": "another"'))
-    with pytest.raises(UserError, match="another artifact"):
+    with pytest.raises(UserError, match="is not the driver's artifact"):
         run_job(opened, str(rows), tmp_path / "out", engine=ray_engine(address))
 
 

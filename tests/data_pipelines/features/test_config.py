@@ -41,7 +41,7 @@ def test_defaults_are_written_out() -> None:
         ({"split": {"by": "leave_last", "valid": 1, "test": 1}}, "needs the keys `user` and `time`"),
         ({"split": {"by": "column"}}, "needs the key `column`"),
         ({"split": {"by": "random", "valid": 0.6, "test": 0.4}}, "leave a part for training"),
-        ({"split": {"by": "random", "gap": 5}}, "only in a split by time"),
+        ({"split": {"by": "random", "gap": 5}}, "only for a split by time"),
         ({"split": {"by": "time", "valid": "2024-01-01", "test": 0.1}, "time": "t"}, "both dates"),
         ({"features": {"a.b": {"kind": "id"}}}, "no `.`"),
         ({"features": {"x": {"kind": "id", "min_count": 0}}}, "greater than or equal to 1"),

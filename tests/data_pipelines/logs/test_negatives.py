@@ -109,7 +109,7 @@ def test_a_basket_is_what_its_columns_say(tmp_path: Path) -> None:
         prepare(
             DataConfig.model_validate(implicit(tmp_path / "log.parquet", {"basket": ["cart"]})), tmp_path / "refused"
         )
-    with pytest.raises(ValidationError, match="only with exclude: basket"):
+    with pytest.raises(ValidationError, match="only for exclude: basket"):
         Sampling(item="i", exclude="past", basket=["order"])
 
 

@@ -46,7 +46,7 @@ def test_a_row_draws_from_the_period_before_its_own() -> None:
 
 
 def test_a_window_needs_popularity_and_a_time() -> None:
-    with pytest.raises(ValidationError, match="only with by: popularity"):
+    with pytest.raises(ValidationError, match="only for by: popularity"):
         config(by="uniform")
     data = {
         "log": "log.parquet",

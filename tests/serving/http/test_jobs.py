@@ -38,7 +38,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("serving.http.jobs.seconds_now", clock)
+    monkeypatch.setattr("serving.http.database.seconds_now", clock)
     return clock
 
 
