@@ -65,10 +65,9 @@ _WIDE = "wide: {optimizer: sgd, learning_rate: 0}"
 def _model(profile: LogProfile) -> Iterator[str]:
     yield "model:"
     yield "  dim: 16                                   # width of the embeddings"
+    yield "  init_std: 0.0001                          # tables start near zero, and grow by what they learn"
     if _shows_interactions(profile):
-        yield "  init_std: 0.01                            # start of tables: values have many events each"
-    else:
-        yield "  init_std: 0.0001                          # tables start near zero: most values have few events"
+        yield "  batch_norm: true                          # values have many events each: embeddings count at any size"
     yield "  wide: true                                # a linear model of ids and numbers, to which the rest adds"
     yield "  interaction: {kind: cross, layers: 1}     # or fm, dot, multiplicative, none"
     yield "  tower: {kind: mlp, hidden: [128]}         # or {kind: moe, experts: 4, top_k: 1, hidden: 128}"
@@ -79,18 +78,18 @@ def _train(profile: LogProfile) -> Iterator[str]:
 
     The wide part stays the linear model that it is fitted to, and the rest learns what that model misses; the first
     evaluation is of the linear model alone, so a log that shows nothing more keeps it. What is missed has mean zero for
-    every value, so near zero and under strong decay embeddings never grow: where values have events enough, tables
-    start larger and decay less. The log loss chooses: it needs fewer positives than AUC to tell models apart. Adam with
-    decay updates every row of a table at each step, so tables of many values learn by rowwise Adagrad.
+    every value, so strong decay holds embeddings near zero. Where values have enough events, batch normalization lets
+    the tower read embeddings of any size, so it learns from them, and decay only weakens rare ones. The log loss
+    chooses: it needs fewer positives than AUC to tell models apart. Adam with decay updates every row of a table at
+    each step, so tables of many values learn by rowwise Adagrad.
     """
     batch_size = min(2048, max(128, 1 << (max(1, profile.rows // 100).bit_length() - 1)))
-    decay = "0.0001" if _shows_interactions(profile) else "0.01"
     yield from ("", "train:")
     yield "  start: linear                             # fits the wide part to the training rows, before all else"
     yield "  epochs: 10                                # at most: training stops when validation no longer improves"
     yield f"  batch_size: {batch_size}"
     if _values(profile) <= _SMALL_TABLES:
-        yield f"  tables: {{optimizer: adam, learning_rate: 0.003, weight_decay: {decay}, {_WIDE}}}"
+        yield f"  tables: {{optimizer: adam, learning_rate: 0.003, weight_decay: 0.01, {_WIDE}}}"
     else:
         yield f"  tables: {{optimizer: rowwise_adagrad, learning_rate: 0.02, {_WIDE}}}"
     yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
