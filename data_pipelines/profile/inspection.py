@@ -28,6 +28,7 @@ from data_pipelines.profile.columns import Column, figures, iso, readable
 from data_pipelines.profile.formats import guess_format
 from data_pipelines.profile.labels import Label, LabelKind, guess_label
 from data_pipelines.profile.leaks import alone_auc, joint_auc, telling_combinations
+from data_pipelines.profile.lists import ShownLists, find_lists
 from data_pipelines.profile.roles import Role, Roles, guess_roles
 from data_pipelines.profile.sides import SideTable, fit_side
 from data_pipelines.profile.suspicions import outcome_of, repeats_time, suspicions
@@ -52,6 +53,7 @@ class LogProfile(Config):
         label_rate: Share of the labelled rows that are positive; ``None`` where the label is not binary.
         label_mean: Mean of the labels.
         split: A column that says which rows are for training and which for the test.
+        lists: Rows that seem to have been shown together; ``None`` where none do.
         latest: What the rows are called that unseen values are counted in.
         hours: Distinct hours of the day that the rows' times have.
         days: Rows and mean label (NaN without a label) of each day of the log: (ISO date, rows, mean).
@@ -80,6 +82,7 @@ class LogProfile(Config):
     user: str | None
     item: str | None
     split: str | None = None
+    lists: ShownLists | None = None
     latest: str = "latest tenth"
     hours: int = 0
     days: tuple[tuple[str, int, float], ...]
@@ -231,6 +234,7 @@ class _View:
             "user": roles.user,
             "item": roles.item,
             "split": roles.split,
+            "lists": find_lists(self.frame, roles, rule, SAMPLE_ROWS / self.rows),
             "latest": self.latest_name,
             "hours": 0 if self.times is None else (self.times // HOUR % 24).drop_nulls().n_unique(),
             "days": self._days(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from data_pipelines.files.base import FileFormat
 from data_pipelines.profile.inspection import LogProfile
-from data_pipelines.profile.starter_features import features, left_out, past, task_name, unknown_shares
+from data_pipelines.profile.starter_features import features, in_lists, left_out, past, task_name, unknown_shares
 from data_pipelines.profile.wording import line, listed, percent, scalar
 
 _SMALL_TABLES = 200_000
@@ -41,6 +41,7 @@ def starter_config(profile: LogProfile) -> str:
         *_format(profile),
         *_sides(profile),
         *_time_and_user(profile),
+        *_group(profile),
         *_task(profile),
         *_split(profile),
         *_keys(profile),
@@ -48,6 +49,7 @@ def starter_config(profile: LogProfile) -> str:
         *(f"    # Look at this: {sentence}." for sentence in profile.combinations),
         *described,
         *past(profile),
+        *in_lists(profile),
         *left_out(profile),
         "",
         *_model(profile),
@@ -194,6 +196,18 @@ def _task(profile: LogProfile) -> Iterator[str]:
     yield "  tasks:"
     note = f"{figure}; {profile.label_note}" if profile.label_note else figure
     yield line(f"    {scalar(task_name(profile))}: {{{rule}}}", note)
+
+
+def _group(profile: LogProfile) -> Iterator[str]:
+    lists = profile.lists
+    if lists is None:
+        return
+    keys = ", ".join(map(scalar, lists.keys))
+    yield f"  # Guessed: rows that share {keys} were shown together, as a list. {percent(lists.share)} of the rows are"
+    yield f"  # in lists of at least two; the median list has {lists.size:g} rows. In scoring, a list is what is asked"
+    yield "  # together: neighbouring rows that share these columns, or all --candidates of a user. If the guess is"
+    yield "  # wrong, remove this line and the features of kind relative, which compare a row with its list."
+    yield f"  group: [{keys}]"
 
 
 def _positives_only(profile: LogProfile) -> Iterator[str]:

@@ -92,6 +92,25 @@ def past(profile: LogProfile) -> Iterator[str]:
         yield from lines
 
 
+def in_lists(profile: LogProfile) -> Iterator[str]:
+    """Numbers, and the past of the item, beside those of the rows that were shown in the same list."""
+    if profile.lists is None:
+        return
+    names = feature_names(profile)
+    sources = {
+        names[column.name]: f"column: {scalar(column.name)}"
+        for column in profile.of("number")
+        if column.name in profile.lists.varying and not column.suspicions
+    }
+    if profile.time is not None and _is_feature(profile, profile.item):
+        past_of_item = (_free(name, names) for name in ("rate_of_item", "count_of_item"))
+        sources |= {name: f"of: {scalar(name)}" for name in past_of_item}
+    if sources:
+        yield "    # How a row compares with the others of its list, in measures that do not depend on the unit:"
+    for name, source in sources.items():
+        yield f"    {scalar(_free(f'{name}_in_list', names))}: {{kind: relative, {source}, measures: [rank, zscore]}}"
+
+
 def task_name(profile: LogProfile) -> str:
     """The name of the task of a log's label."""
     assert profile.label is not None

@@ -38,6 +38,11 @@ CATEGORIES = frozenset(
         *("route", "stadt", "land", "filiale", "version"),
     )
 )
+LISTS = (
+    *("request", "impression", "query", "qid", "search", "srch", "serp", "slate", "list", "auction", "pageview"),
+    *("decision", "suche", "anfrage"),
+)
+SESSIONS = ("session", "visit", "visitor", "cookie", "sitzung")
 KEYS = frozenset({"id", "key", "code", "no", "nr", "num", "number", "hash", "name", "uuid"})
 """Words that say that a column holds keys, and not whose."""
 

@@ -187,6 +187,10 @@ def _sentences(profile: "LogProfile") -> Iterator[str]:
             yield f"Label {profile.label}: {percent(profile.label_rate)} of the labels are positive{note}."
         else:
             yield f"Label {profile.label}: a {profile.label_kind} with mean {profile.label_mean:.4g}{note}."
+    if profile.lists is not None:
+        share, size = percent(profile.lists.share), f"{profile.lists.size:g}"
+        keys = ", ".join(profile.lists.keys)
+        yield f"Rows that share {keys} seem to be lists: {share} of the rows, {size} in the median list."
     described = profile.of("user", "item", "id", "bag", "number")
     news = [column for column in described if (column.unseen or 0) > _WORTH_SAYING]
     if news:
