@@ -20,8 +20,9 @@ TOWERS: tuple[dict[str, Any], ...] = (
 def search_space(config: ExperimentConfig) -> dict[str, Range]:
     """What is searched around ``config``, by key; every range holds the config's own value.
 
-    Both learning rates and the decay of the tables (which a first config most often gets wrong), the batch size, the
-    width of the embeddings, the number of cross layers, and the tower: dense of two sizes, or a mixture of experts.
+    Both learning rates and the decay of the tables (which a first config most often gets wrong), the batch size,
+    batch normalization, the width of the embeddings, the number of cross layers, and the tower: dense of two sizes, or
+    a mixture of experts.
     """
     train, model = config.train, config.model.model_dump(mode="json")
     space = {"train.dense.learning_rate": _rates(train.dense.learning_rate)}
@@ -29,6 +30,7 @@ def search_space(config: ExperimentConfig) -> dict[str, Range]:
         space["train.tables.learning_rate"] = _rates(train.tables.learning_rate)
     space["train.tables.weight_decay"] = _choices(train.tables.weight_decay, 0.0, 0.001, 0.01, 0.1)
     space["train.batch_size"] = _choices(train.batch_size, max(1, train.batch_size // 2), train.batch_size * 2)
+    space["model.batch_norm"] = _choices(config.model.batch_norm, False, True)
     space["model.dim"] = _choices(config.model.dim, 8, 16, 32)
     if model["interaction"]["kind"] == "cross":
         space["model.interaction.layers"] = _choices(model["interaction"]["layers"], 1, 2, 3)
