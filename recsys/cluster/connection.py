@@ -32,11 +32,12 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     mine = not ray.is_initialized()
     if mine:
         own: dict[str, Any] = {} if joined else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        place = address if joined else "local"  # None would join a cluster that someone else started on this machine
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            ray.init(address=place, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"no Ray cluster answers at {address}: {reason}") from None
+            raise UserError(f"no Ray cluster answers at {place}: {reason}") from None
         listening: Any = ray.util.get_node_ip_address  # which has no annotations
         if own and not ip_address(listening()).is_loopback:
             ray.shutdown()

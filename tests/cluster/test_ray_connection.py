@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-pytest.importorskip("ray")
+from data_pipelines.errors import UserError
+from recsys.cluster.connection import ray_cluster
+
+ray = pytest.importorskip("ray")
 
 LISTENING = """
 import ipaddress, json, psutil
@@ -36,3 +39,19 @@ def test_an_own_cluster_listens_on_loopback_and_reports_nothing() -> None:
     assert done.returncode == 0, done.stderr
     ports, loopback, reports = json.loads(done.stdout.splitlines()[-1])
     assert (ports > 0, loopback, reports) == (True, True, False)
+
+
+def test_a_cluster_of_someone_else_on_this_machine_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def init(address: str | None, **settings: object) -> None:
+        asked.append(address)
+        raise ConnectionError("not now")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    for address in (None, "local", "10.0.0.1:6379"):
+        with pytest.raises(UserError, match="no Ray cluster answers"), ray_cluster(address):
+            pass
+    assert asked == ["local", "local", "10.0.0.1:6379"]
