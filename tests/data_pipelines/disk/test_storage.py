@@ -111,12 +111,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["f"]
 
 
+names = st.text(max_size=8)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
+    st.none() | st.booleans() | st.integers() | names,
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(names, v, max_size=4),
+    max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.text(), json_values))
+@given(st.dictionaries(names, json_values, max_size=6))
 def test_equal_values_have_equal_fingerprints(value: dict) -> None:
     assert fingerprint(value) == fingerprint(dict(reversed(value.items())))
 
