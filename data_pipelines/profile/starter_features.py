@@ -274,6 +274,8 @@ def _measures(
         task = scalar(task_name(profile))
         mean = scalar(_free(f"{measure}_of_{of}", names))
         yield f"    {mean}: {{kind: statistic, measure: {measure}, of: {task}, by: [{columns}]{keys}}}"
+    if profile.label is not None and suffix:
+        return  # a recent count follows the traffic of the whole log: where that falls, a model extrapolates
     count = scalar(_free(f"count_of_{of}", names))
     yield f"    {count}: {{kind: statistic, measure: count, by: [{columns}]{keys}}}"
 

@@ -193,7 +193,7 @@ def test_a_starter_config_runs_as_it_stands(write: Write, frame: pl.DataFrame, t
     assert set(features) == {
         *("UserId", "item", "genres", "related", "tags", "emb", "price_EUR", "on", "on_value", "created_age", "when"),
         *("recent", "rate_of_user", "rate_of_item", "count_of_user", "count_of_item"),
-        *("rate_of_user_7d", "rate_of_item_7d", "count_of_user_7d", "count_of_item_7d"),
+        *("rate_of_user_7d", "rate_of_item_7d"),
         *("rate_of_user_and_item", "rate_of_user_and_genres", "rate_of_user_and_related"),
         *("count_of_user_and_item", "count_of_user_and_genres", "count_of_user_and_related"),
     }
