@@ -264,7 +264,7 @@ def warn_of_empty(plan: Plan, splits: Mapping[str, int], survey: Survey) -> None
         remedy = f"the column {split.column!r} names none"
     elif isinstance(split.valid, str):
         assert survey.last is not None
-        first = to_text(int(survey.minutes["minute"].min()) * MINUTE)  # type: ignore[arg-type]
+        first = to_text(survey.minutes.select(pl.col("minute").min()).item() * MINUTE)
         remedy = f"the times of the log go from {first} to {to_text(survey.last)}: set data.split to dates between them"
     else:
         remedy = f"of {survey.rows:,} rows: set data.split to larger shares, such as valid: 0.1 and test: 0.1"

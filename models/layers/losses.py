@@ -100,7 +100,13 @@ class LambdaRankConfig(LossConfig):
     probabilities: ClassVar[bool] = False
 
     def loss(self, logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
-        return _lambda_loss(logits_B, labels_B, lists_B, weights_B)
+        discount_B = 1 / torch.log2(_ranks(logits_B.detach(), lists_B) + 2)
+        best_B = 1 / torch.log2(_ranks(labels_B, lists_B) + 2)
+        ideal_L = torch.zeros_like(labels_B).index_add(0, lists_B, labels_B * best_B)
+        better_P, other_P, gain_P = _pairs(labels_B, lists_B)
+        change_P = gain_P * (discount_B[better_P] - discount_B[other_P]).abs() / ideal_L[lists_B[better_P]]
+        losses_P = weights_B[better_P] * change_P * F.softplus(logits_B[other_P] - logits_B[better_P])
+        return losses_P.sum() / _with_positive(labels_B, lists_B)
 
 
 @register
@@ -114,7 +120,9 @@ class PairwiseConfig(LossConfig):
     probabilities: ClassVar[bool] = False
 
     def loss(self, logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
-        return _pairwise_loss(logits_B, labels_B, lists_B, weights_B)
+        better_P, other_P, gain_P = _pairs(labels_B, lists_B)
+        losses_P = weights_B[better_P] * gain_P * F.softplus(logits_B[other_P] - logits_B[better_P])
+        return losses_P.sum() / gain_P.sum().clamp(min=1)
 
 
 @register
@@ -170,22 +178,6 @@ def _logsumexp(values_B: Tensor, lists_B: Tensor) -> Tensor:
 def _with_positive(labels_B: Tensor, lists_B: Tensor) -> Tensor:
     """How many lists have a positive, at least 1."""
     return (torch.zeros_like(labels_B).index_add(0, lists_B, labels_B) > 0).sum().clamp(min=1)
-
-
-def _lambda_loss(logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
-    discount_B = 1 / torch.log2(_ranks(logits_B.detach(), lists_B) + 2)
-    best_B = 1 / torch.log2(_ranks(labels_B, lists_B) + 2)
-    ideal_L = torch.zeros_like(labels_B).index_add(0, lists_B, labels_B * best_B)
-    better_P, other_P, gain_P = _pairs(labels_B, lists_B)
-    change_P = gain_P * (discount_B[better_P] - discount_B[other_P]).abs() / ideal_L[lists_B[better_P]]
-    losses_P = weights_B[better_P] * change_P * F.softplus(logits_B[other_P] - logits_B[better_P])
-    return losses_P.sum() / _with_positive(labels_B, lists_B)
-
-
-def _pairwise_loss(logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
-    better_P, other_P, gain_P = _pairs(labels_B, lists_B)
-    losses_P = weights_B[better_P] * gain_P * F.softplus(logits_B[other_P] - logits_B[better_P])
-    return losses_P.sum() / gain_P.sum().clamp(min=1)
 
 
 def _pairs(labels_B: Tensor, lists_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,13 @@ ArtifactFolder = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="What `recsys export` wrote.", parser=local_folder)
 ]
 DatasetOption = Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")]
+DataRoots = Annotated[
+    list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
+]
+AllowedAddresses = Annotated[
+    list[str] | None,
+    typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
+]
 
 
 @app.command("export")
@@ -152,9 +159,7 @@ def serve_verb(
     artifacts: Annotated[
         list[str], typer.Option("--artifact", metavar="[NAME=]PATH", help="Artifact to serve; the first becomes live.")
     ],
-    data_roots: Annotated[
-        list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
-    ],
+    data_roots: DataRoots,
     states: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,10 +168,7 @@ def serve_verb(
             help="State that an artifact (the first, if no NAME) reads the past from; read again when it is updated.",
         ),
     ] = None,
-    allowed: Annotated[
-        list[str] | None,
-        typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
-    ] = None,
+    allowed: AllowedAddresses = None,
     jobs_db: Annotated[
         str, typer.Option(envvar="RECSYS_JOBS_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
     ] = "sqlite:///jobs.db",
@@ -199,13 +201,8 @@ def serve_verb(
 
 @app.command("worker")
 def worker_verb(
-    data_roots: Annotated[
-        list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
-    ],
-    allowed: Annotated[
-        list[str] | None,
-        typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
-    ] = None,
+    data_roots: DataRoots,
+    allowed: AllowedAddresses = None,
     jobs_db: Annotated[
         str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")
     ] = "sqlite:///jobs.db",

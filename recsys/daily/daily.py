@@ -7,6 +7,8 @@ interrupted. A day is done when its line is in the ledger (see :mod:`recsys.dail
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
+
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.disk.storage import checksum, fingerprint
 from data_pipelines.errors import UnavailableError, UserError
@@ -180,5 +182,5 @@ def _latest(data: Dataset, last: Day | None) -> int | None:
     times = times_of(data)
     if times is None:
         return None
-    newest = int(times[TIME].max())  # type: ignore[arg-type]
+    newest: int = times.select(pl.col(TIME).max()).item()
     return newest if last is None or last.latest is None else max(newest, last.latest)

@@ -99,7 +99,7 @@ def _catalog(past: pl.DataFrame, now: pl.DataFrame, user: str, item: str, begin:
     if len(asked) > most:
         asked = asked.gather(np.linspace(0, len(asked) - 1, most).astype(np.int64))
     now = now.filter(pl.col("user").is_in(asked.implode()))
-    recent_since = 2 * begin - int(now["time"].max() or begin)  # type: ignore[arg-type]
+    recent_since = 2 * begin - now.select(pl.col("time").max()).item()
     counted = past.group_by("item").agg(n=pl.len(), recent=(pl.col("time") >= recent_since).sum())
     counted = counted.sort("n", "item", descending=[True, False])
     others = past.filter(~pl.col("user").is_in(asked.implode()))["user"].unique().sort()

@@ -16,10 +16,11 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
+from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.disk.file_names import is_plain_name
 from data_pipelines.errors import UserError
 from data_pipelines.features.conditions import condition_columns
-from data_pipelines.features.kinds.base import Feature, FeatureConfig
+from data_pipelines.features.kinds.base import Feature, FeatureConfig, Fitted, Specs
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.features.vocabulary import Table
@@ -221,3 +222,25 @@ class PastFeature(Feature[P]):
             events: The folder that :meth:`begin` was given.
             log: The log that the data set was made from, with row numbers.
         """
+
+
+class PastNumber(PastFeature[P]):
+    """A feature of the past that is one number per row, in a column of its own name."""
+
+    @property
+    def carried(self) -> Sequence[str]:
+        return [self.name]
+
+    @property
+    def stored(self) -> Sequence[str]:
+        return [self.name]
+
+    def specs(self) -> Specs:
+        return Specs(dense=[DenseSpec(name=self.name, width=1)])
+
+    def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:
+        value = raw.number(f"{self.reader} (which State.attach adds)", self.name)
+        return [value.cast(pl.Float32).alias(self.name)]
+
+    def restore(self, stored: pl.DataFrame, events: Path, log: pl.LazyFrame) -> list[pl.Series]:
+        return [stored[self.name]]

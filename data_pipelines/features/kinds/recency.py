@@ -12,12 +12,10 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
-from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.config.base import register
 from data_pipelines.disk.spill import ByRow, places
 from data_pipelines.features.conditions import condition
-from data_pipelines.features.kinds.base import Fitted, Specs
-from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature, happened, label_delays
+from data_pipelines.features.kinds.past import Kept, PastConfig, PastNumber, happened, label_delays
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.features.vocabulary import Table
@@ -55,7 +53,7 @@ class RecencyConfig(PastConfig):
         return RecencyFeature(name, self)
 
 
-class RecencyFeature(PastFeature[RecencyConfig]):
+class RecencyFeature(PastNumber[RecencyConfig]):
     """One number per row."""
 
     def __init__(self, name: str, config: RecencyConfig) -> None:
@@ -66,23 +64,8 @@ class RecencyFeature(PastFeature[RecencyConfig]):
     def by(self) -> tuple[str, ...]:
         return tuple(self.config.by)
 
-    @property
-    def carried(self) -> Sequence[str]:
-        return [self.name]
-
-    @property
-    def stored(self) -> Sequence[str]:
-        return [self.name]
-
     def conditions(self) -> Sequence[str]:
         return () if self.config.where is None else (self.config.where,)
-
-    def specs(self) -> Specs:
-        return Specs(dense=[DenseSpec(name=self.name, width=1)])
-
-    def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:
-        value = raw.number(f"{self.reader} (which State.attach adds)", self.name)
-        return [value.cast(pl.Float32).alias(self.name)]
 
     def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
         """Whether a row is an event."""
@@ -120,9 +103,6 @@ class RecencyFeature(PastFeature[RecencyConfig]):
     def attach(self, kept: Kept, keys: Keys, places: Int64s, times: Int64s) -> list[pl.Series]:
         recent = recency(self.last(kept.rows, keys, times[places]), times[places])
         return [pl.Series(self.name, _most_recent(places, recent, len(times)))]
-
-    def restore(self, stored: pl.DataFrame, events: Path, log: pl.LazyFrame) -> list[pl.Series]:
-        return [stored[self.name]]
 
     def last(self, kept: pl.DataFrame, keys: Keys, now: Int64s) -> Int64s:
         """(K,) the time of the last event of each key strictly before ``now``, from what a state keeps."""

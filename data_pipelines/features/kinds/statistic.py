@@ -4,7 +4,7 @@ Values are summed in steps of 2**-16, as integers: sums are exact (below 1.4e14)
 Letters: N rows (or elements of bags of rows) of a timeline.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,12 +14,10 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field, model_validator
 
-from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.config.base import register
 from data_pipelines.config.learning import Task
 from data_pipelines.disk.spill import ByRow, places
-from data_pipelines.features.kinds.base import Fitted, Specs
-from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastFeature, happened
+from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastNumber, happened
 from data_pipelines.features.labels import label
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Table
@@ -82,7 +80,7 @@ class StatisticConfig(DelayedConfig):
         return StatisticFeature(name, self, data.tasks.get(self.of or ""))
 
 
-class StatisticFeature(PastFeature[StatisticConfig]):
+class StatisticFeature(PastNumber[StatisticConfig]):
     """One number per row.
 
     Attributes:
@@ -98,23 +96,8 @@ class StatisticFeature(PastFeature[StatisticConfig]):
     def by(self) -> tuple[str, ...]:
         return tuple(self.config.by)
 
-    @property
-    def carried(self) -> Sequence[str]:
-        return [self.name]
-
-    @property
-    def stored(self) -> Sequence[str]:
-        return [self.name]
-
     def log_columns(self) -> frozenset[str]:
         return self.columns() if self.config.of is None else self.columns() | {self.config.of}
-
-    def specs(self) -> Specs:
-        return Specs(dense=[DenseSpec(name=self.name, width=1)])
-
-    def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:
-        value = raw.number(f"{self.reader} (which State.attach adds)", self.name)
-        return [value.cast(pl.Float32).alias(self.name)]
 
     def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
         return [self._value(raw).alias(self.name)]
@@ -224,9 +207,6 @@ class StatisticFeature(PastFeature[StatisticConfig]):
         levels = self.level(counts, sums, None if prior is None else prior[places])
         totals, elements = _by_place(places, levels.astype(np.float32), len(times))
         return [self.finish(totals, elements, prior)]
-
-    def restore(self, stored: pl.DataFrame, events: Path, log: pl.LazyFrame) -> list[pl.Series]:
-        return [stored[self.name]]
 
     def totals(self, kept: pl.DataFrame, keys: Keys, now: Int64s) -> tuple[Int64s, Int64s]:
         """Rows of each key strictly before ``now`` (in the window, if there is one), and their sums."""
