@@ -38,7 +38,7 @@ from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.features.kinds.past import PastConfig
 from data_pipelines.importers import criteo, frappe, movielens
 from data_pipelines.profile.inspection import inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 from data_pipelines.synthetic import DemoConfig, generate
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config

@@ -9,7 +9,7 @@ import polars as pl
 
 from data_pipelines.profile.columns import Column
 from data_pipelines.profile.inspection import LogProfile, inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 from recsys.config.experiment import ExperimentConfig, load_config
 
 ROWS = 4000

@@ -77,7 +77,7 @@ def inspect(
     if Path(path, "config.yaml").is_file():
         raise UserError(f"{path} is a run that is not complete: resume it with `recsys train --resume`.")
     from data_pipelines.profile.inspection import inspect_log
-    from data_pipelines.profile.starter_config import what_is_missing
+    from data_pipelines.profile.starter.config import what_is_missing
 
     profile = inspect_log(path, **options.arguments(path))
     _print_profile(profile, json)
@@ -104,7 +104,7 @@ def init(
     """Write a commented experiment to start from, by looking at the columns of a log."""
     from data_pipelines.disk.storage import write_file
     from data_pipelines.profile.inspection import inspect_log
-    from data_pipelines.profile.starter_config import starter_config
+    from data_pipelines.profile.starter.config import starter_config
 
     if config.exists():
         raise UserError(f"{config} already exists: name another file, or remove it first.")

@@ -14,7 +14,7 @@ from data_pipelines.disk.ledger import locked
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from data_pipelines.profile.inspection import inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 from data_pipelines.redaction import redact
 from recsys.config.experiment import stored_config
 from recsys.config.yaml_files import read_yaml

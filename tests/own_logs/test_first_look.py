@@ -16,7 +16,7 @@ from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.profile.formats import guess_format
 from data_pipelines.profile.inspection import inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 from data_pipelines.profile.wording import percent, shown
 from recsys.cli import app
 

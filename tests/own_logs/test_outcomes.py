@@ -10,7 +10,7 @@ from look_examples import ROWS, log, looked_at, started, why
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import Notice
 from data_pipelines.features.config import DataConfig
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 
 
 def test_sibling_outcomes_are_commented_out_with_the_reason(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -20,7 +20,7 @@ from data_pipelines.features.times import epoch
 from data_pipelines.files.side_tables import Join
 from data_pipelines.logs.joins import join
 from data_pipelines.profile.inspection import inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 
 START = datetime(2024, 1, 5, tzinfo=UTC)
 TIMES = [START + timedelta(minutes=61 * n) for n in range(600)]

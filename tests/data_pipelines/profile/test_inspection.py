@@ -13,7 +13,7 @@ from data_pipelines.dataset.dataset import prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.profile.inspection import Column, LogProfile, inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 
 ROWS = 3000
 Write = Callable[[pl.DataFrame], str]

@@ -11,7 +11,7 @@ import yaml
 from data_pipelines.dataset.dataset import prepare
 from data_pipelines.features.config import DataConfig
 from data_pipelines.profile.inspection import LogProfile, inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 
 LISTS, SIZE = 120, 8
 ROWS = LISTS * SIZE

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from data_pipelines.files.base import FileFormat
 from data_pipelines.profile.inspection import LogProfile
-from data_pipelines.profile.starter_features import features, in_lists, left_out, past, task_name, unknown_shares
+from data_pipelines.profile.starter.features import features, in_lists, left_out, past, task_name, unknown_shares
 from data_pipelines.profile.wording import line, listed, percent, scalar
 
 _SMALL_TABLES = 200_000

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from data_pipelines.profile.inspection import LogProfile, inspect_log
-from data_pipelines.profile.starter_config import starter_config
+from data_pipelines.profile.starter.config import starter_config
 from recsys.config.experiment import ExperimentConfig, load_config
 
 
