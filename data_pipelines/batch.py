@@ -5,6 +5,7 @@ Letters: B rows of a batch, D width of all dense features together, T tasks, F s
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -80,6 +81,12 @@ class Schema(Config):
     @property
     def dense_width(self) -> int:
         return sum(feature.width for feature in self.dense)
+
+    @property
+    def dense_columns(self) -> dict[str, slice]:
+        """The columns of each dense feature in the dense matrix."""
+        stops = accumulate(feature.width for feature in self.dense)
+        return {f.name: slice(stop - f.width, stop) for f, stop in zip(self.dense, stops, strict=True)}
 
     @property
     def feature_names(self) -> tuple[str, ...]:

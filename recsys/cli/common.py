@@ -77,7 +77,13 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of each 
 EngineName = Annotated[
     Literal["local", "ray"], typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")
 ]
+LateEvents = Literal["refuse", "drop", "count"]
 Address = Annotated[str | None, typer.Option("--address", help="Of the Ray cluster; one of this machine if absent.")]
+
+
+def say(step: str) -> None:
+    """Tell on standard error what a verb does now."""
+    typer.echo(f"recsys: {step}", err=True)
 
 
 def local_folder(location: str) -> Path:

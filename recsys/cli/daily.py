@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_pipelines.errors import UserError
-from recsys.cli.common import Json, Overrides, app, command, finish, progress_bar
+from recsys.cli.common import Json, Overrides, app, command, finish, progress_bar, say
 from recsys.cli.serve import optional_part
 from recsys.cli.train import Config
 
@@ -46,14 +46,14 @@ def daily_verb(
     with History.open(folder) as history:
         try:
             with progress_bar("training") as advance:
-                day, new = run_day(experiment, history, log, say=_say, on_step=advance)
+                day, new = run_day(experiment, history, log, say=say, on_step=advance)
         except InterruptedTrainingError:
-            _say("stopped: the same command continues the day")
+            say("stopped: the same command continues the day")
             raise typer.Exit(1) from None
         if not new:
-            _say(f"the day of {log} is done as day {day.number}: nothing has changed")
+            say(f"the day of {log} is done as day {day.number}: nothing has changed")
         elif not day.switched:
-            _say(f"the model of the day was refused, and the earlier one stays: {'; '.join(day.reasons)}")
+            say(f"the model of the day was refused, and the earlier one stays: {'; '.join(day.reasons)}")
         if jobs_db is not None:
             _make_live(history, jobs_db)
         result: dict[str, Any] = {"day": day.number, "new": new, "current": history.current}
@@ -61,10 +61,6 @@ def daily_verb(
         if source is not None and output is not None:
             result["scores"] = _score(history, day, source, output)
     finish(result, json, command("score", history.current, "INPUT", "OUTPUT"))
-
-
-def _say(step: str) -> None:
-    typer.echo(f"recsys: {step}", err=True)
 
 
 def _make_live(history: "History", jobs_db: str) -> None:

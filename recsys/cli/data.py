@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, Verbs, app, command, finish, progress_bar, say_side_tables
+from recsys.cli.common import Json, LateEvents, Overrides, Verbs, app, command, finish, progress_bar, say_side_tables
 
 
 @app.command()
@@ -18,7 +18,7 @@ def prepare(
         Path | None, typer.Option(help="A data set to extend: its ids and past are kept; reports the drift.")
     ] = None,
     late: Annotated[
-        Literal["refuse", "drop", "count"],
+        LateEvents,
         typer.Option(help="With --extend: rows not later than its latest event, which it may have already."),
     ] = "refuse",
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a Ray cluster.")] = "local",
@@ -68,7 +68,7 @@ def update(
     log: Annotated[str, typer.Argument(help="The events since then.")],
     out: Annotated[Path | None, typer.Option(help="Write the new state here, and leave the old one.")] = None,
     late: Annotated[
-        Literal["refuse", "drop", "count"],
+        LateEvents,
         typer.Option(help="Events that are not later than the state's latest: it may have them already."),
     ] = "refuse",
     json: Json = False,

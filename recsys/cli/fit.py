@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recsys.cli.common import Address, EngineName, Json, app, command, finish, trial_engine
+from recsys.cli.common import Address, EngineName, Json, app, command, finish, say, trial_engine
 from recsys.cli.log_options import LogOptions, takes_log_options
 
 if TYPE_CHECKING:
@@ -38,12 +38,8 @@ def fit_verb(
         return
     each = threads or max(1, len(os.sched_getaffinity(0)) // jobs)
     with trial_engine(engine, address, jobs=jobs, threads=each) as carries_out:
-        found = fit(log, folder, carries_out, minutes=minutes, columns=options.arguments(log), say=_say)
+        found = fit(log, folder, carries_out, minutes=minutes, columns=options.arguments(log), say=say)
     _finish(found, json)
-
-
-def _say(step: str) -> None:
-    typer.echo(f"recsys: {step}", err=True)
 
 
 def _finish(found: "Fit", json: bool) -> None:

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys.cli.common import Json, Overrides, app, command, finish, local_folder, progress_bar, say_side_tables
+from recsys.cli.common import (
+    Json,
+    LateEvents,
+    Overrides,
+    app,
+    command,
+    finish,
+    local_folder,
+    progress_bar,
+    say_side_tables,
+)
 
 ArtifactFolder = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="What `recsys export` wrote.", parser=local_folder)
@@ -16,6 +26,7 @@ DatasetOption = Annotated[Path | None, typer.Option(help="Data set; that of the 
 DataRoots = Annotated[
     list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
 ]
+JobsDatabase = Annotated[str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")]
 AllowedAddresses = Annotated[
     list[str] | None,
     typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
@@ -99,7 +110,7 @@ def score_verb(
         Path | None, typer.Option(help="State to read the past from, such as `recsys state update` wrote.")
     ] = None,
     late: Annotated[
-        Literal["refuse", "drop", "count"],
+        LateEvents,
         typer.Option(help="With --events: those not later than the state's latest, which it may have already."),
     ] = "refuse",
     bad_rows: Annotated[
@@ -203,9 +214,7 @@ def serve_verb(
 def worker_verb(
     data_roots: DataRoots,
     allowed: AllowedAddresses = None,
-    jobs_db: Annotated[
-        str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")
-    ] = "sqlite:///jobs.db",
+    jobs_db: JobsDatabase = "sqlite:///jobs.db",
 ) -> None:
     """Work off the jobs of a service, on this machine or another one; SIGTERM parks the job in work."""
     with optional_part():
@@ -233,9 +242,7 @@ def _named(artifact: str) -> tuple[str, Path]:
 @app.command("token")
 def token_verb(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is.")],
-    jobs_db: Annotated[
-        str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")
-    ] = "sqlite:///jobs.db",
+    jobs_db: JobsDatabase = "sqlite:///jobs.db",
 ) -> None:
     """Make a bearer token for the service and print it: only its hash is kept."""
     with optional_part():

@@ -7,7 +7,9 @@ interrupted. A day is done when its line is in the ledger (see :mod:`recsys.dail
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.disk.storage import checksum, fingerprint
@@ -20,7 +22,7 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.daily.gates import check_day, reasons_against, times_of
 from recsys.daily.history import ARTIFACT, DATASET, DAYS, KEPT, RUN, Begun, Day, History
 from recsys.evaluation.standing import Difference, compare
-from recsys.exporting.export import artifact_logits, export_run, verify_artifact
+from recsys.exporting.export import artifact_logits, compare_with_run, export_run
 from recsys.metrics.registry import main_metric
 from recsys.training.faults import DivergedError
 from recsys.training.train import train
@@ -98,7 +100,7 @@ def _checksum_of(log: str, config: ExperimentConfig) -> str:
 
 
 def _work(config: ExperimentConfig, history: History, log: str, begun: Begun, say: Say, on_step: OnStep | None) -> Day:
-    folder, last = history.work, history.last
+    folder, last, number = history.work, history.last, len(history.days) + 1
     before = None if last is None else Dataset.open(history.path(last.number, DATASET))
     say("preparing the data set")
     data = (
@@ -109,7 +111,8 @@ def _work(config: ExperimentConfig, history: History, log: str, begun: Begun, sa
         )
     )
     say("checking the day")
-    late = check_day(config.daily, begun.log, data, before, None if last is None else last.latest)
+    times = times_of(data)
+    late = check_day(config.daily, begun.log, data, times, before, None if last is None else last.latest)
     say("training")
     if last is not None:
         start = str(history.path(last.model, RUN).resolve())
@@ -117,14 +120,15 @@ def _work(config: ExperimentConfig, history: History, log: str, begun: Begun, sa
     train(config, data, folder / RUN, resume=True, on_step=on_step)
     say("exporting")
     made = folder / ARTIFACT
-    artifact = (
-        Artifact.open(made, verify="full") if made.exists() else export_run(folder / RUN, made, dataset=data.path)
-    )
+    if not made.exists():
+        export_run(folder / RUN, made, dataset=data.path)
+    artifact = Artifact.open(made, verify="full")
     say("comparing")
     task, settings = next(iter(config.data.tasks.items()))
     metric = main_metric(settings.kind)
-    verified = verify_artifact(Artifact.open(made, verify="full"), folder / RUN, dataset=data.path, rows=len_of(data))
-    difference = None if last is None else _compare(artifact, Artifact.open(history.folder / last.artifact), data)
+    verified, today_NT = compare_with_run(artifact, folder / RUN, data, "test")
+    yesterday = None if last is None else Artifact.open(history.folder / last.artifact)
+    difference = None if yesterday is None else _compare(today_NT, yesterday, data)
     reasons = list(reasons_against(config.daily, metric, verified, difference))
     metrics = {"run": verified.run[task][metric.name], "artifact": verified.artifact[task][metric.name]}
     if difference is not None:
@@ -134,19 +138,19 @@ def _work(config: ExperimentConfig, history: History, log: str, begun: Begun, sa
     switched = not reasons
     say("bringing the past forward")
     serving = f"{DAYS}/{folder.name}/{ARTIFACT}"
-    if last is not None and not switched:
-        serving = _kept(history, last, data)
+    if last is not None and yesterday is not None and not switched:
+        serving = _kept(history, last, yesterday, data)
     return Day(
-        number=int(folder.name),
+        number=number,
         log=begun.log,
         log_checksum=begun.log_checksum,
         rows=data.splits,
         refused=data.profile["refused"],
         late=late,
-        latest=_latest(data, last),
+        latest=_latest(times, last),
         switched=switched,
         reasons=reasons,
-        model=int(folder.name) if switched or last is None else last.model,
+        model=number if switched or last is None else last.model,
         artifact=serving,
         metric=metric.name,
         metrics=metrics,
@@ -154,23 +158,14 @@ def _work(config: ExperimentConfig, history: History, log: str, begun: Begun, sa
     )
 
 
-def len_of(data: Dataset) -> int:
-    """Test rows of a data set."""
-    return data.splits["test"]
-
-
-def _compare(today: Artifact, yesterday: Artifact, data: Dataset) -> Difference:
+def _compare(today_NT: NDArray[np.float32], yesterday: Artifact, data: Dataset) -> Difference:
     """Both artifacts on the test rows of the day, on which neither was trained."""
-    logits = {
-        name: artifact_logits(artifact, data, "test")[:, 0] for name, artifact in (("", today), (YESTERDAY, yesterday))
-    }
-    found = compare(data, "test", logits[""], {YESTERDAY: logits[YESTERDAY]})
+    found = compare(data, "test", today_NT[:, 0], {YESTERDAY: artifact_logits(yesterday, data, "test")[:, 0]})
     return found.against[YESTERDAY][found.main]
 
 
-def _kept(history: History, last: Day, data: Dataset) -> str:
+def _kept(history: History, last: Day, yesterday: Artifact, data: Dataset) -> str:
     """Yesterday's artifact with today's past; the artifact itself if it reads no past."""
-    yesterday = Artifact.open(history.folder / last.artifact)
     if yesterday.state is None:
         return last.artifact
     if not (history.work / KEPT).exists():
@@ -178,8 +173,7 @@ def _kept(history: History, last: Day, data: Dataset) -> str:
     return f"{DAYS}/{history.work.name}/{KEPT}"
 
 
-def _latest(data: Dataset, last: Day | None) -> int | None:
-    times = times_of(data)
+def _latest(times: pl.DataFrame | None, last: Day | None) -> int | None:
     if times is None:
         return None
     newest: int = times.select(pl.col(TIME).max()).item()

@@ -1,6 +1,6 @@
 """The conditions under which a day, or the model of a day, is refused."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -20,17 +20,28 @@ def times_of(data: Dataset) -> pl.DataFrame | None:
     """The column ``:time`` of all rows of a data set; ``None`` where its log has no time."""
     if data.config.time is None:
         return None
-    splits = [data.frame(split).select(TIME) for split in SPLITS if data.splits.get(split)]
-    return pl.concat(splits).collect()
+    return _all_rows(data, [TIME]).collect()
 
 
-def check_day(config: DailyConfig, log: str, data: Dataset, before: Dataset | None, latest: int | None) -> int:
+def _all_rows(data: Dataset, columns: Sequence[str]) -> pl.LazyFrame:
+    return pl.concat([data.frame(split).select(columns) for split in SPLITS if data.splits.get(split)])
+
+
+def check_day(
+    config: DailyConfig,
+    log: str,
+    data: Dataset,
+    times: pl.DataFrame | None,
+    before: Dataset | None,
+    latest: int | None,
+) -> int:
     """Refuse a day whose rows cannot be used; the number of its rows that are late.
 
     Args:
         config: The limits.
         log: The log, for messages.
         data: The data set of the day.
+        times: Its :func:`times_of`.
         before: The data set that it extends.
         latest: Time of the last row of the days before, in microseconds since 1970.
 
@@ -44,7 +55,6 @@ def check_day(config: DailyConfig, log: str, data: Dataset, before: Dataset | No
             "yesterday's: set data.split.test to a share such as 0.1, or give a longer day."
         )
     late, rows = 0, sum(data.splits.values())
-    times = times_of(data)
     if latest is not None and times is not None:
         late = int((times[TIME] <= latest).sum())
         if late > config.max_late * rows:
@@ -60,7 +70,7 @@ def check_day(config: DailyConfig, log: str, data: Dataset, before: Dataset | No
 
 
 def _check_known(config: DailyConfig, log: str, data: Dataset, before: Dataset) -> None:
-    rows = pl.concat([data.frame(split).select(data.schema.feature_names) for split in SPLITS if data.splits[split]])
+    rows = _all_rows(data, data.schema.feature_names)
     shares = unseen_shares(data.schema, rows, known=before.schema)
     above = {name: share for name, (_, share) in shares.items() if share > config.max_unknown}
     if above:

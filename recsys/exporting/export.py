@@ -219,16 +219,25 @@ def verify_artifact(
         >>> rs.verify_artifact(rs.Artifact.open(Path("artifact")), Path("run")).rows
         60
     """
+    data = Dataset.open(dataset or dataset_of(run))
+    return compare_with_run(artifact, run, data, split if data.splits.get(split) else "train", max_rows=rows)[0]
+
+
+def compare_with_run(
+    artifact: Artifact, run: Path, data: Dataset, split: str, *, max_rows: int | None = None
+) -> tuple[Verification, NDArray[np.float32]]:
+    """What :func:`verify_artifact` returns, of an opened data set, and the (N, T) logits of the artifact.
+
+    Raises:
+        UserError: The artifact was not exported from this run.
+    """
     recorded = artifact.card.training.fingerprints.get("run")
     if open_directory(run, "run", verify="sizes").fingerprint != recorded:
         raise UserError(f"{artifact.path} was not exported from {run}: name the run it was exported from.")
-    data = Dataset.open(dataset or dataset_of(run))
-    split = split if data.splits.get(split) else "train"
-    weights = load_weights(run)
-    run_NT = run_logits(weights, data, split, max_rows=rows)
-    artifact_NT = artifact_logits(artifact, data, split, max_rows=rows)
+    run_NT = run_logits(load_weights(run), data, split, max_rows=max_rows)
+    artifact_NT = artifact_logits(artifact, data, split, max_rows=max_rows)
     difference = np.abs(run_NT - artifact_NT)
-    return Verification(
+    verification = Verification(
         rows=len(run_NT),
         split=split,
         max_difference=float(difference.max()),
@@ -236,6 +245,7 @@ def verify_artifact(
         run=_metrics(data, split, run_NT),
         artifact=_metrics(data, split, artifact_NT),
     )
+    return verification, artifact_NT
 
 
 def run_logits(weights: Weights, data: Dataset, split: str, *, max_rows: int | None = None) -> NDArray[np.float32]:

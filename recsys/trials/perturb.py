@@ -3,7 +3,7 @@
 Letters: N rows, P positions of ids.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,7 @@ def shuffled(block: Block, schema: Schema, features: Sequence[str], order_N: Ord
     id_matrix, dense = block.id_matrix.copy(), block.dense.copy()
     for name in names & block.ids.keys():
         id_matrix[block.ids[name]] = block.id_matrix[block.ids[name], order_N]
-    for name, columns in dense_columns(schema).items():
+    for name, columns in schema.dense_columns.items():
         if name in names:
             dense[:, columns] = block.dense[order_N, columns]
     bags = {name: _take(bag, order_N) if name in names else bag for name, bag in block.bags.items()}
@@ -47,21 +47,12 @@ def masked(block: Block, schema: Schema, features: Sequence[str], *, oov: bool =
     id_matrix, dense = block.id_matrix.copy(), block.dense.copy()
     for name in names & block.ids.keys():
         id_matrix[block.ids[name]] = OOV_ID if oov else NULL_ID
-    for name, columns in dense_columns(schema).items():
+    for name, columns in schema.dense_columns.items():
         if name in names:
             dense[:, columns] = 0
     bags = {name: _without(bag, oov) if name in names else bag for name, bag in block.bags.items()}
     pasts = {name: _forgotten(past, oov) if name in features else past for name, past in block.pasts.items()}
     return replace(block, id_matrix=id_matrix, dense=dense, bags=bags, pasts=pasts)
-
-
-def dense_columns(schema: Schema) -> Mapping[str, slice]:
-    """The columns of each dense feature in the dense matrix."""
-    stops = np.cumsum([feature.width for feature in schema.dense])
-    return {
-        feature.name: slice(int(stop) - feature.width, int(stop))
-        for feature, stop in zip(schema.dense, stops, strict=True)
-    }
 
 
 def random_order(rows: int, seed: int, strata_N: NDArray[np.int64] | None = None) -> Order:
@@ -104,7 +95,7 @@ def row_codes(block: Block, schema: Schema) -> dict[str, NDArray[np.int64]]:
         for feature in schema.sparse:
             if feature.sequence == name:
                 codes[feature.name] = np.log2(past.lengths + 1).astype(np.int64)
-    for name, columns in dense_columns(schema).items():
+    for name, columns in schema.dense_columns.items():
         first_N = block.dense[:, columns][:, 0]
         edges = np.unique(np.quantile(first_N, np.linspace(0, 1, 11)[1:-1]))
         codes[name] = np.searchsorted(edges, first_N, side="right").astype(np.int64)

@@ -122,7 +122,7 @@ def run_job(
             ledger.expect([part.rows for part in parts])
             total = sum(part.rows for part in parts)
             done = sum(entry.rows_in for entry in ledger.entries.values())
-            past = _state(state or artifact.state, events, late, ledger.folder / ".state")
+            past = state if events is None else _state(state or artifact.state, events, late, ledger.folder / ".state")
             todo = [number for number in range(len(parts)) if number not in ledger.entries]
             if progress is not None:
                 progress(done, total)
@@ -281,13 +281,13 @@ def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> tuple[pl
     return scores, pairs.candidate_counts + counts
 
 
-def _state(state: Path | None, events: str | None, late: Late, folder: Path) -> Path | None:
-    """The past in ``state``, updated by ``events`` in ``folder`` if there are any.
+def _state(state: Path | None, events: str, late: Late, folder: Path) -> Path | None:
+    """The past in ``state``, updated by ``events`` in ``folder``; ``None`` without a past.
 
     A state that an earlier attempt left in ``folder`` is used again unless it is damaged.
     """
-    if state is None or events is None:
-        return state
+    if state is None:
+        return None
     try:
         State.open(folder)
     except UserError:

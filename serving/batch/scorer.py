@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.loader import collate
+from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.logs.sources import join_sides
@@ -47,7 +48,7 @@ def _mapped(artifact: Artifact, folder: Path) -> State:
         state = State.open(folder, verify="sizes")
         for name in state.plan.past:
             state.frame(name)
-        if artifact.past_in(folder).fingerprint == fingerprint:
+        if open_directory(folder, "state", verify="sizes").fingerprint == fingerprint:
             return state
 
 

@@ -271,7 +271,7 @@ class JobStore(Database):
             )
             return bool(ended.rowcount)  # type: ignore[attr-defined]
 
-    def register(self, name: str, path: str, fingerprint: str, *, state: str | None = None) -> None:
+    def register(self, name: str, path: str, fingerprint: str, *, state: str | None = None) -> Registered:
         """Register an artifact by a name; the first becomes live. Jobs submitted before keep path and fingerprint.
 
         Args:
@@ -281,6 +281,7 @@ class JobStore(Database):
             session.merge(ArtifactRow(name=name, path=path, fingerprint=fingerprint, state_path=state))
             if session.get(SettingRow, "live") is None:
                 session.add(SettingRow(key="live", value=name))
+        return Registered(path, fingerprint, state)
 
     def artifacts(self) -> dict[str, Registered]:
         """The artifacts by name."""

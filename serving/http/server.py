@@ -22,7 +22,7 @@ from serving.http.auth import is_loopback
 from serving.http.connections import BoundedConnection
 from serving.http.jobs import JobStore
 from serving.http.service import create_app
-from serving.http.worker import log_to_stderr, stopped_by_signal
+from serving.http.worker import EXTENSION, log_to_stderr, stopped_by_signal
 
 _log = logging.getLogger(__name__)
 _WILDCARDS = frozenset({"0.0.0.0", "::", ""})
@@ -110,7 +110,7 @@ def _workers(count: int, jobs_db: str, roots: Roots) -> Iterator[None]:
         "-m",
         "serving.http.worker",
         "--supervised",
-        *(f"--extension={name}" for name in extensions.loaded()),
+        *(f"{EXTENSION}{name}" for name in extensions.loaded()),
         *map(str, roots.folders),
         *roots.addresses,
     ]

@@ -217,9 +217,9 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
         state = None if body.state is None else roots.output(body.state)
         if state is not None:
             artifact.past_in(state)
-        store.register(name, str(path), artifact.fingerprint, state=None if state is None else str(state))
+        known = store.register(name, str(path), artifact.fingerprint, state=None if state is None else str(state))
         artifacts.forget()
-        return _info(name, store.artifacts()[name], live=store.live() == name)
+        return _info(name, known, live=store.live() == name)
 
     @router.post("/{name}/live", status_code=204, responses=_problems(401, 409, 422))
     def make_live(name: Name) -> None:

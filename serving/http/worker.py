@@ -28,7 +28,8 @@ from serving.http.allowed_paths import Roots
 from serving.http.jobs import Claim, JobStore
 
 _log = logging.getLogger(__name__)
-_EXTENSION = "--extension"
+EXTENSION = "--extension="
+"""Begins an argument that names a module to import."""
 _POLL_S = 0.5
 _BUSY_S = 5.0
 
@@ -187,11 +188,6 @@ def _stop_with_parent(stop: threading.Event) -> None:
     stop.set()
 
 
-def _option(argument: str) -> tuple[str, str]:
-    option, _, value = argument.partition("=")
-    return option, value
-
-
 def work(jobs_db: str, folders: Iterable[Path], addresses: Sequence[str] = (), *, supervised: bool = False) -> None:
     """Work off jobs until SIGTERM or SIGINT; the job in work is parked then.
 
@@ -222,7 +218,7 @@ def main(arguments: list[str]) -> None:
     worker stops when its standard input ends: when the process that started it is gone.
     """
     tune_process()
-    extensions.load([name for option, name in map(_option, arguments) if option == _EXTENSION])
+    extensions.load([argument.removeprefix(EXTENSION) for argument in arguments if argument.startswith(EXTENSION)])
     places = [argument for argument in arguments if not argument.startswith("--")]
     folders = [Path(place) for place in places if "://" not in place]
     addresses = [place for place in places if "://" in place]

@@ -69,7 +69,7 @@ class PortableScorer:
         vocabularies = model["vocabularies"]
         self.keys, self.tasks = list(model["keys"]), [task["name"] for task in model["tasks"]]
         self._tasks = model["tasks"]
-        self._sparse = [Sparse(spec, vocabularies.get(spec["vocabulary"])) for spec in model["sparse"]]
+        self._sparse = [Sparse(spec, vocabularies.get(spec["table"])) for spec in model["sparse"]]
         self._dense = [Dense(spec) for spec in model["dense"]]
         self._columns = {spec["column"] for spec in (*model["sparse"], *model["dense"])}
         self._tables = {name: _table(name, entry, stored, dense) for name, entry in model["tables"].items()}

@@ -1,6 +1,7 @@
 """From an artifact to a portable one, which :mod:`serving.portable.scorer` scores with NumPy alone."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,15 @@ def write_portable(artifact: Artifact, out: Path, *, replace: bool = False) -> N
     """
     _refuse(artifact)
     ranker, config = artifact.ranker(), artifact.encoder.config
+    lookups = lookup_plan(artifact.model.encoded, artifact.model.ranker).lookups
+    wide = {lookup.feature: lookup.table for lookup in lookups if lookup.wide}
     content = {
         "portable": FORMAT,
         "name": artifact.card.name,
         "fingerprint": artifact.fingerprint,
         "keys": list(dict.fromkeys(config.keys)),
         "tasks": [_task(artifact, name) for name in artifact.encoder.schema.tasks],
-        "sparse": [_sparse(artifact, spec) for spec in artifact.encoder.schema.sparse],
+        "sparse": [_sparse(artifact, spec, wide) for spec in artifact.encoder.schema.sparse],
         "dense": [_dense(artifact, spec.name) for spec in artifact.encoder.schema.dense],
         "tables": {name: entry.model_dump() for name, entry in artifact.model.tables.items()},
         "vocabularies": {
@@ -124,17 +127,14 @@ def _feature(artifact: Artifact, name: str) -> Feature[Any]:
     return artifact.encoder.plan.feature(name)
 
 
-def _sparse(artifact: Artifact, spec: SparseSpec) -> dict[str, Any]:
+def _sparse(artifact: Artifact, spec: SparseSpec, wide: Mapping[str, str]) -> dict[str, Any]:
     feature = _feature(artifact, spec.name)
-    lookups = lookup_plan(artifact.model.encoded, artifact.model.ranker).lookups
-    wide = [lookup.table for lookup in lookups if lookup.feature == spec.name and lookup.wide]
     found: dict[str, Any] = {
         "name": spec.name,
         "column": feature.config.column,
         "kind": spec.kind,
-        "vocabulary": spec.table,
         "table": spec.table,
-        "wide": wide[0] if wide else None,
+        "wide": wide.get(spec.name),
         "pooling": artifact.model.ranker.pooling_of(spec),
         "value": None,
     }
@@ -179,8 +179,6 @@ def _tensors(artifact: Artifact, ranker: Ranker) -> dict[str, Tensor]:
 
 
 def _network(artifact: Artifact, ranker: Ranker) -> dict[str, Any]:
-    ends = torch.tensor([0, *(spec.width for spec in ranker.schema.dense)]).cumsum(0).tolist()
-    names = [spec.name for spec in ranker.schema.dense]
     gates = None
     if ranker.gates is not None:
         sparse, dense = open_share(ranker.gates.sparse_F), open_share(ranker.gates.dense_G)
@@ -196,7 +194,7 @@ def _network(artifact: Artifact, ranker: Ranker) -> dict[str, Any]:
         "interaction": _interaction(artifact, ranker.interaction),
         "tower": _tower(artifact, ranker.tower),
         "context": list(ranker.config.context),
-        "dense_columns": [list(columns) for columns in zip(names, ends, ends[1:], strict=False)],
+        "dense_columns": [[name, at.start, at.stop] for name, at in ranker.schema.dense_columns.items()],
         "additive": [] if ranker.additive is None else list(ranker.additive.terms),
         "wide": ranker.wide is not None,
     }
