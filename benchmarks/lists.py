@@ -31,7 +31,7 @@ from recsys.demo_lists import positions_covered
 from recsys.evaluation.added import ADDED_FILE
 from recsys.evaluation.comparison import TestRows
 from recsys.evaluation.evaluate import evaluate, facts_of
-from recsys.metrics.arrays import Floats
+from recsys.metrics.arrays import Floats, run_starts
 from recsys.metrics.bootstrap import Resampling
 from recsys.metrics.off_policy import Decisions, estimate
 from recsys.metrics.registry import get_metric
@@ -156,7 +156,7 @@ def peer_scores(dataset: Dataset, changes: Mapping[str, Any]) -> dict[str, Float
     for split in ("train", "valid"):
         lists_N = dataset.lists(split)
         assert lists_N is not None
-        starts = np.flatnonzero(np.append(True, lists_N[1:] != lists_N[:-1]))
+        starts = run_starts(lists_N)
         sizes_L = np.diff(starts, append=len(lists_N))
         sets[split] = lightgbm.Dataset(columns[split], dataset.labels(split)[:, 0], group=sizes_L)
     settings: dict[str, Any] = {

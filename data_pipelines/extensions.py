@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
@@ -97,12 +98,18 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return {name: _version(name) for name in sorted(set(names))}
 
 
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The distributions of each top-level module: a look at the metadata of everything that is installed."""
+    return packages_distributions()
+
+
 def _version(name: str) -> str:
     top = name.partition(".")[0]
     for module in (sys.modules.get(name), sys.modules.get(top)):
         if isinstance(found := getattr(module, "__version__", None), str):
             return found
-    for distribution in packages_distributions().get(top, ()):
+    for distribution in _distributions().get(top, ()):
         try:
             return version(distribution)
         except PackageNotFoundError:

@@ -100,10 +100,15 @@ def register(config: type[F]) -> type[F]:
     if kind is None:
         raise ValueError(f'{config.__qualname__} needs the field `kind: Literal["..."]` with exactly one name')
     known = config._registered.setdefault(kind, config)
-    if (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
+    if not same_definition(known, config):
         raise ValueError(f"the kind {kind!r} is taken: it is that of {known.__module__}.{known.__qualname__}")
     config._registered[kind] = config
     return config
+
+
+def same_definition(one: Any, other: Any) -> bool:
+    """Whether two classes or functions are one, perhaps from a module that was imported again."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 @cache

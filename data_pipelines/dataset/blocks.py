@@ -5,6 +5,7 @@ Letters: W rows of a block, B rows of a batch, L all ids of a bag in a block, D 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,7 +148,7 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
     )
 
 
-def list_starts(lists_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+def list_starts(lists_N: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
     """(N,) where lists begin, for sorted runs of keys; a row that is in no list (0) is a list of its own."""
     starts_N: npt.NDArray[np.bool_] = lists_N == 0
     starts_N[:1] = True

@@ -173,9 +173,7 @@ def _past(
         latest = survey.last if base is None else max(survey.last, base.latest)
         snapshots = Snapshots(plan, state, latest, base)
         past = compute(plan, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
-        snapshots.add_delivered(rows)
-        snapshots.close()
-        save(state, snapshots)
+        save(snapshots)
     return past
 
 

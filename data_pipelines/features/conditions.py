@@ -45,10 +45,10 @@ def condition(reader: str, sql: str, schema: pl.Schema) -> pl.Expr:
             )
     empty = pl.DataFrame(schema={column: schema[column] for column in columns})
     readings = [list(enumerate(_readings(column, schema[column]))) for column in columns]
+    typed = _parsed(reader, _renamed(sql, {column: f'"{i}"' for i, column in enumerate(columns)}))
     refused = ""
     for ranked in sorted(product(*readings), key=lambda choice: sum(rank for rank, _ in choice)):
         chosen = [reading.alias(str(i)) for i, (_, reading) in enumerate(ranked)]
-        typed = _parsed(reader, _renamed(sql, {column: f'"{i}"' for i, column in enumerate(columns)}))
         try:
             if empty.select(chosen).select(typed.alias("holds")).schema["holds"] not in (pl.Boolean, pl.Null):
                 refused = refused or "it is neither true nor false"

@@ -71,8 +71,9 @@ def fit(
 
 def _canonical(counted: pl.DataFrame) -> pl.DataFrame:
     """Counts of the canonical text of ``value``: distinct values are few, so that they are brought into it last."""
-    values = canonical(counted["value"])
-    if values is counted["value"] or values.equals(counted["value"], null_equal=True):
+    written = counted["value"]
+    values = canonical(written)  # the same object where nothing changes
+    if values is written:
         return counted
     return counted.with_columns(value=values).group_by("value").agg(pl.col("count").sum())
 

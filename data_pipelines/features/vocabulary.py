@@ -95,7 +95,7 @@ class Vocabulary:
 
     def ids(self, text: pl.Expr) -> pl.Expr:
         """Int32 ids of an expression of canonical text."""
-        known = text.cast(self._categories, strict=False).to_physical().cast(pl.Int32) + self.reserved
+        known = self._known(text)
         if self.oov_buckets == 1:
             unknown: pl.Expr = pl.lit(NULL_ID + 1, dtype=pl.Int32)
         else:
@@ -108,9 +108,12 @@ class Vocabulary:
         Text that is among the values is canonical, and so only the rest is brought into that form: a look at every text
         would take as long as its lookup.
         """
-        known = text.cast(self._categories, strict=False).to_physical().cast(pl.Int32) + self.reserved
-        looked_up = pl.struct(text.alias("text"), known.alias("id"))
+        looked_up = pl.struct(text.alias("text"), self._known(text).alias("id"))
         return looked_up.map_batches(self._spelled_otherwise, return_dtype=pl.Int32, is_elementwise=True)
+
+    def _known(self, text: pl.Expr) -> pl.Expr:
+        """Int32 ids of the texts that are values; null for the rest."""
+        return text.cast(self._categories, strict=False).to_physical().cast(pl.Int32) + self.reserved
 
     def _spelled_otherwise(self, looked_up: pl.Series) -> pl.Series:
         ids = looked_up.struct.field("id")

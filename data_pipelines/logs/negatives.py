@@ -84,7 +84,7 @@ class NegativeSampler:
         pairs = np.searchsorted(self._groups, distinct["group"].to_numpy()) * len(self.candidates) + items
         return np.sort(pairs[items >= 0])
 
-    def draw(self, rows: pl.DataFrame) -> "Draws":
+    def draw(self, rows: pl.DataFrame) -> Draws:
         """Items for the N rows of ``group, item, split, row`` (and ``time``).
 
         Of a group only the positives of the row's split or an earlier one are left out. Where a group holds nearly all
@@ -145,9 +145,8 @@ def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str],
     rows = rows.filter(pl.col(SPLIT).is_not_null())
     group = _group(plan, sampling, user, RawColumns(rows.collect_schema()))
     time = [] if plan.time is None else [pl.col(TIME)]
-    drawn_for = rows.select(group=group, item=pl.col(sampling.item), split=pl.col(SPLIT))
-    if sampling.window is not None:
-        drawn_for = rows.select(group=group, item=pl.col(sampling.item), split=pl.col(SPLIT), time=pl.col(TIME))
+    times = [column.alias("time") for column in time]
+    drawn_for = rows.select(*times, group=group, item=pl.col(sampling.item), split=pl.col(SPLIT))
     sampler = NegativeSampler(sampling, drawn_for)
     chunks = rows.select(*columns, ROW, SPLIT, *time, group.alias(_GROUP)).collect_batches(
         chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"
@@ -186,9 +185,7 @@ def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Ex
         group: The group of each row, as :class:`NegativeSampler` has them.
     """
     times = [pl.col(TIME).alias("time")] if TIME in rows.columns else []
-    named = rows.select(group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW)).with_columns(
-        rows.select(times)
-    )
+    named = rows.select(*times, group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
     draws = sampler.draw(named)
     n, k = len(rows), sampler.negatives
     source = np.concatenate([np.arange(n)[:, None], n + np.arange(n * k).reshape(n, k)], axis=1).ravel()

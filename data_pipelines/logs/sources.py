@@ -42,17 +42,22 @@ def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:
     return Scan(join_sides(plan, frame.with_row_index(ROW)), found.refused)
 
 
-def join_sides(plan: Plan, frame: pl.LazyFrame, find: Find | None = None, *, filling: bool = False) -> pl.LazyFrame:
+def join_sides(
+    plan: Plan, frame: pl.LazyFrame, find: Find | None = None, *, filling: bool = False, partial: bool = False
+) -> pl.LazyFrame:
     """``frame`` with the columns of side tables that ``plan`` reads, rows in their order.
 
     Args:
         filling: Columns that ``frame`` already has are kept; otherwise they are refused.
+        partial: Skip side tables of a time, and those on columns that ``frame`` lacks.
         find: Gives the files of a side table, or refuses it; :func:`data_pipelines.files.find.find_files` if absent.
 
     Raises:
         UserError: A side table cannot be read, a column to join on is missing, or one to add is there already.
     """
     for side in plan.config.joins:
+        if partial and (side.time is not None or not {*side.keys} <= {*frame.collect_schema().names()}):
+            continue
         location = expand(side.table)
         files = (find or find_files)(location)
         needed = side.needed(plan.log_columns)

@@ -36,12 +36,12 @@ def check_times(plan: Plan, rows: pl.LazyFrame, location: str) -> None:
 def warn_of_absent_positives(plan: Plan, rows: pl.LazyFrame) -> None:
     """Say (:class:`Notice`) which tasks name values as ``positive`` that no row has, and which values there are."""
     tasks = {name: task for name, task in plan.tasks.items() if task.positive}
-    raw = RawColumns(rows.collect_schema())
     if not tasks:
         return
-    there = rows.select(plan.label(name, raw).max().alias(name) for name in tasks).collect(engine="streaming")
+    raw = RawColumns(rows.collect_schema())
     for name, task in tasks.items():
-        if there[name][0] == 1:
+        positives = rows.select(plan.label(name, raw).alias("label")).filter(pl.col("label") == 1)
+        if len(positives.head(1).collect(engine="streaming")):
             continue
         value = raw.text(f"task {name!r}", task.column).alias("value")
         most = rows.select(value).drop_nulls().group_by("value").len().collect(engine="streaming")

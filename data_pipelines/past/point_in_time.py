@@ -55,6 +55,7 @@ def compute(
                 earlier = None if snapshots.base is None else snapshots.base.span(name, part.low, part.high)
                 snapshots.add(name, worker.add(part.rows, line, earlier), earlier)
         everyone |= workers
+    snapshots.add_delivered(rows)
     # Columns of one kind stand together in a data set, whatever keys they are of.
     in_order = sorted(everyone, key=lambda name: plan.past[name].config.kind_name() or "")
     return Past({name: everyone[name] for name in in_order})
@@ -67,6 +68,7 @@ def remember(plan: Plan, rows: pl.LazyFrame, snapshots: Snapshots) -> None:
         for name, feature in features.items():
             snapshots.add_minutes(name, rows)
             snapshots.add(name, feature.events(frame), None if snapshots.base is None else snapshots.base.frame(name))
+    snapshots.add_delivered(rows)
 
 
 def _keyed(

@@ -29,9 +29,6 @@ class Base(Counted, Protocol):
 
     def minutes(self, name: str) -> pl.DataFrame | None: ...
 
-    @property
-    def delivered(self) -> pl.DataFrame | None: ...
-
 
 @dataclass
 class Snapshots:

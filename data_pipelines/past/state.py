@@ -97,9 +97,7 @@ class State:
                 latest = rows.select(pl.col(TIME).max()).collect(engine="streaming").item()
                 snapshots = Snapshots(plan, folder, time - 1 if latest is None else latest)
                 remember(plan, rows, snapshots)
-                snapshots.add_delivered(rows)
-            snapshots.close()
-            save(folder, snapshots)
+            save(snapshots)
         return State(out)
 
     def frame(self, name: str) -> pl.DataFrame:
@@ -107,10 +105,7 @@ class State:
         if name not in self._frames:
             path = below(self.path, f"{name}.arrow")
             with intact(path):
-                table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-                table.validate(full=True)
-                frame = pl.from_arrow(table)
-                assert isinstance(frame, pl.DataFrame)
+                frame = _read_arrow(path)
                 self.plan.past[name].check_kept(frame.schema)
             self._frames[name] = frame
         return self._frames[name]
@@ -122,9 +117,7 @@ class State:
         if not path.is_file():
             return None
         with intact(path):
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            frame = pl.from_arrow(table)
-            assert isinstance(frame, pl.DataFrame)
+            frame = _read_arrow(path)
             if frame.schema != {"key": pl.UInt64(), "time": pl.Int64()}:
                 raise ValueError(f"its columns are {dict(frame.schema)}")
         return frame
@@ -206,13 +199,21 @@ class State:
                 latest = max(self.latest, newest if newest is not None else self.latest)
                 fresh = Snapshots(self.plan, folder, latest, base=self)
                 remember(self.plan, rows, fresh)
-                fresh.add_delivered(rows)
-            fresh.close()
-            save(folder, fresh)
+            save(fresh)
         return State(out)
 
 
-def save(folder: Path, snapshots: Snapshots) -> None:
-    """Write the file of a :class:`State` that is not a feature's own."""
+def _read_arrow(path: Path) -> pl.DataFrame:
+    """A mapped Arrow file, whose buffers are checked before they are used."""
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    table.validate(full=True)
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def save(snapshots: Snapshots) -> None:
+    """Close the snapshots, and write the file of a :class:`State` that is not a feature's own beside them."""
+    snapshots.close()
     content = _Content(config=snapshots.plan.config, latest=snapshots.latest, priors=snapshots.priors)
-    (folder / STATE).write_text(content.model_dump_json())
+    (snapshots.folder / STATE).write_text(content.model_dump_json())

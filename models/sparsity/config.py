@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from data_pipelines.config.base import same_definition
 from models.sparsity.activations import DropConnect, DropConnectConfig, KWinnersConfig
 from models.sparsity.compression.low_rank import LowRank, LowRankConfig
 from models.sparsity.compression.precision import Quantization, QuantizationConfig
@@ -80,7 +81,6 @@ class SparsityConfig(LeverConfig):
 
 
 _REGISTERED: dict[str, tuple[type[LeverConfig], type[Lever]]] = {}
-_LAST = ("low_rank", "quantization", "post_pruning")
 _AnyLever = TypeVar("_AnyLever", bound=type[Lever])
 
 
@@ -108,10 +108,7 @@ def register_lever(config: type[LeverConfig]) -> Callable[[_AnyLever], _AnyLever
 
     def add(lever: _AnyLever) -> _AnyLever:
         known = _REGISTERED.get(lever.name, (config, lever))[1]
-        if lever.name in SparsityConfig.model_fields or (known.__module__, known.__qualname__) != (
-            lever.__module__,
-            lever.__qualname__,
-        ):
+        if lever.name in SparsityConfig.model_fields or not same_definition(known, lever):
             raise ValueError(f"the lever {lever.name!r} is taken: give the new one another name")
         _REGISTERED[lever.name] = (config, lever)
         return lever
@@ -119,7 +116,7 @@ def register_lever(config: type[LeverConfig]) -> Callable[[_AnyLever], _AnyLever
     return add
 
 
-_LEVERS: dict[str, Callable[[Any], Lever]] = {
+_FIRST_LEVERS: dict[str, Callable[[Any], Lever]] = {
     "feature_gates": FeatureSelection,
     "dropconnect": DropConnect,
     "pep": Pep,
@@ -131,6 +128,8 @@ _LEVERS: dict[str, Callable[[Any], Lever]] = {
     "weight_pruning": WeightPruning,
     "dynamic_sparse": DynamicSparse,
     "fixed_mask": FixedMask,
+}
+_LAST_LEVERS: dict[str, Callable[[Any], Lever]] = {
     "low_rank": LowRank,
     "quantization": Quantization,
     "post_pruning": PostPruning,
@@ -139,9 +138,8 @@ _LEVERS: dict[str, Callable[[Any], Lever]] = {
 
 def build_levers(config: SparsityConfig) -> list[Lever]:
     """The levers that ``config`` switches on, in its order."""
-    first = {name: lever for name, lever in _LEVERS.items() if name not in _LAST}
     registered: dict[str, Callable[[Any], Lever]] = {name: lever for name, (_, lever) in _REGISTERED.items()}
-    ordered = first | registered | {name: _LEVERS[name] for name in _LAST}
+    ordered = _FIRST_LEVERS | registered | _LAST_LEVERS
     settings = ((lever, getattr(config, name, None)) for name, lever in ordered.items())
     return [lever(chosen) for lever, chosen in settings if chosen is not None]
 

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from data_pipelines.config.base import same_definition
 from data_pipelines.errors import UserError
 
 
@@ -75,7 +76,7 @@ def register_pooling(name: str) -> Callable[[_Pooling], _Pooling]:
 
     def add(pooling: _Pooling) -> _Pooling:
         known = _POOLINGS.get(name, pooling)
-        if name in SIMPLE or (known.__module__, known.__qualname__) != (pooling.__module__, pooling.__qualname__):
+        if name in SIMPLE or not same_definition(known, pooling):
             raise ValueError(f"the pooling {name!r} is taken: give the new one another name")
         _POOLINGS[name] = pooling
         return pooling

@@ -13,6 +13,7 @@ from recsys.metrics.arrays import Floats, Indices
 from recsys.metrics.bootstrap import Resampling
 from recsys.metrics.level_effects import LevelEffects, level_effects
 from recsys.metrics.rows import RowFacts
+from serving.artifact.export import served_ids
 
 ADDED_FILE = "added.parquet"
 """What :func:`added_values` found when a run was evaluated last."""
@@ -52,10 +53,12 @@ def added_values(
     """
     found = [pl.DataFrame(schema=_COLUMNS)]
     kinds = [task.kind for task in dataset.config.tasks.values()]
+    ids, labels_NT = served_ids(weights.schema, dataset.encoder), dataset.labels(split)
     for spec in weights.schema.sparse:
-        if not spec.additive:
+        if spec.name not in ids:
             continue
-        logits_RT, served = _learned(weights, dataset, spec)
+        served = ids[spec.name]
+        logits_RT = _learned(weights, spec, served)
         vocabulary = dataset.encoder.vocabulary(spec.table)
         id_V = vocabulary["id"].to_numpy().astype(np.int64)
         id_N = dataset.feature(split, spec.name).to_numpy().astype(np.int64)
@@ -68,7 +71,7 @@ def added_values(
                 pl.Series("logit", logits_RT[id_V, t]),
             )
             if kinds[t] == "binary":
-                labels_N = dataset.labels(split)[:, t].astype(np.float64)
+                labels_N = labels_NT[:, t].astype(np.float64)
                 rest_N = logits_NT[:, t].astype(np.float64) - logits_RT[id_N, t]
                 shown = _measured(labels_N, rest_N, id_N, id_V, served, facts[task])
             else:
@@ -79,13 +82,12 @@ def added_values(
     return pl.concat(found)
 
 
-def _learned(weights: Weights, dataset: Dataset, spec: SparseSpec) -> tuple[Floats, int]:
-    """(R, T) what each row of the table adds less what the served one adds, and the id of the served one."""
+def _learned(weights: Weights, spec: SparseSpec, served: int) -> Floats:
+    """(R, T) what each row of the table adds less what the row with the id ``served`` adds."""
     logits_RT = weights.tables[spec.table] @ weights.dense[f"additive.terms.{spec.name}.weight"].T
     if weights.config.wide:
         logits_RT = logits_RT + weights.tables[f"wide {spec.table}"]
-    served = dataset.encoder.as_served().select([spec.name]).encode(pl.LazyFrame({"row": [0]})).collect().item()
-    return (logits_RT - logits_RT[served]).double().numpy(), int(served)
+    return (logits_RT - logits_RT[served]).double().numpy()
 
 
 def _measured(

@@ -4,6 +4,7 @@ Letters: U users asked, V users of the past, C candidates, M items taken in the 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,26 @@ class Catalog:
             )
         return _catalog(past, now, user, item, begin, users)
 
+    @cached_property
+    def popularity(self) -> Floats:
+        """Candidates by recent popularity, ties by all popularity: from just under 1 down to 0."""
+        order_C = np.argsort(-self.recent_C, kind="stable")
+        value_C = np.empty(len(order_C))
+        value_C[order_C] = 1 - np.arange(1, len(order_C) + 1) / len(order_C)
+        return value_C
+
+    @cached_property
+    def taken_by(self) -> sp.csr_matrix:
+        """(C, V) 1 for each user who took a candidate."""
+        return self.past.sign().T.tocsr()
+
+    @cached_property
+    def weighted(self) -> sp.csr_matrix:
+        """(V, C) 1 for what each user took, divided by the norm of the candidate's column."""
+        known = self.past.sign()
+        norm_C = np.sqrt(np.asarray(known.sum(0)).ravel())
+        return known.multiply(1 / norm_C[None, :]).tocsr()
+
 
 def _item_of(dataset: Dataset) -> str | None:
     config = dataset.config
@@ -110,7 +131,7 @@ def _catalog(past: pl.DataFrame, now: pl.DataFrame, user: str, item: str, begin:
     wanted = now.select("user", "item").unique().join(users, on="user").join(items, on="item", how="left")
     candidates = wanted.drop_nulls("item:code")
     taken_M = np.sort(candidates["user:code"].to_numpy() * len(items) + candidates["item:code"].to_numpy())
-    before_M = np.sort(pairs["user:code"].to_numpy() * len(items) + pairs["item:code"].to_numpy())
+    before_M = pairs["user:code"].to_numpy() * len(items) + pairs["item:code"].to_numpy()
     return Catalog(
         user=user,
         item=item,
@@ -129,14 +150,6 @@ def _numbered(values: pl.Series, name: str) -> pl.DataFrame:
     return pl.DataFrame({name: values, f"{name}:code": np.arange(len(values))})
 
 
-def popularity_order(catalog: Catalog) -> Floats:
-    """(C,) candidates by recent popularity, ties by all popularity: from just under 1 down to 0."""
-    order_C = np.argsort(-catalog.recent_C, kind="stable")
-    value_C = np.empty(len(order_C))
-    value_C[order_C] = 1 - np.arange(1, len(order_C) + 1) / len(order_C)
-    return value_C
-
-
 def baselines(catalog: Catalog, first: int, last: int) -> dict[str, Floats]:
     """(u, C) scores of the users ``first:last`` by each baseline that a ranker must beat.
 
@@ -145,12 +158,8 @@ def baselines(catalog: Catalog, first: int, last: int) -> dict[str, Floats]:
     summed over what the user took (Sarwar et al., WWW 2001).
     """
     users, candidates = last - first, len(catalog.items)
-    recent_C = popularity_order(catalog)
-    own = catalog.past[first:last]
-    known = catalog.past.sign()
-    norm_C = np.sqrt(np.asarray(known.sum(0)).ravel())
-    weighted = known.multiply(1 / norm_C[None, :]).tocsr()
-    similar = np.asarray((weighted[first:last] @ known.T @ weighted).todense())
+    recent_C, own, weighted = catalog.popularity, catalog.past[first:last], catalog.weighted
+    similar = np.asarray((weighted[first:last] @ catalog.taken_by @ weighted).todense())
     return {
         "popularity": np.broadcast_to(-np.arange(candidates, dtype=np.float64), (users, candidates)),
         "recent_popularity": np.broadcast_to(recent_C, (users, candidates)),

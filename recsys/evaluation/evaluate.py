@@ -3,7 +3,7 @@
 Letters: N rows, T tasks.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -203,13 +203,14 @@ def evaluate(
     ranker = weights.to_ranker()
     rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
     in_order_NT = logits_NT.numpy()[rows_N.argsort().numpy()]
-    measured = measure(dataset, split, in_order_NT, slice_by=slice_by, draws=draws)
+    facts = facts_by_task(dataset, split)
+    measured = measure(dataset, split, in_order_NT, facts, slice_by=slice_by, draws=draws)
     evaluation = replace(measured, features=weights.schema.feature_names)
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
         evaluation.predictions.write_parquet(source / "predictions" / f"{split}.parquet")
         if any(spec.additive for spec in weights.schema.sparse):
-            added = added_values(weights, dataset, split, in_order_NT, facts_by_task(dataset, split))
+            added = added_values(weights, dataset, split, in_order_NT, facts)
             added.write_parquet(source / ADDED_FILE)
         if routers(ranker):
             served = expert_values(ranker, dataset, islice(loader, EXPERT_BATCHES))
@@ -241,10 +242,16 @@ def expert_values(ranker: Ranker, dataset: Dataset, batches: Iterable[Batch]) ->
 
 
 def measure(
-    dataset: Dataset, split: str, logits_NT: Floats, *, slice_by: str | None = None, draws: int = 200
+    dataset: Dataset,
+    split: str,
+    logits_NT: Floats,
+    by_task: Mapping[str, RowFacts],
+    *,
+    slice_by: str | None = None,
+    draws: int = 200,
 ) -> Evaluation:
-    """All metrics of ``logits_NT``, rows in the order of ``split``."""
-    labels_NT, keys, by_task = dataset.labels(split), dataset.keys(split), facts_by_task(dataset, split)
+    """All metrics of ``logits_NT``, rows in the order of ``split``, of which ``by_task`` holds the facts."""
+    labels_NT, keys = dataset.labels(split), dataset.keys(split)
     kinds = [task.kind for task in dataset.config.tasks.values()]
     tasks, intervals = {}, {}
     columns: dict[str, Floats | Groups] = {}

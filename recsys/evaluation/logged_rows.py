@@ -14,6 +14,7 @@ import polars as pl
 import torch
 
 from data_pipelines.batch import Batch
+from data_pipelines.dataset.blocks import list_starts
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import collate
 from data_pipelines.errors import Notice, UserError
@@ -86,15 +87,15 @@ class LoggedRows:
         """(N,) logits of rows like those of the log."""
         return self._run(self._batch(frame))
 
-    def scores(self, frame: pl.DataFrame, logits_N: Floats | None = None) -> Floats:
-        """(N,) logits of rows as they are served: what `serve` fixes has its fixed value.
-
-        Args:
-            logits_N: What :meth:`logits` gave, if it is known: nothing is computed again if nothing is fixed.
-        """
-        if logits_N is not None and not any(spec.additive for spec in self.ranker.schema.sparse):
-            return logits_N
+    def scores(self, frame: pl.DataFrame) -> Floats:
+        """(N,) logits of rows as they are served: what `serve` fixes has its fixed value."""
         return self._run(with_constants(self._batch(frame), self.ranker.schema, self.encoder))
+
+    def both(self, frame: pl.DataFrame) -> tuple[Floats, Floats]:
+        """(N,) logits of rows like those of the log, and of the same rows as they are served."""
+        batch = self._batch(frame)
+        asked, logits_N = with_constants(batch, self.ranker.schema, self.encoder), self._run(batch)
+        return logits_N, logits_N if asked is batch else self._run(asked)
 
     def _batch(self, frame: pl.DataFrame) -> Batch:
         encoded = self.encoder.encode(frame.lazy()).collect()
@@ -109,8 +110,7 @@ class LoggedRows:
     def spans(self) -> tuple[Indices, Indices]:
         """(N,) the first row of each row's list, and its rows; a row of no list is one by itself."""
         assert self.lists_N is not None
-        starts_N = np.ones(len(self), dtype=np.bool_)
-        starts_N[1:] = (self.lists_N[1:] != self.lists_N[:-1]) | (self.lists_N[1:] == 0)
+        starts_N = list_starts(self.lists_N)
         list_N = np.cumsum(starts_N) - 1
         return np.flatnonzero(starts_N)[list_N], np.bincount(list_N)[list_N]
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
-from scipy.special import expit, softmax
+from scipy.special import softmax
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import Notice, UserError
-from models.layers.heads import TaskKind
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.off_policy import OffPolicyConfig
 from recsys.evaluation.evaluate import facts_of
 from recsys.evaluation.logged_rows import LoggedRows, action_table, propensities_of
 from recsys.metrics.arrays import Floats, Indices
 from recsys.metrics.bootstrap import Resampling
+from recsys.metrics.metric import predictions_of
 from recsys.metrics.off_policy import Decisions, Estimate, effective_rows, estimate
 
 _ORDERS = 256
@@ -112,10 +112,9 @@ def evaluate_off_policy(run: Path, dataset: Dataset, config: ExperimentConfig, s
     propensities_N = propensities_of(rows.frame, asked.propensity)
     decide = _over_actions if asked.action is not None else _over_lists
     chosen_N, predicted_N, expected_N = decide(rows, asked)
-    kind = dataset.config.tasks[task].kind
     decisions = Decisions(rows.labels_N, propensities_N, chosen_N, predicted_N, expected_N)
     loss = config.train.loss
-    if kind in loss.tasks and not loss.probabilities:
+    if rows.kind in loss.tasks and not loss.probabilities:
         _notice(f"train.loss.kind {loss.kind_name()} learns no probabilities: dm and dr are left out.")
         decisions = replace(decisions, predicted_N=None, expected_N=None)
     return _summary(decisions, facts_of(dataset, split, task), asked)
@@ -185,13 +184,6 @@ def _told(value: PolicyValue) -> str:
     return f"{text}; change {value.change:+.6g} [{value.change_low:+.6g}, {value.change_high:+.6g}]"
 
 
-def rewards_of(kind: TaskKind, logits: Floats) -> Floats:
-    """The expected reward that logits stand for."""
-    if kind == "binary":
-        return np.asarray(expit(logits))
-    return np.exp(logits) if kind == "count" else logits
-
-
 def _over_actions(rows: LoggedRows, asked: OffPolicyConfig) -> tuple[Floats, Floats, Floats]:
     """Of each row: the policy's chance of its action, its predicted reward, and that of the policy's actions."""
     assert asked.action is not None
@@ -208,9 +200,9 @@ def _over_actions(rows: LoggedRows, asked: OffPolicyConfig) -> tuple[Floats, Flo
     for start, chunk in _chunks(rows.frame, max(1, _PAIRS // size)):
         crossed = chunk[np.arange(len(chunk)).repeat(size)]
         crossed = crossed.with_columns(actions[np.tile(np.arange(size), len(chunk))])
-        logits = rows.logits(crossed)
-        rewards_NA = rewards_of(rows.kind, logits.reshape(-1, size))
-        chances_NA = policy_chances(rows.scores(crossed, logits).reshape(-1, size), asked)
+        logits, scores = (values.reshape(-1, size) for values in rows.both(crossed))
+        rewards_NA = predictions_of(rows.kind, logits)
+        chances_NA = policy_chances(scores, asked)
         own = np.arange(len(chunk)), taken_N[start : start + len(chunk)].to_numpy()
         parts.append((chances_NA[own], rewards_NA[own], (chances_NA * rewards_NA).sum(axis=1)))
     chosen_N, predicted_N, expected_N = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -237,6 +229,7 @@ def _over_lists(rows: LoggedRows, asked: OffPolicyConfig) -> tuple[Floats, Float
     first_N, size_N = rows.spans
     place_N = rows.places(asked.position)
     place, other = _pairs(first_N, size_N)
+    scores_N = None
     if asked.position in rows.columns:
         at = rows.frame[asked.position]
         logits = []
@@ -245,14 +238,17 @@ def _over_lists(rows: LoggedRows, asked: OffPolicyConfig) -> tuple[Floats, Float
             logits.append(rows.logits(rows.frame[other[part]].with_columns(at.gather(place[part]))))
         logits_P = np.concatenate(logits)
     else:
-        logits_P = rows.logits(rows.frame)[other]
-    rewards_P = rewards_of(rows.kind, logits_P)
+        logits_N, scores_N = rows.both(rows.frame)
+        logits_P = logits_N[other]
+    rewards_P = predictions_of(rows.kind, logits_P)
     start_N = np.cumsum(size_N) - size_N  # where the pairs of a place begin
     own_N = rewards_P[start_N + np.arange(len(rows)) - first_N]
     if asked.policy == "uniform":
         return 1 / size_N, own_N, np.add.reduceat(rewards_P, start_N) / size_N
     chosen_N, expected_N, orders = np.zeros(len(rows)), np.zeros(len(rows)), 0
-    for order_N in _orders(rows.scores(rows.frame), first_N, asked):
+    if scores_N is None:
+        scores_N = rows.scores(rows.frame)
+    for order_N in _orders(scores_N, first_N, asked):
         shown_N = order_N[first_N + place_N]
         chosen_N += shown_N == np.arange(len(rows))
         expected_N += rewards_P[start_N + shown_N - first_N]

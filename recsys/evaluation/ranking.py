@@ -10,22 +10,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
-from data_pipelines.files.formats import scan_files
 from data_pipelines.locations import expand
 from data_pipelines.logs import sources
-from data_pipelines.logs.joins import join
 from data_pipelines.logs.validation import checked
 from data_pipelines.names import REASON, TIME
 from data_pipelines.past.state import State
 from models.weights import Weights
 from recsys.evaluation.catalog import Catalog, baselines
 from recsys.metrics.arrays import Floats
-from recsys.metrics.bootstrap import bootstrap_ratio, bootstrap_weights, interval
+from recsys.metrics.bootstrap import Resampling, interval
 from recsys.metrics.top_k import top_k, top_k_metrics
 from recsys.runs.checkpoints import load_weights
 from serving.artifact.artifact import Artifact, served_encoder, write_artifact
@@ -111,15 +108,11 @@ def _scores(weights: Weights, dataset: Dataset, catalog: Catalog, scratch: Path)
         state = State.before(dataset.encoder.plan, log, catalog.begin, scratch / "state").path
     write_artifact(weights, encoder, state, ModelCard(name="ranking"), scratch / "artifact")
     candidates = pl.DataFrame({catalog.item: catalog.items}).lazy()
-    for side in plan.config.joins:
-        if set(side.keys) <= set(candidates.collect_schema().names()) and side.time is None:
-            table = scan_files(expand(side.table), side.format, needed=plan.log_columns).rows(side.table)
-            candidates = join(candidates, table, side, None)
-    offered = candidates.collect()
+    offered = sources.join_sides(plan, candidates, partial=True).collect()
     wanted = plan.row_columns - set(offered.columns)
     rows = checked(plan, sources.scan(plan, log).rows(log), labelled=False)
     rows = rows.filter(pl.col(REASON).is_null() & (pl.col(TIME) >= catalog.begin))
-    begin = rows.filter(pl.col(TIME) == catalog.begin).first().collect()
+    first_rows = rows.filter(pl.col(TIME) == catalog.begin)
     rows = rows.filter(pl.col(catalog.user).is_in(catalog.users.implode())).sort(TIME, maintain_order=True)
     columns = [name for name in rows.collect_schema().names() if name in wanted | {catalog.user}]
     asked = (
@@ -127,7 +120,8 @@ def _scores(weights: Weights, dataset: Dataset, catalog: Catalog, scratch: Path)
     )
     asked = pl.DataFrame({catalog.user: catalog.users}).join(asked, on=catalog.user, how="left", maintain_order="left")
     if plan.time in columns:  # all are asked when the split begins
-        asked = asked.with_columns(begin[plan.time].new_from_index(0, len(asked)))
+        begin = first_rows.select(plan.time).first().collect().to_series()
+        asked = asked.with_columns(begin.new_from_index(0, len(asked)))
     first = 0
     pairs = PairScorer(Scorer(Artifact.open(scratch / "artifact")), offered)
     for chunk, logits_UCT in pairs.score(asked):
@@ -147,15 +141,11 @@ def _measure(catalog: Catalog, scores: dict[str, Floats], first: int, last: int,
     values: Values = {}
     for segment, (items, wanted_U) in parts.items():
         hits = {
-            name: _hits(list_Uk + np.arange(first, last)[:, None] * candidates, items)
+            name: np.isin(list_Uk + np.arange(first, last)[:, None] * candidates, items)
             for name, list_Uk in lists.items()
         }
         values[segment] = {name: top_k_metrics(hit_Uk, wanted_U) for name, hit_Uk in hits.items()}
     return values
-
-
-def _hits(pair_Uk: npt.NDArray[np.int64], taken: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    return np.isin(pair_Uk, taken)
 
 
 def _summary(parts: list[dict[str, dict[str, Floats]]], draws: int) -> dict[str, Any]:
@@ -166,13 +156,12 @@ def _summary(parts: list[dict[str, dict[str, Floats]]], draws: int) -> dict[str,
     asked_U = ~np.isnan(rankers[MODEL]["recall"])
     users = int(asked_U.sum())
     summary: dict[str, Any] = {"users": users}
-    weights_RU = bootstrap_weights(users, draws) if users else np.empty((0, 0), np.float32)
+    resampling = Resampling(None, users, draws=draws)
     for name, metrics in rankers.items():
         means: dict[str, Any] = {m: float(v[asked_U].mean()) if users else float("nan") for m, v in metrics.items()}
         if name != MODEL and users:
             for metric, value_U in metrics.items():
                 difference_U = (rankers[MODEL][metric] - value_U)[asked_U]
-                drawn_R = bootstrap_ratio(difference_U, np.ones(users), np.arange(users), weights_RU)
-                means[f"{metric}_difference"] = list(interval(drawn_R))
+                means[f"{metric}_difference"] = list(interval(resampling.ratio(difference_U, np.ones(users))))
         summary[name] = means
     return summary

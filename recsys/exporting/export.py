@@ -1,7 +1,7 @@
 """Export of a run as an artifact, and the check that both give the same scores."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,10 @@ from data_pipelines.errors import UserError
 from models.sparsity.config import SparsityConfig, build_levers
 from models.weights import Weights
 from recsys.config.experiment import ExperimentConfig, stored_config
-from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, facts_by_task, task_metrics
+from recsys.evaluation.evaluate import TaskMetrics, dataset_of, evaluate, facts_by_task, predict, task_metrics
 from recsys.exporting.size_report import size_report
+from recsys.metrics.arrays import Floats
+from recsys.metrics.rows import RowFacts
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.artifact import Artifact
 from serving.artifact.card import ModelCard, TrainingFacts, Value
@@ -234,28 +236,22 @@ def compare_with_run(
     recorded = artifact.card.training.fingerprints.get("run")
     if open_directory(run, "run", verify="sizes").fingerprint != recorded:
         raise UserError(f"{artifact.path} was not exported from {run}: name the run it was exported from.")
-    run_NT = run_logits(load_weights(run), data, split, max_rows=max_rows)
+    weights = load_weights(run)
+    features = weights.schema.feature_names
+    batches = Loader(data, split, batch_size=_BATCH, features=features, max_rows=max_rows, threads=0)
+    run_NT = predict(weights.to_ranker(), batches, torch.device("cpu"))[1].numpy()
     artifact_NT = artifact_logits(artifact, data, split, max_rows=max_rows)
     difference = np.abs(run_NT - artifact_NT)
+    labels_NT, facts = data.labels(split), facts_by_task(data, split)
     verification = Verification(
         rows=len(run_NT),
         split=split,
         max_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
-        run=_metrics(data, split, run_NT),
-        artifact=_metrics(data, split, artifact_NT),
+        run=_metrics(data, run_NT, labels_NT, facts),
+        artifact=_metrics(data, artifact_NT, labels_NT, facts),
     )
     return verification, artifact_NT
-
-
-def run_logits(weights: Weights, data: Dataset, split: str, *, max_rows: int | None = None) -> NDArray[np.float32]:
-    """(N, T) logits of the labels of ``split`` with weights as trained, or of its first ``max_rows`` rows."""
-    batches = Loader(
-        data, split, batch_size=_BATCH, features=weights.schema.feature_names, max_rows=max_rows, threads=0
-    )
-    ranker = weights.to_ranker()
-    with torch.inference_mode():
-        return np.concatenate([batch.of_sample(ranker(batch)).numpy() for batch in batches])
 
 
 def artifact_logits(
@@ -274,10 +270,9 @@ def artifact_logits(
     return np.concatenate([batch.of_sample(logits_BT).numpy() for batch, logits_BT in logits])
 
 
-def _metrics(data: Dataset, split: str, logits_NT: np.ndarray) -> TaskMetrics:
+def _metrics(data: Dataset, logits_NT: Floats, labels_NT: Floats, facts: Mapping[str, RowFacts]) -> TaskMetrics:
     rows = len(logits_NT)
-    labels_NT, facts = data.labels(split)[:rows], facts_by_task(data, split)
     return {
-        name: task_metrics(task.kind, labels_NT[:, t], logits_NT[:, t], facts[name].take(slice(rows)))
+        name: task_metrics(task.kind, labels_NT[:rows, t], logits_NT[:, t], facts[name].take(slice(rows)))
         for t, (name, task) in enumerate(data.config.tasks.items())
     }

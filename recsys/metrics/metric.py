@@ -106,12 +106,17 @@ class Metric:
 
     def outputs(self, kind: TaskKind, logits_N: Floats) -> Floats:
         """What the metric reads: the logits, or the predictions they stand for."""
-        if self.reads == "logits" or kind == "regression":
-            return logits_N
-        return np.asarray(expit(logits_N.astype(np.float64)) if kind == "binary" else np.exp(logits_N))
+        return logits_N if self.reads == "logits" else predictions_of(kind, logits_N)
 
     def goodness(self, value: float) -> float:
         """``value`` on a scale on which larger is better: to choose, to rank, to stop by."""
         if self.better == "closest to 1":
             return -abs(value - 1)
         return -value if self.better == "lower" else value
+
+
+def predictions_of(kind: TaskKind, logits_N: Floats) -> Floats:
+    """(N,) the predictions that logits stand for: probabilities, rates of counts, or the values themselves."""
+    if kind == "regression":
+        return logits_N
+    return np.asarray(expit(logits_N.astype(np.float64)) if kind == "binary" else np.exp(logits_N))

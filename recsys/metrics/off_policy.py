@@ -139,7 +139,8 @@ def estimate(
     base_value, base_R = _ratio(base), resampling.ratio(*base)
     names = [name for name in ESTIMATORS if decisions.expected_N is not None or name not in NEED_PREDICTIONS]
     found = {}
-    for name, sums in {name: ESTIMATORS[name](decisions, weights_N) for name in names}.items():
+    for name in names:
+        sums = ESTIMATORS[name](decisions, weights_N)
         value, draws_R = _ratio(sums), resampling.ratio(*sums)
         found[name] = Estimate(value, interval(draws_R), value - base_value, interval(draws_R - base_R))
     return Estimate(base_value, interval(base_R), 0.0, Interval(0.0, 0.0)), found

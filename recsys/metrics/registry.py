@@ -1,8 +1,9 @@
 """All metrics by name. Evaluation, monitors, studies, baselines and reports read them from here."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
+from data_pipelines.config.base import same_definition
 from models.layers.heads import TaskKind
 from recsys.metrics.binary import AUC, CALIBRATION, CALIBRATION_ERROR, LOG_LOSS, NORMALIZED_ENTROPY
 from recsys.metrics.grouped import GAUC, LIST_METRICS, MRR, RANKING
@@ -32,18 +33,18 @@ def register(metric: Metric) -> Metric:
         'hinge'
     """
     known = _METRICS.get(metric.name, metric)
-    if _definition(known) != _definition(metric):
+    if not same_definition(_function(known), _function(metric)):
         raise ValueError(f"there is a metric {metric.name!r} already: give the new one another name")
     _METRICS[metric.name] = metric
     return metric
 
 
-def _definition(metric: Metric) -> tuple[str, str]:
-    """Where the function of a metric is defined: a module that is imported again registers the same metric."""
+def _function(metric: Metric) -> Callable[..., float]:
+    """The function of a metric, without arguments that are bound to it."""
     function = metric.value
     while isinstance(function, partial):
         function = function.func
-    return function.__module__, function.__qualname__
+    return function
 
 
 def find_metric(name: str) -> Metric | None:

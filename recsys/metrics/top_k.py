@@ -8,8 +8,6 @@ import numpy.typing as npt
 
 from recsys.metrics.arrays import Floats
 
-TOP_K_METRICS = ("recall", "ndcg", "hit", "mrr")
-
 
 def top_k_metrics(hit_Uk: npt.NDArray[np.bool_], wanted_U: npt.NDArray[np.int64]) -> dict[str, Floats]:
     """(U,) ``recall``, ``ndcg``, ``hit`` and ``mrr`` of each user, NaN where nothing was wanted.

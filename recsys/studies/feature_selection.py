@@ -27,6 +27,7 @@ from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.yaml_files import to_yaml
+from recsys.evaluation.evaluate import predict
 from recsys.metrics.binary import auc
 from recsys.runs.checkpoints import load_weights
 from recsys.trials.perturb import random_order, schema_features, shuffled
@@ -289,11 +290,10 @@ def permutation(data: Dataset, names: Sequence[str], run: Path) -> list[Ranked]:
     block = columns.block([(0, len(columns))])
     ranker, labels_N = weights.to_ranker(), data.labels("valid")[:, 0]
 
-    @torch.inference_mode()
     def auc_of(changed: Any) -> float:
         starts = range(0, len(changed), 1 << 14)
         batches = (make_batch(weights.schema, [(changed, at, min(at + (1 << 14), len(changed)))]) for at in starts)
-        return auc(labels_N, np.concatenate([batch.of_sample(ranker(batch))[:, 0].numpy() for batch in batches]))
+        return auc(labels_N, predict(ranker, batches, torch.device("cpu"))[1][:, 0].numpy())
 
     whole = auc_of(block)
     ranking = []

@@ -14,7 +14,12 @@ ENTRY = "recsys.trials.execution"
 
 def code_fingerprint() -> str:
     """Fingerprint of the source files of a trial: an edit of any of them makes trials run again."""
-    files = source_files(*extensions.loaded())
+    return _fingerprint_of(*extensions.loaded())
+
+
+@cache
+def _fingerprint_of(*modules: str) -> str:
+    files = source_files(*modules)
     return fingerprint({name: checksum(path).xxh3 for name, path in files.items()})
 
 
@@ -48,8 +53,8 @@ def _path_of(module: str) -> Path | None:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         return None
-    is_source = spec is not None and spec.origin is not None and spec.origin.endswith(".py")
-    return Path(spec.origin) if spec is not None and spec.origin is not None and is_source else None
+    origin = None if spec is None else spec.origin
+    return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
 class _WithoutTypes(ast.NodeTransformer):

@@ -159,11 +159,11 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
     return {"test": _score(ranker, block)}, Figures(note=note)
 
 
-@torch.inference_mode()
 def _score(ranker: Ranker, block: Block) -> NDArray[np.float32]:
     starts = range(0, len(block), _BATCH_ROWS)
     batches = (make_batch(ranker.schema, [(block, start, min(start + _BATCH_ROWS, len(block)))]) for start in starts)
-    return np.concatenate([batch.of_sample(ranker(batch)).numpy() for batch in batches])
+    logits_NT: NDArray[np.float32] = predict(ranker, batches, torch.device("cpu"))[1].numpy()
+    return logits_NT
 
 
 def _write_logits(logits: Logits, tasks: Sequence[str], path: Path) -> None:

@@ -77,11 +77,19 @@ def export(
 
 def with_constants(batch: Batch, schema: Schema, encoder: Encoder) -> Batch:
     """``batch`` with the values that features have when serving; ``batch`` itself if none is fixed."""
+    ids = served_ids(schema, encoder)
+    if not ids:
+        return batch
+    changes = {name: partial(torch.full_like, fill_value=served) for name, served in ids.items()}
+    return IdChanges(batch).change(changes).batch()
+
+
+def served_ids(schema: Schema, encoder: Encoder) -> dict[str, int]:
+    """The ids of the values that features have when serving, by feature; only of those that have one."""
     fixed = [spec.name for spec in schema.sparse if spec.additive]
     if not fixed:
-        return batch
-    ids = encoder.as_served().select(fixed).encode(pl.LazyFrame({"row": [0]})).collect().row(0, named=True)
-    return IdChanges(batch).change({name: partial(torch.full_like, fill_value=ids[name]) for name in fixed}).batch()
+        return {}
+    return encoder.as_served().select(fixed).encode(pl.LazyFrame({"row": [0]})).collect().row(0, named=True)
 
 
 def as_served(weights: Weights) -> Weights:

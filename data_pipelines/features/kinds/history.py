@@ -15,11 +15,10 @@ from data_pipelines.arrays import age_bucket, lists, spans
 from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.config.base import register
 from data_pipelines.disk.spill import ByRow, places
-from data_pipelines.features.conditions import condition
 from data_pipelines.features.events import Events, append_events
 from data_pipelines.features.kinds.base import Fitted, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature, categorical_parts, part_problems
-from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastFeature, happened
+from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastFeature, is_event
 from data_pipelines.features.raw_columns import RawColumns, wrong_type
 from data_pipelines.features.values import text
 from data_pipelines.features.vocabulary import Table, Vocabulary
@@ -133,10 +132,7 @@ class HistoryFeature(PastFeature[HistoryConfig]):
 
     def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
         """Whether a row is an event, and the text of each part if so."""
-        where = self.config.where
-        event = happened(raw)
-        if where is not None:
-            event = event & condition(self.reader, where, raw.schema).fill_null(False)
+        event = is_event(self.reader, self.config.where, raw)
         texts = self._texts(raw).items()
         return [event.alias(self.name + _FLAG), *(pl.when(event).then(value).alias(name) for name, value in texts)]
 

@@ -106,15 +106,17 @@ class IdFeature(CategoricalFeature[IdConfig]):
         return constant
 
     def written(self, raw: RawColumns) -> pl.Expr:
-        column = None if self.config.served else self._as_text(raw)
+        column = self._as_text(raw)
         return self.values(raw) if column is None else column
 
     def ids(self, table: Vocabulary, raw: RawColumns) -> pl.Expr:
-        column = None if self.config.served else self._as_text(raw)
+        column = self._as_text(raw)
         return super().ids(table, raw) if column is None else table.ids_of_text(column)
 
     def _as_text(self, raw: RawColumns) -> pl.Expr | None:
-        """The column as it is where it is text; ``None`` where it has another type."""
+        """The column as it is where it is text; ``None`` where it has another type, or a constant is served."""
+        if self.config.served:
+            return None
         column, dtype = raw.column(self.reader, self.config.column)
         if isinstance(dtype, pl.Categorical | pl.Enum):
             return column.cast(pl.String)

@@ -19,7 +19,7 @@ from pydantic import Field
 from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.disk.file_names import is_plain_name
 from data_pipelines.errors import UserError
-from data_pipelines.features.conditions import condition_columns
+from data_pipelines.features.conditions import condition, condition_columns
 from data_pipelines.features.kinds.base import Feature, FeatureConfig, Fitted, Specs
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import MICROSECONDS
@@ -60,19 +60,19 @@ class DelayedConfig(PastConfig):
 
     @classmethod
     def defaults(cls, name: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        delays = label_delays(name, data)
-        return {"label_delay": max(delays)} if delays else {}
+        delay = label_delay(name, data)
+        return {"label_delay": delay} if delay else {}
 
     @property
     def delay(self) -> int:
         return round(self.label_delay * MICROSECONDS)
 
 
-def label_delays(name: str, data: Mapping[str, Any]) -> list[float]:
-    """Delays of the tasks that the feature ``name`` reads, by ``of`` or in ``where``; of a block not validated yet."""
+def label_delay(name: str, data: Mapping[str, Any]) -> float:
+    """The longest delay of the tasks that a feature reads, by ``of`` or in ``where``; of a block not validated yet."""
     feature, tasks = data["features"][name], data.get("tasks")
     if not isinstance(feature, dict) or not isinstance(tasks, dict):
-        return []
+        return 0.0
     of, where = feature.get("of"), feature.get("where")
     try:
         read = condition_columns(f"feature {name!r}", where) if isinstance(where, str) else frozenset()
@@ -83,7 +83,7 @@ def label_delays(name: str, data: Mapping[str, Any]) -> list[float]:
         delay = keys.get("label_delay") if isinstance(keys, dict) else None
         if isinstance(delay, int | float) and delay > 0 and (of == task or keys.get("column") in read):
             found.append(float(delay))
-    return found
+    return max(found, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ class Kept:
 def happened(raw: RawColumns) -> pl.Expr:
     """Whether a row is an event of the log, and not a negative that was drawn for one."""
     return ~pl.col(DRAWN) if DRAWN in raw.schema else pl.lit(True)
+
+
+def is_event(reader: str, where: str | None, raw: RawColumns) -> pl.Expr:
+    """Whether a row happened, and fulfils the condition ``where`` if there is one."""
+    event = happened(raw)
+    return event if where is None else event & condition(reader, where, raw.schema).fill_null(False)
 
 
 class Worker(Protocol):

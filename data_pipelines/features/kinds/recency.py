@@ -14,8 +14,7 @@ from pydantic import Field
 
 from data_pipelines.config.base import register
 from data_pipelines.disk.spill import ByRow, places
-from data_pipelines.features.conditions import condition
-from data_pipelines.features.kinds.past import Kept, PastConfig, PastNumber, happened, label_delays
+from data_pipelines.features.kinds.past import Kept, PastConfig, PastNumber, is_event, label_delay
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.features.vocabulary import Table
@@ -46,7 +45,7 @@ class RecencyConfig(PastConfig):
 
     def problems(self, name: str, data: "DataConfig") -> Iterator[str]:
         yield from super().problems(name, data)
-        if self.where is not None and label_delays(name, data.model_dump()):
+        if self.where is not None and label_delay(name, data.model_dump()):
             yield f"feature `{name}`: a recency does not wait for labels that come late: use a history, which does"
 
     def build(self, name: str, data: "DataConfig") -> "RecencyFeature":
@@ -69,10 +68,7 @@ class RecencyFeature(PastNumber[RecencyConfig]):
 
     def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
         """Whether a row is an event."""
-        event = happened(raw)
-        if self.config.where is not None:
-            event = event & condition(self.reader, self.config.where, raw.schema).fill_null(False)
-        return [event.alias(self.name)]
+        return [is_event(self.reader, self.config.where, raw).alias(self.name)]
 
     def begin(
         self, tables: Mapping[str, Table], events: Path, scratch: Path, minutes: pl.DataFrame | None

@@ -1,6 +1,7 @@
 """The fingerprint of the code covers what computes a trial, and nothing else."""
 
 from data_pipelines import extensions
+from recsys.trials import code
 from recsys.trials.code import code_fingerprint, source_files
 
 
@@ -32,5 +33,9 @@ def test_an_edit_changes_the_fingerprint(tmp_path, monkeypatch):
     files = source_files(*extensions.loaded())
     copy.write_text(files["recsys.metrics.binary"].read_text() + "# edited\n")
     before = code_fingerprint()
-    monkeypatch.setitem(files, "recsys.metrics.binary", copy)
-    assert code_fingerprint() != before
+    with monkeypatch.context() as edited:
+        edited.setitem(files, "recsys.metrics.binary", copy)
+        code._fingerprint_of.cache_clear()  # as a new process begins
+        assert code_fingerprint() != before
+    code._fingerprint_of.cache_clear()
+    assert code_fingerprint() == before
