@@ -165,10 +165,19 @@ class Sampling(Config):
         "row are as popular as in the period before its own (one draw in ten: as in the whole training split). Without "
         "it, all draws are by the popularity in the training split.",
     )
+    repeats: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The share of the negatives that are drawn from what the row's user took before its time, each "
+        "such item as likely as the others; the rest, and all those of a user without a past, are drawn as `by` says. "
+        "They teach which of a user's own items come back.",
+    )
     log_q: bool = Field(
         default=True,
-        description="With `popularity`: learn and measure with logits minus the log of an item's chance to be drawn "
-        "(log-q correction). Scores then do not depend on how negatives were drawn: they are those of uniform draws.",
+        description="With `popularity` or `repeats`: learn and measure with logits minus the log of an item's chance "
+        "to be drawn (log-q correction). Scores then do not depend on how negatives were drawn: they are those of "
+        "uniform draws.",
     )
     exclude: Literal["basket", "past", "none"] = Field(
         default="basket",
@@ -214,9 +223,11 @@ class Sampling(Config):
             raise ValueError(f"`basket` is only for exclude: basket, not for exclude: {self.exclude}")
         if self.window is not None and self.by != "popularity":
             raise ValueError("`window` is only for by: popularity")
+        if self.repeats and self.exclude == "past":
+            raise ValueError("`repeats` draws what the user took before, and exclude: past never does: remove one")
         return self
 
     @property
     def corrects(self) -> bool:
         """Whether logits are corrected by the chance of items to be drawn, which differs between items."""
-        return self.draws and self.log_q and self.by == "popularity"
+        return self.draws and self.log_q and (self.by == "popularity" or self.repeats > 0)

@@ -116,8 +116,9 @@ class DataConfig(Config):
             yield "split by leave_last needs the keys `user` and `time`"
         if self.drawing is not None and self.user is None:
             yield "`sampling` needs the key `user`: negatives are what a user has not chosen"
-        if self.sampling is not None and self.sampling.window is not None and self.time is None:
-            yield "`sampling.window` needs the key `time`: the column that says when a row was"
+        for key in ("window", "repeats"):
+            if self.sampling is not None and getattr(self.sampling, key) and self.time is None:
+                yield f"`sampling.{key}` needs the key `time`: the column that says when a row was"
         if self.event_key and self.time is None:
             yield "`event_key` needs the key `time`: keys of events are remembered for a while after them"
         for join in self.joins:

@@ -22,10 +22,12 @@ from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.hashing import key_of
 from data_pipelines.logs.popularity import Popularity
+from data_pipelines.logs.repeats import Known, Repeats
 from data_pipelines.names import DRAWN, LIST, LOG_Q, POSITIVE, ROW, SPLIT, TIME
 
 _ATTEMPTS = 32
 _GROUP = ":group"
+_USER = ":user"
 
 Ids = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -49,13 +51,15 @@ class Draws:
 class NegativeSampler:
     """Draws items for the rows of a log, from the distribution that ``sampling`` asks for.
 
+    A share ``sampling.repeats`` of the draws is from what the row's user took before, the others by popularity.
     For no row its own item is drawn, nor an item of a positive of its group: that of its basket, or of its user, as
     ``sampling.exclude`` says. A row without a group (null) is alone.
 
     Args:
         positives: ``group`` (UInt64), ``item`` and ``split`` (0 train, 1 valid, 2 test) of every row of the log, and
-            with ``sampling.window`` its ``time`` in microseconds. The items of the training split are the candidates,
-            as popular as they are there. Memory: 8 bytes per distinct pair of a group and an item.
+            with ``sampling.window`` or ``sampling.repeats`` its ``time`` in microseconds, with the latter also its
+            ``user`` (UInt64). The items of the training split are the candidates, as popular as they are there. Memory:
+            8 bytes per distinct pair of a group and an item, and what :class:`Repeats` holds.
 
     Attributes:
         popularity: The distribution.
@@ -71,6 +75,8 @@ class NegativeSampler:
         groups = grouped.select(pl.col("group").unique()).collect(engine="streaming")["group"]
         self._groups = np.sort(groups.to_numpy())
         self._known = [self._pairs(grouped.filter(pl.col("split") <= split)) for split in range(3)]
+        self._share = config.repeats
+        self._repeats = Repeats(positives, self.popularity) if config.repeats else None
 
     @property
     def candidates(self) -> pl.DataFrame:
@@ -85,7 +91,7 @@ class NegativeSampler:
         return np.sort(pairs[items >= 0])
 
     def draw(self, rows: pl.DataFrame) -> Draws:
-        """Items for the N rows of ``group, item, split, row`` (and ``time``).
+        """Items for the N rows of ``group, item, split, row`` (and ``time``, ``user``).
 
         Of a group only the positives of the row's split or an earlier one are left out. Where a group holds nearly all
         candidates, none may be found.
@@ -93,6 +99,7 @@ class NegativeSampler:
         popularity, candidates = self.popularity, len(self.candidates)
         own, alone = popularity.codes(rows["item"]), rows["group"].is_null().to_numpy()
         period = popularity.periods(rows.get_column("time", default=None))
+        known = None if self._repeats is None else self._repeats.known(rows["user"], rows["time"])
         groups = np.searchsorted(self._groups, rows["group"].fill_null(0).to_numpy())
         split, number = rows["split"].to_numpy(), rows["row"].to_numpy().astype(np.uint64)
         draws = np.arange(self.negatives, dtype=np.uint64)
@@ -103,15 +110,42 @@ class NegativeSampler:
             if not len(at):
                 break
             chance = _uniform(self._seed, number[at], draws[draw], attempt)
-            items = popularity.draw(chance, None if period is None else period[at])
+            items = self._items(chance, None if period is None else period[at], None if known is None else known[at])
             items_NK[at, draw] = items
             taken = self._is_known(groups[at] * candidates + items, split[at])
             open_NK[at, draw] = (items == own[at]) | (taken & ~alone[at])
         drawn = self.candidates["item"].gather(items_NK.ravel())
         every_NK = np.concatenate([own[:, None], items_NK], axis=1).ravel()
-        repeated = None if period is None else np.repeat(period, self.negatives + 1)
-        log_q_NK = popularity.log_q(every_NK, repeated).reshape(len(rows), -1)
-        return Draws(drawn, ~open_NK.ravel(), log_q_NK)
+        every = np.repeat(np.arange(len(rows)), self.negatives + 1)
+        log_q = self._log_q(
+            every_NK, None if period is None else period[every], None if known is None else known[every]
+        )
+        return Draws(drawn, ~open_NK.ravel(), log_q.reshape(len(rows), -1))
+
+    def _items(self, uniform_N: npt.NDArray[np.float64], period_N: Ids | None, known: Known | None) -> Ids:
+        """(N,) codes of candidates, from numbers in [0, 1): below ``share`` what the user knows, if there is any."""
+        if self._repeats is None or known is None:
+            return self.popularity.draw(uniform_N, period_N)
+        repeat_N = (uniform_N < self._share) & (known.count > 0)
+        within_N = np.where(
+            uniform_N < self._share, uniform_N / self._share, (uniform_N - self._share) / (1 - self._share)
+        )
+        # A user without a past draws by popularity, by all the numbers.
+        within_N = np.where(known.count > 0, within_N, uniform_N)
+        items_N = self.popularity.draw(within_N, period_N)
+        at = np.nonzero(repeat_N)[0]
+        items_N[at] = self._repeats.draw(within_N[at], known[at])
+        return items_N
+
+    def _log_q(self, code_N: Ids, period_N: Ids | None, known: Known | None) -> npt.NDArray[np.float32]:
+        """(N,) the log of how many times as likely as by a uniform draw each item is drawn."""
+        log_q_N = self.popularity.log_q(code_N, period_N)
+        if self._repeats is None or known is None:
+            return log_q_N
+        some_N = known.count > 0
+        own_N = self._repeats.holds(code_N, known) / np.maximum(known.count, 1) * len(self.candidates)
+        mixed_N = np.log((1 - self._share) * np.exp(log_q_N) + self._share * own_N)
+        return np.where(some_N, mixed_N, log_q_N).astype(np.float32)
 
     def _is_known(self, pairs: Ids, split: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
         found = np.zeros(len(pairs), bool)
@@ -143,18 +177,19 @@ def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str],
         if name not in columns:
             raise UserError(f"the log has no column {name!r} for `sampling`; it has {', '.join(columns)}.")
     rows = rows.filter(pl.col(SPLIT).is_not_null())
-    group = _group(plan, sampling, user, RawColumns(rows.collect_schema()))
+    raw = RawColumns(rows.collect_schema())
+    group, whose = _group(plan, sampling, user, raw), key_of([raw.text("`user`", user)])
     time = [] if plan.time is None else [pl.col(TIME)]
     times = [column.alias("time") for column in time]
-    drawn_for = rows.select(*times, group=group, item=pl.col(sampling.item), split=pl.col(SPLIT))
+    drawn_for = rows.select(*times, group=group, user=whose, item=pl.col(sampling.item), split=pl.col(SPLIT))
     sampler = NegativeSampler(sampling, drawn_for)
-    chunks = rows.select(*columns, ROW, SPLIT, *time, group.alias(_GROUP)).collect_batches(
+    chunks = rows.select(*columns, ROW, SPLIT, *time, group.alias(_GROUP), whose.alias(_USER)).collect_batches(
         chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"
     )
     writer: pq.ParquetWriter | None = None
     for chunk in chunks:
-        both = with_negatives(chunk, sampler, group=pl.col(_GROUP), item=sampling.item)
-        table = to_arrow(both.drop(ROW, _GROUP, TIME, strict=False))
+        both = with_negatives(chunk, sampler, group=pl.col(_GROUP), user=pl.col(_USER), item=sampling.item)
+        table = to_arrow(both.drop(ROW, _GROUP, _USER, TIME, strict=False))
         writer = writer or pq.ParquetWriter(out, table.schema)
         writer.write_table(table)
     assert writer is not None
@@ -173,7 +208,9 @@ def _group(plan: Plan, sampling: Sampling, user: str, raw: RawColumns) -> pl.Exp
     return key_of(texts)
 
 
-def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Expr, item: str) -> pl.DataFrame:
+def with_negatives(
+    rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Expr, item: str, user: pl.Expr | None = None
+) -> pl.DataFrame:
     """Rows of a log (with ``:row`` and ``:split``), each followed by its negatives.
 
     ``positive`` is 1 in the former and 0 in the latter, of which ``:drawn`` is true. ``:log_q`` is the log of how many
@@ -182,10 +219,11 @@ def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Ex
     afterwards.
 
     Args:
-        group: The group of each row, as :class:`NegativeSampler` has them.
+        group, user: The group of each row and its user, as :class:`NegativeSampler` has them.
     """
     times = [pl.col(TIME).alias("time")] if TIME in rows.columns else []
-    named = rows.select(*times, group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
+    users = [] if user is None else [user.alias("user")]
+    named = rows.select(*times, *users, group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
     draws = sampler.draw(named)
     n, k = len(rows), sampler.negatives
     source = np.concatenate([np.arange(n)[:, None], n + np.arange(n * k).reshape(n, k)], axis=1).ravel()
