@@ -73,8 +73,8 @@ class Registered:
     """An artifact that a service knows.
 
     Attributes:
-        path: Where it lies.
-        fingerprint: What it must still be.
+        path: Its path.
+        fingerprint: Its fingerprint when it was registered.
         state_path: The state that it reads the past from; its own if ``None``.
     """
 

@@ -137,6 +137,22 @@ def _failed(loading: Future[Live]) -> bool:
     return loading.done() and loading.exception() is not None
 
 
+def register(store: JobStore, roots: Roots, name: str, path: Path, state: Path | None = None) -> Registered:
+    """Open an artifact, and register it with the state that it is to read the past from.
+
+    Args:
+        state: Replaces the artifact's own state, if given.
+
+    Raises:
+        UserError: The artifact or the state is damaged, outside the data roots, or they do not fit together.
+    """
+    artifact = roots.open(path)
+    if state is not None:
+        artifact.past_in(state)
+    known = None if state is None else str(state.resolve())
+    return store.register(name, str(path.resolve()), artifact.fingerprint, state=known)
+
+
 def _load(name: str, registered: Registered, roots: Roots, same: Live | None) -> Live:
     state = None if registered.state_path is None else Path(registered.state_path)
     if same is not None:

@@ -21,6 +21,7 @@ from serving.http.allowed_paths import Roots
 from serving.http.auth import is_loopback
 from serving.http.connections import BoundedConnection
 from serving.http.jobs import JobStore
+from serving.http.live import register
 from serving.http.service import create_app
 from serving.http.worker import EXTENSION, log_to_stderr, stopped_by_signal
 
@@ -63,11 +64,7 @@ def serve(
     if unknown := sorted(states.keys() - artifacts.keys()):
         raise UserError(f"--state names {unknown[0]!r}, and the artifacts are {', '.join(sorted(artifacts))}.")
     for name, path in artifacts.items():
-        artifact, state = roots.open(path), states.get(name)
-        if state is not None:
-            artifact.past_in(state)
-        own = None if state is None else str(state.resolve())
-        store.register(name, str(path.resolve()), artifact.fingerprint, state=own)
+        register(store, roots, name, path, states.get(name))
     exposed = not is_loopback(host)
     if exposed and not store.has_tokens():
         raise UserError(

@@ -22,7 +22,7 @@ from serving.http.auth import Guard, answer_errors, bearer
 from serving.http.database import Registered
 from serving.http.docs_pages import pages
 from serving.http.jobs import Job, JobStore, State
-from serving.http.live import Live, LiveArtifacts
+from serving.http.live import Live, LiveArtifacts, register
 from serving.http.request_rows import Limits, Name, ScoreRows, read_arrow, read_json
 from serving.http.telemetry import Telemetry, Timing
 
@@ -210,14 +210,10 @@ def _artifacts(store: JobStore, roots: Roots, artifacts: LiveArtifacts) -> APIRo
         return [_info(name, registered, live=name == live) for name, registered in store.artifacts().items()]
 
     @router.put("/{name}", responses=_problems(400, 401, 413, 422))
-    def register(name: Name, body: ArtifactAt) -> ArtifactInfo:
+    def put(name: Name, body: ArtifactAt) -> ArtifactInfo:
         """Register an artifact below the data roots. Jobs submitted before keep the one they were submitted with."""
-        path = roots.output(body.path)
-        artifact = roots.open(path)
         state = None if body.state is None else roots.output(body.state)
-        if state is not None:
-            artifact.past_in(state)
-        known = store.register(name, str(path), artifact.fingerprint, state=None if state is None else str(state))
+        known = register(store, roots, name, roots.output(body.path), state)
         artifacts.forget()
         return _info(name, known, live=store.live() == name)
 
