@@ -35,7 +35,7 @@ with ray_cluster(None) as ray:
 
 
 def test_an_own_cluster_listens_on_loopback_and_reports_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     ports, loopback, reports = json.loads(done.stdout.splitlines()[-1])
     assert (ports > 0, loopback, reports) == (True, True, False)

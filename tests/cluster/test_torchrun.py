@@ -110,7 +110,7 @@ def agent(nodes, config_file, dataset, tmp_path) -> Agent:
 
 def end(*agents: subprocess.Popen[bytes]) -> None:
     for process in agents:
-        assert process.wait(timeout=400) == 0
+        assert process.wait(timeout=800) == 0
 
 
 def valid(run: Path) -> dict[str, dict[str, float]]:
@@ -130,7 +130,7 @@ def ranks_of(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def wait_for_checkpoint(run: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not list(run.glob("checkpoints/step-*")):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -45,7 +45,7 @@ def port(store: JobStore, tmp_path: Path) -> Iterator[int]:
 
 
 def healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/healthz")
     return connection.getresponse().status == 200
 
@@ -224,7 +224,7 @@ def test_half_sent_heads_are_closed_and_keep_nobody_out(port, monkeypatch):
 
 
 def test_half_sent_bodies_are_answered_and_closed(port):
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc")
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
         assert healthy(port)
@@ -239,13 +239,13 @@ def test_the_command_accepts_only_names_it_was_given(exported, tmp_path):
     command += ["--allow-host", "scores.example"]
 
     def status(host: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/healthz", headers={"host": host})
         return connection.getresponse().status
 
     with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 600
             while time.monotonic() < until:
                 try:
                     healthy(port)
