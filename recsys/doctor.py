@@ -27,7 +27,8 @@ OPTIONAL_PARTS = {
     "lake": ("s3:// paths and Delta Lake tables", ("s3fs", "deltalake")),
     "baselines": ("the LightGBM baseline", ("lightgbm",)),
     "tune": ("recsys tune", ("optuna",)),
-    "tracking": ("MLflow tracking", ("mlflow-skinny",)),
+    "tracking": ("MLflow: tracking and models", ("mlflow-skinny", "pandas")),
+    "onnx": ("ONNX graphs of portable artifacts", ("onnx", "onnxruntime")),
     "cluster": ("prepare and score on a Ray cluster", ("ray",)),
 }
 LOW_MEMORY_BYTES = 4 << 30

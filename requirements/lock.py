@@ -1,8 +1,9 @@
 """Write the pinned lists from the environment that runs this: ``python requirements/lock.py``.
 
-``cpu.txt`` holds everything the product needs at runtime on a CPU machine, ``dev.txt`` adds tests, lint, docs and the
-cluster engine. Both are complete (every dependency of a dependency), so they install with ``pip install --no-deps``:
-TorchRec asks for the CUDA build of FBGEMM without a version, and a resolver would lay it over the CPU build.
+``cpu.txt`` holds everything the product needs at runtime on a CPU machine, ``dev.txt`` adds tests, lint, docs, the
+cluster engine, ONNX and MLflow. Both are complete (every dependency of a dependency), so they install with
+``pip install --no-deps``: TorchRec asks for the CUDA build of FBGEMM without a version, and a resolver would lay it
+over the CPU build.
 """
 
 import sys
@@ -17,7 +18,7 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 CPU_BUILD = {"fbgemm-gpu": "fbgemm-gpu-cpu"}
 RUNTIME_EXTRAS = ("serve", "lake", "baselines", "tune")
-DEV_EXTRAS = ("cluster", "dev", "docs")
+DEV_EXTRAS = ("cluster", "dev", "docs", "onnx", "tracking")
 NEVER_PINNED = {"pip", "sparse-recsys"}
 
 

@@ -40,18 +40,20 @@ def export_verb(
     overrides: Overrides = None,
     dataset: DatasetOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace what is at ARTIFACT.")] = False,
-    portable: Annotated[
-        bool, typer.Option("--portable", help="Write what `serving.portable.scorer` scores with NumPy alone.")
-    ] = False,
+    format: Annotated[
+        Literal["artifact", "portable", "onnx"],
+        typer.Option(help="What `recsys score` reads; what NumPy alone scores; or that with a graph for ONNX Runtime."),
+    ] = "artifact",
     json: Json = False,
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
     from data_pipelines.disk.object_store import sent
     from recsys.exporting.export import export_portable, export_run
 
-    if portable:
+    if format != "artifact":
         with sent(artifact, replace=replace) as folder:
-            export_portable(run, folder, overrides or (), dataset=dataset, replace=replace)
+            graph = format == "onnx"
+            export_portable(run, folder, overrides or (), graph=graph, dataset=dataset, replace=replace)
         finish({"portable": artifact}, json, f"python -m serving.portable.scorer {artifact} ROWS.csv")
         return
     with sent(artifact, replace=replace) as folder:

@@ -60,12 +60,19 @@ def export_run(
 
 
 def export_portable(
-    run: Path, out: Path, overrides: Sequence[str] = (), *, dataset: Path | None = None, replace: bool = False
+    run: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    graph: bool = False,
+    dataset: Path | None = None,
+    replace: bool = False,
 ) -> None:
     """Export a finished run as a portable artifact, which :mod:`serving.portable.scorer` scores with NumPy alone.
 
     Args:
         run, out, overrides, dataset, replace: As :func:`export_run` takes them.
+        graph: Also write an ONNX graph, with which ONNX Runtime scores.
 
     Raises:
         UserError: As :func:`export_run` does; or the model has a part that the portable scorer does not implement.
@@ -73,7 +80,7 @@ def export_portable(
     _refuse_existing(out, replace)
     with TemporaryDirectory() as scratch:
         artifact = export_run(run, Path(scratch) / out.name, overrides, dataset=dataset)
-        write_portable(artifact, out, replace=replace)
+        write_portable(artifact, out, graph=graph, replace=replace)
 
 
 @dataclass(frozen=True)

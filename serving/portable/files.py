@@ -5,6 +5,7 @@ Letters: R rows of a table, W bytes of a row, d stored width of an embedding, D 
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 FORMAT = 1
-MODEL, TABLES, DENSE = "model.json", "tables.safetensors", "dense.safetensors"
+MODEL, TABLES, DENSE, GRAPH = "model.json", "tables.safetensors", "dense.safetensors", "model.onnx"
 _LARGEST_HEADER = 1 << 24
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 
@@ -23,8 +24,24 @@ class PortableError(ValueError):
     """The artifact is damaged, or a row cannot be read; one sentence says what and where."""
 
 
-def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file, mapped and not read.
+@dataclass(frozen=True)
+class Place:
+    """Where a safetensors file has a tensor.
+
+    Attributes:
+        dtype: As the file's header names it.
+        offset: Bytes before it in the file.
+        size: Its bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def places(path: Path) -> dict[str, Place]:
+    """Where a safetensors file has its tensors, in the order of their bytes.
 
     Raises:
         PortableError: The file is missing, or its header does not describe exactly the bytes that follow it.
@@ -43,8 +60,7 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error) if isinstance(error, PortableError) else f"{path} is damaged: its header is invalid."
         raise PortableError(reason) from None
-    data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
-    tensors, end = {}, 0
+    found, end, begin = {}, 0, 8 + length
     for offsets, name, entry in parts:
         dtype, shape = _DTYPES.get(entry.get("dtype")), entry.get("shape")
         whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
@@ -52,14 +68,28 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
             dtype is None
             or not whole
             or offsets != [end, end + math.prod(shape) * dtype.itemsize]
-            or offsets[1] > len(data)
+            or offsets[1] > size - begin
         ):
             raise PortableError(f"{path} is damaged: the tensor {name!r} is not stored as its header says.")
-        tensors[name] = data[end : offsets[1]].view(dtype).reshape(shape)
+        found[name] = Place(entry["dtype"], tuple(shape), begin + end, offsets[1] - end)
         end = offsets[1]
-    if end != len(data):
-        raise PortableError(f"{path} is damaged: it has {len(data)} bytes of tensors, and its header names {end}.")
-    return tensors
+    if end != size - begin:
+        raise PortableError(f"{path} is damaged: it has {size - begin} bytes of tensors, and its header names {end}.")
+    return found
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file, mapped and not read.
+
+    Raises:
+        PortableError: As :func:`places` does.
+    """
+    found = places(path)
+    content = np.memmap(path, np.uint8, "r")
+    return {
+        name: content[place.offset : place.offset + place.size].view(_DTYPES[place.dtype]).reshape(place.shape)
+        for name, place in found.items()
+    }
 
 
 def row_bytes(dim: int, bits: int) -> int:

@@ -1,4 +1,4 @@
-"""Scores raw rows with a portable artifact; needs Python and NumPy, and nothing else.
+"""Scores raw rows with a portable artifact; needs Python and NumPy, and ONNX Runtime if that is to compute.
 
 As a program it scores a file of CSV, or of one JSON object per line, and prints one JSON object per row::
 
@@ -8,14 +8,14 @@ As a program it scores a file of CSV, or of one JSON object per line, and prints
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from serving.portable.features import Dense, Row, Sparse, pool
+from serving.portable.features import Bags, Dense, Row, Sparse, pool
 from serving.portable.files import DENSE, FORMAT, MODEL, TABLES, Floats, PortableError, Table, read_tensors, row_bytes
 from serving.portable.network import Network, sigmoid
 
@@ -28,21 +28,23 @@ class PortableScorer:
     """A portable artifact, its tables mapped and not read.
 
     Args:
-        folder: What ``recsys export --portable`` wrote.
+        folder: What ``recsys export --format portable`` or ``onnx`` wrote.
+        runtime: What looks up and computes: NumPy, or ONNX Runtime on one thread, with the graph that
+            ``--format onnx`` wrote.
 
     Attributes:
         keys: Columns that scores carry over from the rows that have them.
         tasks: Names of the tasks.
 
     Raises:
-        PortableError: The folder is no portable artifact, or it is damaged.
+        PortableError: The folder is no portable artifact, it is damaged, or ONNX Runtime is not installed.
 
     Example:
         >>> PortableScorer(Path("portable")).score([{"reader": "r1", "article": "a7"}])  # doctest: +SKIP
         [{'reader': 'r1', 'clicked': 0.31}]
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, runtime: Literal["numpy", "onnx"] = "numpy") -> None:
         path = Path(folder) / MODEL
         try:
             if path.stat().st_size > _LARGEST_MODEL:
@@ -59,6 +61,11 @@ class PortableScorer:
         dense, stored = read_tensors(Path(folder) / DENSE), read_tensors(Path(folder) / TABLES)
         try:
             self._build(model, stored, dense)
+            self._compute: Callable[[Mapping[str, Bags], Floats], Floats] = self._with_numpy
+            if runtime == "onnx":
+                from serving.portable.onnx_session import OnnxSession
+
+                self._compute = OnnxSession(Path(folder))
             self.logits([dict.fromkeys(self._columns)])  # a shape that does not fit is found here
         except PortableError:
             raise
@@ -103,15 +110,19 @@ class PortableScorer:
         return np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
 
     def _logits(self, rows: Sequence[Row]) -> Floats:
+        bags = {feature.name: feature.encode(rows) for feature in self._sparse}
+        numbers = [feature.encode(rows) for feature in self._dense]
+        dense_BD = np.concatenate(numbers, 1) if numbers else np.empty((len(rows), 0), np.float32)
+        return self._compute(bags, dense_BD)
+
+    def _with_numpy(self, bags: Mapping[str, Bags], dense_BD: Floats) -> Floats:
         pooled: dict[str, Floats] = {}
         wide: dict[str, Floats] = {}
         for feature in self._sparse:
-            ids, starts = feature.encode(rows)
+            ids, starts = bags[feature.name]
             for name, into in ((feature.spec["table"], pooled), (feature.spec["wide"], wide)):
                 if name is not None:
                     into[feature.name] = pool(self._tables[name](ids), starts, feature.spec["pooling"])
-        numbers = [feature.encode(rows) for feature in self._dense]
-        dense_BD = np.concatenate(numbers, 1) if numbers else np.empty((len(rows), 0), np.float32)
         return self._network(pooled, wide, dense_BD)
 
 

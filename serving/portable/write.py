@@ -1,7 +1,8 @@
-"""From an artifact to a portable one, which :mod:`serving.portable.scorer` scores with NumPy alone."""
+"""From an artifact to a portable one, which :mod:`serving.portable.scorer` scores with NumPy or ONNX Runtime."""
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from models.tables.plan import lookup_plan
 from serving.artifact.artifact import Artifact
 from serving.artifact.hub_card import hub_card
 from serving.artifact.weight_files import FACTOR
-from serving.portable.files import DENSE, FORMAT, MODEL, TABLES
+from serving.portable.files import DENSE, FORMAT, GRAPH, MODEL, TABLES
 
 _KINDS = {
     CrossNet: "cross",
@@ -52,19 +53,27 @@ print(scorer.score([{{{columns}}}]))
 ```
 
 Scoring needs Python 3.11 and NumPy: `pip install numpy` and `pip install --no-deps sparse-recsys`."""
+_USAGE_OF_GRAPH = """
+
+`model.onnx` is the same model for ONNX Runtime: `PortableScorer(Path("."), "onnx")`, or any of its languages."""
 
 
-def write_portable(artifact: Artifact, out: Path, *, replace: bool = False) -> None:
+def write_portable(artifact: Artifact, out: Path, *, graph: bool = False, replace: bool = False) -> None:
     """Write ``artifact`` as a portable one at ``out``: ids, bags and numbers in, scores out, with NumPy alone.
 
     The folder holds ``model.json``, ``tables.safetensors`` with the rows as the artifact keeps them,
     ``dense.safetensors`` in float32, and a model card in ``README.md``.
 
+    Args:
+        graph: Also write ``model.onnx``, the lookups and the network as an ONNX graph over the same tensors.
+
     Raises:
         UserError: The model has a part that the portable scorer does not implement; the sentence names it. Or ``out``
-            exists and ``replace`` is false.
+            exists and ``replace`` is false, or the package of ONNX, which writes a graph, is not installed.
     """
     _refuse(artifact)
+    if graph and find_spec("onnx") is None:
+        raise UserError("An ONNX graph needs the package that writes it: pip install 'sparse-recsys[onnx]'.")
     ranker, config = artifact.ranker(), artifact.encoder.config
     lookups = lookup_plan(artifact.model.encoded, artifact.model.ranker).lookups
     wide = {lookup.feature: lookup.table for lookup in lookups if lookup.wide}
@@ -85,12 +94,17 @@ def write_portable(artifact: Artifact, out: Path, *, replace: bool = False) -> N
         "network": _network(artifact, ranker),
     }
     columns = ", ".join(f'"{name}": ...' for name in sorted(artifact.encoder.served.row_columns))
+    usage = _USAGE.format(columns=columns) + (_USAGE_OF_GRAPH if graph else "")
     kinds = {name: str(task.kind) for name, task in config.tasks.items()}
     with new_directory(out, "portable", meta={"artifact": artifact.fingerprint}, replace=replace) as folder:
         save_file(_rows(artifact), folder / TABLES)
         save_file(_tensors(artifact, ranker), folder / DENSE)
+        if graph:
+            from serving.portable.onnx_graph import onnx_model
+
+            (folder / GRAPH).write_bytes(onnx_model(folder, content).SerializeToString())
         (folder / MODEL).write_text(json.dumps(content, ensure_ascii=False))
-        (folder / "README.md").write_text(hub_card(artifact.card, kinds, _USAGE.format(columns=columns)))
+        (folder / "README.md").write_text(hub_card(artifact.card, kinds, usage))
 
 
 def _refuse(artifact: Artifact) -> None:

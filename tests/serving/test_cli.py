@@ -46,13 +46,13 @@ def test_export_verify_and_score(trained, tiny_log, tmp_path):
 
 
 def test_export_for_numpy_alone(trained, exported, tiny_log, tmp_path):
-    recsys("export", trained[1], tmp_path / "portable", "--portable")
+    recsys("export", trained[1], tmp_path / "portable", "--format", "portable")
     rows = pl.read_parquet(tiny_log).head(50)
     found = PortableScorer(tmp_path / "portable").score(rows.to_dicts())
     expected = Scorer(Artifact.open(exported)).score(rows)
     assert [row["item"] for row in found] == expected["item"].to_list()
     np.testing.assert_allclose([row["click"] for row in found], expected["click"], atol=1e-5)
-    assert "already exists" in refused("export", trained[1], tmp_path / "portable", "--portable")
+    assert "already exists" in refused("export", trained[1], tmp_path / "portable", "--format", "portable")
 
 
 def test_objects_show_a_table_in_a_notebook(trained, exported):
