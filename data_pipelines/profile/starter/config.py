@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from data_pipelines.files.base import FileFormat
+from data_pipelines.files.side_tables import Join
 from data_pipelines.profile.inspection import LogProfile
 from data_pipelines.profile.starter.features import features, in_lists, left_out, past, task_name, unknown_shares
 from data_pipelines.profile.wording import line, listed, percent, scalar
@@ -153,16 +154,20 @@ def _sides(profile: LogProfile) -> Iterator[str]:
         yield "  joins:"
     for side in profile.sides:
         join = side.join
-        on = scalar(join.on) if isinstance(join.on, str) else _pairs(join.on)
+        on = _keys_of(join)
         prefix = f", prefix: {scalar(join.prefix)}" if join.prefix else ""
         format = "" if join.format is None else f", format: {_flow(join.format)}"
         comment = f"{len(side.added)} columns; {percent(side.unmatched)} of the rows have no row in it"
         yield line(f"    - {{table: {scalar(join.table)}, on: {on}{prefix}{format}}}", comment)
 
 
-def _pairs(on: object) -> str:
-    assert isinstance(on, dict)
-    return "{" + ", ".join(f"{scalar(own)}: {scalar(other)}" for own, other in on.items()) + "}"
+def _keys_of(join: Join) -> str:
+    """The columns to join on, as YAML."""
+    if isinstance(join.on, str):
+        return scalar(join.on)
+    if isinstance(join.on, list):
+        return f"[{', '.join(map(scalar, join.on))}]"
+    return "{" + ", ".join(f"{scalar(own)}: {scalar(other)}" for own, other in join.on.items()) + "}"
 
 
 def _time_and_user(profile: LogProfile) -> Iterator[str]:
