@@ -11,7 +11,9 @@ from torchrec.distributed.types import ParameterSharding
 
 from data_pipelines.batch import Schema
 from models.ranker import Ranker, RankerConfig
-from models.sharding.sharding import TableOptimizerConfig, TableRule, choose_plan, constraints, topology
+from models.sharding.memory import card_bytes, memory_notes, memory_of, placements, topology
+from models.sharding.sharding import TableOptimizerConfig, TableRule, choose_plan, constraints, quiet
+from models.tables.config import Memory
 from models.tables.lookup import SparseTables
 from models.tables.plan import TableLayout
 
@@ -26,7 +28,9 @@ class PlacedTable:
 
     Attributes:
         bytes: Weights and optimizer state, over all ranks.
-        rank_bytes: The same by rank (R entries).
+        memory: Where they are; on a CPU ``host``.
+        rank_bytes: ``bytes`` by rank (R entries).
+        card_bytes: Those of them that are on each rank's GPU (R entries), a cache included.
         rank_traffic: Bytes that each rank sends for it in a training step (R entries).
     """
 
@@ -34,8 +38,10 @@ class PlacedTable:
     rows: int
     dim: int
     sharding: str
+    memory: Memory
     bytes: int
     rank_bytes: tuple[int, ...]
+    card_bytes: tuple[int, ...]
     rank_traffic: tuple[int, ...]
 
     @property
@@ -46,12 +52,18 @@ class PlacedTable:
 
 @dataclass(frozen=True)
 class PaperPlan:
-    """Tables and where they are; totals by rank include the dense part (its gradients are summed over the ranks)."""
+    """Tables and where they are; totals by rank include the dense part (its gradients are summed over the ranks).
+
+    Attributes:
+        notes: Sentences about the memory of tables (:func:`models.sharding.memory.memory_notes`).
+    """
 
     tables: tuple[PlacedTable, ...]
     dense_bytes: int
     rank_bytes: tuple[int, ...]
+    card_bytes: tuple[int, ...]
     rank_traffic: tuple[int, ...]
+    notes: tuple[str, ...]
 
 
 def draw_plan(
@@ -69,6 +81,7 @@ def draw_plan(
     """The plan that a training on ``ranks`` processes would use; needs neither them nor a process group.
 
     Args:
+        bytes_per_rank: Memory of each rank: of its GPU if ``device`` is ``cuda``.
         batch_size: Rows of a step on each rank.
         ids_per_row: Mean length of each sparse feature's bags.
 
@@ -78,13 +91,13 @@ def draw_plan(
     ranker = Ranker(config, schema, SparseTables(schema, config, device=torch.device("meta")))
     tables = ranker.tables
     assert isinstance(tables, SparseTables)
-    limits = constraints(tables.layouts, config, optimizer, ranks)
-    plan = choose_plan(ranker, limits, topology(ranks, device, ranks_per_node, bytes_per_rank))
-    placements: dict[str, ParameterSharding] = {}
-    for module in plan.plan.values():
-        placements |= dict(module)
+    limits = constraints(tables.layouts, config, optimizer, ranks, device)
+    with quiet():
+        places = topology(ranks, device, ranks_per_node, bytes_per_rank)
+    plan = choose_plan(ranker, limits, places)
+    placed_by_key = placements(plan)
     placed = [
-        _place(layout, placements[layout.key], optimizer.of(layout), ranks, batch_size, ids_per_row)
+        _place(layout, placed_by_key[layout.key], optimizer.of(layout), ranks, device, batch_size, ids_per_row)
         for layout in tables.layouts
     ]
     dense = sum(p.numel() for name, p in ranker.named_parameters() if not name.startswith("tables."))
@@ -94,7 +107,11 @@ def draw_plan(
         tables=tuple(placed),
         dense_bytes=dense_bytes,
         rank_bytes=tuple(dense_bytes + sum(t.rank_bytes[r] for t in placed) for r in range(ranks)),
+        card_bytes=tuple(
+            (dense_bytes if device == "cuda" else 0) + sum(t.card_bytes[r] for t in placed) for r in range(ranks)
+        ),
         rank_traffic=tuple(dense_traffic + sum(t.rank_traffic[r] for t in placed) for r in range(ranks)),
+        notes=tuple(memory_notes(plan, tables.layouts, config, device)),
     )
 
 
@@ -108,10 +125,12 @@ def _place(
     placement: ParameterSharding,
     rule: TableRule,
     ranks: int,
+    device: str,
     batch_size: int,
     ids_per_row: Mapping[str, float],
 ) -> PlacedTable:
-    sharding = placement.sharding_type
+    sharding, memory = placement.sharding_type, memory_of(placement.compute_kernel, device)
+    weights = [0] * ranks
     if sharding == "data_parallel":
         size = _stored_bytes(layout.rows, layout.stored_dim, rule) + layout.rows * layout.stored_dim * _FLOAT_BYTES
         held = [size] * ranks
@@ -122,11 +141,18 @@ def _place(
         for part in placement.sharding_spec.shards:
             rows, width = part.shard_sizes
             held[part.placement.rank()] += _stored_bytes(rows, width, rule)
+            weights[part.placement.rank()] += rows * width * _FLOAT_BYTES
             columns[part.placement.rank()] += width
         sent = _traffic(
             layout, sharding, columns, ranks, batch_size, sum(ids_per_row[name] for name in layout.features)
         )
-    return PlacedTable(layout.name, layout.rows, layout.dim, sharding, sum(held), tuple(held), tuple(sent))
+    on_card = [
+        card_bytes(memory, size, total - size) if device == "cuda" else 0
+        for size, total in zip(weights, held, strict=True)
+    ]
+    return PlacedTable(
+        layout.name, layout.rows, layout.dim, sharding, memory, sum(held), tuple(held), tuple(on_card), tuple(sent)
+    )
 
 
 def _stored_bytes(rows: int, width: int, rule: TableRule) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import psutil
 import torch
 import torch.distributed as dist
 from pydantic import Field
@@ -28,6 +27,7 @@ from data_pipelines.errors import UserError
 from models.moe.expert_parallel import shard_experts
 from models.moe.experts import mixtures
 from models.ranker import Ranker
+from models.sharding.memory import kernels_of, memory_per_rank, topology
 from models.tables.config import TableConfig, TablesConfig
 from models.tables.lazy_adam import LazyAdam
 from models.tables.lookup import SparseTables
@@ -35,9 +35,6 @@ from models.tables.plan import TableLayout
 from models.tables.rows import initialise_tables, table_names
 
 TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "adamw", "lazy_adam"]
-RESERVED = 0.15
-"""Share of a rank's memory that is reserved for batches, activations and the dense part."""
-
 _EPS = 1e-8
 _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -103,25 +100,17 @@ def sharders() -> list[Any]:
     return [_BagSharder(), EmbeddingCollectionSharder()]
 
 
-def topology(world_size: int, device: str, ranks_per_node: int, bytes_per_rank: int) -> Topology:
-    """``world_size`` equal ranks for the planner; tables may take all but the reserve."""
-    memory = int(bytes_per_rank * (1 - RESERVED))
-    kind = {"hbm_cap": memory} if device == "cuda" else {"ddr_cap": memory}
-    with quiet():
-        return Topology(world_size, device, local_world_size=ranks_per_node, **kind)
-
-
-def memory_per_rank(device: torch.device, ranks_per_node: int) -> int:
-    """Bytes that each of ``ranks_per_node`` ranks on a machine like this one has."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total) // ranks_per_node
-
-
 def constraints(
-    layouts: Iterable[TableLayout], config: TablesConfig, optimizer: TableOptimizerConfig, world_size: int
+    layouts: Iterable[TableLayout],
+    config: TablesConfig,
+    optimizer: TableOptimizerConfig,
+    world_size: int,
+    device: str = "cpu",
 ) -> dict[str, ParameterConstraints]:
     """What the planner may do with each table.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         UserError: A table would have more shards than rows, or than groups of four columns; or an exception names a
@@ -133,7 +122,8 @@ def constraints(
         names = ", ".join(sorted({layout.vocabulary for layout in layouts}))
         raise UserError(f"train.tables.only.{unknown[0]}: there is no table {unknown[0]!r}; the tables are {names}.")
     for layout in layouts:
-        sharding = config.tables.get(layout.vocabulary, TableConfig()).sharding
+        table = config.tables.get(layout.vocabulary, TableConfig())
+        sharding = table.sharding
         if sharding == "row_wise" and layout.rows < world_size:
             raise UserError(
                 f"model.tables.{layout.vocabulary}.sharding: row_wise cannot cut {layout.rows} rows into {world_size} "
@@ -158,8 +148,15 @@ def constraints(
             types = ["row_wise" if layout.route == "rows" else sharding]
         elif sharding != "auto":
             types = [sharding]
+        replicated = types == ["data_parallel"]
+        if replicated and not layout.wide and device == "cuda" and table.memory in ("cached", "host"):
+            raise UserError(
+                f"model.tables.{layout.vocabulary}.memory: a data_parallel table is in the card's memory; set memory "
+                f"to hbm, or the sharding to auto and train.tables.optimizer to one of {', '.join(_FUSED)}."
+            )
         limits[layout.key] = ParameterConstraints(
             sharding_types=types,
+            compute_kernels=None if replicated else kernels_of(table.memory, device),
             min_partition=max(4, layout.stored_dim // world_size),
             pooling_factors=[1.0] * len(layout.features),
             is_weighted=layout.route == "weighted",
@@ -190,10 +187,11 @@ def shard(
     tables = ranker.tables
     assert isinstance(tables, SparseTables)
     world_size = dist.get_world_size()
-    limits = constraints(tables.layouts, ranker.config, optimizer, world_size)
+    limits = constraints(tables.layouts, ranker.config, optimizer, world_size, device.type)
     if plan is None:
         nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
+        with quiet():
+            ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
         plan = choose_plan(ranker, limits, ranks)
     sharded = _shard_experts(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -254,14 +252,21 @@ def choose_plan(ranker: Ranker, limits: dict[str, ParameterConstraints], ranks: 
             return planner.plan(ranker, sharders())
         except PlannerError:
             pass
+    raise UserError(_too_large(tables, ranks))
+
+
+def _too_large(tables: SparseTables, ranks: Topology) -> str:
+    """What to change if the tables do not fit."""
     largest = max(tables.layouts, key=lambda layout: layout.rows * layout.stored_dim)
     size = largest.rows * largest.stored_dim * 4
-    room = max(device.storage.hbm + device.storage.ddr for device in ranks.devices)
-    raise UserError(
+    on_gpu = ranks.compute_device == "cuda"
+    room = max(device.storage.hbm if on_gpu else device.storage.ddr for device in ranks.devices)
+    key = f"model.tables.{largest.vocabulary}"
+    elsewhere = f"set {key}.memory to auto or cached, to keep its rows in the machine's memory, or " if on_gpu else ""
+    return (
         f"The tables do not fit on {ranks.world_size} rank(s) with {room / 1e9:.2f} GB each for tables; the largest is "
-        f"{largest.name!r} ({largest.rows:,} x {largest.dim}, {size / 1e9:.2f} GB): set "
-        f"model.tables.{largest.vocabulary}.sharding to row_wise, lower its dim or its rows (data.features: max_size, "
-        "min_count), or use more ranks."
+        f"{largest.name!r} ({largest.rows:,} x {largest.dim}, {size / 1e9:.2f} GB): {elsewhere}set {key}.sharding to "
+        "row_wise, lower its dim or its rows (data.features: max_size, min_count), or use more ranks."
     )
 
 

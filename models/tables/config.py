@@ -19,6 +19,7 @@ def _known(name: str) -> str:
 Pooling = Annotated[str, AfterValidator(_known)]
 """The name of a pooling: `sum`, `mean`, `last`, or one that is registered for whole histories."""
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
+Memory = Literal["auto", "hbm", "cached", "host"]
 
 
 class TableConfig(Config):
@@ -32,6 +33,12 @@ class TableConfig(Config):
         "`auto` leaves it to TorchRec's planner. With `column_wise`, row-wise Adagrad keeps one statistic per piece of "
         "a row, so that its steps depend on the number of ranks. For lookups that do not pool (attention, sequences), "
         "`table_row_wise` is the same as `row_wise`.",
+    )
+    memory: Memory = Field(
+        default="auto",
+        description="Where a training on a GPU keeps it: in the memory of the card (`hbm`), in that of the machine "
+        "with a cache of a fifth of its rows on the card (`cached`), or in that of the machine alone (`host`); with "
+        "`auto`, the planner takes `hbm` where the tables fit and `cached` where they do not. No effect on a CPU.",
     )
     rows: int | None = Field(
         default=None,

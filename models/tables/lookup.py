@@ -154,7 +154,9 @@ class SparseTables(nn.Module):
         layouts = {layout.name: layout for layout in self.layouts if layout.vocabulary == vocabulary}
         for shard in local_rows(self) if len(rows) else ():
             if shard.table in layouts:
-                values = start_values(layouts[shard.table], len(rows), f"restart/{step}/{shard.table}")
+                name, device = f"restart/{step}/{shard.table}", shard.weight.device
+                rows = rows.to(device)
+                values = start_values(layouts[shard.table], len(rows), name, device)
                 inside = (rows >= shard.row_offset) & (rows < shard.row_offset + len(shard.weight))
                 columns = slice(shard.col_offset, shard.col_offset + shard.weight.shape[1])
                 shard.weight[rows[inside] - shard.row_offset] = values[inside, columns].to(shard.weight)

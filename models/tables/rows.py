@@ -52,7 +52,8 @@ class TableShard:
 def local_rows(module: nn.Module) -> Iterator[TableShard]:
     """Every shard that this process holds of the tables in ``module``, with any kernel and sharding.
 
-    Columns that only pad a table for FBGEMM are left out.
+    Columns that only pad a table for FBGEMM are left out. Read and write the views before the next lookup: rows that a
+    GPU had cached are written back first (:func:`settle_caches`).
     """
     layouts = _layouts(module)
     for key, row_offset, col_offset, weight, squares in _stored_shards(module):
@@ -69,14 +70,36 @@ def _stored_shards(module: nn.Module) -> Iterator[tuple[str, int, int, Tensor, T
             plain = child.embedding_bags if isinstance(child, EmbeddingBagCollection) else child.embeddings
             for key, table in plain.items():
                 yield key, 0, 0, table.weight.detach(), None
-        elif isinstance(child, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
-            for lookup in child._lookups:
-                grouped = lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
-                for kernel in grouped._emb_modules:
-                    tables, weights = kernel.config.embedding_tables, kernel.split_embedding_weights()
-                    for table, weight, squares in zip(tables, weights, _squares(kernel, len(tables)), strict=True):
-                        offsets = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
-                        yield table.name, offsets[0], offsets[1], weight.detach(), squares
+        else:
+            for kernel in _kernels(child):
+                _settle(kernel)
+                tables, weights = kernel.config.embedding_tables, kernel.split_embedding_weights()
+                for table, weight, squares in zip(tables, weights, _squares(kernel, len(tables)), strict=True):
+                    offsets = table.local_metadata.shard_offsets if table.local_metadata else (0, 0)
+                    yield table.name, offsets[0], offsets[1], weight.detach(), squares
+
+
+def _kernels(collection: nn.Module) -> Iterator[Any]:
+    """The kernels of a sharded collection; none for any other module."""
+    if isinstance(collection, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
+        for lookup in collection._lookups:
+            grouped = lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
+            yield from grouped._emb_modules
+
+
+def settle_caches(module: nn.Module) -> None:
+    """Write the rows that a GPU has cached back to their tables, and empty the caches.
+
+    The tables can then be read and written until the next lookup. Nothing happens to tables without a cache.
+    """
+    for child in module.modules():
+        for kernel in _kernels(child):
+            _settle(kernel)
+
+
+def _settle(kernel: Any) -> None:
+    kernel.flush()
+    kernel.purge()
 
 
 def _squares(kernel: Any, tables: int) -> list[Tensor | None]:
@@ -90,8 +113,8 @@ def _squares(kernel: Any, tables: int) -> list[Tensor | None]:
 def initialise_tables(module: nn.Module, seed: int = 0) -> None:
     """Fill the tables in ``module`` with small normal numbers that depend only on seed, table, row and column.
 
-    The start values are therefore the same for any number of processes and any sharding. The global random state does
-    not change.
+    The start values are therefore the same for any number of processes and any sharding. They are drawn on the device
+    of the table: a GPU's generator gives other numbers than a CPU's. The global random state does not change.
     """
     layouts = _layouts(module)
     for key, row_offset, col_offset, weight, _ in _stored_shards(module):
@@ -99,7 +122,7 @@ def initialise_tables(module: nn.Module, seed: int = 0) -> None:
         end = row_offset + weight.shape[0]
         for block in range(row_offset // _INIT_BLOCK, -(-end // _INIT_BLOCK)):
             rows = min(_INIT_BLOCK, layout.rows - block * _INIT_BLOCK)
-            values = start_values(layout, rows, f"{seed}/{layout.name}/{block}")
+            values = start_values(layout, rows, f"{seed}/{layout.name}/{block}", weight.device)
             first, last = max(row_offset, block * _INIT_BLOCK), min(end, block * _INIT_BLOCK + rows)
             taken = values[first - block * _INIT_BLOCK : last - block * _INIT_BLOCK]
             weight[first - row_offset : last - row_offset] = taken[:, col_offset : col_offset + weight.shape[1]]
@@ -115,12 +138,13 @@ def fill_tables(module: nn.Module, tables: Mapping[str, Tensor]) -> None:
             shard.weight.copy_(tables[shard.table][rows, columns])
 
 
-def start_values(layout: TableLayout, rows: int, name: str) -> Tensor:
-    """(rows, stored columns) numbers that depend on ``name`` alone."""
-    values = torch.zeros(rows, layout.stored_dim)
+def start_values(layout: TableLayout, rows: int, name: str, device: torch.device) -> Tensor:
+    """(rows, stored columns) numbers that depend on ``name`` and the kind of ``device`` alone."""
+    values = torch.zeros(rows, layout.stored_dim, device=device)
     if layout.init_std:
-        generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
-        values[:, : layout.dim] = torch.randn(rows, layout.dim, generator=generator) * layout.init_std
+        generator = torch.Generator(device).manual_seed(xxhash.xxh3_64_intdigest(name.encode()) >> 1)
+        drawn = torch.randn(rows, layout.dim, generator=generator, device=device)
+        values[:, : layout.dim] = drawn * layout.init_std
     return values
 
 

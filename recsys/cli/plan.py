@@ -20,29 +20,37 @@ def plan_verb(
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes on one machine; all if absent.")] = None,
     memory_gb: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Memory of each rank; this machine's, shared by its ranks, if absent."),
+        typer.Option(
+            min=0.001,
+            help="Memory of each rank (with cuda, of its GPU); this machine's, shared by its ranks, if absent.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
 ) -> None:
     """Print the sharding plan: tables, bytes and traffic of each rank."""
-    import psutil
+    import torch
 
     from data_pipelines.dataset.dataset import Dataset
     from data_pipelines.dataset.loader import Loader
     from data_pipelines.errors import UserError
+    from models.sharding.memory import memory_per_rank
     from models.sharding.planning import draw_plan
     from recsys.config.experiment import load_config
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: say cpu or cuda.")
+    if device == "cuda" and memory_gb is None and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: Torch sees no GPU here, so name the memory of the one to plan for: --memory-gb."
+        )
     experiment = load_config(config, overrides or ())
     data = Dataset.open(dataset, verify="sizes")
     batch = next(iter(Loader(data, "train", batch_size=experiment.train.batch_size)))
     bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
     ids_per_row = {key: kjt[key].values().numel() / len(batch) for kjt in bags for key in kjt.keys()}  # noqa: SIM118
     per_node = min(ranks_per_node or ranks, ranks)
-    memory = int(memory_gb * 1e9) if memory_gb else psutil.virtual_memory().total // per_node
+    memory = int(memory_gb * 1e9) if memory_gb else memory_per_rank(torch.device(device), per_node)
     plan = draw_plan(
         data.schema,
         experiment.model,
@@ -56,7 +64,7 @@ def plan_verb(
     )
     command = "recsys" if ranks == 1 else f"torchrun --nproc-per-node {per_node} --no-python recsys"
     finish(
-        {**_tables_and_ranks(plan, ranks), "memory_per_rank_bytes": memory},
+        {**_tables_and_ranks(plan, ranks), "memory_per_rank_bytes": memory, "notes": list(plan.notes)},
         json,
         f"{command} train {config} {dataset} RUN",
     )
@@ -69,6 +77,7 @@ def _tables_and_ranks(plan: "PaperPlan", ranks: int) -> dict[str, Any]:
                 "rows": table.rows,
                 "dim": table.dim,
                 "sharding": table.sharding,
+                "memory": table.memory,
                 "ranks": table.ranks,
                 "bytes": table.bytes,
                 "sent_bytes_per_step": sum(table.rank_traffic),
@@ -79,5 +88,6 @@ def _tables_and_ranks(plan: "PaperPlan", ranks: int) -> dict[str, Any]:
         "dense_bytes_per_rank": plan.dense_bytes,
         "largest_rank_bytes": max(plan.rank_bytes),
         "smallest_rank_bytes": min(plan.rank_bytes),
+        "largest_card_bytes": max(plan.card_bytes),
         "largest_rank_sent_bytes_per_step": max(plan.rank_traffic),
     }

@@ -100,9 +100,10 @@ class TrainConfig(Config):
         default=None, ge=1, description="Steps between evaluations; each epoch's end if absent."
     )
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints.")
-    checkpoint_aside: bool = Field(
-        default=False,
-        description="Write checkpoints while training continues, from a copy of model and optimizer in memory.",
+    checkpoint_aside: bool | None = Field(
+        default=None,
+        description="Write checkpoints while training continues, from a copy of model and optimizer in memory. If "
+        "absent, a training on a GPU does so.",
     )
     keep_checkpoints: int = Field(default=2, ge=1)
     loader_threads: int = Field(default=1, ge=1)

@@ -6,10 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+
 from recsys.runs.checkpoints import Tensors
 from recsys.runs.processes import Processes
 from recsys.runs.run import Run
 from recsys.training.model_state import copied
+
+_SPARE = 0.05
+"""Share of a GPU's memory that a copy of the state leaves free."""
 
 
 class CheckpointWriter:
@@ -17,7 +24,8 @@ class CheckpointWriter:
 
     Args:
         keep: Step checkpoints to leave, besides the best.
-        aside: Write in a thread, from a copy in memory. A checkpoint has the state at the time it was requested.
+        aside: Write in a thread, from a copy in memory. A checkpoint has the state at the time it was requested. On a
+            GPU whose memory has no room for the copy, it is written at once.
     """
 
     def __init__(self, run: Run, processes: Processes, *, keep: int, aside: bool) -> None:
@@ -33,8 +41,35 @@ class CheckpointWriter:
             self._write(name, tensors, text, best)
             return
         self.wait()
+        if not self._has_room(tensors):
+            self._write(name, tensors, text, best)
+            return
         copies = {key: copied(tensor) for key, tensor in tensors.items()}
-        self._pending = self._thread.submit(self._write, name, copies, text, best)
+        done = torch.cuda.current_stream().record_event() if self._on_gpu else None
+        self._pending = self._thread.submit(self._write_aside, name, copies, text, best, done)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._processes.device.type == "cuda"
+
+    def _has_room(self, tensors: Tensors) -> bool:
+        if not self._on_gpu:
+            return True
+        free, total = torch.cuda.mem_get_info(self._processes.device)
+        return sum(map(_bytes_on_gpu, tensors.values())) <= free - _SPARE * total
+
+    def _write_aside(
+        self, name: str, copies: Tensors, state: str, best: int | None, copied: torch.cuda.Event | None
+    ) -> None:
+        """Write from a thread; on a GPU it reads the copies on a stream of its own, so that no step waits for it."""
+        if copied is None:
+            self._write(name, copies, state, best)
+            return
+        torch.cuda.set_device(self._processes.device)
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            copied.wait()
+            self._write(name, copies, state, best)
+            torch.cuda.current_stream().synchronize()
 
     def wait(self) -> None:
         """Return when every requested checkpoint is complete.
@@ -61,3 +96,8 @@ class CheckpointWriter:
             self._thread.shutdown()
         if error is None:
             self.wait()
+
+
+def _bytes_on_gpu(tensor: Tensor | ShardedTensor) -> int:
+    shards = [shard.tensor for shard in tensor.local_shards()] if isinstance(tensor, ShardedTensor) else [tensor]
+    return sum(shard.numel() * shard.element_size() for shard in shards if shard.is_cuda)

@@ -15,11 +15,12 @@ from data_pipelines.batch import Schema
 from data_pipelines.errors import UserError
 from models.moe.expert_parallel import clip_gradients, place_like
 from models.ranker import Ranker
+from models.sharding.memory import memory_notes
 from models.sharding.sharding import data_parallel_tables, dense_parameters, shard, table_optimizers
 from models.sparsity.config import build_levers
 from models.sparsity.lever import Lever
 from models.tables.lookup import SparseTables
-from models.tables.rows import local_rows
+from models.tables.rows import local_rows, settle_caches
 from recsys.config.experiment import ExperimentConfig, TrainConfig
 from recsys.runs.checkpoints import EMA, LEVER, MODEL, OPTIMIZER, Tensors, load_checkpoint, stored_tensors
 from recsys.runs.processes import Processes
@@ -100,6 +101,11 @@ class ModelState:
             shares |= {f"experts/{name}/{index}": float(rows) / total for index, rows in enumerate(share_E) if total}
         return shares
 
+    def memory_notes(self) -> list[str]:
+        """Sentences about tables that are not in the memory that one would expect."""
+        layouts, device = cast(SparseTables, self.ranker.tables).layouts, self.model.device.type
+        return list(memory_notes(self.model.plan, layouts, self.ranker.config, device))
+
     def tensors(self) -> Tensors:
         """All tensors of a checkpoint, by name."""
         tensors = self.model_tensors() | self._fused_state()
@@ -117,7 +123,8 @@ class ModelState:
         return tensors
 
     def model_tensors(self) -> Tensors:
-        """The ranker's parameters and buffers; writing to them changes the ranker."""
+        """The ranker's parameters and buffers; writing to them before the next step changes the ranker."""
+        settle_caches(self.ranker)
         return {MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
 
     def numbers(self) -> dict[str, Any]:

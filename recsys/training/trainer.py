@@ -104,6 +104,8 @@ class Trainer:
         )
         self._log = RunLog(is_main=processes.is_main)
         lists, aside = settings.loss.needs_lists, settings.checkpoint_aside
+        if aside is None:
+            aside = processes.device.type == "cuda"
         self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
         self._batches = DeviceBatches(self.loader, processes.device)
         self._losses = Losses(processes, self._log, self.run.folder)
@@ -146,7 +148,7 @@ class Trainer:
         self._open.enter_context(self._writer)
         self._log.open(self._open, self.run.folder, self.config, resume_step=resume_step)
         self._started = True
-        for note in self._validation.notes:
+        for note in (*self._validation.notes, *self.state.memory_notes()):
             self._log.note(note)
 
     def train_step(self, batch: Batch) -> float:
@@ -315,7 +317,8 @@ class Trainer:
             state.best_step = state.step
             self._save()
         self._writer.wait()
-        self.state.load_final(self.run.checkpoint(step_name(state.best_step)))
+        if state.best_step != state.step or self.config.train.ema is not None:  # else they are in memory
+            self.state.load_final(self.run.checkpoint(step_name(state.best_step)))
         for lever in self.state.levers:
             lever.finish(self.state.ranker)
         valid = self._measure_valid()
