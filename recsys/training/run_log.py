@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from recsys.config.experiment import ExperimentConfig
+from recsys.training.mlflow_run import MlflowRun
 from recsys.training.results import TrainState
 from recsys.training.tracking import Tracker
 
@@ -33,10 +34,11 @@ class RunLog:
     def open(self, stack: ExitStack, folder: Path, config: ExperimentConfig, *, resume_step: int | None) -> None:
         """Start to write into ``folder`` until ``stack`` ends."""
         if self._is_main:
-            parameters = config.model_dump(mode="json", exclude={"data"})
-            mlflow = config.train.mlflow
-            tracker = Tracker(folder, resume_step=resume_step, mlflow=mlflow, parameters=parameters)
-            self._tracker = stack.enter_context(tracker)
+            mlflow = None
+            if config.train.mlflow is not None:
+                parameters = config.model_dump(mode="json", exclude={"data"})
+                mlflow = MlflowRun(config.train.mlflow, folder.name, parameters, self.note)
+            self._tracker = stack.enter_context(Tracker(folder, resume_step=resume_step, mlflow=mlflow))
 
     @property
     def samples_per_s(self) -> float:

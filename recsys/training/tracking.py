@@ -1,6 +1,5 @@
 """Tracking of measurements: ``metrics.parquet``, TensorBoard events, and MLflow if it is configured."""
 
-import os
 import time
 from collections.abc import Mapping
 from io import BytesIO
@@ -11,9 +10,7 @@ from typing import Any
 import polars as pl
 
 from data_pipelines.disk.storage import write_file
-from data_pipelines.errors import UserError
-from data_pipelines.locations import expand
-from data_pipelines.redaction import redacted
+from recsys.training.mlflow_run import MlflowRun
 
 METRICS_FILE = "metrics.parquet"
 METRICS_SCHEMA = pl.Schema(
@@ -35,18 +32,10 @@ class Tracker:
 
     Args:
         resume_step: Keep measurements up to this step of the run that is resumed, and drop later ones.
-        mlflow: Tracking URI, a folder or a server, ``${NAME}`` read from the environment; ``None`` for none.
-        parameters: The config, shown by MLflow.
+        mlflow: A run of MLflow that is told the same, if there is one.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        *,
-        resume_step: int | None = None,
-        mlflow: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, run: Path, *, resume_step: int | None = None, mlflow: MlflowRun | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / METRICS_FILE
@@ -56,7 +45,7 @@ class Tracker:
             self._rows = pl.read_parquet(self._path, glob=False).filter(pl.col("step") <= resume_step).rows()
         purge = None if resume_step is None else resume_step + 1
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
-        self._mlflow = _mlflow(mlflow, run, parameters or {}) if mlflow else None
+        self._mlflow = mlflow
 
     def log(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
         """Record ``values`` as measured on ``split`` after ``step`` steps."""
@@ -65,7 +54,7 @@ class Tracker:
             self._rows.append((step, epoch, seconds, split, metric, float(value)))
             self._tensorboard.add_scalar(f"{split}/{metric}", value, step)
         if self._mlflow is not None:
-            self._mlflow.log_metrics({f"{split}/{metric}": value for metric, value in values.items()}, step=step)
+            self._mlflow.log({f"{split}/{metric}": value for metric, value in values.items()}, step)
 
     def flush(self) -> None:
         """Write ``metrics.parquet`` and flush the events."""
@@ -83,35 +72,4 @@ class Tracker:
         self.flush()
         self._tensorboard.close()
         if self._mlflow is not None:
-            self._mlflow.end_run("FINISHED" if error is None else "FAILED")
-
-
-def _mlflow(uri: str, run: Path, parameters: Mapping[str, Any]) -> Any:
-    try:
-        import mlflow
-    except ModuleNotFoundError:
-        raise UserError(
-            "train.mlflow needs MLflow: pip install 'sparse-recsys[tracking]', or remove the key."
-        ) from None
-    address = expand(uri)
-    if "://" not in address:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which needs no database, but since 3.17 this word
-    try:
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the URL with its password
-        mlflow.set_tracking_uri(address)
-        mlflow.set_experiment("recsys")
-        mlflow.start_run(run_name=run.name)
-        mlflow.log_params(dict(_flat(redacted(parameters))))
-    except mlflow.exceptions.MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"train.mlflow: {uri} cannot be used ({reason}): give a folder or a server, or remove the key."
-        ) from None
-    return mlflow
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return rows
+            self._mlflow.end("FINISHED" if error is None else "FAILED")

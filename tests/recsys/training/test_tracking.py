@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from data_pipelines.dataset.dataset import Dataset, prepare
-from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
+from recsys.training.mlflow_run import Names
 from recsys.training.train import train
 
 mlflow = pytest.importorskip("mlflow")
@@ -43,10 +43,55 @@ def test_a_folder_holds_the_config_and_the_metrics_of_a_run(
     assert [(metric.step, metric.value) for metric in told] == list(kept.select("step", "value").iter_rows())
 
 
-def test_a_server_that_does_not_answer_is_named(
-    content: dict[str, Any], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_does_not_answer_is_named_and_training_goes_on(
+    content: dict[str, Any],
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    away = content | {"train": content["train"] | {"mlflow": "http://127.0.0.1:9"}}
-    with pytest.raises(UserError, match=r"train\.mlflow: http://127\.0\.0\.1:9 cannot be used .*Connection refused"):
-        train(ExperimentConfig.model_validate(away), dataset, tmp_path / "run")
+    away = content | {"train": content["train"] | {"mlflow": "http://me:hush@127.0.0.1:9"}}
+    result = train(ExperimentConfig.model_validate(away), dataset, tmp_path / "run")
+    (note,) = [note for note in result.notes if "mlflow" in note]
+    assert note.startswith("train.mlflow: http://***@127.0.0.1:9 cannot be used (")
+    assert "Connection refused" in note
+    assert "hush" not in caplog.text
+    assert len(pl.read_parquet(tmp_path / "run" / "metrics.parquet")) > 0
+
+
+def test_a_tracker_that_fails_in_the_middle_ends_no_training(
+    content: dict[str, Any], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch's measurements meet a disk that is full; the weights are those of a training without MLflow."""
+    sent: list[Any] = []
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def fails(client: Any, run: str, metrics: Any = (), params: Any = ()) -> None:
+        sent.append(metrics)
+        if any(metric.step > 16 for metric in metrics):
+            raise OSError(28, "No space left on device")
+        log_batch(client, run, metrics=metrics, params=params)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", fails)
+    tracked = content | {"train": content["train"] | {"mlflow": str(tmp_path / "store")}}
+    result = train(ExperimentConfig.model_validate(tracked), dataset, tmp_path / "run")
+    plain = train(ExperimentConfig.model_validate(content), dataset, tmp_path / "plain")
+    assert "No space left on device" in str(result.notes)
+    assert sent[-1][0].step > 16, "nothing is sent after the first failure"
+    assert result.valid == plain.valid
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["valid/click/auc", "a>b", "a/../b", "/a", "a/", "a//b", ".", "..", "x" * 300, "ä ß", "a:b", "50% off", "", "a\nb"],
+)
+def test_every_name_becomes_one_that_mlflow_accepts(name: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    _validate_metric_name(Names()(name))
+
+
+def test_names_stay_apart_and_stay_the_same() -> None:
+    names = Names()
+    assert [names(name) for name in ("a>b", "a<b", "a_b", "a>b")] == ["a_b", "a_b_2", "a_b_3", "a_b"]
