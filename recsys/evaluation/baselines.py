@@ -5,6 +5,7 @@ ranker. Letters: N rows, C columns of the bag-of-features matrix, L entries of a
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import svds
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -94,7 +96,8 @@ def fit_linear(dataset: Dataset, features: Sequence[str] | None = None) -> Fitte
         for strength in strengths:
             model = LogisticRegression(
                 l1_ratio=l1_ratio, C=strength, solver=solver, tol=1e-3, max_iter=60, random_state=0
-            ).fit(train.matrix, train.labels_N, sample_weight=train.weights_N)
+            )
+            _fit(model, train.matrix, train)
             loss = log_loss(judged.labels_N, model.decision_function(judged.matrix), judged.weights_N)
             if best is None or loss < least:
                 best, least = model, loss
@@ -110,14 +113,20 @@ def fit_linear(dataset: Dataset, features: Sequence[str] | None = None) -> Fitte
     return Fitted(logits, {"density": float((coefficients != 0).mean())})
 
 
+def _fit(model: LogisticRegression, matrix: sp.csr_matrix | Floats, rows: "_Rows") -> None:
+    """Fit, quietly where the iterations do not suffice: the valid split judges such a model like any other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(matrix, rows.labels_N, sample_weight=rows.weights_N)
+
+
 def fit_decomposition(dataset: Dataset, features: Sequence[str] | None = None, *, width: int = 32) -> Fitted:
     """Logistic regression on the ``width`` strongest left singular vectors of the bag-of-features matrix."""
     train = _Rows.of(dataset, "train", features, scaled=True)
     rank = min(width, min(train.matrix.shape) - 1)
     _, _, right_kC = svds(train.matrix.astype(np.float32), k=rank, random_state=0)
-    model = LogisticRegression(max_iter=200).fit(
-        train.matrix @ right_kC.T, train.labels_N, sample_weight=train.weights_N
-    )
+    model = LogisticRegression(max_iter=200)
+    _fit(model, train.matrix @ right_kC.T, train)
 
     def logits(split: str) -> Floats:
         rows = _Rows.of(dataset, split, features, scaled=True)
