@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,10 @@ _FLAGS = 64
 """Boosted trees see bags over at most this many values as one flag per value; larger ones by their length."""
 
 
+_UNJUDGED_ROUNDS = 100
+"""Rounds of boosted trees where no valid rows say when to stop."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A baseline that has learned from the train split.
@@ -63,7 +67,7 @@ Fit = Callable[[Dataset, Sequence[str] | None], Fitted]
 
 def fit_popularity(dataset: Dataset, features: Sequence[str] | None = None) -> Fitted:
     """The smoothed mean label of a feature's value in training, for the one feature that orders the valid rows best."""
-    train, judged = (_Rows.of(dataset, name, features) for name in ("train", _judge(dataset)))
+    train, judged = (_Rows.of(dataset, name, features).labelled() for name in ("train", _judge(dataset)))
     rate = weighted_mean(train.labels_N, train.weights_N)
 
     def score(rows: _Rows, block: slice) -> Floats:
@@ -89,7 +93,7 @@ def fit_linear(dataset: Dataset, features: Sequence[str] | None = None) -> Fitte
     Both are fitted with weaker and weaker penalties until the log loss of the valid split rises, and the best of all is
     taken. Where values have few rows, a penalty that is too strong costs more than the choice of the penalty.
     """
-    train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
+    train, judged = (_Rows.of(dataset, name, features, scaled=True).labelled() for name in ("train", _judge(dataset)))
     best, least = None, float("inf")
     for l1_ratio, solver, strengths in _PENALTIES:
         before = float("inf")
@@ -122,7 +126,7 @@ def _fit(model: LogisticRegression, matrix: sp.csr_matrix | Floats, rows: "_Rows
 
 def fit_decomposition(dataset: Dataset, features: Sequence[str] | None = None, *, width: int = 32) -> Fitted:
     """Logistic regression on the ``width`` strongest left singular vectors of the bag-of-features matrix."""
-    train = _Rows.of(dataset, "train", features, scaled=True)
+    train = _Rows.of(dataset, "train", features, scaled=True).labelled()
     rank = min(width, min(train.matrix.shape) - 1)
     _, _, right_kC = svds(train.matrix.astype(np.float32), k=rank, random_state=0)
     model = LogisticRegression(max_iter=200)
@@ -144,7 +148,7 @@ def fit_factorization_machine(
     batch_size: int = 1024,
 ) -> Fitted:
     """A factorization machine (Rendle 2010) on the bag-of-features matrix; stops when the valid AUC falls."""
-    train, judged = (_Rows.of(dataset, name, features, scaled=True) for name in ("train", _judge(dataset)))
+    train, judged = (_Rows.of(dataset, name, features, scaled=True).labelled() for name in ("train", _judge(dataset)))
     generator = torch.Generator().manual_seed(0)
     model = _Factors(
         train.matrix.shape[1], factors, float(_logit(weighted_mean(train.labels_N, train.weights_N))), generator
@@ -205,20 +209,22 @@ def fit_gradient_boosting(dataset: Dataset, features: Sequence[str] | None = Non
     except ModuleNotFoundError:
         raise UserError("the boosted trees need LightGBM: pip install 'sparse-recsys[baselines]'.") from None
     judge = _judge(dataset)
-    sets = {
-        name: lightgbm.Dataset(
-            _tree_columns(dataset, name, features), _labels(dataset, name), weight=_weights(dataset, name)
-        )
-        for name in ("train", judge)
-    }
+
+    def rows(split: str) -> Any:
+        labels_N = _labels(dataset, split)
+        known_N = ~np.isnan(labels_N)
+        matrix, weights_N = _tree_columns(dataset, split, features), _weights(dataset, split)
+        return lightgbm.Dataset(matrix[known_N], labels_N[known_N], weight=weights_N[known_N])
+
     settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 63, "verbosity": -1, "seed": 0}
-    booster = lightgbm.train(
-        settings | {"min_data_in_leaf": 50, "deterministic": True},
-        sets["train"],
-        num_boost_round=500,
-        valid_sets=[sets[judge]],
-        callbacks=[lightgbm.early_stopping(30, verbose=False)],
-    )
+    settings |= {"min_data_in_leaf": 50, "deterministic": True}
+    if judge == "train":
+        booster = lightgbm.train(settings, rows("train"), num_boost_round=_UNJUDGED_ROUNDS)
+    else:
+        stop = lightgbm.early_stopping(30, verbose=False)
+        booster = lightgbm.train(
+            settings, rows("train"), num_boost_round=500, valid_sets=[rows(judge)], callbacks=[stop]
+        )
 
     def logits(split: str) -> Floats:
         return np.asarray(booster.predict(_tree_columns(dataset, split, features), raw_score=True))
@@ -292,7 +298,7 @@ def write_baselines(
 
 
 class _Rows:
-    """The labelled rows of a split for the first task."""
+    """The rows of a split for the first task; labels are NaN where there are none."""
 
     def __init__(self, matrix: sp.csr_matrix, labels_N: Floats, weights_N: Floats) -> None:
         self.matrix, self.labels_N, self.weights_N = matrix, labels_N, weights_N
@@ -309,12 +315,17 @@ class _Rows:
             matrix.data[own] = squash(torch.from_numpy(matrix.data[own])).numpy()
         return _Rows(matrix, _labels(dataset, split), _weights(dataset, split))
 
+    def labelled(self) -> "_Rows":
+        """The rows to learn from."""
+        known_N = ~np.isnan(self.labels_N)
+        return self if known_N.all() else _Rows(self.matrix[known_N], self.labels_N[known_N], self.weights_N[known_N])
+
 
 def _labels(dataset: Dataset, split: str) -> Floats:
     task = dataset.schema.tasks[0]
     labels_N: Floats = dataset.labels(split)[:, 0].astype(np.float64)
-    if dataset.config.tasks[task].kind != "binary" or np.isnan(labels_N).any():
-        raise UserError(f"baselines need a binary task with a label in every row, and {task!r}, the first, is not one.")
+    if dataset.config.tasks[task].kind != "binary":
+        raise UserError(f"baselines need a binary task, and {task!r}, the first, is not one.")
     return labels_N
 
 
@@ -328,7 +339,10 @@ def _weights(dataset: Dataset, split: str) -> Floats:
 
 def _judge(dataset: Dataset) -> str:
     """The split to tune on: valid, unless it has no rows or only one class."""
-    return "valid" if dataset.splits.get("valid") and len(np.unique(_labels(dataset, "valid"))) > 1 else "train"
+    if not dataset.splits.get("valid"):
+        return "train"
+    labels_N = _labels(dataset, "valid")
+    return "valid" if len(np.unique(labels_N[~np.isnan(labels_N)])) > 1 else "train"
 
 
 def _schema(dataset: Dataset, features: Sequence[str] | None) -> Schema:

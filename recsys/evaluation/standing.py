@@ -17,6 +17,7 @@ from models.layers.heads import TaskKind
 from recsys.evaluation.baselines import FITS, Fitted
 from recsys.evaluation.comparison import Measured, TestRows
 from recsys.evaluation.evaluate import facts_of, mean_label
+from recsys.evaluation.monitor import why_undefined
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import LOG_LOSS
 from recsys.metrics.bootstrap import interval
@@ -73,10 +74,13 @@ class Standing(BaseModel):
 
     @property
     def lost_to(self) -> list[str]:
-        """Baselines whose main metric is better outside the interval, the strongest first."""
-        losses = {name: figures[self.main] for name, figures in self.against.items()}
-        lost = [name for name, figure in losses.items() if figure.verdict == "worse"]
-        return sorted(lost, key=lambda name: -abs(losses[name].difference))
+        """Baselines that are better outside the interval, by the main metric or any other, the strongest first.
+
+        Those that are better by the main metric come before all others.
+        """
+        lost = [name for name, figures in self.against.items() if "worse" in _verdicts(figures)]
+        gaps = {name: self.against[name][self.main] for name in lost}
+        return sorted(lost, key=lambda name: (gaps[name].verdict != "worse", -abs(gaps[name].difference)))
 
     def lines(self) -> dict[str, str]:
         """One sentence per baseline, and the hint."""
@@ -89,7 +93,16 @@ def _sentence(figures: Mapping[str, Difference]) -> str:
         f"{name} {figure.baseline:.4f}, the model {figure.difference:+.4f} ({figure.low:+.4f} to {figure.high:+.4f})"
         for name, figure in figures.items()
     )
-    return f"{next(iter(figures.values())).verdict}: {'; '.join(parts)}"
+    verdicts = _verdicts(figures)
+    if len(set(verdicts)) == 1:
+        return f"{verdicts[0]}: {'; '.join(parts)}"
+    each = (f"{verdict} in {name}" for name, verdict in zip(figures, verdicts, strict=True))
+    return f"{', '.join(each)}: {'; '.join(parts)}"
+
+
+def _verdicts(figures: Mapping[str, Difference]) -> list[str]:
+    """Of each metric, the main one first."""
+    return [figure.verdict for figure in figures.values()]
 
 
 def fit_baselines(
@@ -104,7 +117,7 @@ def fit_baselines(
             binary and the data not too large for them.
 
     Raises:
-        UserError: ``names`` asks for a baseline, and the task is not binary or lacks labels.
+        UserError: ``names`` asks for a baseline, and the task is not binary.
     """
     found = {BASE_RATE: _base_rate(dataset)}
     if names is None and dataset.splits["train"] > MOST_ROWS:
@@ -126,7 +139,7 @@ def fit_baselines(
 def compare(
     dataset: Dataset, split: str, logits_N: Floats, others: Mapping[str, Floats], *, draws: int = 200, note: str = ""
 ) -> Standing:
-    """The differences of a model to baselines on ``split``, by the first task.
+    """The differences of a model to baselines on ``split``, by the first task, in the metrics that its rows define.
 
     Args:
         logits_N: The model's, in the order of the split.
@@ -134,14 +147,21 @@ def compare(
         draws: Bootstrap draws, over users where there are any.
     """
     task, config = next(iter(dataset.config.tasks.items()))
-    rows = TestRows.of(dataset.labels(split)[:, 0], facts_of(dataset, split, task), kind=config.kind, draws=draws)
+    labels_N, facts = dataset.labels(split)[:, 0], facts_of(dataset, split, task)
+    rows = TestRows.of(labels_N, facts, kind=config.kind, draws=draws)
     metrics = [main_metric(config.kind)] + ([LOG_LOSS] if config.kind == "binary" else [])
+    missing = {metric.name: why_undefined(metric, config.kind, labels_N, facts) for metric in metrics}
+    metrics = [metric for metric in metrics if missing[metric.name] is None]
+    notes = [note] if note else []
+    notes += [f"{name} is undefined on the {split} split: {reason}" for name, reason in missing.items() if reason]
+    if not metrics:
+        return Standing(split=split, task=task, main=next(iter(missing)), against={}, note="; ".join(notes))
     own = {metric.name: rows.measure(metric, logits_N) for metric in metrics}
     against = {
         name: {m.name: _difference(m, own[m.name], rows.measure(m, baseline_N)) for m in metrics}
         for name, baseline_N in others.items()
     }
-    return Standing(split=split, task=task, main=metrics[0].name, against=against, note=note)
+    return Standing(split=split, task=task, main=metrics[0].name, against=against, note="; ".join(notes))
 
 
 def _difference(metric: Metric, model: Measured, baseline: Measured) -> Difference:

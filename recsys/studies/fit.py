@@ -207,9 +207,10 @@ def _compare(run: Path, dataset: Dataset) -> tuple[dict[str, SplitMetrics], dict
 def _summary(valid: Standing) -> str:
     lost = valid.lost_to
     if lost:
-        figure = valid.against[lost[0]][valid.main]
+        figures = valid.against[lost[0]]
+        metric, figure = next((name, figure) for name, figure in figures.items() if figure.verdict == "worse")
         return (
-            f"A baseline wins on the valid split: {lost[0]} has {valid.main} {figure.baseline:.4f}, the model "
+            f"A baseline wins on the valid split: {lost[0]} has {metric} {figure.baseline:.4f}, the model "
             f"{figure.baseline + figure.difference:.4f}. To try: {valid.hint}"
         )
     level = [name for name, figures in valid.against.items() if figures[valid.main].verdict == "level"]

@@ -189,14 +189,16 @@ class Frontier:
         looks = [self._looks[index, seed] for seed in self._seeds]
         figures = [store.figures(look) for look in looks]
         failed = next((figure.failed for figure in figures if figure.failed), "")
-        values: dict[str, list[float]] = {}
-        for split in self._splits():
-            scores = [] if failed else [store.logits(look, split, self._task) for look in looks]
+        first, last = self._splits()[0], self._splits()[-1]
+        values: dict[str, list[float]] = {first: [], last: [], f"{last} loss": []}
+        for split in [] if failed else self._splits():
+            scores = [store.logits(look, split, self._task) for look in looks]
             labels_N, weights_N = self._labels(split), self._data.weights(split, self._task)
             measured = (self.metric.measure(self._kind, labels_N, score_N, None, weights_N) for score_N in scores)
             values[split] = list(measured)
             values[f"{split} loss"] = [log_loss(labels_N, score_N, weights_N) for score_N in scores]
-        first, last = self._splits()[0], self._splits()[-1]
+            if not np.isfinite(values[split]).all():
+                failed = failed or f"its {self.metric.label} is not finite on the {split} split"
         sizes = [figure.model_bytes or 0 for figure in figures]
         ratios = [whole / size for whole, size in zip(self._checkpoint_bytes(), sizes, strict=True) if size]
         row = {

@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
+from recsys.evaluation.baselines import measure_baseline
 from recsys.evaluation.standing import BASE_RATE, compare, fit_baselines
 
 ROWS = 4000
@@ -54,6 +55,14 @@ def test_a_model_is_level_with_itself_and_better_or_worse_outside_the_interval(d
     assert reverse.lines()["linear"].startswith("worse: auc 0.")
 
 
+def test_a_model_that_orders_well_and_predicts_badly_has_lost(dataset: Dataset) -> None:
+    fitted, _ = fit_baselines(dataset, names=["linear"])
+    linear_N = fitted["linear"].logits("test")
+    found = compare(dataset, "test", linear_N - 2, {"linear": linear_N})
+    assert found.lines()["linear"].startswith("level in auc, worse in logloss: auc 0.")
+    assert found.lost_to == ["linear"]
+
+
 def test_the_base_rate_is_compared_for_every_kind_of_task(dataset: Dataset, tmp_path: Path) -> None:
     frame = pl.read_parquet(dataset.config.log)
     frame.write_parquet(tmp_path / "log.parquet")
@@ -86,3 +95,34 @@ def test_the_base_rate_counts_rows_by_their_weight(dataset: Dataset, tmp_path: P
     rate = np.average(labels_N, weights=1 + 3 * labels_N)
     fitted, _ = fit_baselines(weighted, names=[])
     assert fitted[BASE_RATE].logits("test")[0] == pytest.approx(np.log(rate / (1 - rate)))
+
+
+def test_rows_without_a_label_are_left_out_of_baselines(dataset: Dataset, tmp_path: Path) -> None:
+    frame = pl.read_parquet(dataset.config.log)
+    unknown = frame.with_columns(click=pl.lit(None, pl.Int64)).head(500)
+    frame.vstack(unknown.select(frame.columns)).write_parquet(tmp_path / "log.parquet")
+    partly = prepare(config(tmp_path, {"click": {"column": "click"}}), tmp_path / "dataset")
+    fitted, note = fit_baselines(partly)
+    assert {"popularity", "linear"} <= fitted.keys()
+    assert "label" not in note
+    logits = {name: baseline.logits("test") for name, baseline in fitted.items()}
+    assert all(len(logits_N) == partly.splits["test"] for logits_N in logits.values())
+    found = compare(partly, "test", logits["linear"], logits)
+    assert found.against[BASE_RATE]["auc"].verdict == "better"
+    assert measure_baseline("linear", partly, fitted=fitted["linear"])["auc"] > 0.6
+
+
+def test_a_metric_that_the_rows_do_not_define_is_left_out(dataset: Dataset, tmp_path: Path) -> None:
+    frame = pl.read_parquet(dataset.config.log)
+    split = pl.when(pl.col("click") == 0).then(pl.lit("test")).otherwise(pl.lit("train"))
+    few = frame.with_columns(split=pl.when(pl.int_range(pl.len()) % 2 == 0).then(split).otherwise(pl.lit("train")))
+    few.write_parquet(tmp_path / "log.parquet")
+    content = config(tmp_path, {"click": {"column": "click"}}).model_dump(mode="json")
+    content["split"] = {"by": "column", "column": "split"}
+    one_class = prepare(DataConfig.model_validate(content), tmp_path / "dataset")
+    fitted, note = fit_baselines(one_class, names=["popularity"])
+    logits = {name: baseline.logits("test") for name, baseline in fitted.items()}
+    found = compare(one_class, "test", logits["popularity"], logits, note=note)
+    assert (found.main, found.lost_to) == ("logloss", [])
+    assert list(found.against["popularity"]) == ["logloss"]
+    assert found.note.startswith("auc is undefined on the test split: all ")
