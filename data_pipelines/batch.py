@@ -62,6 +62,9 @@ class DenseSpec(Config):
 class Schema(Config):
     """Everything the models need to know about encoded data, and nothing about columns.
 
+    Attributes:
+        after: For each task that happens only after another one, that other task.
+
     Example:
         >>> schema = rs.Dataset.open(Path("dataset")).schema
         >>> schema.tasks, schema.dense_width
@@ -74,6 +77,17 @@ class Schema(Config):
     sparse: tuple[SparseSpec, ...]
     dense: tuple[DenseSpec, ...]
     tasks: tuple[str, ...]
+    after: dict[str, str] = Field(default={})
+
+    @property
+    def chains(self) -> tuple[tuple[int, int], ...]:
+        """The columns of each task that happens only after another one, and of that one; first tasks come first."""
+
+        def before(task: str) -> int:
+            return 1 + before(self.after[task]) if task in self.after else 0
+
+        ordered = sorted(self.after.items(), key=lambda pair: before(pair[0]))
+        return tuple((self.tasks.index(task), self.tasks.index(first)) for task, first in ordered)
 
     def table(self, name: str) -> TableSpec:
         return next(table for table in self.tables if table.name == name)

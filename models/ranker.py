@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
 from models.layers.additive import AdditiveTerms
+from models.layers.chains import logits_over_all_rows
 from models.layers.gates import FeatureGates
 from models.layers.heads import Heads, TasksConfig
 from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Interaction
@@ -111,7 +112,11 @@ class Ranker(nn.Module):
             self.wide.start_at_zero()
 
     def forward(self, batch: Batch | IdChanges) -> Tensor:
-        """Logits (B, T), float32, in the order of the schema's tasks."""
+        """Logits (B, T), float32, in the order of the schema's tasks.
+
+        That of a task that happens only after another one is of its probability over all rows
+        (:func:`models.layers.chains.logits_over_all_rows`).
+        """
         ids = IdChanges.of(batch)
         if self.managed_ids is not None:
             for vocabulary, rows in self.managed_ids(ids).items():
@@ -138,7 +143,7 @@ class Ranker(nn.Module):
             logits_BT = logits_BT + self.additive(pooled)
         if self.wide is not None:
             logits_BT = logits_BT + self.wide(wide, dense_BD)
-        return cast(Tensor, logits_BT)
+        return logits_over_all_rows(cast(Tensor, logits_BT), self.schema.chains)
 
     def _context(self, pooled: dict[str, Tensor], dense_BD: Tensor) -> Tensor:
         widths = [feature.width for feature in self.schema.dense]

@@ -18,6 +18,11 @@ class ExportConfig(Config):
     calibration: Literal["platt", "isotonic"] = Field(
         default="platt", description="Platt keeps the order of rows exactly."
     )
+    conditional: bool = Field(
+        default=False,
+        description="Scores also hold `<task>:conditional`: the probability of a task given the one of its key "
+        "`after`. `<task>` is over all rows.",
+    )
     sample: int = Field(
         default=100_000, ge=1, description="Validation rows for calibration and for the drift reference."
     )

@@ -16,6 +16,8 @@ from models.weights import Weights
 from serving.artifact.artifact import Artifact, served_encoder, write_artifact
 from serving.artifact.calibration import Calibration, Platt
 from serving.artifact.card import ModelCard, SplitMetrics
+from serving.artifact.outputs import Outputs
+from serving.formula import Formula
 
 ROWS = pl.DataFrame(
     {
@@ -28,6 +30,7 @@ ROWS = pl.DataFrame(
         "place": [i % 3 for i in range(60)],
         "click": [i % 2 for i in range(60)],
         "stars": [float(i % 5) for i in range(60)],
+        "buy": [i % 4 // 3 for i in range(60)],
     }
 )
 CARD = ModelCard(name="tiny", metrics={"test": SplitMetrics(tasks={"click": {"auc": 0.75}})}, versions={"torch": "2"})
@@ -42,9 +45,15 @@ FEATURES: dict[str, Any] = {
 }
 
 
-def write(folder: Path, model: dict[str, Any], features: dict[str, Any] = FEATURES, **kept: Any) -> Artifact:
-    """An artifact with random weights."""
-    tasks = {"click": {"column": "click"}, "stars": {"column": "stars", "kind": "regression"}}
+def write(
+    folder: Path, model: dict[str, Any], features: dict[str, Any] = FEATURES, *, score: str | None = None, **kept: Any
+) -> Artifact:
+    """An artifact with random weights, one of whose tasks comes after another one."""
+    tasks = {
+        "click": {"column": "click"},
+        "stars": {"column": "stars", "kind": "regression"},
+        "buy": {"column": "buy", "after": "click"},
+    }
     data = DataConfig.model_validate({"log": "none", "tasks": tasks, "features": features, "keys": ["user"]})
     encoder, config = Encoder.fit(Plan.of(data), ROWS.lazy()), RankerConfig.model_validate(model)
     torch.manual_seed(0)
@@ -56,7 +65,9 @@ def write(folder: Path, model: dict[str, Any], features: dict[str, Any] = FEATUR
     weights = Weights(config, encoder.schema, tables, dense, **kept)
     calibration: dict[str, Calibration] = {"click": Platt(slope=0.7, intercept=-0.2)}
     served = served_encoder(weights, encoder)
-    write_artifact(weights, served, None, CARD, folder / "artifact", calibration=calibration)
+    formula = None if score is None else Formula.parse(score, encoder.schema.tasks)
+    outputs = Outputs(served.config.tasks, calibration, conditional=score is not None, score=formula)
+    write_artifact(weights, served, None, CARD, folder / "artifact", outputs=outputs)
     return Artifact.open(folder / "artifact")
 
 

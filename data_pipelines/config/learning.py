@@ -81,6 +81,12 @@ class Task(Config):
     where: str | None = Field(
         default=None, description="A SQL condition: rows for which it does not hold have no label."
     )
+    after: str | None = Field(
+        default=None,
+        description="The task without which this one never happens, as a purchase after a click. The model then learns "
+        "both over all rows: the probability of this task is that of `after`, times the one given `after` (ESMM). A "
+        "row that has the label 0 for `after` and none for this task has the label 0.",
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Task":

@@ -11,6 +11,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 import data_pipelines.features.kinds  # noqa: F401  (registers the kinds of features)
 from data_pipelines.config.base import Config
+from data_pipelines.config.chains import chain_problems
 from data_pipelines.config.learning import RowWeight, Sampling, Split, Task
 from data_pipelines.features.kinds.base import FeatureConfig
 from data_pipelines.features.times import TimeFormat, check_format
@@ -119,6 +120,9 @@ class DataConfig(Config):
         for key in ("window", "repeats"):
             if self.sampling is not None and getattr(self.sampling, key) and self.time is None:
                 yield f"`sampling.{key}` needs the key `time`: the column that says when a row was"
+        yield from chain_problems(self.tasks)
+        if self.drawing is not None and any(task.after is not None for task in self.tasks.values()):
+            yield "`after` is about rows that were shown, and `sampling` draws rows that never were: remove one"
         if self.event_key and self.time is None:
             yield "`event_key` needs the key `time`: keys of events are remembered for a while after them"
         for join in self.joins:

@@ -68,6 +68,7 @@ class Encoder:
             sparse=self._sparse,
             dense=self._dense,
             tasks=tuple(plan.tasks),
+            after={name: task.after for name, task in plan.tasks.items() if task.after is not None},
         )
         self._relative = plan.select(self.schema.feature_names).relative
         compared = [feature.of.name for feature in self._relative.values() if feature.of is not None]

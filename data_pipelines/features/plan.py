@@ -192,12 +192,23 @@ class Plan:
         return frozenset().union(*(feature.optional_columns() for feature in self.features.values()))
 
     def label(self, task: str, raw: RawColumns) -> pl.Expr:
-        """Float32 labels of a task; null where a row has none.
+        """Float32 labels of a task; null where a row has none, and 0 where the task that it comes after has 0.
 
         Raises:
             UserError: The task's column is missing or holds no numbers, or its ``where`` is not a SQL condition.
         """
-        return label(task, self.tasks[task], raw)
+        own = label(task, self.tasks[task], raw)
+        first = self.tasks[task].after
+        if first is None:
+            return own
+        return pl.when(own.is_null() & (self.label(first, raw) == 0)).then(pl.lit(0, pl.Float32)).otherwise(own)
+
+    def contradiction_checks(self, raw: RawColumns) -> Iterator[Check]:
+        """Rows in which a task happened without the one that it comes after."""
+        for name, task in self.tasks.items():
+            if task.after is not None:
+                reason = f"{task.column}: task {name!r} happened without {task.after!r}, which it comes after"
+                yield reason, (self.label(name, raw) == 1) & (self.label(task.after, raw) == 0)
 
     def weight(self, task: str, raw: RawColumns) -> pl.Expr:
         """Float32: how much each row counts for a task; the negatives that training keeps stand for those it drops.
@@ -231,6 +242,7 @@ class Plan:
         if labelled:
             for name, task in self.tasks.items():
                 yield from label_checks(name, task, raw)
+            yield from self.contradiction_checks(raw)
             for weight in {weight.read_column: weight for weight in self.weights.values()}.values():
                 yield from weight_checks(weight, raw)
             yield UNLABELLED, pl.all_horizontal(self.label(name, raw).is_null() for name in self.tasks)

@@ -25,6 +25,7 @@ from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
 from recsys.metrics.registry import main_metric
 from serving.config import ExportConfig
+from serving.formula import SCORE, Formula, FormulaError
 
 DenseOptimizer = Literal["adamw", "adam", "adagrad", "sgd"]
 ScheduleKind = Literal["constant", "cosine", "linear"]
@@ -127,6 +128,12 @@ class ExperimentConfig(Config):
     )
     name: str = "experiment"
     seed: int = Field(default=0, ge=0)
+    score: str | None = Field(
+        default=None,
+        max_length=500,
+        description="A formula of tasks by which rows are ranked, such as `click * value`: names of tasks, numbers, "
+        "`+ - * / **`, `min()`, `max()`, `log()` and `exp()`. Artifacts add it to scores as `score`.",
+    )
     data: DataConfig
     model: RankerConfig = RankerConfig()
     train: TrainConfig = TrainConfig()
@@ -159,6 +166,21 @@ class ExperimentConfig(Config):
         for name in extensions.missing(names):
             raise ValueError(f"the experiment {extensions.needs(name)}")
         return names
+
+    @model_validator(mode="after")
+    def _has_a_formula(self) -> "ExperimentConfig":
+        try:
+            formula = self.formula
+        except FormulaError as error:
+            raise ValueError(f"score: {error}") from None
+        if formula is not None and SCORE in self.data.tasks:
+            raise ValueError(f"score: the task `{SCORE}` has the name of the column of the formula: rename the task")
+        return self
+
+    @property
+    def formula(self) -> Formula | None:
+        """The formula by which rows are ranked, if there is one."""
+        return None if self.score is None else Formula.parse(self.score, self.data.tasks)
 
     @model_validator(mode="after")
     def _has_lists(self) -> "ExperimentConfig":

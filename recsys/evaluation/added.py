@@ -41,7 +41,8 @@ def added_values(
 
     ``logit`` is what the model has learned. ``measured`` is what the rows of ``split`` show beside the rest of the
     model, with a 95% interval from ``low`` to ``high``: of binary tasks, and values with enough rows
-    (:func:`~recsys.metrics.level_effects.level_effects`).
+    (:func:`~recsys.metrics.level_effects.level_effects`). For a task that happens only after another one, ``logit`` is
+    added to that of its conditional probability, and nothing is measured.
 
     Args:
         logits_NT: Of the rows of ``split``, in their order.
@@ -70,7 +71,7 @@ def added_values(
                 pl.lit(task).alias("task"),
                 pl.Series("logit", logits_RT[id_V, t]),
             )
-            if kinds[t] == "binary":
+            if kinds[t] == "binary" and task not in weights.schema.after:
                 labels_N = labels_NT[:, t].astype(np.float64)
                 rest_N = logits_NT[:, t].astype(np.float64) - logits_RT[id_N, t]
                 shown = _measured(labels_N, rest_N, id_N, id_V, served, facts[task])

@@ -27,17 +27,21 @@ from models.layers.heads import TaskKind
 from models.moe.router import routers
 from models.ranker import Ranker
 from models.weights import Weights
+from recsys.config.experiment import stored_config
 from recsys.evaluation.added import ADDED_FILE, added_values
 from recsys.evaluation.comparison import TestRows
+from recsys.evaluation.derived import derived, scores_of
 from recsys.metrics.arrays import Floats, Groups, group_codes, row_weights, weighted_mean
 from recsys.metrics.binary import AUC, LOG_LOSS
 from recsys.metrics.bootstrap import Interval
 from recsys.metrics.grouped import LIST_METRICS
+from recsys.metrics.metric import Metric
 from recsys.metrics.registry import metrics_of
 from recsys.metrics.regression import POISSON_DEVIANCE, RMSE
 from recsys.metrics.rows import NO_FACTS, GroupKind, RowFacts
-from recsys.runs.checkpoints import load_weights
+from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.card import SplitMetrics
+from serving.formula import SCORE, Formula
 
 _WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE, *LIST_METRICS)
 
@@ -58,8 +62,11 @@ class Evaluation:
         intervals: 95% bootstrap intervals (whole users drawn) by task, then by metric: of AUC, log loss, RMSE,
             Poisson deviance and the metrics of lists.
         slices: One row per value of the slice column: value, rows, mean label and metrics; ``None`` without one.
-        predictions: (N) ``row``, the data set's keys, and ``<task>:label`` and ``<task>:logit`` of every task.
+        predictions: (N) ``row``, the data set's keys, and ``<task>:label`` and ``<task>:logit`` of every task;
+            ``score`` if rows are ranked by a formula.
         features: The encoded features that the model reads.
+        derived: Metrics of what is computed from the tasks (:func:`~recsys.evaluation.derived.derived`), by name; their
+            intervals are among ``intervals``.
 
     Example:
         >>> evaluation = rs.evaluate(Path("run"), rs.Dataset.open(Path("dataset")), "test")
@@ -73,10 +80,11 @@ class Evaluation:
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     slices: pl.DataFrame | None = None
     features: tuple[str, ...] = ()
+    derived: TaskMetrics = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         rows: dict[str, object] = {}
-        for task, metrics in self.tasks.items():
+        for task, metrics in (self.tasks | self.derived).items():
             for name, value in metrics.items():
                 bounds = self.intervals.get(task, {}).get(name)
                 interval = "" if bounds is None else f" ({bounds.low:.5g} to {bounds.high:.5g})"
@@ -86,7 +94,7 @@ class Evaluation:
     def summary(self) -> SplitMetrics:
         """The metrics and intervals, for cards and JSON."""
         return SplitMetrics(
-            tasks=self.tasks,
+            tasks=self.tasks | self.derived,
             intervals={task: dict(bounds.items()) for task, bounds in self.intervals.items()},
         )
 
@@ -180,6 +188,7 @@ def evaluate(
     batch_size: int = 16384,
     slice_by: str | None = None,
     draws: int = 200,
+    score: Formula | None = None,
 ) -> Evaluation:
     """Score ``split`` with a run's final weights (or any) and measure everything.
 
@@ -187,6 +196,7 @@ def evaluate(
         source: A run directory, in which the predictions are stored as ``predictions/<split>.parquet``, or weights.
         slice_by: One of the data set's key columns: metrics for each of its values.
         draws: Bootstrap draws for the intervals; 0 for none.
+        score: The formula by which rows are ranked; if absent, that of the run's config.
 
     Raises:
         UserError: No such run, split or column.
@@ -199,12 +209,14 @@ def evaluate(
     if split not in dataset.splits:
         raise UserError(f"{dataset.path} has no split {split!r}: it has {', '.join(dataset.splits)}.")
     weights = load_weights(source) if isinstance(source, Path) else source
+    if score is None and isinstance(source, Path):
+        score = stored_config(source / CONFIG_FILE).formula
     loader = Loader(dataset, split, batch_size=batch_size, features=weights.schema.feature_names)
     ranker = weights.to_ranker()
     rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
     in_order_NT = logits_NT.numpy()[rows_N.argsort().numpy()]
     facts = facts_by_task(dataset, split)
-    measured = measure(dataset, split, in_order_NT, facts, slice_by=slice_by, draws=draws)
+    measured = measure(dataset, split, in_order_NT, facts, slice_by=slice_by, draws=draws, score=score)
     evaluation = replace(measured, features=weights.schema.feature_names)
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
@@ -249,6 +261,7 @@ def measure(
     *,
     slice_by: str | None = None,
     draws: int = 200,
+    score: Formula | None = None,
 ) -> Evaluation:
     """All metrics of ``logits_NT``, rows in the order of ``split``, of which ``by_task`` holds the facts."""
     labels_NT, keys = dataset.labels(split), dataset.keys(split)
@@ -266,19 +279,26 @@ def measure(
             columns[LIST] = facts.lists_N
         if draws:
             intervals[name] = _intervals(TestRows.of(labels_N, facts, kind=kind, draws=draws), logits_N)
+    if score is not None:
+        columns[SCORE] = scores_of(dataset.config.tasks, logits_NT, score)
+    besides = list(derived(dataset.config.tasks, labels_NT, logits_NT, by_task, score))
+    for part in besides if draws else ():
+        rows = TestRows.of(part.labels_N, part.facts, draws=draws)
+        intervals[part.name] = _intervals(rows, part.outputs_N, part.metrics)
     predictions = (
         pl.DataFrame({"row": np.arange(len(labels_NT))})
-        .hstack(keys.rename(lambda key: key_name(key, ("row",))))
+        .hstack(keys.rename(lambda key: key_name(key, ("row", *({SCORE} & columns.keys())))))
         .hstack(pl.DataFrame(columns))
     )
     slices = None
     if slice_by is not None:
         slices = slice_metrics(predictions, slice_by, dataset.schema.tasks[0], kinds[0])
-    return Evaluation(split, tasks, predictions, intervals, slices)
+    measured = {part.name: part.measure() for part in besides}
+    return Evaluation(split, tasks, predictions, intervals, slices, derived=measured)
 
 
-def _intervals(rows: TestRows, logits_N: Floats) -> dict[str, Interval]:
-    defined = [m for m in _WITH_INTERVAL if m.within is None or m.within in rows.facts.kinds]
+def _intervals(rows: TestRows, logits_N: Floats, among: Sequence[Metric] = _WITH_INTERVAL) -> dict[str, Interval]:
+    defined = [m for m in _WITH_INTERVAL if m in among and (m.within is None or m.within in rows.facts.kinds)]
     return {m.name: rows.measure(m, logits_N).interval for m in defined if rows.kind in m.kinds}
 
 

@@ -126,7 +126,8 @@ def export_shrunk(shrunk: ShrunkRun, out: Path, *, replace: bool = False) -> Art
         UserError: ``out`` exists and ``replace`` is false.
     """
     _refuse_existing(out, replace)
-    export(shrunk.after, shrunk.data, _card(shrunk), shrunk.config.export, out, replace=replace)
+    config = shrunk.config
+    export(shrunk.after, shrunk.data, _card(shrunk), config.export, out, score=config.formula, replace=replace)
     return Artifact.open(out)
 
 
@@ -166,7 +167,7 @@ def _refuse_existing(out: Path, replace: bool) -> None:
 def _card(shrunk: ShrunkRun) -> ModelCard:
     data, weights = shrunk.data, shrunk.after
     metrics = {
-        split: evaluate(weights, data, split, draws=0).summary()
+        split: evaluate(weights, data, split, draws=0, score=shrunk.config.formula).summary()
         for split in ("valid", "test")
         if data.splits.get(split)
     }

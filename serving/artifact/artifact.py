@@ -40,9 +40,9 @@ from models.codecs.quantization import Bits
 from models.ranker import Ranker
 from models.tables.plan import lookup_plan
 from models.weights import Weights, load_dense
-from serving.artifact.calibration import Calibration
 from serving.artifact.card import ModelCard
 from serving.artifact.drift import Reference
+from serving.artifact.outputs import Outputs
 from serving.artifact.quantized_tables import MappedTable, QuantizedTables
 from serving.artifact.stamps import Stamp, check_not_written, stamps_of
 from serving.artifact.weight_files import (
@@ -58,6 +58,7 @@ from serving.artifact.weight_files import (
     TableEntry,
     grid_steps,
 )
+from serving.formula import Formula
 
 CARD = "model_card.json"
 REFERENCE = "reference.json"
@@ -117,7 +118,7 @@ def write_artifact(
     card: ModelCard,
     out: Path,
     *,
-    calibration: dict[str, Calibration] | None = None,
+    outputs: Outputs | None = None,
     reference: Reference | None = None,
     packed: bool = False,
     replace: bool = False,
@@ -126,6 +127,7 @@ def write_artifact(
 
     Args:
         encoder: What :func:`served_encoder` gives: without pruned values and removed features.
+        outputs: What scoring answers with; uncalibrated predictions of the tasks if absent.
         state: Folder of the past that histories and statistics start from, if there are any.
         packed: Entropy-code weights and encoder; best after :func:`in_packing_order`.
 
@@ -143,7 +145,9 @@ def write_artifact(
         },
         precision=weights.precision,
         activations="int8" if weights.grids else None,
-        calibration=calibration or {},
+        calibration={} if outputs is None else dict(outputs.calibration),
+        conditional=outputs is not None and outputs.conditional,
+        score=None if outputs is None or outputs.score is None else outputs.score.text,
     )
     meta = {"name": card.name, "tasks": list(encoder.schema.tasks), "training": card.training.fingerprints}
     meta |= extensions_meta(encoder.config, weights.config)
@@ -304,6 +308,13 @@ class Artifact:
         rows = {"tasks": self.encoder.schema.tasks, "features": list(self.encoder.schema.feature_names)}
         metrics = {f"{split} split": metrics.first for split, metrics in self.card.metrics.items()}
         return html_table(f"Artifact {self.path}", rows | {"bytes": self.bytes, "tables": tables} | metrics)
+
+    @cached_property
+    def outputs(self) -> Outputs:
+        """What scoring answers with."""
+        tasks, model = self.encoder.config.tasks, self.model
+        score = None if model.score is None else Formula.parse(model.score, tasks)
+        return Outputs(tasks, model.calibration, model.conditional, score)
 
     def ranker(self) -> Ranker:
         """A ranker in evaluation mode over the mapped tables.

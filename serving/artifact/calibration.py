@@ -1,13 +1,10 @@
 """Calibrated probabilities: a monotone map from a task's logit to a probability, fitted on the validation split."""
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
-
-from data_pipelines.config.learning import Task
 
 _KNOTS = 1024
 
@@ -109,19 +106,3 @@ def fit_isotonic(
     x, y = model.X_thresholds_, model.y_thresholds_
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _KNOTS)).round().astype(int))
     return Isotonic(logits=x[kept].tolist(), probabilities=y[kept].tolist())
-
-
-def predictions(
-    logits_NT: NDArray[np.float32], tasks: Mapping[str, Task], calibration: Mapping[str, Calibration]
-) -> dict[str, NDArray[np.float32]]:
-    """(N,) predictions by task: a probability, calibrated if possible; the expected count; or the value itself."""
-    found = {}
-    for t, (name, task) in enumerate(tasks.items()):
-        logits_N = np.ascontiguousarray(logits_NT[:, t])
-        if name in calibration:
-            found[name] = calibration[name](logits_N)
-        elif task.kind == "binary":
-            found[name] = sigmoid(logits_N.astype(np.float64)).astype(np.float32)
-        else:
-            found[name] = np.exp(logits_N) if task.kind == "count" else logits_N
-    return found

@@ -22,18 +22,30 @@ from serving.artifact.artifact import (
     served_encoder,
     write_artifact,
 )
-from serving.artifact.calibration import Calibration, fit_isotonic, fit_platt, predictions
+from serving.artifact.calibration import Calibration, fit_isotonic, fit_platt
 from serving.artifact.card import ModelCard
 from serving.artifact.drift import fit_reference
 from serving.artifact.id_remap import Translation
+from serving.artifact.outputs import Outputs
 from serving.artifact.weight_files import split_dense
 from serving.config import ExportConfig
+from serving.formula import Formula
 
 
 def export(
-    weights: Weights, dataset: Dataset, card: ModelCard, config: ExportConfig, out: Path, *, replace: bool = False
+    weights: Weights,
+    dataset: Dataset,
+    card: ModelCard,
+    config: ExportConfig,
+    out: Path,
+    *,
+    score: Formula | None = None,
+    replace: bool = False,
 ) -> None:
     """Write ``weights``, which the levers have shrunk, as an artifact at ``out``.
+
+    Args:
+        score: The formula by which the artifact ranks rows, if there is one.
 
     Calibration and the drift reference come from the validation split (the training split if there is none), scored
     with quantized weights as in serving; for the drift reference, features that are fixed when serving have those
@@ -61,15 +73,15 @@ def export(
     if config.packed:
         weights, encoder = in_packing_order(weights, encoder)
     translated = Translation(dataset.encoder, encoder)(asked)
-    scores = predictions(asked_NT, dataset.config.tasks, calibration)
+    outputs = Outputs(dataset.config.tasks, calibration, config.conditional, score)
     write_artifact(
         weights,
         encoder,
         dataset.path / "state" if encoder.served.past else None,
         card,
         out,
-        calibration=calibration,
-        reference=fit_reference(encoder.schema, translated, scores),
+        outputs=outputs,
+        reference=fit_reference(encoder.schema, translated, outputs(asked_NT)),
         packed=config.packed,
         replace=replace,
     )

@@ -25,6 +25,7 @@ from models.codecs.quantization import Bits, row_bytes
 from models.ranker import Ranker, RankerConfig
 from models.tables.plan import lookup_plan
 from serving.artifact.calibration import Calibration
+from serving.formula import Formula
 
 TABLES = "tables.safetensors"
 DENSE = "dense.safetensors"
@@ -54,6 +55,8 @@ class ModelFile(BaseModel):
     precision: Precision
     activations: Literal["int8"] | None = None
     calibration: dict[str, Calibration]
+    conditional: bool = False
+    score: str | None = None
 
     @classmethod
     def read(cls, folder: Path, schema: Schema) -> "ModelFile":
@@ -74,6 +77,8 @@ class ModelFile(BaseModel):
             raise ValueError("its schema is not that of the encoder beside it")
         if unknown := self.calibration.keys() - set(schema.tasks):
             raise ValueError(f"it calibrates {', '.join(sorted(unknown))}, which is no task")
+        if self.score is not None:
+            Formula.parse(self.score, schema.tasks)
         rows = {layout.name: layout.rows for layout in lookup_plan(schema, self.ranker).tables}
         if rows != {name: entry.rows for name, entry in self.tables.items()}:
             raise ValueError("its tables are not those of its schema, or have other rows")

@@ -121,21 +121,28 @@ class PairScorer:
         """The k best candidates of each user, best first (ties in the candidates' order).
 
         Args:
+            task: The task, or other column of the scores, to rank by; the score if the artifact has a formula, else
+                the first task.
             counts: Counts the known values of the users, when given.
 
         Returns:
-            Key columns of the user, key columns of the candidate, ``rank`` from 1, and the task's prediction.
+            Key columns of the user, key columns of the candidate, ``rank`` from 1, and the column ranked by.
 
         Raises:
             UserError: ``k`` is below 1, or there is no such task.
         """
-        task = task or self._scorer.tasks[0]
-        if k < 1 or task not in self._scorer.tasks:
-            raise UserError(f"k must be at least 1 and the task one of {', '.join(self._scorer.tasks)}: {k}, {task!r}.")
-        k, t = min(k, len(self._candidates)), self._scorer.tasks.index(task)
+        outputs = self._scorer.artifact.outputs
+        task = task or outputs.ranks_by
+        if k < 1 or task not in outputs.names:
+            raise UserError(f"k must be at least 1 and the task one of {', '.join(outputs.names)}: {k}, {task!r}.")
+        k = min(k, len(self._candidates))
         parts = []
         for chunk, logits_UCT in self.score(users, counts):
-            best_UK = np.argsort(-logits_UCT[:, :, t], axis=1, kind="stable")[:, :k]
+            if task in self._scorer.tasks:  # logits order rows as predictions do, without the ties of rounding
+                ranked_UC = logits_UCT[:, :, self._scorer.tasks.index(task)]
+            else:
+                ranked_UC = self._scorer.predict(logits_UCT.reshape(-1, logits_UCT.shape[2]))[task]
+            best_UK = np.argsort(-ranked_UC.reshape(logits_UCT.shape[:2]), axis=1, kind="stable")[:, :k]
             best_NT = np.take_along_axis(logits_UCT, best_UK[:, :, None], 1).reshape(-1, logits_UCT.shape[2])
             predictions = self._scorer.predict(best_NT)
             ranks = pl.Series("rank", np.tile(np.arange(1, k + 1, dtype=np.int32), len(chunk)))
@@ -144,7 +151,7 @@ class PairScorer:
 
     def _keys(self, users: pl.DataFrame, places_UK: np.ndarray) -> pl.DataFrame:
         """Key columns of each user next to those of its candidates."""
-        taken = {"rank", *self._scorer.tasks}
+        taken = {"rank", *self._scorer.artifact.outputs.names}
         keys = {key: key_name(key, taken) for key in self._scorer.artifact.encoder.config.keys}
         whose = users.select(pl.col(key).alias(name) for key, name in keys.items() if key in users.columns)
         there = self._candidates.columns

@@ -23,9 +23,9 @@ from data_pipelines.logs.validation import checked
 from data_pipelines.names import LIST, REASON, ROW, key_name
 from data_pipelines.past.state import State
 from serving.artifact.artifact import Artifact
-from serving.artifact.calibration import predictions
 from serving.artifact.drift import DriftMonitor
 from serving.batch.value_counts import ValueCounts
+from serving.formula import SCORE
 
 MICROBATCH = 4096
 """Rows per lookup and forward pass: enough to keep the kernels busy, few enough for the caches."""
@@ -125,7 +125,8 @@ class Scorer:
     ) -> pl.DataFrame:
         """The key columns of ``frame``, then one column per task, in the order of the rows.
 
-        A key with the name of a task is called ``key:<name>``.
+        A key with the name of a task is called ``key:<name>``. A column ``score`` follows if the artifact ranks by a
+        formula, and columns ``<task>:conditional`` if it was exported with ``export.conditional``.
 
         A binary task gives a probability (calibrated if the artifact is), a count its expected value, a regression the
         value itself.
@@ -152,7 +153,8 @@ class Scorer:
         logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
         self.check_finite(logits_NT, frame[ROW].to_numpy() if ROW in frame.columns else np.arange(len(frame)))
         keys = dict.fromkeys(self._plan.config.keys)
-        columns = [frame[key].alias(key_name(key, self.tasks)) for key in keys if key in frame.columns]
+        taken = self.artifact.outputs.names
+        columns = [frame[key].alias(key_name(key, taken)) for key in keys if key in frame.columns]
         columns += [pl.Series(task, values) for task, values in self.predict(logits_NT).items()]
         if logits:
             columns += [pl.Series(f"{task}:logit", logits_NT[:, t]) for t, task in enumerate(self.tasks)]
@@ -206,8 +208,8 @@ class Scorer:
             yield
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """(B,) predictions by task, from logits."""
-        return predictions(logits_BT, self._encoder.config.tasks, self.artifact.model.calibration)
+        """(B,) predictions by task and what is computed from them, from logits (:class:`Outputs`)."""
+        return self.artifact.outputs(logits_BT)
 
     def check_finite(self, logits_NT: NDArray[np.float32], rows_N: NDArray[np.integer[Any]]) -> None:
         """Refuse scores that are NaN or infinite: the artifact is at fault.
@@ -216,18 +218,33 @@ class Scorer:
             rows_N: Number of the row of each score.
 
         Raises:
-            UnavailableError: A score is NaN or infinite.
+            UnavailableError: A prediction is NaN or infinite.
+            UserError: Only the formula of the score is, so that its author can change it.
         """
         finite_N: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits_NT), axis=1)
-        if any(task.kind != "binary" for task in self._encoder.config.tasks.values()):
+        outputs = self.artifact.outputs
+        if outputs.score is not None or any(task.kind != "binary" for task in outputs.tasks.values()):
             with np.errstate(over="ignore", invalid="ignore"):
-                for values in self.predict(logits_NT).values():
-                    finite_N &= np.isfinite(values)
+                found = self.predict(logits_NT)
+            score_N = found.pop(SCORE, None)
+            for values in found.values():
+                finite_N &= np.isfinite(values)
+            if score_N is not None and finite_N.all():
+                self._check_score(np.isfinite(score_N), rows_N)
         if not finite_N.all():
             bad = np.flatnonzero(~finite_N)
             raise UnavailableError(
                 f"{self.artifact.path} gives NaN or infinite scores for {len(bad):,} of {len(finite_N):,} rows, first "
                 f"for row {rows_N[bad[0]]}: restore the artifact, or export it again from a run with finite weights."
+            )
+
+    def _check_score(self, finite_N: NDArray[np.bool_], rows_N: NDArray[np.integer[Any]]) -> None:
+        if not finite_N.all():
+            bad = np.flatnonzero(~finite_N)
+            raise UserError(
+                f"{self.artifact.path}: its score {self.artifact.model.score!r} is NaN or infinite for {len(bad):,} of "
+                f"{len(finite_N):,} rows, first for row {rows_N[bad[0]]}: export with another `score`, such as one "
+                "that keeps the argument of log() above 0 by max()."
             )
 
 

@@ -40,7 +40,7 @@ class Live:
             UserError: A value is there but cannot be read; a column is missing, or of a type that cannot be read.
         """
         if rows.width == 0 and rows.is_empty():
-            return pl.DataFrame(schema=dict.fromkeys(self.scorer.tasks, pl.Float32)), ValueCounts()
+            return pl.DataFrame(schema=dict.fromkeys(self.scorer.artifact.outputs.names, pl.Float32)), ValueCounts()
         read = self.scorer.read(rows.lazy()).collect()
         self.scorer.refuse_unreadable(read)
         counts = ValueCounts()

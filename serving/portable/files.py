@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-FORMAT = 1
+FORMAT = 2
 MODEL, TABLES, DENSE, GRAPH = "model.json", "tables.safetensors", "dense.safetensors", "model.onnx"
 _LARGEST_HEADER = 1 << 24
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}

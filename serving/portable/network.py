@@ -49,6 +49,9 @@ class Network:
                 logits_BT = logits_BT + value_B1
             if "wide.linear.weight" in self._tensors:
                 logits_BT = logits_BT + self.linear("wide.linear", dense_BD)
+        for task, first in model["chains"]:
+            a_B, b_B = -logits_BT[:, task], -logits_BT[:, first]
+            logits_BT[:, task] = -np.logaddexp(np.logaddexp(a_B, b_B), a_B + b_B)
         return np.asarray(logits_BT, np.float32)
 
     def linear(self, name: str, x_BD: Floats) -> Floats:

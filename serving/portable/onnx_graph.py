@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from serving.portable.answers import chains_of
 from serving.portable.files import DENSE, TABLES, places
 from serving.portable.onnx_nodes import Graph
 
@@ -28,7 +29,8 @@ def onnx_model(folder: Path, model: Mapping[str, Any]) -> onnx.ModelProto:
     """The graph of a portable artifact.
 
     Its inputs are ``ids.<feature>``, int64, (B,) or, of a bag, (B, M) with -1 after the last value; and ``dense``,
-    (B, D) float32, if there are dense features. Its outputs are ``logits`` and ``predictions``, (B, T) float32.
+    (B, D) float32, if there are dense features. Its outputs are ``logits`` and ``predictions``, (B, T) float32, of the
+    tasks only: a formula of them is not part of it.
 
     Args:
         folder: The artifact, with the files of its tensors.
@@ -152,7 +154,18 @@ class _Network:
                 logits = graph("Add", logits, term)
             if dense and graph.has("wide.linear.weight"):
                 logits = graph("Add", logits, graph.linear("wide.linear", dense))
-        return logits
+        return self._over_all_rows(logits)
+
+    def _over_all_rows(self, logits: str) -> str:
+        """The logits (B, T), with the products of tasks that come after each other."""
+        graph = self._graph
+        columns = [graph.columns(logits, at, at + 1) for at in range(graph.shape("heads.linear.weight")[0])]
+        for task, first in self._model["chains"]:
+            a, b = graph("Neg", columns[task]), graph("Neg", columns[first])
+            columns[task] = graph(
+                "Neg", graph("ReduceLogSumExp", graph.concat([a, b, graph("Add", a, b)]), graph.longs(1), keepdims=1)
+            )
+        return graph.concat(columns) if self._model["chains"] else logits
 
     def _standardized(self, numbers: str) -> str:
         graph = self._graph
@@ -278,7 +291,9 @@ def _predictions(graph: Graph, tasks: Sequence[Mapping[str, Any]]) -> str:
             if task["kind"] in ("binary", "count"):
                 x = graph("Sigmoid" if task["kind"] == "binary" else "Exp", x)
         columns.append(graph("Cast", x, to=TensorProto.FLOAT))
-    return graph.concat(columns)
+    at = {task["name"]: at for at, task in enumerate(tasks)}
+    chains = [[at[name] for name in chain] for chain in chains_of({task["name"]: task for task in tasks}).values()]
+    return graph.concat(graph("Min", *(columns[t] for t in chain)) for chain in chains)
 
 
 def interpolated(graph: Graph, x_B1: str, knots: Sequence[float], values: Sequence[float]) -> str:

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from serving.portable.answers import Answers
 from serving.portable.features import Bags, Dense, Row, Sparse, pool
 from serving.portable.files import DENSE, FORMAT, MODEL, TABLES, Floats, PortableError, Table, read_tensors, row_bytes
-from serving.portable.network import Network, sigmoid
+from serving.portable.network import Network
 
 BATCH = 4096
 _LARGEST_MODEL = 1 << 31
@@ -75,7 +76,7 @@ class PortableScorer:
     def _build(self, model: Mapping[str, Any], stored: Mapping[str, Any], dense: Mapping[str, Floats]) -> None:
         vocabularies = model["vocabularies"]
         self.keys, self.tasks = list(model["keys"]), [task["name"] for task in model["tasks"]]
-        self._tasks = model["tasks"]
+        self._answers = Answers(model)
         self._sparse = [Sparse(spec, vocabularies.get(spec["table"])) for spec in model["sparse"]]
         self._dense = [Dense(spec) for spec in model["dense"]]
         self._columns = {spec["column"] for spec in (*model["sparse"], *model["dense"])}
@@ -89,19 +90,21 @@ class PortableScorer:
     def score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Keys and one prediction per task of each row: a probability, an expected count, or a value.
 
+        As the artifact was exported, ``<task>:conditional`` and ``score`` follow.
+
         Args:
             rows: Raw rows, with the columns that the features read; ``None`` is a missing value.
 
         Raises:
-            PortableError: A column is missing, or holds something that its feature cannot read.
+            PortableError: A column is missing, or holds something that its feature cannot read; or the formula of the
+                score is NaN or infinite for a row.
         """
-        logits_BT = self.logits(rows)
-        columns = [_predict(task, logits_BT[:, at]).tolist() for at, task in enumerate(self._tasks)]
-        names = [f"key:{key}" if key in self.tasks else key for key in self.keys]
+        found = self._answers(self.logits(rows))
+        names = [f"key:{key}" if key in found else key for key in self.keys]
         return [
             {name: row[key] for name, key in zip(names, self.keys, strict=True) if key in row}
-            | dict(zip(self.tasks, values, strict=True))
-            for row, *values in zip(rows, *columns, strict=True)
+            | dict(zip(found, values, strict=True))
+            for row, *values in zip(rows, *(values_B.tolist() for values_B in found.values()), strict=True)
         ]
 
     def logits(self, rows: Sequence[Row]) -> Floats:
@@ -131,18 +134,6 @@ def _table(name: str, entry: Mapping[str, Any], stored: Mapping[str, Any], dense
     if bits not in (32, 16, 8, 4, 2) or stored[name].shape != (rows, row_bytes(dim, bits)):
         raise PortableError(f"table {name!r} is not stored as {MODEL} says it is.")
     return Table(stored[name], dim, bits, dense.get(f"factors:{name}"))
-
-
-def _predict(task: Mapping[str, Any], logits_B: Floats) -> Floats:
-    calibration = task["calibration"]
-    if calibration is not None and calibration["kind"] == "isotonic":
-        found = np.interp(logits_B, calibration["logits"], calibration["probabilities"])
-        return np.asarray(found, np.float32)
-    if calibration is not None:
-        logits_B = calibration["slope"] * logits_B.astype(np.float64) + calibration["intercept"]
-    if task["kind"] == "binary":
-        return np.asarray(sigmoid(logits_B.astype(np.float64)), np.float32)
-    return np.asarray(np.exp(logits_B) if task["kind"] == "count" else logits_B, np.float32)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

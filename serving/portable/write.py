@@ -83,6 +83,8 @@ def write_portable(artifact: Artifact, out: Path, *, graph: bool = False, replac
         "fingerprint": artifact.fingerprint,
         "keys": list(dict.fromkeys(config.keys)),
         "tasks": [_task(artifact, name) for name in artifact.encoder.schema.tasks],
+        "conditional": artifact.model.conditional,
+        "score": artifact.model.score,
         "sparse": [_sparse(artifact, spec, wide) for spec in artifact.encoder.schema.sparse],
         "dense": [_dense(artifact, spec.name) for spec in artifact.encoder.schema.dense],
         "tables": {name: entry.model_dump() for name, entry in artifact.model.tables.items()},
@@ -134,6 +136,7 @@ def _task(artifact: Artifact, name: str) -> dict[str, Any]:
         "name": name,
         "kind": artifact.encoder.config.tasks[name].kind,
         "calibration": None if calibration is None else calibration.model_dump(),
+        "after": artifact.encoder.config.tasks[name].after,
     }
 
 
@@ -211,6 +214,7 @@ def _network(artifact: Artifact, ranker: Ranker) -> dict[str, Any]:
         "dense_columns": [[name, at.start, at.stop] for name, at in ranker.schema.dense_columns.items()],
         "additive": [] if ranker.additive is None else list(ranker.additive.terms),
         "wide": ranker.wide is not None,
+        "chains": ranker.schema.chains,
     }
 
 

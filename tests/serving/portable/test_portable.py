@@ -34,16 +34,23 @@ def compare(artifact: Artifact, folder: Path, rows: pl.DataFrame = ROWS) -> Port
     logits_BT = portable.logits(rows.to_dicts())
     for at, task in enumerate(portable.tasks):
         np.testing.assert_allclose(logits_BT[:, at], expected[f"{task}:logit"].to_numpy(), rtol=1e-4, atol=1e-4)
-    scores = pl.DataFrame(portable.score(rows.to_dicts()), schema_overrides=dict.fromkeys(portable.tasks, pl.Float32))
-    assert scores.columns == ["user", *portable.tasks]
-    for task in portable.tasks:
-        np.testing.assert_allclose(scores[task], expected[task], rtol=1e-4, atol=1e-4)
+    names = artifact.outputs.names
+    scores = pl.DataFrame(portable.score(rows.to_dicts()), schema_overrides=dict.fromkeys(names, pl.Float32))
+    assert scores.columns == ["user", *names]
+    for name in names:
+        np.testing.assert_allclose(scores[name], expected[name], rtol=1e-4, atol=1e-4)
     return portable
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_it_scores_as_the_artifact(model: str, tmp_path: Path) -> None:
     compare(write(tmp_path, MODELS[model]), tmp_path)
+
+
+def test_conditional_probabilities_and_a_score(tmp_path: Path) -> None:
+    artifact = write(tmp_path, {"dim": 4, "tower": MLP}, score="buy * exp(min(stars, 2)) + 0.1 * click")
+    assert artifact.outputs.names == ("click", "stars", "buy", "buy:conditional", "score")
+    compare(artifact, tmp_path)
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4, 2])
@@ -62,13 +69,13 @@ def test_values_that_training_never_saw_and_values_that_are_fixed(tmp_path: Path
 
 
 def test_isotonic_calibration_and_counts(tmp_path: Path) -> None:
-    from serving.portable.scorer import _predict
+    from serving.portable.answers import predict
 
     knots = Isotonic(logits=[-1.0, 0.0, 2.0], probabilities=[0.1, 0.2, 0.9])
     logits_B = np.linspace(-3, 3, 20, dtype=np.float32)
     task = {"kind": "binary", "calibration": knots.model_dump()}
-    np.testing.assert_array_equal(_predict(task, logits_B), knots(logits_B))
-    np.testing.assert_array_equal(_predict({"kind": "count", "calibration": None}, logits_B), np.exp(logits_B))
+    np.testing.assert_array_equal(predict(task, logits_B), knots(logits_B))
+    np.testing.assert_array_equal(predict({"kind": "count", "calibration": None}, logits_B), np.exp(logits_B))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_a_header_that_lies_is_refused(portable: Path, tmp_path: Path, old: byte
         lambda model: model["network"]["fields"].pop(),
         lambda model: model["network"]["tower"]["layers"].append(["heads.linear", None]),
         lambda model: model["sparse"][0].update(kind="other"),
-        lambda model: model.update(portable=2),
+        lambda model: model.update(portable=1),
         lambda model: model.pop("tasks"),
     ],
 )

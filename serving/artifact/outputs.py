@@ -1,0 +1,83 @@
+"""What an artifact answers with: predictions of the tasks, and what is computed from them.
+
+Letters: N rows, T tasks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.config.learning import Task
+from serving.artifact.calibration import Calibration, sigmoid
+from serving.formula import SCORE, Formula
+
+CONDITIONAL = ":conditional"
+"""Suffix of the column that holds the probability of a task given the one that it comes after."""
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The columns of scores, in order: a prediction of each task, then what is asked for besides.
+
+    Attributes:
+        tasks: The tasks by name, in the order of the logits.
+        calibration: Calibrations of binary tasks, for those that have one.
+        conditional: Whether tasks that happen only after another one also give their conditional probability.
+        score: The formula by which rows are ranked, if there is one.
+    """
+
+    tasks: Mapping[str, Task]
+    calibration: Mapping[str, Calibration]
+    conditional: bool = False
+    score: Formula | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        given = [f"{name}{CONDITIONAL}" for name, task in self.tasks.items() if self.conditional and task.after]
+        return (*self.tasks, *given, *([SCORE] if self.score is not None else []))
+
+    @property
+    def ranks_by(self) -> str:
+        """The column by which rows are ranked: the score, or the first task."""
+        return next(iter(self.tasks)) if self.score is None else SCORE
+
+    def __call__(self, logits_NT: NDArray[np.float32]) -> dict[str, Values]:
+        """(N,) values by column.
+
+        A binary task gives a probability, calibrated if possible; a count its expected value; a regression the value
+        itself. The probability of a task is at most that of the task that it comes after.
+        """
+        found = {name: self._prediction(name, logits_NT[:, t]) for t, name in enumerate(self.tasks)}
+        after = {name: self._first(name) for name in self.tasks}
+        at_most = {name: np.minimum.reduce([found[first] for first in chain]) for name, chain in after.items()}
+        values = dict(at_most)
+        if self.conditional:
+            for name, task in self.tasks.items():
+                if task.after is not None:
+                    whole = np.maximum(at_most[task.after], np.finfo(np.float32).tiny)
+                    values[f"{name}{CONDITIONAL}"] = at_most[name] / whole
+        if self.score is not None:
+            values[SCORE] = self.score(at_most)
+        return values
+
+    def _first(self, name: str) -> list[str]:
+        """A task, and all tasks without which it does not happen."""
+        chain, after = [name], self.tasks[name].after
+        while after is not None:
+            chain.append(after)
+            after = self.tasks[after].after
+        return chain
+
+    def _prediction(self, name: str, logits_N: NDArray[np.float32]) -> Values:
+        logits_N = np.ascontiguousarray(logits_N)
+        if name in self.calibration:
+            return self.calibration[name](logits_N)
+        kind = self.tasks[name].kind
+        if kind == "binary":
+            return sigmoid(logits_N.astype(np.float64)).astype(np.float32)
+        return np.exp(logits_N) if kind == "count" else logits_N
