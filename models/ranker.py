@@ -4,7 +4,7 @@ Letters: B rows of a batch, D width of the row that tower and heads read, F fiel
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -54,6 +54,19 @@ class RankerConfig(TablesConfig):
         default=False,
         description="Normalise the row before the interaction (see `models.layers.row_norm.RowNorm`).",
     )
+
+
+class LookedUp(NamedTuple):
+    """The features of a batch as :meth:`Ranker.rank` reads them."""
+
+    pooled: dict[str, Tensor]
+    dense_BD: Tensor
+    wide: dict[str, Tensor]
+
+    def take(self, rows: Tensor) -> "LookedUp":
+        """The features of the rows at these positions."""
+        pooled, wide = ({name: part[rows] for name, part in parts.items()} for parts in (self.pooled, self.wide))
+        return LookedUp(pooled, self.dense_BD[rows], wide)
 
 
 class Ranker(nn.Module):
@@ -117,12 +130,16 @@ class Ranker(nn.Module):
         That of a task that happens only after another one is of its probability over all rows
         (:func:`models.layers.chains.logits_over_all_rows`).
         """
+        return self.rank(*self.look_up(batch))
+
+    def look_up(self, batch: Batch | IdChanges) -> LookedUp:
+        """The features of a batch, looked up and pooled."""
         ids = IdChanges.of(batch)
         if self.managed_ids is not None:
             for vocabulary, rows in self.managed_ids(ids).items():
                 cast(SparseTables, self.tables).restart_rows(vocabulary, rows, self.managed_ids.steps)
         embedded: Embedded = self.tables(ids)
-        return self.rank(embedded.pooled | self.histories(embedded), ids.dense, embedded.wide)
+        return LookedUp(embedded.pooled | self.histories(embedded), ids.dense, embedded.wide)
 
     def rank(self, pooled: dict[str, Tensor], dense_BD: Tensor, wide: dict[str, Tensor]) -> Tensor:
         """Logits (B, T) of rows whose features are looked up and pooled: everything after the embedding lookup.

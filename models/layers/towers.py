@@ -38,6 +38,10 @@ class TowerConfig(Family):
             UserError: The kind does not support the context or the sharing.
         """
 
+    def experts_by_block(self) -> tuple[int, ...]:
+        """How many experts each block can route to; empty for a tower without a router."""
+        return ()
+
     def shards_experts(self) -> bool:
         """Whether the ranks of a training hold different experts."""
         return False

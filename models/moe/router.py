@@ -3,6 +3,8 @@
 Letters: N rows, C width of the router's context, E experts, K experts chosen for a row, T tasks, M = N x K.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -145,6 +147,29 @@ class Router(nn.Module):
     def component(self, path: str) -> Component:
         """The router in the size report."""
         return Component(path, "router", own_tensors(self, path), 2 * self.weight.numel())
+
+    def can_leave_out(self, expert: int) -> bool:
+        """Whether every task could still choose an expert if ``expert`` were not there."""
+        others_E = self.active_E.clone()
+        others_E[expert] = False
+        choices_E1 = others_E.unsqueeze(1) if self.allowed_ET is None else self.allowed_ET & others_E.unsqueeze(1)
+        return bool(choices_E1.any(0).all())
+
+    @contextmanager
+    def without(self, expert: int) -> Iterator[None]:
+        """While the block runs, rows that would choose ``expert`` take their next best choice.
+
+        Raises:
+            ValueError: A task would have no expert left.
+        """
+        if not self.can_leave_out(expert):
+            raise ValueError(f"without expert {expert} some rows would have no expert")
+        before = bool(self.active_E[expert])
+        self.active_E[expert] = False
+        try:
+            yield
+        finally:
+            self.active_E[expert] = before
 
     def keep(self, kept_E: Tensor) -> None:
         """Keep only the experts at these positions."""

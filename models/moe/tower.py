@@ -57,6 +57,9 @@ class MixtureConfig(ExpertsConfig, TowerConfig):
             )
         return MixtureTower(width, self, context=context, routing=routing)
 
+    def experts_by_block(self) -> tuple[int, ...]:
+        return (self.experts,) * self.blocks
+
     def shards_experts(self) -> bool:
         return self.expert_parallel
 

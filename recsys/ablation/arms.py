@@ -26,6 +26,7 @@ Kind = Literal[
     "permute_within",
     "mask",
     "mask_oov",
+    "leave_out_expert",
     "vary",
     "grid",
     "selection",
@@ -54,7 +55,7 @@ class Arm:
         features: Features (by the config's names) that the ranker reads.
         overrides: Config keys and their values.
         change: What is done with the trained base and ``units``; ``None`` for arms that train from scratch.
-        units: The units in which the arm differs from its reference.
+        units: The units in which the arm differs from its reference; of a left-out expert, its block and its place.
         reference: Name of the arm it is compared with.
     """
 
@@ -71,14 +72,16 @@ class Arm:
         return self.change is None
 
 
-def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str]) -> list[Arm]:
+def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str], experts: Sequence[int] = ()) -> list[Arm]:
     """All arms that are known at the start, the base first.
 
     Args:
         features: What the base reads, in the order of the config.
+        experts: How many experts each block of the base's tower has.
 
     Raises:
-        UserError: A name is neither a feature nor a group, or an arm would have no feature.
+        UserError: A name is neither a feature nor a group, an arm would have no feature, or there are no experts to
+            leave out.
     """
     units = Units(data, features)
     everything = units.features
@@ -97,6 +100,8 @@ def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str]) -> 
     for change, verb in LOOKS.items():
         changed = units.expand(getattr(study, change), change)
         arms.extend(Arm(f"{verb} {unit}", change, everything, change=change, units=(unit,)) for unit in changed)
+    if study.leave_out_experts:
+        arms.extend(_without_experts(everything, experts))
     if study.warm_start:
         warm = partial(Arm, kind="warm_start", features=everything, change="warm_start", reference=WARM_BASE)
         arms.append(warm(WARM_BASE))
@@ -229,6 +234,21 @@ def _replacements(study: StudyConfig, units: Units, data: DataConfig) -> Iterato
                 )
             features = tuple(name for name in data.inputs if name in kept or name == variant)
             yield Arm(f"{variant} for {unit}", "replace", features, units=(unit,))
+
+
+def _without_experts(everything: tuple[str, ...], experts: Sequence[int]) -> Iterator[Arm]:
+    """An arm for each expert, named by its load: seeds number their experts at random."""
+    if not experts or min(experts) < 2:
+        raise UserError(
+            "ablation.leave_out_experts needs a mixture of at least two experts: set model.tower.kind to 'moe', or "
+            "leave it out."
+        )
+    for block, count in enumerate(experts):
+        where = f" of block {block}" if len(experts) > 1 else ""
+        for place in range(count):
+            name = f"without expert {place + 1} by load{where}"
+            units = (f"{block}/{place}",)
+            yield Arm(name, "leave_out_expert", everything, change="leave_out_expert", units=units)
 
 
 def _config_arms(study: StudyConfig, everything: tuple[str, ...]) -> Iterator[Arm]:

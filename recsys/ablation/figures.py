@@ -30,6 +30,13 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
         "Nothing is trained again: values are shuffled among test rows, or set to null. This shows what the model "
         "relies on, which is more than what it could not replace.",
     ),
+    "experts": (
+        "Experts left out",
+        ("leave_out_expert",),
+        "Nothing is trained again: the router of the trained base may not choose the expert, and its rows take their "
+        "next best choice. Experts are numbered by how many test rows they get, the busiest first, because each seed "
+        "numbers its experts at random.",
+    ),
     "warm-start": (
         "Left out, estimated from a warm start",
         ("warm_start",),

@@ -99,7 +99,7 @@ class Study:
         slice_masks(self.study, self.dataset)
         features = chosen_features(self.config, self.dataset)
         self.units = Units(self.config.data, features)
-        self.arms = plan_arms(self.study, self.config.data, features)
+        self.arms = plan_arms(self.study, self.config.data, features, self.config.model.tower.experts_by_block())
         for arm in self.arms:
             if arm.trains:
                 self._check_arm(arm)
@@ -212,8 +212,7 @@ class Study:
     def _trial(self, arm: Arm, seed: int) -> Trial:
         if not arm.trains:
             base = self._trial(self.arms[0], seed)
-            members = {feature for unit in arm.units for feature in self.units[unit]}
-            changed = tuple(name for name in arm.features if name in members)
+            changed = arm.units if arm.change == "leave_out_expert" else self._members(arm)
             return base.model_copy(
                 update={"keep_run": False, "parent": base.name, "change": arm.change, "changed": changed}
             )
@@ -227,6 +226,11 @@ class Study:
             keep_run=arm.kind == "base",
             code=code_fingerprint(),
         )
+
+    def _members(self, arm: Arm) -> tuple[str, ...]:
+        """The features of the arm's units, in the order of the config."""
+        members = {feature for unit in arm.units for feature in self.units[unit]}
+        return tuple(name for name in arm.features if name in members)
 
     def _content(self, arm: Arm) -> dict[str, Any]:
         """The arm's config as plain values, without keys about features that have been removed."""

@@ -72,7 +72,7 @@ def inspect(
 
     kind = kind_of(Path(path))
     if kind is not None:
-        finish({"kind": kind, **_summary(Path(path), kind)}, json)
+        finish({"kind": kind, **_summary(Path(path), kind, json)}, json)
         return
     if Path(path, "config.yaml").is_file():
         raise UserError(f"{path} is a run that is not complete: resume it with `recsys train --resume`.")
@@ -124,14 +124,16 @@ def init(
     finish(result, json, f"read {config}, then: {command('prepare', config, 'DATASET')}")
 
 
-def _summary(path: Path, kind: str) -> dict[str, Any]:
+def _summary(path: Path, kind: str, json: bool) -> dict[str, Any]:
     from recsys.reports.summaries import dataset_summary, run_summary
 
     match kind:
         case "dataset":
             return dataset_summary(path).model_dump()
         case "run":
-            return run_summary(path).model_dump()
+            run = run_summary(path)
+            ranks = {} if json else {"effective_rank": {name: str(rank) for name, rank in run.effective_rank.items()}}
+            return run.model_dump() | ranks
         case "artifact":
             from recsys.cli.serve import summary
             from serving.artifact.artifact import Artifact

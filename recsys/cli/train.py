@@ -112,6 +112,9 @@ def evaluate_verb(
     decided = _off_policy(run, data, split, overrides or ()) if off_policy else None
     evaluation = evaluate(run, data, split, slice_by=slice_by)
     result: dict[str, Any] = {split: evaluation.summary().model_dump()}
+    result["effective_rank"] = {
+        name: rank.model_dump() if json else str(rank) for name, rank in evaluation.ranks.items()
+    }
     unseen = unseen_shares(data.schema, data.frame(split))
     result["unseen"] = {name: unknown for name, (_, unknown) in unseen.items() if unknown > 0}
     for task, metrics in evaluation.tasks.items():

@@ -52,6 +52,10 @@ class StudyConfig(Config):
     )
     mask: list[str] = Field(default=[], description="Set each of these to null in the test rows of the trained base.")
     mask_oov: list[str] = Field(default=[], description="Set each of these to a value that training never saw.")
+    leave_out_experts: bool = Field(
+        default=False,
+        description="Judge the trained base without each expert of its mixture: rows take their next best choice.",
+    )
     vary: dict[str, list[Any]] = Field(default={}, description="Values of config keys, one key at a time.")
     grid: dict[str, list[Any]] = Field(default={}, description="Values of config keys, in all combinations.")
     selection: Literal["none", "forward", "backward", "path"] = Field(

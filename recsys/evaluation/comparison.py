@@ -14,6 +14,8 @@ from recsys.metrics.bootstrap import Interval, Resampling, interval
 from recsys.metrics.metric import Metric
 from recsys.metrics.rows import RowFacts
 
+_NORMAL_95 = 1.959964
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -128,6 +130,22 @@ class TestRows:
         )
         sums_U = np.bincount(self.resampling.cluster_N, weights=influence_N, minlength=self.resampling.clusters)
         return value, sums_U.astype(np.float64)
+
+    def difference(self, metric: Metric, logits_N: ArrayLike, other_N: ArrayLike) -> tuple[float, float, Interval]:
+        """A metric of two models, and the 95% interval over users of the first less the second.
+
+        NaN where the metric is undefined on these rows.
+        """
+        if metric.influence is None:
+            ours, theirs = self.measure(metric, logits_N), self.measure(metric, other_N)
+            return ours.value, theirs.value, interval(ours.draws_R - theirs.draws_R)
+        try:
+            (own, own_U), (other, other_U) = (self.influence(metric, scores_N) for scores_N in (logits_N, other_N))
+        except ValueError:
+            return float("nan"), float("nan"), Interval(float("nan"), float("nan"))
+        users = len(own_U)
+        error = float(np.sqrt(np.square(own_U - other_U).sum() * users / max(users - 1, 1)))
+        return own, other, Interval(own - other - _NORMAL_95 * error, own - other + _NORMAL_95 * error)
 
     def _logits(self, logits_N: ArrayLike) -> Floats:
         return np.asarray(logits_N, dtype=np.float64)[self.kept]

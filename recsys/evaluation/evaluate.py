@@ -5,7 +5,6 @@ Letters: N rows, T tasks.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,15 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.names import LIST, key_name
 from data_pipelines.notebook import html_table
-from models.interpretation import Affinity, expert_affinities
 from models.layers.heads import TaskKind
 from models.moe.router import routers
-from models.ranker import Ranker
 from models.weights import Weights
 from recsys.config.experiment import stored_config
 from recsys.evaluation.added import ADDED_FILE, added_values
 from recsys.evaluation.comparison import TestRows
 from recsys.evaluation.derived import derived, scores_of
+from recsys.evaluation.experts import EXPERTS_FILE, GAINS_FILE, expert_gains, expert_values
+from recsys.evaluation.table_ranks import TableRanks, table_ranks, write_table_ranks
 from recsys.metrics.arrays import Floats, Groups, group_codes, row_weights, weighted_mean
 from recsys.metrics.binary import AUC, LOG_LOSS
 from recsys.metrics.bootstrap import Interval
@@ -44,10 +43,6 @@ from serving.artifact.card import SplitMetrics
 from serving.formula import SCORE, Formula
 
 _WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE, *LIST_METRICS)
-
-EXPERTS_FILE = "experts.parquet"
-EXPERT_BATCHES = 20
-"""Batches of the last evaluated split from which affinities of experts are computed."""
 
 TaskMetrics = dict[str, dict[str, float]]
 """Metrics by task, then by name."""
@@ -67,6 +62,7 @@ class Evaluation:
         features: The encoded features that the model reads.
         derived: Metrics of what is computed from the tasks (:func:`~recsys.evaluation.derived.derived`), by name; their
             intervals are among ``intervals``.
+        ranks: How many dimensions each table uses.
 
     Example:
         >>> evaluation = rs.evaluate(Path("run"), rs.Dataset.open(Path("dataset")), "test")
@@ -81,6 +77,7 @@ class Evaluation:
     slices: pl.DataFrame | None = None
     features: tuple[str, ...] = ()
     derived: TaskMetrics = field(default_factory=dict)
+    ranks: TableRanks = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         rows: dict[str, object] = {}
@@ -217,40 +214,19 @@ def evaluate(
     in_order_NT = logits_NT.numpy()[rows_N.argsort().numpy()]
     facts = facts_by_task(dataset, split)
     measured = measure(dataset, split, in_order_NT, facts, slice_by=slice_by, draws=draws, score=score)
-    evaluation = replace(measured, features=weights.schema.feature_names)
+    ranks = table_ranks(weights, dataset)
+    evaluation = replace(measured, features=weights.schema.feature_names, ranks=ranks)
     if isinstance(source, Path):
         (source / "predictions").mkdir(exist_ok=True)
         evaluation.predictions.write_parquet(source / "predictions" / f"{split}.parquet")
+        write_table_ranks(source, ranks)
         if any(spec.additive for spec in weights.schema.sparse):
             added = added_values(weights, dataset, split, in_order_NT, facts)
             added.write_parquet(source / ADDED_FILE)
         if routers(ranker):
-            served = expert_values(ranker, dataset, islice(loader, EXPERT_BATCHES))
-            served.write_parquet(source / EXPERTS_FILE)
+            expert_values(ranker, dataset, split).write_parquet(source / EXPERTS_FILE)
+            expert_gains(ranker, dataset, split, facts).write_parquet(source / GAINS_FILE)
     return evaluation
-
-
-def expert_values(ranker: Ranker, dataset: Dataset, batches: Iterable[Batch]) -> pl.DataFrame:
-    """The feature values that each expert serves more often than chance, strongest first.
-
-    Columns: ``router``, ``expert``, ``feature``, ``value``, ``rows``, ``share``, ``lift``, ``score`` (see
-    :class:`models.interpretation.Affinity`).
-    """
-    names = {"id": pl.Int64, "feature": pl.String, "value": pl.String}
-    tables = {spec.name: spec.table for spec in ranker.schema.sparse}
-    values = [pl.DataFrame(schema=names)]
-    for feature, table in tables.items():
-        vocabulary = dataset.encoder.vocabulary(table)
-        values.append(vocabulary.select(pl.col("id").cast(pl.Int64), pl.lit(feature).alias("feature"), "value"))
-    found = pl.DataFrame(expert_affinities(ranker, batches), schema=list(Affinity._fields), orient="row")
-    reserved = pl.when(pl.col("id") == 0).then(pl.lit("(null)")).otherwise(pl.lit("(unknown)"))
-    return (
-        found.with_columns(pl.col("id").cast(pl.Int64), pl.col("feature").cast(pl.String))
-        .join(pl.concat(values), on=["feature", "id"], how="left")
-        .with_columns(pl.col("value").fill_null(reserved))
-        .drop("id")
-        .sort("router", "expert", "score", descending=[False, False, True])
-    )
 
 
 def measure(

@@ -39,7 +39,7 @@ class RowFacts:
         """The codes of the groups that a metric is computed within."""
         return {"users": self.users_N, "lists": self.lists_N}[kind] if kind is not None else None
 
-    def take(self, rows: NDArray[np.bool_] | slice) -> "RowFacts":
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> "RowFacts":
         """The facts of some rows."""
         users_N, lists_N = (None if codes is None else codes[rows] for codes in (self.users_N, self.lists_N))
         return RowFacts(users_N, lists_N, None if self.weights_N is None else self.weights_N[rows])

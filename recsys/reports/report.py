@@ -23,6 +23,7 @@ from recsys.metrics.metric import Metric
 from recsys.metrics.registry import headline_metrics
 from recsys.plots import runs as plots
 from recsys.plots.style import svg
+from recsys.reports.expert_sections import expert_loads, experts
 from recsys.reports.pages import (
     NONE,
     Grid,
@@ -37,7 +38,7 @@ from recsys.reports.pages import (
     write_page,
 )
 from recsys.reports.run_files import RunFiles
-from recsys.reports.training_sections import expert_loads, experts, learning, served_constants
+from recsys.reports.training_sections import learning, served_constants
 
 _SPLITS = ("test", "valid")
 
@@ -90,6 +91,7 @@ def _sections(runs: Sequence[RunFiles], extras: Extras) -> Iterator[Section]:
     yield learning(runs)
     yield from served_constants(runs[0])
     yield from experts(runs[0])
+    yield _table_ranks(runs[0])
     yield from _sparsity(runs[0])
     yield _how(runs)
 
@@ -229,6 +231,19 @@ def _differences(runs: Sequence[RunFiles], task: str, split: str, metrics: Seque
 
 def _same_rows(a: tuple[TestRows, np.ndarray], b: tuple[TestRows, np.ndarray]) -> bool:
     return len(a[0]) == len(b[0]) and bool((a[0].labels_N == b[0].labels_N).all())
+
+
+def _table_ranks(run: RunFiles) -> Section:
+    lines = [
+        Line([name, str(found.dim), figure_of(found.rank, 1), f"{found.rank / found.dim:.0%}"])
+        for name, found in run.table_ranks.items()
+    ]
+    return Section(
+        "Dimensions that tables use",
+        "The effective rank of each table, whose rows count as often as training saw their values. A table that uses "
+        "few of its dimensions can be narrower (model.tables.<table>.dim), or has learned little.",
+        [Grid(["Table", "Width", "Effective rank", "Used"], lines)] if lines else [],
+    )
 
 
 def _sparsity(run: RunFiles) -> Iterator[Section]:

@@ -13,7 +13,8 @@ from recsys.config.experiment import ExperimentConfig, stored_config
 from recsys.evaluation.added import ADDED_FILE
 from recsys.evaluation.baselines import BASELINES_FILE
 from recsys.evaluation.comparison import TestRows
-from recsys.evaluation.evaluate import EXPERTS_FILE
+from recsys.evaluation.experts import EXPERTS_FILE, GAINS_FILE
+from recsys.evaluation.table_ranks import TableRanks, read_table_ranks
 from recsys.metrics.arrays import group_codes
 from recsys.metrics.rows import RowFacts
 
@@ -49,9 +50,20 @@ class RunFiles:
         return json.loads(file.read_text()).get(split, {}) if file.is_file() else {}
 
     @cached_property
+    def table_ranks(self) -> TableRanks:
+        """How many dimensions each table uses, where the run was evaluated."""
+        return read_table_ranks(self.path)
+
+    @cached_property
     def experts(self) -> pl.DataFrame | None:
         """The values that each expert serves, where a mixture was evaluated."""
         file = self.path / EXPERTS_FILE
+        return pl.read_parquet(file, glob=False) if file.is_file() else None
+
+    @cached_property
+    def expert_gains(self) -> pl.DataFrame | None:
+        """Where each expert beats the next best choice, where a mixture was evaluated."""
+        file = self.path / GAINS_FILE
         return pl.read_parquet(file, glob=False) if file.is_file() else None
 
     @cached_property

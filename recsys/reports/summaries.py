@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.unseen import unseen_shares
 from data_pipelines.disk.storage import MANIFEST, Manifest, open_directory
+from recsys.evaluation.table_ranks import TableRanks
 from recsys.training.results import Result
 from serving.artifact.card import Value
 
@@ -62,6 +63,7 @@ class RunSummary(BaseModel):
         seed: Of the training.
         dataset: Where the data set was.
         evaluated: Splits whose predictions are kept.
+        effective_rank: How many dimensions each table uses, where the run was evaluated.
         bytes: On disk.
 
     The other fields are those of :class:`~recsys.training.results.Result`.
@@ -80,6 +82,7 @@ class RunSummary(BaseModel):
     samples_per_s: Value
     notes: tuple[str, ...]
     evaluated: list[str]
+    effective_rank: TableRanks
     bytes: int
 
 

@@ -1,17 +1,13 @@
-"""The sections of a report on how runs were trained: losses, metrics of the valid split, experts.
-
-Letters: T epochs, E experts.
-"""
+"""The sections of a report on how runs were trained: losses, metrics of the valid split, what `serve` fixes."""
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import polars as pl
 
 from recsys.metrics.binary import AUC, LOG_LOSS
 from recsys.plots import runs as plots
 from recsys.plots.style import svg
-from recsys.reports.pages import Grid, Line, Section
+from recsys.reports.pages import Section
 from recsys.reports.run_files import RunFiles
 
 _SMOOTHING = 0.9
@@ -82,46 +78,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
         kept, total = _SMOOTHING * kept + value, _SMOOTHING * total + 1
         smooth.append(kept / total)
     return smooth
-
-
-def expert_loads(run: RunFiles) -> dict[str, np.ndarray]:
-    """(T, E) share of the routed rows by router, one row an epoch."""
-    frame = run.history.filter(pl.col("metric").str.contains(r"^experts/.+/\d+$")).with_columns(
-        router=pl.col("metric").str.extract(r"^experts/(.+)/\d+$"),
-        expert=pl.col("metric").str.extract(r"/(\d+)$").cast(pl.Int32),
-    )
-    loads = {}
-    for (router,), part in frame.group_by("router", maintain_order=True):
-        wide = part.pivot(on="expert", index="step", values="value", aggregate_function="last").sort("step")
-        experts = sorted((name for name in wide.columns if name != "step"), key=int)
-        load_TE = wide.select(experts).to_numpy()
-        loads[str(router)] = load_TE / load_TE.sum(axis=1, keepdims=True)
-    return loads
-
-
-def experts(run: RunFiles) -> Iterator[Section]:
-    figures, lines = [], []
-    for router, load_TE in expert_loads(run).items():
-        title = f"Load of {router}" if router else "Load of the experts"
-        figures.append(
-            (
-                svg(plots.expert_load(title, load_TE), title),
-                f"Share of routed rows by epoch; a fair share is {100 / load_TE.shape[1]:.0f}%.",
-            )
-        )
-        last = load_TE[-1]
-        entropy = float(-(last * np.log(np.maximum(last, 1e-12))).sum() / np.log(max(len(last), 2)))
-        lines.append(Line([router, str(len(last)), f"{entropy:.3f}", f"{last.min():.1%}", f"{last.max():.1%}"]))
-    if figures:
-        grid = Grid(["Router", "Experts", "Entropy of load (1 is even)", "Least used", "Most used"], lines)
-        folded = [] if run.experts is None else [("What each expert serves", _expert_values(run.experts))]
-        yield Section("Experts", "How the router spreads rows.", [grid], figures, folded=folded)
-
-
-def _expert_values(served: pl.DataFrame) -> Grid:
-    """The values that each expert serves more often than chance, three an expert."""
-    lines = []
-    for row in served.group_by("router", "expert", maintain_order=True).head(3).iter_rows(named=True):
-        value = f"{row['feature']} = {row['value']}"
-        lines.append(Line([row["router"], str(row["expert"]), value, f"{row['share']:.1%}", f"{row['lift']:.2f}"]))
-    return Grid(["Router", "Expert", "Value", "Rows it serves", "Times chance"], lines, texts=(0, 2))

@@ -5,7 +5,7 @@ Letters: N rows, T tasks.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +14,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from data_pipelines.batch import Batch, Schema
 from data_pipelines.dataset.blocks import Block, make_batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
@@ -28,6 +29,7 @@ from recsys.exporting.measure import checkpoint_bytes
 from recsys.runs.checkpoints import load_weights
 from recsys.training.faults import DivergedError
 from recsys.training.train import train
+from recsys.trials.leave_out import leave_out_expert
 from recsys.trials.perturb import masked, random_order, shuffled, strata
 from recsys.trials.trials import FIGURES, LOGITS, RUN, Figures, Trial, TrialStore
 from recsys.trials.warm import warm_ranker
@@ -151,6 +153,8 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
             stratum_N, partners = strata(block, schema, trial.changed)
             block = shuffled(block, schema, trial.changed, random_order(len(block), trial.seed, stratum_N))
             note = f"among rows alike in {' and '.join(partners)}" if partners else "goes with no other feature"
+        case "leave_out_expert":
+            note = leave_out_expert(ranker, _batches(schema, block), trial.changed[0])
         case "warm_start":
             ranker = warm_ranker(weights, dataset, trial.changed, config.train, trial.seed)
             block = masked(block, schema, trial.changed)
@@ -160,10 +164,13 @@ def _look(trial: Trial, dataset: Dataset, store: TrialStore) -> tuple[Logits, Fi
 
 
 def _score(ranker: Ranker, block: Block) -> NDArray[np.float32]:
-    starts = range(0, len(block), _BATCH_ROWS)
-    batches = (make_batch(ranker.schema, [(block, start, min(start + _BATCH_ROWS, len(block)))]) for start in starts)
-    logits_NT: NDArray[np.float32] = predict(ranker, batches, torch.device("cpu"))[1].numpy()
+    logits_NT: NDArray[np.float32] = predict(ranker, _batches(ranker.schema, block), torch.device("cpu"))[1].numpy()
     return logits_NT
+
+
+def _batches(schema: Schema, block: Block) -> Iterator[Batch]:
+    for start in range(0, len(block), _BATCH_ROWS):
+        yield make_batch(schema, [(block, start, min(start + _BATCH_ROWS, len(block)))])
 
 
 def _write_logits(logits: Logits, tasks: Sequence[str], path: Path) -> None:

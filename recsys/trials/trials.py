@@ -22,7 +22,7 @@ from data_pipelines.disk.storage import MANIFEST, fingerprint, new_directory, op
 from data_pipelines.errors import UserError
 
 _log = logging.getLogger(__name__)
-Change = Literal["permute", "permute_within", "mask", "mask_oov", "warm_start"]
+Change = Literal["permute", "permute_within", "mask", "mask_oov", "leave_out_expert", "warm_start"]
 """Changes of a trained model or of the rows that it reads."""
 LOGITS = "logits.parquet"
 FIGURES = "figures.json"
@@ -41,7 +41,8 @@ class Trial(BaseModel):
         parent: Name of the trial whose trained model this one evaluates or starts from.
         change: How the parent's model or rows are changed (``export``: exported with the levers of this trial's config
             instead of its own); ``None`` for a separate training.
-        changed: The features that ``change`` applies to.
+        changed: The features that ``change`` applies to; of ``leave_out_expert``, the expert
+            (:func:`recsys.trials.leave_out.leave_out_expert`).
         code: Fingerprint of the code.
     """
 

@@ -50,3 +50,22 @@ def test_noise_and_load_belong_to_training():
     assert router.tokens_per_expert_E.sum() == 0
     router.train()
     assert not torch.equal(router(x_ND)[1], router(x_ND)[1])
+
+
+def test_without_an_expert_its_rows_take_the_next_best_choice_and_others_stay():
+    router = make_router(8, 5, 1).eval()
+    x_ND = torch.randn(300, 8)
+    chosen_N = router(x_ND)[1][:, 0]
+    second_N = router._logits(x_ND).topk(2, dim=1).indices[:, 1]
+    with router.without(2):
+        without_N = router(x_ND)[1][:, 0]
+    torch.testing.assert_close(without_N, torch.where(chosen_N == 2, second_N, chosen_N))
+    assert torch.equal(router(x_ND)[1][:, 0], chosen_N)
+
+
+def test_the_last_expert_of_a_task_cannot_be_left_out():
+    router = make_router(8, 2, 1)
+    router.active_E[0] = False
+    assert not router.can_leave_out(1)
+    with pytest.raises(ValueError, match="no expert"), router.without(1):
+        pass

@@ -87,6 +87,21 @@ def test_keys_vary_one_at_a_time_and_in_a_grid(data: DataConfig) -> None:
     }
 
 
+def test_each_expert_of_each_block_is_left_out(data: DataConfig) -> None:
+    study = StudyConfig(leave_one_out=[], leave_out_experts=True)
+    one = plan_arms(study, data, ["user"], [2])
+    assert [arm.name for arm in one] == [BASE, "without expert 1 by load", "without expert 2 by load"]
+    assert [arm.units for arm in plan_arms(study, data, ["user"], [2, 2])][1:] == [
+        ("0/0",),
+        ("0/1",),
+        ("1/0",),
+        ("1/1",),
+    ]
+    for experts in ([], [1]):
+        with pytest.raises(UserError, match="at least two experts"):
+            plan_arms(study, data, ["user"], experts)
+
+
 @pytest.mark.parametrize(
     ("study", "said"),
     [

@@ -34,6 +34,7 @@ STUDY = {
     "permute_within": ["tags"],
     "mask": ["user"],
     "mask_oov": ["item"],
+    "leave_out_experts": True,
     "pairs": ["user", "device"],
     "vary": {"model.dim": [4, 6]},
     "halving": True,
@@ -43,6 +44,7 @@ STUDY = {
 SMALL = (
     "ablation.leave_one_out=[user, device]",
     *(f"ablation.{key}=[]" for key in ("permute", "permute_within", "mask", "mask_oov", "pairs")),
+    "ablation.leave_out_experts=false",
     "ablation.vary={}",
     "ablation.warm_start=false",
 )
@@ -122,7 +124,17 @@ def test_a_study_leaves_tables_figures_and_configs_that_repeat_it(undisturbed: t
     assert arms["stopped_early"].sum() == 1  # of the two dims, the worse after one seed
     assert result["trials"] == 2 * len(arms) - 1
     assert result["effects"].keys() == {"without user", "without device"}
-    for figure in ("forest-leave-one-out", "forest-looks", "forest-warm-start", "pairs", "cost-bytes"):
+    experts = arms.filter(pl.col("kind") == "leave_out_expert")
+    assert experts["arm"].to_list() == ["without expert 1 by load", "without expert 2 by load"]
+    assert experts["note"].str.contains(r"^expert [01], \d+\.\d% of the routed test rows$").all()
+    for figure in (
+        "forest-leave-one-out",
+        "forest-looks",
+        "forest-experts",
+        "forest-warm-start",
+        "pairs",
+        "cost-bytes",
+    ):
         assert (study / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert (study / "figures" / f"{figure}-dark.png").exists()
     without_device = next(

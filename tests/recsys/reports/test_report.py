@@ -43,7 +43,16 @@ def test_a_run_on_one_page(runs: list[Path], tmp_path: Path) -> None:
     page = write_report(runs[:1], tmp_path / "report.html", extras=Extras(ceiling=0.99)).read_text()
     auc = evaluate(runs[0], Dataset.open(runs[0].parent / "dataset"), "test").tasks["click"]["auc"]
     assert f"{auc:.4f}" in page
-    for said in ("Reliability", "popularity", "best reachable", "Load of", "Sparsity", "total"):
+    for said in (
+        "Reliability",
+        "popularity",
+        "best reachable",
+        "Load of",
+        "next best",
+        "what each expert is worth",
+        "Sparsity",
+        "total",
+    ):
         assert said in page, said
     assert page.count("<svg") >= 5
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
