@@ -16,11 +16,11 @@ from models.layers.additive import AdditiveTerms
 from models.layers.chains import logits_over_all_rows
 from models.layers.gates import FeatureGates
 from models.layers.heads import Heads, TasksConfig
+from models.layers.histories import Histories
 from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Interaction
 from models.layers.normalization import Standardize
 from models.layers.part import Component, Int8Input, Part, UnitGroup, module_components, own_tensors
 from models.layers.row_norm import RowNorm
-from models.layers.sequence import Histories
 from models.layers.towers import AnyTower, Tower
 from models.layers.wide import Wide
 from models.moe.router import routers

@@ -62,7 +62,7 @@ class TablesConfig(Config):
     pooling: dict[str, Pooling] = Field(
         default={},
         description="By name of a feature, or of a history (then for all its columns): `sum`, `mean` (where absent), "
-        "or for histories `last`, `attention`, `convolution`.",
+        "or for histories `last`, `attention`, `convolution`, `hstu`, `bst`.",
     )
     wide: bool = Field(
         default=False,

@@ -4,6 +4,7 @@ Letters: B rows of a batch, L events of all rows, C width of one event (its colu
 candidate, N candidates of one history.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
@@ -14,11 +15,10 @@ from data_pipelines.config.base import same_definition
 from data_pipelines.errors import UserError
 
 
-class HistoryPooling(nn.Module):
+class HistoryPooling(nn.Module, ABC):
     """Base of poolings that turn all columns of a history's events into one vector per row.
 
-    Its work is counted from its linear layers: a matrix that is not part of an ``nn.Linear`` is refused by the size
-    report.
+    The size report counts its work by :meth:`work`: a matrix that is not part of an ``nn.Linear`` is refused by it.
 
     Args:
         query: Q, the width of the candidate: what the row itself has in the tables that the history reads. The first Q
@@ -33,6 +33,7 @@ class HistoryPooling(nn.Module):
     def __init__(self, query: int, side: int) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C) the pooled events of each row; zeros where a row has none.
 
@@ -41,19 +42,29 @@ class HistoryPooling(nn.Module):
             events_LC: From the oldest event of the first row to the newest of the last.
             offsets: (B + 1,) where the events of each row start.
         """
-        raise NotImplementedError
 
     def pool_candidates(self, candidate_BNQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, N, C) for several candidates of each history; only called if :attr:`needs_candidate`."""
         each = [self(candidate_BQ, events_LC, offsets) for candidate_BQ in candidate_BNQ.unbind(1)]
         return torch.stack(each, 1)
 
+    def work(self, events: int) -> dict[str, int]:
+        """Multiplications and additions for one row, by name of the submodule that does them.
+
+        Each linear layer is counted once per event, unless a pooling knows better.
+
+        Args:
+            events: How many the row has.
+        """
+        linears = ((name, module) for name, module in self.named_modules() if isinstance(module, nn.Linear))
+        return {name: 2 * module.weight.numel() * events for name, module in linears}
+
 
 _Pooling = TypeVar("_Pooling", bound=type[HistoryPooling])
 SIMPLE = ("sum", "mean", "last")
 """Poolings of single columns."""
-BUILT_IN = (*SIMPLE, "attention", "convolution")
-"""Poolings that are always there. ``models.layers.sequence`` registers the last two, which read whole histories."""
+BUILT_IN = (*SIMPLE, "attention", "convolution", "hstu", "bst")
+"""Poolings that are always there. ``models.layers.histories`` registers those that read whole histories."""
 _POOLINGS: dict[str, type[HistoryPooling]] = {}
 
 

@@ -27,7 +27,7 @@ def make_ranker(schema: Schema = SCHEMA, **settings: object) -> Ranker:
     [
         *itertools.product(
             ["cross", "fm", "dot", "multiplicative", "none"],
-            ["mean", "sum", "last", "attention", "convolution"],
+            ["mean", "sum", "last", "attention", "convolution", "hstu", "bst"],
             [MLP, MOE],
         )
     ],
@@ -49,7 +49,7 @@ def test_every_combination_of_parts_gives_logits_and_gradients(kind, pooling, to
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last", "attention", "convolution"])
+@pytest.mark.parametrize("pooling", ["mean", "last", "attention", "convolution", "hstu", "bst"])
 def test_a_row_scores_the_same_alone_as_among_others(pooling):
     ranker = make_ranker(pooling={"likes": pooling}, tower=MOE, wide=True).eval()
     batch = random_batch(11, seed=4)

@@ -21,7 +21,11 @@ SHAPES = [
     {"interaction": {"kind": kind}, "tower": tower, **more}
     for kind in ("cross", "fm", "dot", "multiplicative", "none")
     for tower in ({"kind": "mlp", "hidden": [8, 4]}, {"kind": "moe", "experts": 4, "hidden": 8, "shared": True})
-    for more in ({}, {"wide": True, "batch_norm": True, "pooling": {"likes": "attention"}})
+    for more in (
+        {},
+        {"wide": True, "batch_norm": True, "pooling": {"likes": "attention"}},
+        {"pooling": {"likes": "hstu"}},
+    )
 ]
 
 

@@ -34,6 +34,7 @@ PAST = {
     params=[
         {"likes": "attention", "fans": "attention"},
         {"likes": "convolution", "fans": "last"},
+        {"likes": "hstu", "fans": "bst"},
         {"likes": "mean", "tags": "sum"},
     ],
 )
