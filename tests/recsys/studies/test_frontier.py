@@ -1,6 +1,5 @@
 """A frontier whose points cannot all be measured."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,5 +65,5 @@ def test_a_point_whose_metric_is_not_finite_has_failed_and_is_not_chosen(
 
 
 def test_without_a_config_to_compare_with_there_is_no_frontier(experiment: tuple[ExperimentConfig, Dataset]) -> None:
-    with pytest.raises(UserError, match="the config as it is.*is not finite on the valid split"):
+    with pytest.raises(UserError, match=r"the config as it is.*is not finite on the valid split"):
         frontier(experiment, [1e4, 0.7, 0.6]).table()
