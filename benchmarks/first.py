@@ -4,8 +4,8 @@ Every public log that is at hand, whole and by subsamples of a tenth and a hundr
 newcomer: ``init``, ``prepare``, ``train``, ``evaluate``. The baselines learn from the features that ``init`` chose;
 those called raw, from the same without what is computed from the past. Their strengths and rounds are chosen on valid
 rows, all figures are of test rows, and ours are means over seeds. The interval of a difference covers test rows and
-seeds. Logs of positives only are left out: their baselines are others. Times are of the processor, over all threads,
-so a busy machine does not change them.
+seeds. Times are of the processor, over all threads, so a busy machine does not change them. A log of positives only,
+``online-retail``, is ranked over all items beside what each user took before (:mod:`benchmarks.first_positives`).
 
 A log with fewer than 20 positive test or valid rows tells nothing and is left out: Open Bandit, and a hundredth of the
 impressions and of the census. ``below_...`` in the JSON counts the sets on which ours is below outside the interval.
@@ -34,6 +34,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common import machine, real_data, table
+from benchmarks.first_positives import DATA, measure_retail, retail_table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.features.kinds.past import PastConfig
 from data_pipelines.importers import criteo, frappe, movielens
@@ -280,9 +281,12 @@ def _below(sets: Mapping[str, Mapping[str, Any]], *baselines: str) -> int:
 def _asked(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
     at_hand = [name for name in LOGS if (name == "demo") == ("RECSYS_DATA" not in os.environ)]
     for argument in arguments or [f"{name}/{part}" for name in at_hand for part in PARTS]:
+        if argument == DATA:
+            continue
         name, _, part = argument.partition("/")
         if name not in LOGS or not (part or "1").isdigit():
-            sys.exit(f"there is no log {argument!r}: name one of {', '.join(LOGS)}, or a part of it, such as demo/10.")
+            names = ", ".join([*LOGS, DATA])
+            sys.exit(f"there is no log {argument!r}: name one of {names}, or a part of it, such as demo/10.")
         yield name, int(part or 1)
 
 
@@ -307,6 +311,7 @@ def main(arguments: Sequence[str] = ()) -> None:
             print(f"{case.name}: {json.dumps(sets[case.name])}", file=sys.stderr, flush=True)
             shutil.rmtree(folder)
     print("\n\n".join(_tables(sets)))
+    retail = measure_retail(asked.seeds) if DATA in (asked.logs or [DATA]) else {}
     summary: dict[str, Any] = {
         "sets": sets,
         "below_lr": _below(sets, "linear", "linear, raw"),
@@ -316,6 +321,10 @@ def main(arguments: Sequence[str] = ()) -> None:
     for name in ("trivago", "census"):
         if name in sets:
             summary[f"{name}_auc"] = sets[name]["auc"]
+    if retail:
+        print("\n" + retail_table(retail))
+        summary |= {"retail": retail, "retail_recall20": retail["test"]["recall"]}
+        summary["retail_repeats_recall20"] = retail["test"]["repeats_recall"]
     print(json.dumps(summary))
 
 
