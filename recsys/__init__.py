@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from serving.batch.options import JobOptions
     from serving.batch.score import score
     from serving.batch.scorer import Scorer
+    from serving.mlflow_model import mlflow_model
 
 _PLACES = {
     "Artifact": "serving.artifact.artifact",
@@ -75,6 +76,7 @@ _PLACES = {
     "load_config": "recsys.config.experiment",
     "load_extensions": "data_pipelines.extensions:load",
     "load_weights": "recsys.runs.checkpoints",
+    "mlflow_model": "serving.mlflow_model",
     "prepare": "data_pipelines.dataset.dataset",
     "register": "data_pipelines.config.base",
     "register_lever": "models.sparsity.config",
@@ -121,6 +123,7 @@ __all__ = [
     "load_config",
     "load_extensions",
     "load_weights",
+    "mlflow_model",
     "prepare",
     "register",
     "register_lever",

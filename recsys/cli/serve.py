@@ -41,20 +41,23 @@ def export_verb(
     dataset: DatasetOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace what is at ARTIFACT.")] = False,
     format: Annotated[
-        Literal["artifact", "portable", "onnx"],
-        typer.Option(help="What `recsys score` reads; what NumPy alone scores; or that with a graph for ONNX Runtime."),
+        Literal["artifact", "portable", "onnx", "mlflow"],
+        typer.Option(
+            help="For `recsys score`; for NumPy alone; that with a graph for ONNX Runtime; or as a model of MLflow."
+        ),
     ] = "artifact",
     json: Json = False,
 ) -> None:
     """Prune, quantize and write everything that scoring needs."""
     from data_pipelines.disk.object_store import sent
-    from recsys.exporting.export import export_portable, export_run
+    from recsys.exporting.export import export_as, export_run
 
     if format != "artifact":
         with sent(artifact, replace=replace) as folder:
-            graph = format == "onnx"
-            export_portable(run, folder, overrides or (), graph=graph, dataset=dataset, replace=replace)
-        finish({"portable": artifact}, json, f"python -m serving.portable.scorer {artifact} ROWS.csv")
+            export_as(format, run, folder, overrides or (), dataset=dataset, replace=replace)
+        load = f"mlflow models serve --env-manager local -m {artifact}"
+        score = f"python -m serving.portable.scorer {artifact} ROWS.csv"
+        finish({"portable" if format == "onnx" else format: artifact}, json, load if format == "mlflow" else score)
         return
     with sent(artifact, replace=replace) as folder:
         figures = summary(export_run(run, folder, overrides or (), dataset=dataset, replace=replace))

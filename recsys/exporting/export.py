@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from serving.artifact.card import ModelCard, TrainingFacts, Value
 from serving.artifact.export import export
 from serving.artifact.id_remap import Translation
 from serving.batch.scorer import Scorer
+from serving.mlflow_model import write_mlflow
 from serving.portable.write import write_portable
 
 _BATCH = 8192
@@ -59,28 +61,32 @@ def export_run(
     return export_shrunk(shrink_run(run, overrides, dataset=dataset), out, replace=replace)
 
 
-def export_portable(
+def export_as(
+    format: Literal["portable", "onnx", "mlflow"],
     run: Path,
     out: Path,
     overrides: Sequence[str] = (),
     *,
-    graph: bool = False,
     dataset: Path | None = None,
     replace: bool = False,
 ) -> None:
-    """Export a finished run as a portable artifact, which :mod:`serving.portable.scorer` scores with NumPy alone.
+    """Export a finished run in one of the formats that are made from an artifact, which exists only meanwhile.
 
     Args:
+        format: What NumPy alone scores, that with a graph for ONNX Runtime, or a model of MLflow.
         run, out, overrides, dataset, replace: As :func:`export_run` takes them.
-        graph: Also write an ONNX graph, with which ONNX Runtime scores.
 
     Raises:
-        UserError: As :func:`export_run` does; or the model has a part that the portable scorer does not implement.
+        UserError: As :func:`export_run` does; the model has a part that the portable scorer does not implement; or a
+            package is not installed.
     """
     _refuse_existing(out, replace)
     with TemporaryDirectory() as scratch:
         artifact = export_run(run, Path(scratch) / out.name, overrides, dataset=dataset)
-        write_portable(artifact, out, graph=graph, replace=replace)
+        if format == "mlflow":
+            write_mlflow(artifact, out, replace=replace)
+        else:
+            write_portable(artifact, out, graph=format == "onnx", replace=replace)
 
 
 @dataclass(frozen=True)

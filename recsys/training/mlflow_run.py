@@ -13,6 +13,7 @@ from data_pipelines.redaction import conceal, redacted
 EXPERIMENT = "recsys"
 _LONGEST_NAME, _LONGEST_VALUE = 240, 6000
 _ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # only the server that the config names is told
     "MLFLOW_ALLOW_FILE_STORE": "true",  # a folder needs no database, but since MLflow 3.17 this word
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL with its password
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # training waits for the answer
@@ -34,14 +35,14 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, name: str, parameters: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        for variable, value in _ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
         try:
             import mlflow
         except ModuleNotFoundError:
             raise UserError(
                 "train.mlflow needs MLflow: pip install 'sparse-recsys[tracking]', or remove the key."
             ) from None
-        for variable, value in _ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
         self._uri, self._note, self._names = uri, note, Names()
         self._entities, self._client, self._run = mlflow.entities, None, ""
         address = expand(uri)

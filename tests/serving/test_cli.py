@@ -55,6 +55,14 @@ def test_export_for_numpy_alone(trained, exported, tiny_log, tmp_path):
     assert "already exists" in refused("export", trained[1], tmp_path / "portable", "--format", "portable")
 
 
+def test_export_as_a_model_of_mlflow(trained, tiny_log, exported, tmp_path):
+    pyfunc = pytest.importorskip("mlflow.pyfunc", reason="MLflow is not installed")
+    assert recsys("export", trained[1], tmp_path / "model", "--format", "mlflow") == {"mlflow": str(tmp_path / "model")}
+    rows = pl.read_parquet(tiny_log).head(50)
+    found = pyfunc.load_model(str(tmp_path / "model")).predict(rows.to_pandas())
+    np.testing.assert_array_equal(found["click"], Scorer(Artifact.open(exported)).score(rows)["click"])
+
+
 def test_objects_show_a_table_in_a_notebook(trained, exported):
     dataset, _ = trained
     assert "<td>train 1,600, valid 200, test 200</td>" in dataset._repr_html_()
