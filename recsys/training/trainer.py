@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
@@ -29,7 +27,7 @@ from recsys.training.device_batches import DeviceBatches
 from recsys.training.faults import InterruptedTrainingError
 from recsys.training.losses import Losses
 from recsys.training.model_state import build_state
-from recsys.training.objective import Objective, step_seed
+from recsys.training.objective import Objective, seed_step
 from recsys.training.optimizers import schedule_factor
 from recsys.training.results import Result, Stopped, TrainState
 from recsys.training.run_log import RunLog
@@ -169,7 +167,7 @@ class Trainer:
         self.start()
         state = self.train_state
         self._losses.step_begins()
-        torch.manual_seed(step_seed(self.config.seed, state.step, self.processes.rank))
+        seed_step(self.config.seed, state.step, self.processes.rank, self.processes.device)
         schedule = self.config.train.schedule
         self.state.scale_rates(schedule_factor(schedule.kind, state.step, schedule.warmup_steps, self.total_steps))
         loss = self._objective.loss(self.state, batch)
