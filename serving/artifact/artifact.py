@@ -227,7 +227,7 @@ class Artifact:
             card=read_json(below(path, CARD), ModelCard),
             encoder=encoder,
             state=path / STATE if below(path, STATE).is_dir() else None,
-            reference=_read_reference(path, encoder.schema) if below(path, REFERENCE).is_file() else None,
+            reference=Reference.read(below(path, REFERENCE), encoder.schema),
             find=find,
         )
         if not below(path, PACKED).exists():
@@ -348,10 +348,3 @@ class Artifact:
     def weights(self) -> StoredWeights:
         """The mapped tables and the dense part, as they are stored."""
         return StoredWeights.read(self.path, self.model)
-
-
-def _read_reference(folder: Path, schema: Schema) -> Reference:
-    reference = read_json(below(folder, REFERENCE), Reference)
-    with intact(folder / REFERENCE):
-        reference.check(schema)
-    return reference
