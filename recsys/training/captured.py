@@ -106,6 +106,7 @@ class CapturedLoss:
         tail: The loss of logits; without a read of the device.
         rows: B of a full batch; batches of other sizes are not captured.
         half: Whether dense products are in bfloat16.
+        before: Called before capturing, during which no other thread may use the GPU.
         make: Records a module's forward and backward pass; :func:`torch.cuda.make_graphed_callables`.
     """
 
@@ -116,9 +117,11 @@ class CapturedLoss:
         *,
         rows: int,
         half: bool,
+        before: Callable[[], None] = lambda: None,
         make: Callable[..., Any] = torch.cuda.make_graphed_callables,
     ) -> None:
-        self._ranker, self._tail, self._rows, self._half, self._make = ranker, tail, rows, half, make
+        self._ranker, self._tail, self._rows, self._half = ranker, tail, rows, half
+        self._before, self._make = before, make
         self._captured: _Captured | None = None
         self._failed = False
 
@@ -157,6 +160,7 @@ class CapturedLoss:
 
     def _capture(self, dense: _Dense, arguments: list[Tensor]) -> Callable[..., Tensor] | None:
         """A replay of ``dense``; buffers and random states are afterwards as they were."""
+        self._before()
         samples = tuple(part.detach().clone().requires_grad_(part.requires_grad) for part in arguments)
         buffers = [buffer.clone() for buffer in dense.buffers()]
         devices = [samples[0].device] if samples[0].is_cuda else []

@@ -3,6 +3,8 @@
 Letters: B rows of a batch, T tasks.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import xxhash
@@ -30,9 +32,18 @@ class Objective:
         dataset: Its tasks, with their kinds and weights, and the mean weight of the rows of its train split.
         schema: The encoded features of the batches.
         device: Where the ranker is.
+        before_capture: Waits until no other thread uses the GPU.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, schema: Schema, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        schema: Schema,
+        device: torch.device,
+        *,
+        before_capture: Callable[[], None] = lambda: None,
+    ) -> None:
         tasks = dataset.config.tasks.values()
         self._kinds = [task.kind for task in tasks]
         compares = config.loss.needs_lists and dataset.config.drawing is not None  # only `positive` differs in a list
@@ -45,7 +56,7 @@ class Objective:
         self._loss = config.loss
         self._unknown = UnknownIds(config.unknown, schema)
         self._device = device
-        self._rows = config.batch_size
+        self._rows, self._before_capture = config.batch_size, before_capture
         self._captured: CapturedLoss | None = None
         # Losses that compare rows choose rows by their labels, so their sizes change from batch to batch.
         self._may_capture = config.cuda_graphs and device.type == "cuda" and not any(self._replaced)
@@ -83,7 +94,9 @@ class Objective:
         if self._may_capture:
             self._may_capture = False
             if may_capture(state.ranker, state.levers, half=self._half):
-                self._captured = CapturedLoss(state.ranker, self._tail, rows=self._rows, half=self._half)
+                self._captured = CapturedLoss(
+                    state.ranker, self._tail, rows=self._rows, half=self._half, before=self._before_capture
+                )
         return self._captured
 
     def _tail(

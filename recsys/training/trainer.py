@@ -107,7 +107,13 @@ class Trainer:
         self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
         self._batches = DeviceBatches(self.loader, processes.device)
         self._losses = Losses(processes, self._log, self.run.folder)
-        self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
+        self._objective = Objective(
+            settings,
+            self.dataset,
+            self.loader.schema,
+            processes.device,
+            before_capture=lambda: self._writer.wait(),  # a checkpoint that is written aside is copied from the GPU
+        )
         check_train_labels(self.dataset)
         assert settings.monitor is not None
         self._validation = Validation(self.dataset, settings.monitor, processes)

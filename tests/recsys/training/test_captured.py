@@ -42,14 +42,21 @@ class Recorder:
 
 
 def train(config: ExperimentConfig, dataset: Dataset, run: Path, make: Callable[..., Any] | None) -> Trainer:
-    """Train with a captured dense part, if ``make`` captures it."""
+    """Train with a captured dense part, if ``make`` captures it; it is captured once, in the first step."""
+    before: list[int] = []
     with Trainer(config, dataset, run) as trainer:
         if make is not None:
             objective, rows = trainer._objective, config.train.batch_size
             objective._captured = CapturedLoss(
-                trainer.state.ranker, objective._tail, rows=rows, half=objective._half, make=make
+                trainer.state.ranker,
+                objective._tail,
+                rows=rows,
+                half=objective._half,
+                before=lambda: before.append(trainer.train_state.step),
+                make=make,
             )
         trainer.fit()
+    assert before == ([] if make is None else [0])
     return trainer
 
 
