@@ -166,3 +166,11 @@ def measure(rows: int = 1024, width: int = 400, rounds: int = 5) -> dict[Library
             product(x_NI, weight_OI, None).backward(grad_NO)
             seconds[name].append(time.perf_counter() - begin)
     return {name: 6 * rows * width**2 / min(turns) for name, turns in seconds.items()}
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether products in bfloat16 run in the hardware of ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -3,8 +3,10 @@
 Letters: B rows of a batch, L ids of all bags of a feature, R rows of a table, d width of an embedding, F features.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -173,22 +175,28 @@ class SparseTables(nn.Module):
         embedded = Embedded({}, {}, {})
         if self.rows:
             self._pool_rows(bags, weighted, embedded)
-        for layout in self.layouts:
-            if layout.route != "rows":
-                target = embedded.wide if layout.wide else embedded.pooled
-                for feature in layout.features:
-                    value = by_name[self._output_name(feature, layout)]
-                    target[feature] = value if layout.dim == layout.stored_dim else value[:, : layout.dim]
+        for layout, feature, name in self._outputs:
+            value = by_name[name]
+            target = embedded.wide if layout.wide else embedded.pooled
+            target[feature] = value if layout.dim == layout.stored_dim else value[:, : layout.dim]
         return embedded
 
     @property
     def _has_weighted(self) -> bool:
         return any(lookup.weighted for lookup in self.lookup_plan.lookups)
 
-    def _output_name(self, feature: str, layout: TableLayout) -> str:
-        """TorchRec's name of a feature's embedding: with the table's name where the feature has several tables."""
-        several = sum(feature in other.features and other.route == layout.route for other in self.layouts) > 1
-        return f"{feature}@{layout.key}" if several else feature
+    @cached_property
+    def _outputs(self) -> list[tuple[TableLayout, str, str]]:
+        """Each pooled lookup, as table and feature, and TorchRec's name of it.
+
+        The name is the feature's, with the table's where the feature has several tables.
+        """
+        pooled = [(layout, feature) for layout in self.layouts if layout.route != "rows" for feature in layout.features]
+        times = Counter((feature, layout.route) for layout, feature in pooled)
+        return [
+            (layout, feature, feature if times[feature, layout.route] == 1 else f"{feature}@{layout.key}")
+            for layout, feature in pooled
+        ]
 
     def _pool_rows(self, bags: KeyedJaggedTensor, weighted: KeyedJaggedTensor | None, embedded: Embedded) -> None:
         merged = bags if weighted is None else _merge(bags, weighted)

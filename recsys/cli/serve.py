@@ -27,6 +27,10 @@ DataRoots = Annotated[
     list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
 ]
 JobsDatabase = Annotated[str, typer.Option(envvar="RECSYS_JOBS_DB", help="The service's database.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where the model is computed; auto is the GPU that Torch sees. A GPU computes in bf16."),
+]
 AllowedAddresses = Annotated[
     list[str] | None,
     typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
@@ -131,6 +135,7 @@ def score_verb(
     ] = 0.5,
     max_unknown: Annotated[float, typer.Option(min=0, max=1, help="Share of such values above which to fail.")] = 0.99,
     threads: Annotated[int | None, typer.Option(min=1, help="Parts at a time; one per processor if absent.")] = None,
+    device: Device = "cpu",
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Threads of this process, or a Ray cluster.")
     ] = "local",
@@ -165,6 +170,7 @@ def score_verb(
             max_unknown=max_unknown,
             threads=threads,
             progress=lambda rows, total: advance(rows, total=total),
+            device=device,
             engine=workers,
         )
     finish({**vars(result), "output": output}, json)
@@ -190,7 +196,8 @@ def serve_verb(
     ] = "sqlite:///jobs.db",
     host: Annotated[str, typer.Option(help="Address to listen on; off loopback, tokens are required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that run jobs.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that run jobs, on the CPU.")] = 1,
+    device: Device = "cpu",
     allowed_hosts: Annotated[
         list[str] | None,
         typer.Option("--allow-host", metavar="NAME", help="Name that clients call it by, beside localhost and --host."),
@@ -212,6 +219,7 @@ def serve_verb(
         addresses=allowed or (),
         allowed_hosts=allowed_hosts or (),
         states={name: Path(path) for name, _, path in pasts},
+        device=device,
     )
 
 

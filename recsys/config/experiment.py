@@ -80,6 +80,11 @@ class TrainConfig(Config):
         description="Of the dense part's products; `auto` is bf16 if the device computes it in hardware, "
         "otherwise fp32. Tables, losses and the router are float32.",
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="On one GPU, record the kernels of the dense part once and replay them for full batches. Without "
+        "effect with levers, several ranks, losses that compare rows, and float32 experts.",
+    )
     tf32: bool = Field(default=True, description="On a GPU, compute fp32 products with TF32's 10-bit mantissa.")
     tables: TableOptimizerConfig = TableOptimizerConfig()
     dense: DenseOptimizerConfig = DenseOptimizerConfig()

@@ -155,14 +155,6 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def computes_bf16(device: torch.device) -> bool:
-    """Whether products in bfloat16 run in the hardware of ``device``."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
 def _check_restarts() -> None:
     """Restarted ranks that share the agents' store read addresses of dead ones (pytorch/pytorch issue 135712)."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":

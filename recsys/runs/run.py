@@ -30,7 +30,15 @@ from recsys.runs.checkpoints import (
 )
 from recsys.runs.processes import Processes
 
-MAY_CHANGE = ("checkpoint_every", "checkpoint_aside", "keep_checkpoints", "loader_threads", "mlflow", "device")
+MAY_CHANGE = (
+    "checkpoint_every",
+    "checkpoint_aside",
+    "keep_checkpoints",
+    "loader_threads",
+    "mlflow",
+    "device",
+    "cuda_graphs",
+)
 """Keys of ``train`` that a resume may change, besides sharding: they change the weights by rounding only."""
 
 
@@ -271,7 +279,7 @@ def _weighty(config: ExperimentConfig) -> dict[str, Any]:
     for key in MAY_CHANGE:
         del content["train"][key]
     for table in content["model"]["tables"].values():
-        del table["sharding"]
+        del table["sharding"], table["memory"]
     content["model"]["tables"] = {
         name: table for name, table in content["model"]["tables"].items() if any(table.values())
     }

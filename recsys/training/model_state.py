@@ -56,6 +56,7 @@ class ModelState:
         self._fused = model.fused_optimizer
         groups = [group for optimizer in (*self._optimizers, self._fused) for group in optimizer.param_groups]
         self._rates = [(group, group["lr"]) for group in groups]
+        self._factor: float | None = None
         self._decay, self._average = config.ema, cast(AveragedWeights | None, None)
 
     def start_average(self) -> None:
@@ -65,6 +66,9 @@ class ModelState:
 
     def scale_rates(self, factor: float) -> None:
         """Multiply every configured learning rate by ``factor``; fused tables read it in the forward pass."""
+        if factor == self._factor:
+            return
+        self._factor = factor
         for group, rate in self._rates:
             group["lr"] = rate * factor
         self._fused.zero_grad()  # passes the learning rate to the kernels

@@ -3,6 +3,8 @@
 Letters: B rows of a batch, T tasks.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import xxhash
@@ -13,10 +15,12 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.names import POSITIVE
 from models.layers.heads import task_losses
 from models.layers.losses import loss_of_labelled
+from models.products import computes_bf16
+from models.ranker import Ranker
 from models.tables.id_changes import IdChanges
 from models.tables.unknown_ids import UnknownIds
 from recsys.config.experiment import TrainConfig
-from recsys.runs.processes import computes_bf16
+from recsys.training.captured import CapturedLoss, may_capture
 from recsys.training.model_state import ModelState
 
 
@@ -28,9 +32,18 @@ class Objective:
         dataset: Its tasks, with their kinds and weights, and the mean weight of the rows of its train split.
         schema: The encoded features of the batches.
         device: Where the ranker is.
+        before_capture: Waits until no other thread uses the GPU.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, schema: Schema, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        schema: Schema,
+        device: torch.device,
+        *,
+        before_capture: Callable[[], None] = lambda: None,
+    ) -> None:
         tasks = dataset.config.tasks.values()
         self._kinds = [task.kind for task in tasks]
         compares = config.loss.needs_lists and dataset.config.drawing is not None  # only `positive` differs in a list
@@ -43,6 +56,10 @@ class Objective:
         self._loss = config.loss
         self._unknown = UnknownIds(config.unknown, schema)
         self._device = device
+        self._rows, self._before_capture = config.batch_size, before_capture
+        self._captured: CapturedLoss | None = None
+        # Losses that compare rows choose rows by their labels, so their sizes change from batch to batch.
+        self._may_capture = config.cuda_graphs and device.type == "cuda" and not any(self._replaced)
         self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
 
     def loss(self, state: ModelState, batch: Batch) -> Tensor:
@@ -51,27 +68,73 @@ class Objective:
         assert batch.labels is not None
         ids = IdChanges(batch)
         self._unknown(ids)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            logits_BT = batch.of_sample(state.model(ids))
-        weights_BT = None if batch.weights is None else batch.weights / self._mean_T
-        losses_T = task_losses(logits_BT, batch.labels, self._kinds, weights_BT)
-        if any(self._replaced):
-            losses_T = self._with_replaced(losses_T, logits_BT, batch, weights_BT)
-        loss = losses_T @ self._weights_T
-        for extra in (state.ranker.auxiliary_loss(), *(lever.loss(state.ranker) for lever in state.levers)):
+        captured = self._captured_of(state)
+        if captured is not None and captured.takes(batch):
+            looked_up = state.ranker.look_up(ids)
+            loss = captured.loss(looked_up, batch)
+            if loss is not None:
+                return loss
+            with self._autocast():
+                logits_BT = state.ranker.rank(*looked_up)
+        else:
+            with self._autocast():
+                logits_BT = state.model(ids)
+        loss = self._tail(state.ranker, logits_BT, batch.labels, batch.weights, batch.log_q, lists_B=batch.lists)
+        for lever in state.levers:
+            extra = lever.loss(state.ranker)
             if extra is not None:
                 loss = loss + extra
         return loss
 
-    def _with_replaced(self, losses_T: Tensor, logits_BT: Tensor, batch: Batch, weights_BT: Tensor | None) -> Tensor:
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._half)
+
+    def _captured_of(self, state: ModelState) -> CapturedLoss | None:
+        """The captured loss of ``state``, if there is one; decided once, before the first step."""
+        if self._may_capture:
+            self._may_capture = False
+            if may_capture(state.ranker, state.levers, half=self._half):
+                self._captured = CapturedLoss(
+                    state.ranker, self._tail, rows=self._rows, half=self._half, before=self._before_capture
+                )
+        return self._captured
+
+    def _tail(
+        self,
+        ranker: Ranker,
+        logits_BT: Tensor,
+        labels_BT: Tensor,
+        weights_BT: Tensor | None,
+        log_q_BT: Tensor | None,
+        *,
+        lists_B: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted sum of the task losses, and the balance of experts."""
+        if log_q_BT is not None:
+            logits_BT = logits_BT - log_q_BT
+        if weights_BT is not None:
+            weights_BT = weights_BT / self._mean_T
+        losses_T = task_losses(logits_BT, labels_BT, self._kinds, weights_BT)
+        if any(self._replaced):
+            losses_T = self._with_replaced(losses_T, logits_BT, labels_BT, weights_BT, lists_B)
+        loss, extra = losses_T @ self._weights_T, ranker.auxiliary_loss()
+        return loss if extra is None else loss + extra
+
+    def _with_replaced(
+        self,
+        losses_T: Tensor,
+        logits_BT: Tensor,
+        labels_BT: Tensor,
+        weights_BT: Tensor | None,
+        lists_B: Tensor | None,
+    ) -> Tensor:
         """``losses_T``, with the configured loss for the tasks that it supports."""
-        assert batch.labels is not None
-        lists_B = batch.lists if self._loss.needs_lists else None
+        lists_B = lists_B if self._loss.needs_lists else None
         losses = list(losses_T)
         for t, replaced in enumerate(self._replaced):
             if replaced:
                 weights_B = None if weights_BT is None else weights_BT[:, t]
-                losses[t] = loss_of_labelled(self._loss, logits_BT[:, t], batch.labels[:, t], lists_B, weights_B)
+                losses[t] = loss_of_labelled(self._loss, logits_BT[:, t], labels_BT[:, t], lists_B, weights_B)
         return torch.stack(losses)
 
 
@@ -84,6 +147,12 @@ def _mean_weight(dataset: Dataset, task: str) -> float:
     return float(weights_N[~np.isnan(labels_N)].mean())
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of everything random in one step of one rank."""
-    return xxhash.xxh3_64_intdigest(f"{seed}/{step}/{rank}".encode()) >> 1
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed everything random in one step of one rank.
+
+    ``torch.manual_seed`` would also seed devices that Torch was not built for, which takes a twentieth of a small step.
+    """
+    value = xxhash.xxh3_64_intdigest(f"{seed}/{step}/{rank}".encode()) >> 1
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(value)

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
@@ -29,7 +27,7 @@ from recsys.training.device_batches import DeviceBatches
 from recsys.training.faults import InterruptedTrainingError
 from recsys.training.losses import Losses
 from recsys.training.model_state import build_state
-from recsys.training.objective import Objective, step_seed
+from recsys.training.objective import Objective, seed_step
 from recsys.training.optimizers import schedule_factor
 from recsys.training.results import Result, Stopped, TrainState
 from recsys.training.run_log import RunLog
@@ -109,7 +107,13 @@ class Trainer:
         self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
         self._batches = DeviceBatches(self.loader, processes.device)
         self._losses = Losses(processes, self._log, self.run.folder)
-        self._objective = Objective(settings, self.dataset, self.loader.schema, processes.device)
+        self._objective = Objective(
+            settings,
+            self.dataset,
+            self.loader.schema,
+            processes.device,
+            before_capture=lambda: self._writer.wait(),  # a checkpoint that is written aside is copied from the GPU
+        )
         check_train_labels(self.dataset)
         assert settings.monitor is not None
         self._validation = Validation(self.dataset, settings.monitor, processes)
@@ -169,7 +173,7 @@ class Trainer:
         self.start()
         state = self.train_state
         self._losses.step_begins()
-        torch.manual_seed(step_seed(self.config.seed, state.step, self.processes.rank))
+        seed_step(self.config.seed, state.step, self.processes.rank, self.processes.device)
         schedule = self.config.train.schedule
         self.state.scale_rates(schedule_factor(schedule.kind, state.step, schedule.warmup_steps, self.total_steps))
         loss = self._objective.loss(self.state, batch)

@@ -41,9 +41,10 @@ from models.ranker import Ranker
 from models.tables.plan import lookup_plan
 from models.weights import Weights, load_dense
 from serving.artifact.card import ModelCard
+from serving.artifact.device import CPU
 from serving.artifact.drift import Reference
 from serving.artifact.outputs import Outputs
-from serving.artifact.quantized_tables import MappedTable, QuantizedTables
+from serving.artifact.quantized_tables import QuantizedTables
 from serving.artifact.stamps import Stamp, check_not_written, stamps_of
 from serving.artifact.weight_files import (
     DENSE,
@@ -226,7 +227,7 @@ class Artifact:
             card=read_json(below(path, CARD), ModelCard),
             encoder=encoder,
             state=path / STATE if below(path, STATE).is_dir() else None,
-            reference=_read_reference(path, encoder.schema) if below(path, REFERENCE).is_file() else None,
+            reference=Reference.read(below(path, REFERENCE), encoder.schema),
             find=find,
         )
         if not below(path, PACKED).exists():
@@ -316,20 +317,22 @@ class Artifact:
         score = None if model.score is None else Formula.parse(model.score, tasks)
         return Outputs(tasks, model.calibration, model.conditional, score)
 
-    def ranker(self) -> Ranker:
-        """A ranker in evaluation mode over the mapped tables.
+    def ranker(self, device: torch.device = CPU) -> Ranker:
+        """A ranker in evaluation mode over the mapped tables, or on a GPU over a copy of them.
+
+        On a GPU dense layers are not computed in int8.
 
         Raises:
-            UserError: The weights are damaged, or those of another version's ranker.
+            UserError: The weights are damaged, or those of another version's ranker; the GPU has no room for them.
         """
-        ranker = Ranker(self.model.ranker, self.model.encoded, self.tables())
+        ranker = Ranker(self.model.ranker, self.model.encoded, self.tables(device=device))
         dense = self.weights.dense
         with intact(self.path / DENSE):
-            load_dense(ranker, dense.parameters, dense.grids)
-        return ranker.eval().requires_grad_(False)
+            load_dense(ranker, dense.parameters, dense.grids if device.type == "cpu" else {})
+        return ranker.to(device).eval().requires_grad_(False)
 
-    def tables(self, schema: Schema | None = None) -> QuantizedTables:
-        """The mapped tables, looked up for the features of ``schema`` (a part of the artifact's own), or for all."""
+    def tables(self, schema: Schema | None = None, *, device: torch.device = CPU) -> QuantizedTables:
+        """The tables, looked up for the features of ``schema`` (a part of the artifact's own), or for all."""
         schema, config = schema or self.model.encoded, self.model.ranker
         pooled = {name for feature in schema.sparse for name in (feature.name, feature.sequence)}
         used = {feature.table for feature in schema.sparse}
@@ -339,21 +342,9 @@ class Artifact:
                 "tables": {name: table for name, table in config.tables.items() if name in used},
             }
         )
-        stored = self.weights
-        tables = {
-            name: MappedTable(entry.rows, entry.dim, entry.bits, stored.offsets[name])
-            for name, entry in self.model.tables.items()
-        }
-        return QuantizedTables(schema, config, stored.storage, tables, stored.dense.factors)
+        return QuantizedTables(schema, config, self.weights.on(device, self.model), self.weights.dense.factors)
 
     @cached_property
     def weights(self) -> StoredWeights:
         """The mapped tables and the dense part, as they are stored."""
         return StoredWeights.read(self.path, self.model)
-
-
-def _read_reference(folder: Path, schema: Schema) -> Reference:
-    reference = read_json(below(folder, REFERENCE), Reference)
-    with intact(folder / REFERENCE):
-        reference.check(schema)
-    return reference

@@ -6,6 +6,7 @@ two histograms are compared by the population stability index (:func:`data_pipel
 
 import threading
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from data_pipelines.batch import NULL_ID, Batch, Schema
 from data_pipelines.dataset.drift import psi
+from data_pipelines.disk.damage import intact, read_json
 
 _BINS = 10
 _SAMPLE = 4096
@@ -64,6 +66,20 @@ class Reference(BaseModel):
     scores: dict[str, Histogram]
     oov: dict[str, float]
     """Share of ids that were OOV, by sparse feature."""
+
+    @classmethod
+    def read(cls, path: Path, schema: Schema) -> "Reference | None":
+        """The reference in a file, of rows of ``schema``; ``None`` if there is no file.
+
+        Raises:
+            UserError: It is damaged, or describes other features.
+        """
+        if not path.is_file():
+            return None
+        reference = read_json(path, cls)
+        with intact(path):
+            reference.check(schema)
+        return reference
 
     def check(self, schema: Schema) -> None:
         """Compare the names with those of ``schema``.

@@ -5,7 +5,7 @@ outside the mapped bytes, or a ranker would take unlimited memory.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,8 @@ from models.codecs.quantization import Bits, row_bytes
 from models.ranker import Ranker, RankerConfig
 from models.tables.plan import lookup_plan
 from serving.artifact.calibration import Calibration
+from serving.artifact.device import check_room
+from serving.artifact.quantized_tables import MappedTable, TableStorage
 from serving.formula import Formula
 
 TABLES = "tables.safetensors"
@@ -125,6 +127,25 @@ class StoredWeights:
     storage: Tensor
     offsets: Mapping[str, int]
     dense: Dense
+    _copies: dict[torch.device, TableStorage] = field(default_factory=dict, compare=False)
+
+    def on(self, device: torch.device, model: ModelFile) -> TableStorage:
+        """The rows of all tables on a device. A GPU reads a copy in its own memory, which is made once.
+
+        Raises:
+            UserError: The GPU has no room for the copy.
+        """
+        if device not in self._copies:
+            tables = {
+                name: MappedTable(entry.rows, entry.dim, entry.bits, self.offsets[name])
+                for name, entry in model.tables.items()
+            }
+            stored = TableStorage(self.storage, tables)
+            if device.type != "cpu":
+                check_room(stored.aligned_bytes, device)
+                stored = stored.aligned(device)
+            self._copies[device] = stored
+        return self._copies[device]
 
     @classmethod
     def read(cls, folder: Path, model: ModelFile) -> "StoredWeights":

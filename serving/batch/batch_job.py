@@ -28,6 +28,7 @@ from data_pipelines.past.deliveries import Late
 from data_pipelines.past.state import State
 from data_pipelines.redaction import redacted
 from serving.artifact.artifact import Artifact
+from serving.artifact.device import DeviceName, described, scoring_device
 from serving.artifact.drift import DriftMonitor
 from serving.batch.inputs import Input, Part
 from serving.batch.journal import Entry, Ledger
@@ -73,6 +74,7 @@ def run_job(
     progress: Callable[[int, int], None] | None = None,
     stop: Event | None = None,
     drift: DriftMonitor | None = None,
+    device: DeviceName = "cpu",
     engine: Engine | None = None,
 ) -> JobResult:
     """Score every row at ``source`` into ``output``. If the process was killed, the same call resumes the job.
@@ -86,10 +88,13 @@ def run_job(
         threads: Parts in work at a time; one a processor by default.
         progress: Called with rows newly done (first with those done before a kill) and rows in all.
         stop: When set, the parts in work are finished and :class:`ParkedError` is raised.
+        device: Where this process computes (see :class:`serving.batch.scorer.Scorer`). A job that was started on a GPU
+            is not resumed on a CPU, nor the other way round: its scores would be of two precisions.
         engine: Who scores the parts; ``threads`` threads of this process if absent. Only this process writes.
 
     Raises:
-        UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was started;
+        UserError: The input cannot be read or lacks a column; it or the artifact changed since the job was started, or
+            the device did; there is no GPU, or another engine than threads is to use one;
             another process works on it; the output is that of another job, or damaged; scores are NaN or infinite.
         UnavailableError: The disk of the output is full or read-only.
         ParkedError: ``stop`` was set.
@@ -99,7 +104,9 @@ def run_job(
         >>> rs.run_job(artifact, "clicks.csv", Path("job"), rs.JobOptions(logits=True)).rows_out
         600
     """
-    plan = artifact.encoder.served
+    plan, place = artifact.encoder.served, scoring_device(device)
+    if engine is not None and place.type != "cpu":
+        raise UserError("only threads of this process score on a GPU: leave device at cpu for another engine.")
     rows = Input.find(source, plan, artifact.find)
     candidates = None if options.candidates is None else _candidates(artifact, options.candidates)
     terms: dict[str, Any] = {
@@ -108,6 +115,7 @@ def run_job(
         "events": None if events is None else Input.find(events, plan).fingerprint(),
         **({} if state is None else {"state": artifact.past_in(state).fingerprint}),
         **({} if events is None else {"late": late}),
+        **({} if place.type == "cpu" else {"device": described(place)}),
         "options": redacted(options.model_dump(exclude=_LIMITS)),
         "candidates": None if candidates is None else candidates.fingerprint(),
     }
@@ -126,7 +134,7 @@ def run_job(
             todo = [number for number in range(len(parts)) if number not in ledger.entries]
             if progress is not None:
                 progress(done, total)
-            engine = engine or partial(_threads, threads, drift)
+            engine = engine or partial(_threads, threads, drift, device)
             with engine(artifact, options, past) as workers:
                 began = perf_counter()
 
@@ -162,6 +170,7 @@ def run_job(
         parts=len(ledger.entries),
         rescored=ledger.rescored,
         rows_per_s=scored / (perf_counter() - began) if scored else None,
+        device=described(place),
         unknown=counts.unknown_shares,
         nulls=counts.null_shares,
     )
@@ -214,9 +223,14 @@ def _overlapped(
 
 @contextmanager
 def _threads(
-    count: int | None, drift: DriftMonitor | None, artifact: Artifact, options: JobOptions, state: Path | None
+    count: int | None,
+    drift: DriftMonitor | None,
+    device: DeviceName,
+    artifact: Artifact,
+    options: JobOptions,
+    state: Path | None,
 ) -> Iterator[Workers]:
-    scorer = Scorer(artifact, state=state)
+    scorer = Scorer(artifact, state=state, device=device)
     yield Workers(partial(score_part, scorer, options, drift=drift), count or torch.get_num_threads())
 
 

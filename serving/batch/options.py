@@ -55,6 +55,7 @@ class JobResult:
         rescored: Parts that an earlier attempt had finished and this one scored again, because their files or their
             entries in the journal were damaged.
         rows_per_s: Rows per second that this process scored; ``None`` if it scored none.
+        device: Where the job is scored, and on a GPU in which precision the dense part is, such as ``cuda (bf16)``.
     """
 
     output: Path
@@ -64,5 +65,6 @@ class JobResult:
     parts: int
     rescored: int
     rows_per_s: float | None
+    device: str
     unknown: dict[str, float]
     nulls: dict[str, float]

@@ -20,7 +20,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.names import ROW, key_name
 from models.tables.lookup import Embedded
-from serving.batch.scorer import MICROBATCH, Scorer, in_lists
+from serving.batch.scorer import Scorer, in_lists
 from serving.batch.value_counts import ValueCounts
 
 _PAIRS = 1 << 16
@@ -65,6 +65,8 @@ class PairScorer:
         everyone = in_lists(candidates, np.ones(len(candidates)))
         self.candidate_counts = ValueCounts()
         self._own = self._sides[1].embed(everyone, self.candidate_counts) if self._sides[1] else None
+        if scorer.device.type != "cpu":
+            torch.cuda.synchronize(scorer.device)  # other threads read it on streams of their own
 
     def score(
         self, users: pl.DataFrame, counts: ValueCounts | None = None
@@ -93,7 +95,8 @@ class PairScorer:
         size = max(1, _PAIRS // max(len(self._candidates), 1))
         for start in range(0, max(len(users), 1), size):
             chunk = users.slice(start, size)
-            logits_PT = self._logits(chunk, counts)
+            with self._scorer.computing():
+                logits_PT = self._logits(chunk, counts)
             self._scorer.check_finite(logits_PT, numbers[start : start + size].repeat(self.candidates))
             yield chunk, logits_PT.reshape(len(chunk), self.candidates, len(self._scorer.tasks))
 
@@ -161,7 +164,7 @@ class PairScorer:
 
     def _logits(self, users: pl.DataFrame, counts: ValueCounts | None) -> np.ndarray:
         """(P, T)."""
-        every_P = torch.arange(len(users) * self.candidates)
+        every_P = torch.arange(len(users) * self.candidates, device=self._scorer.device)
         whose_P, which_P = every_P // max(self.candidates, 1), every_P % max(self.candidates, 1)
         theirs, _, both = self._sides
         sides: list[tuple[_Embedded, Tensor]] = []
@@ -171,8 +174,9 @@ class PairScorer:
             sides.append((self._own, which_P))
         if both is not None:
             shared = [name for name in users.columns if name not in self._candidates.columns]
-            rows = [users.select(shared)[whose_P.numpy()], self._candidates[which_P.numpy()]]
-            pairs = in_lists(pl.concat(rows, how="horizontal"), whose_P.numpy() + 1)
+            whose, which = whose_P.cpu().numpy(), which_P.cpu().numpy()
+            rows = [users.select(shared)[whose], self._candidates[which]]
+            pairs = in_lists(pl.concat(rows, how="horizontal"), whose + 1)
             sides.append((both.embed(pairs), every_P))
         pooled, wide, dense = dict[str, Spread](), dict[str, Spread](), dict[str, Spread]()
         for (embedded, numbers), places_P in sides:
@@ -181,25 +185,24 @@ class PairScorer:
             dense |= {name: (value, places_P) for name, value in numbers.items()}
         order = [dense[feature.name] for feature in self._scorer.artifact.encoder.schema.dense]
         logits = []
-        with self._scorer.computing():
-            for (embedded, _), places_P in sides:
-                pooled |= self._histories(embedded, places_P, whose_P, pooled)
-            for tile in torch.split(every_P, MICROBATCH):
-                dense_PD = torch.cat([_at(tile, value) for value in order], 1) if order else torch.empty(len(tile), 0)
-                logits.append(
-                    self._scorer.ranker.rank(
-                        {name: _at(tile, value) for name, value in pooled.items()},
-                        dense_PD,
-                        {name: _at(tile, value) for name, value in wide.items()},
-                    ).float()
-                )
-        return torch.cat(logits).numpy() if logits else np.empty((0, len(self._scorer.tasks)), np.float32)
+        for (embedded, _), places_P in sides:
+            pooled |= self._histories(embedded, places_P, whose_P, pooled)
+        for tile in torch.split(every_P, self._scorer.batch_rows):
+            dense_BD = [_at(tile, value) for value in order]
+            logits.append(
+                self._scorer.ranker.rank(
+                    {name: _at(tile, value) for name, value in pooled.items()},
+                    torch.cat(dense_BD, 1) if dense_BD else torch.empty(len(tile), 0, device=tile.device),
+                    {name: _at(tile, value) for name, value in wide.items()},
+                ).float()
+            )
+        return torch.cat(logits).cpu().numpy() if logits else np.empty((0, len(self._scorer.tasks)), np.float32)
 
     def _histories(
         self, embedded: Embedded, places_P: Tensor, whose_P: Tensor, pooled: dict[str, Spread]
     ) -> dict[str, Spread]:
         """The pooled histories of one side: those of users once for all candidates, others pair by pair."""
-        histories, every_P = self._scorer.ranker.histories, torch.arange(len(whose_P))
+        histories, every_P = self._scorer.ranker.histories, torch.arange(len(whose_P), device=whose_P.device)
         queries = {name for names in histories.candidates.values() for name in names}
         asked = {name: _at(every_P, pooled[name]) for name in queries}
         if places_P is not whose_P:
@@ -219,7 +222,7 @@ class _Side:
     def __init__(self, scorer: Scorer, names: list[str]) -> None:
         self._scorer = scorer
         self._encoder: Encoder = scorer.artifact.encoder.select(names)
-        self._tables = scorer.artifact.tables(self._encoder.schema)
+        self._tables = scorer.artifact.tables(self._encoder.schema, device=scorer.device)
 
     def embed(self, rows: pl.DataFrame, counts: ValueCounts | None = None) -> _Embedded:
         """Embeddings of the sparse features and values of the dense ones, one row each; optionally counted."""
@@ -227,8 +230,9 @@ class _Side:
         if counts is not None:
             counts.observe(self._encoder.schema, batch)
         widths = [feature.width for feature in self._encoder.schema.dense]
-        numbers = torch.split(batch.dense, widths, 1) if widths else ()
-        with torch.inference_mode():
+        with self._scorer.computing():
+            batch = self._scorer.on_device(batch)
+            numbers = torch.split(batch.dense, widths, 1) if widths else ()
             return self._tables(batch), dict(
                 zip((feature.name for feature in self._encoder.schema.dense), numbers, strict=True)
             )
@@ -244,5 +248,5 @@ def _spread(values_Ld: Tensor, offsets: Tensor, places_P: Tensor) -> tuple[Tenso
     """The concatenated bags at ``places_P``."""
     lengths_P = offsets.diff()[places_P]
     ends = torch.cat([lengths_P.new_zeros(1), lengths_P.cumsum(0)])
-    inside = torch.arange(int(ends[-1])) - ends[:-1].repeat_interleave(lengths_P)
+    inside = torch.arange(int(ends[-1]), device=ends.device) - ends[:-1].repeat_interleave(lengths_P)
     return values_Ld[offsets[:-1][places_P].repeat_interleave(lengths_P) + inside], ends

@@ -8,6 +8,7 @@ from data_pipelines.disk.object_store import sent
 from data_pipelines.errors import UserError
 from data_pipelines.past.deliveries import Late
 from serving.artifact.artifact import Artifact
+from serving.artifact.device import DeviceName
 from serving.batch.batch_job import Engine, run_job
 from serving.batch.options import JobOptions, JobResult
 
@@ -30,6 +31,7 @@ def score(
     max_unknown: float = 0.99,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    device: DeviceName = "cpu",
     engine: Engine | None = None,
 ) -> JobResult:
     """Score every row at ``source`` into ``output``. If the process was killed, the same call resumes the job.
@@ -55,6 +57,8 @@ def score(
         max_unknown: Share above which the job fails. The same call with a larger limit keeps what is scored.
         threads: Parts that are scored at a time; one per processor if absent.
         progress: Called with the number of rows newly done and the number of rows in total.
+        device: Where lookups and dense part are computed: ``cpu``, ``cuda``, or ``auto`` for the GPU that Torch sees.
+            On a GPU, scores differ from a CPU's in the third digit (bfloat16), and a job is resumed on a GPU only.
         engine: Scores the parts; threads of this process if absent.
 
     Returns:
@@ -93,5 +97,6 @@ def score(
             late=late,
             threads=threads,
             progress=progress,
+            device=device,
             engine=engine,
         )

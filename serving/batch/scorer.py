@@ -1,10 +1,14 @@
 """The scorer: one probability per task for raw rows, using the training-time encoder.
 
+On a GPU, rows are encoded on the CPU and copied from page-locked memory. Every thread computes on a stream of its own,
+so that the copies and kernels of one thread run while others encode.
+
 Letters: B rows of a batch, T tasks.
 """
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,15 @@ from data_pipelines.logs.sources import join_sides
 from data_pipelines.logs.validation import checked
 from data_pipelines.names import LIST, REASON, ROW, key_name
 from data_pipelines.past.state import State
+from models.products import computes_bf16
 from serving.artifact.artifact import Artifact
+from serving.artifact.device import DeviceName, scoring_device
 from serving.artifact.drift import DriftMonitor
 from serving.batch.value_counts import ValueCounts
 from serving.formula import SCORE
 
 MICROBATCH = 4096
-"""Rows per lookup and forward pass: enough to keep the kernels busy, few enough for the caches."""
+"""Rows per lookup and forward pass on a CPU: enough to keep the kernels busy, few enough for the caches."""
 _ENCODED = 1 << 15
 """Rows that are encoded together: with a long history on each, more would take gigabytes."""
 
@@ -57,6 +63,14 @@ class Scorer:
 
     Args:
         state: Folder of the past to read histories and statistics from, instead of the artifact's own.
+        device: Where lookups and dense part are computed: ``cpu``, ``cuda``, or ``auto`` for the GPU that Torch sees. A
+            GPU computes dense products in bfloat16 if its hardware does, so that scores differ in the third digit.
+
+    Attributes:
+        device: The device that ``device`` means.
+
+    Raises:
+        UserError: There is no GPU, or it has no room for the tables.
 
     Example:
         >>> scorer = rs.Scorer(rs.Artifact.open(Path("artifact")))
@@ -65,13 +79,14 @@ class Scorer:
         (['clicked'], 3)
     """
 
-    def __init__(self, artifact: Artifact, *, state: Path | None = None) -> None:
-        self.artifact = artifact
+    def __init__(self, artifact: Artifact, *, state: Path | None = None, device: DeviceName = "cpu") -> None:
+        self.artifact, self.device = artifact, scoring_device(device)
+        self._streams = threading.local()
         if state is not None:
             self._state: State | None = _mapped(artifact, state)
         else:
             self._state = None if artifact.state is None else State.open(artifact.state, verify="sizes")
-        self.ranker = artifact.ranker()
+        self.ranker = artifact.ranker(self.device)
         self._encoder = artifact.encoder
         self._schema = artifact.encoder.schema
         self._plan = artifact.encoder.served
@@ -161,7 +176,7 @@ class Scorer:
         return pl.DataFrame(columns)
 
     def encode(self, frame: pl.DataFrame) -> Iterator[Batch]:
-        """Encoded rows, in batches that fit a processor's cache.
+        """Encoded rows, in batches that fit a processor's cache, or larger ones for a GPU.
 
         ``relative`` features are computed first, for all of ``frame``, which must hold whole lists. Without the columns
         of ``data.group`` all rows are one list.
@@ -169,8 +184,8 @@ class Scorer:
         frame = self._related(frame)
         for first in range(0, max(len(frame), 1), _ENCODED):
             encoded = self._encoded(frame.slice(first, _ENCODED), self._encoder)
-            for start in range(0, len(encoded), MICROBATCH):
-                piece = encoded.slice(start, MICROBATCH)
+            for start in range(0, len(encoded), self.batch_rows):
+                piece = encoded.slice(start, self.batch_rows)
                 yield collate(self._schema, piece, np.arange(first + start, first + start + len(piece)))
 
     def encode_part(self, frame: pl.DataFrame, encoder: Encoder) -> Batch:
@@ -196,16 +211,42 @@ class Scorer:
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         """(B, T) logits of encoded rows."""
         with self.computing():
-            logits_BT: torch.Tensor = self.ranker(batch)
-        return logits_BT.float().numpy()
+            logits_BT: torch.Tensor = self.ranker(self.on_device(batch))
+            return logits_BT.float().cpu().numpy()
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows per forward pass."""
+        return MICROBATCH if self.device.type == "cpu" else _ENCODED
+
+    def on_device(self, batch: Batch) -> Batch:
+        """``batch`` where it is computed."""
+        return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Without gradients; if the artifact uses int8 or bfloat16, all other products are in bfloat16."""
-        model = self.artifact.model
+        """Without gradients, and on a GPU on a stream of this thread.
+
+        If the artifact uses int8 or bfloat16, or the GPU computes bfloat16 in hardware, all products that are not int8
+        are in bfloat16.
+        """
+        model, on_gpu = self.artifact.model, self.device.type != "cpu"
         reduced = model.precision == "bf16" or model.activations is not None
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+        if on_gpu:
+            reduced = computes_bf16(self.device)
+        with ExitStack() as stack:
+            if on_gpu:
+                stack.enter_context(torch.cuda.stream(self._stream()))
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=reduced))
             yield
+
+    def _stream(self) -> torch.cuda.Stream:
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._streams.own.wait_stream(torch.cuda.default_stream(self.device))  # which copied the weights
+        stream: torch.cuda.Stream = self._streams.own
+        return stream
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """(B,) predictions by task and what is computed from them, from logits (:class:`Outputs`)."""

@@ -11,6 +11,7 @@ import polars as pl
 
 from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import UserError
+from serving.artifact.device import DeviceName
 from serving.artifact.drift import DriftMonitor
 from serving.batch.scorer import Scorer
 from serving.batch.value_counts import ValueCounts
@@ -55,10 +56,11 @@ class LiveArtifacts:
 
     Args:
         roots: Where an artifact may read side tables.
+        device: Where requests are computed (see :class:`serving.batch.scorer.Scorer`).
     """
 
-    def __init__(self, store: JobStore, roots: Roots) -> None:
-        self._store, self._roots = store, roots
+    def __init__(self, store: JobStore, roots: Roots, device: DeviceName = "cpu") -> None:
+        self._store, self._roots, self._device = store, roots, device
         self._lock = threading.Lock()
         self._loaders = ThreadPoolExecutor(1, thread_name_prefix="artifact")
         self._loaded: dict[_Key, Future[Live]] = {}
@@ -86,7 +88,8 @@ class LiveArtifacts:
             key = (wanted, registered.fingerprint, self._states.get(registered.state_path or ""))
             found = self._loaded.pop(key, None)
             if found is None or _failed(found):
-                found = self._loaders.submit(_load, wanted, registered, self._roots, self._loaded_with(*key[:2]))
+                same = self._loaded_with(*key[:2])
+                found = self._loaders.submit(_load, wanted, registered, self._roots, self._device, same)
             self._loaded[key] = found
             while len(self._loaded) > _KEPT:
                 del self._loaded[next(iter(self._loaded))]
@@ -153,12 +156,12 @@ def register(store: JobStore, roots: Roots, name: str, path: Path, state: Path |
     return store.register(name, str(path.resolve()), artifact.fingerprint, state=known)
 
 
-def _load(name: str, registered: Registered, roots: Roots, same: Live | None) -> Live:
+def _load(name: str, registered: Registered, roots: Roots, device: DeviceName, same: Live | None) -> Live:
     state = None if registered.state_path is None else Path(registered.state_path)
     if same is not None:
-        return Live(name, Scorer(same.scorer.artifact, state=state), same.drift)
+        return Live(name, Scorer(same.scorer.artifact, state=state, device=device), same.drift)
     artifact = roots.open(Path(registered.path))
     artifact.check_fingerprint(registered.fingerprint, "registered", "register it again")
     artifact.encoder.warm()
     drift = DriftMonitor(artifact.encoder.schema, artifact.reference) if artifact.reference else None
-    return Live(name, Scorer(artifact, state=state), drift)
+    return Live(name, Scorer(artifact, state=state, device=device), drift)

@@ -17,6 +17,7 @@ import uvicorn
 
 from data_pipelines import extensions
 from data_pipelines.errors import UserError
+from serving.artifact.device import DeviceName, described, scoring_device
 from serving.http.allowed_paths import Roots
 from serving.http.auth import is_loopback
 from serving.http.connections import BoundedConnection
@@ -42,6 +43,7 @@ def serve(
     addresses: Sequence[str] = (),
     allowed_hosts: Sequence[str] = (),
     states: Mapping[str, Path] = MappingProxyType({}),
+    device: DeviceName = "cpu",
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -54,10 +56,13 @@ def serve(
             wildcard address and none is given, any name is accepted: tokens are required there.
         states: By the name of an artifact, the state that it reads the past from; its own where absent. A state that is
             updated in place is read again.
+        device: Where requests are computed: ``cpu``, ``cuda`` or ``auto``. Jobs are on the CPU of their worker.
 
     Raises:
-        UserError: An artifact, a root or the database cannot be used, or ``host`` is off loopback and no token exists.
+        UserError: An artifact, a root or the database cannot be used, there is no GPU, or ``host`` is off loopback and
+            no token exists.
     """
+    place = described(scoring_device(device))
     faulthandler.enable()  # truncating a mapped file kills the process: print where
     log_to_stderr()
     roots, store = Roots(data_roots, addresses), JobStore(jobs_db)
@@ -72,7 +77,7 @@ def serve(
         )
     torch.set_num_threads(1)  # requests run in parallel
     names = None if host in _WILDCARDS and not allowed_hosts else (host, *allowed_hosts)
-    app = create_app(store, roots, tokens_required=exposed, hosts=names)
+    app = create_app(store, roots, tokens_required=exposed, hosts=names, device=device)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -89,7 +94,8 @@ def serve(
     )
     # When uvicorn has stopped on a signal it raises that signal again, for the handler that was installed before it.
     with stopped_by_signal(), _workers(workers, jobs_db, roots):
-        print(f"serving on http://{host}:{port}", file=sys.stderr, flush=True)
+        on = "" if place == "cpu" else f", on {place}"
+        print(f"serving on http://{host}:{port}{on}", file=sys.stderr, flush=True)
         server.run()
 
 

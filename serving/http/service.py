@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_pipelines.arrays import to_arrow
+from serving.artifact.device import DeviceName
 from serving.batch.options import JobOptions
 from serving.batch.value_counts import ValueCounts
 from serving.http.allowed_paths import Roots
@@ -84,15 +85,17 @@ def create_app(
     limits: Limits | None = None,
     tokens_required: bool = False,
     hosts: Collection[str] | None = None,
+    device: DeviceName = "cpu",
 ) -> FastAPI:
     """The service over a jobs' database. Workers in other processes run the jobs (:mod:`serving.http.worker`).
 
     Args:
         tokens_required: Require a token even if none exists. As soon as there is one, tokens are always required.
         hosts: Names that a request's ``Host`` may give besides those of loopback; ``None`` accepts any.
+        device: Where requests are computed; jobs are on the CPU of their worker.
     """
     limits = limits or Limits()
-    artifacts = LiveArtifacts(store, roots)
+    artifacts = LiveArtifacts(store, roots, device)
     telemetry = Telemetry(store, artifacts)
     app = FastAPI(
         title="recsys",

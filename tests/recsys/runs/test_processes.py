@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from data_pipelines.errors import UserError
-from recsys.runs.processes import computes_bf16, device_of, process_group
+from models.products import computes_bf16
+from recsys.runs.processes import device_of, process_group
 
 
 @pytest.fixture

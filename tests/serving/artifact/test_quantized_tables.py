@@ -12,7 +12,7 @@ from models.tables.config import TableConfig, TablesConfig
 from models.tables.lookup import SparseTables
 from models.tables.plain import PlainTables
 from models.tables.plan import lookup_plan
-from serving.artifact.quantized_tables import MappedTable, QuantizedTables
+from serving.artifact.quantized_tables import MappedTable, QuantizedTables, TableStorage
 
 SCHEMA = Schema(
     tables=(TableSpec(name="user", rows=11), TableSpec(name="tag", rows=7), TableSpec(name="item", rows=9)),
@@ -27,6 +27,7 @@ SCHEMA = Schema(
     dense=(DenseSpec(name="price", width=1),),
     tasks=("click",),
 )
+CPU = torch.device("cpu")
 POOLINGS = [
     {},
     {"tags": "sum"},
@@ -61,12 +62,19 @@ def random_tables(config: TablesConfig, generator: torch.Generator) -> dict[str,
     return {t.name: torch.randn(t.rows, t.dim, generator=generator) for t in lookup_plan(SCHEMA, config).tables}
 
 
-def quantized(config: TablesConfig, tables: dict[str, torch.Tensor], bits: dict[str, int]) -> QuantizedTables:
+def quantized(
+    config: TablesConfig,
+    tables: dict[str, torch.Tensor],
+    bits: dict[str, int],
+    device: torch.device | None = None,
+) -> QuantizedTables:
+    """Tables of the bytes of an artifact, or of their copy for a device."""
     storage, mapped = [torch.zeros(13, dtype=torch.uint8)], {}
     for name, table in tables.items():
         mapped[name] = MappedTable(len(table), table.shape[1], bits[name], sum(map(len, storage)))
         storage.append(quantize_rows(table, bits[name]).flatten())
-    return QuantizedTables(SCHEMA, config, torch.cat(storage), mapped, {})
+    stored = TableStorage(torch.cat(storage), mapped)
+    return QuantizedTables(SCHEMA, config, stored.aligned(device) if device is not None else stored, {})
 
 
 def assert_same(actual, expected) -> None:
@@ -103,7 +111,38 @@ def test_mapped_lookups_equal_plain_ones(pooling, bits, dims, wide, rows, seed):
         for name, table in tables.items()
     }
     batch = random_batch(rows, generator)
-    assert_same(quantized(config, tables, bits)(batch), PlainTables(SCHEMA, config, seen, {}, {})(batch))
+    expected = PlainTables(SCHEMA, config, seen, {}, {})(batch)
+    assert_same(quantized(config, tables, bits)(batch), expected)
+    assert_same(quantized(config, tables, bits, CPU)(batch), expected)
+
+
+def test_the_copy_for_a_gpu_takes_the_bytes_that_it_says():
+    tables = {"a": MappedTable(3, 5, 8, 7), "b": MappedTable(2, 4, 32, 34)}
+    content = torch.arange(66, dtype=torch.uint8)
+    stored = TableStorage(content, tables)
+    copy = stored.aligned(CPU)
+    assert (copy.alignment, len(copy.content), stored.aligned_bytes) == (16, 256, 256)
+    assert {name: table.offset for name, table in copy.tables.items()} == {"a": 0, "b": 128}
+    assert copy.content[16:25].tolist() == content[16:25].tolist()
+    assert copy.content[144:160].tolist() == content[50:66].tolist()
+    assert not copy.content[25:32].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [32, 16, 8, 4, 2])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_lookups_on_a_gpu_equal_those_on_a_cpu(pooling, bits):
+    generator = torch.Generator().manual_seed(bits)
+    dims = {"user": TableConfig(dim=7), "tag": TableConfig(dim=16), "item": TableConfig(dim=33)}
+    config = TablesConfig(tables=dims, pooling=pooling, wide=True)
+    tables = random_tables(config, generator)
+    batch, every = random_batch(64, generator), dict.fromkeys(tables, bits)
+    expected = quantized(config, tables, every)(batch)
+    found = quantized(config, tables, every, torch.device("cuda", 0))(batch.to(torch.device("cuda", 0)))
+    for part in (found.pooled, found.wide):
+        part.update({name: value.cpu() for name, value in part.items()})
+    found.sequences.update({name: (v.cpu(), offsets.cpu()) for name, (v, offsets) in found.sequences.items()})
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

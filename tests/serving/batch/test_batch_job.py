@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
@@ -163,6 +164,44 @@ def test_a_ledger_line_cut_short_is_no_entry(artifact, rows, tmp_path):
     (work / "part-00009.parquet").write_bytes(b"torn")
     run_job(artifact, str(rows), tmp_path / "out")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("started", ["cpu", "cuda (bf16)"])
+def test_a_job_is_not_resumed_on_another_device(artifact, rows, tmp_path, monkeypatch, started):
+    def on(device: str) -> None:
+        """Let jobs that this process computes on its CPU be of another device."""
+        monkeypatch.setattr(batch_job, "scoring_device", lambda name: torch.device(device.partition(" ")[0]))
+        monkeypatch.setattr(batch_job, "described", lambda place: device)
+
+    stop, other = threading.Event(), {"cpu": "cuda (bf16)"}.get(started, "cpu")
+    on(started)
+    with pytest.raises(ParkedError):
+        run_job(artifact, str(rows), tmp_path / "out", threads=1, stop=stop, progress=lambda *_: stop.set())
+    on(other)
+    with pytest.raises(UserError, match="started with another device"):
+        run_job(artifact, str(rows), tmp_path / "out")
+    on("cuda (fp32)")
+    with pytest.raises(UserError, match="started with another device"):
+        run_job(artifact, str(rows), tmp_path / "out")
+    on(started)
+    assert run_job(artifact, str(rows), tmp_path / "out").device == started
+
+
+def test_another_engine_does_not_score_on_a_gpu(artifact, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_job, "scoring_device", lambda name: torch.device("cuda"))
+    with pytest.raises(UserError, match="only threads of this process score on a GPU"):
+        run_job(artifact, str(rows), tmp_path / "out", device="cuda", engine=lambda *_: pytest.fail("made workers"))
+
+
+@pytest.mark.gpu
+def test_scores_on_a_gpu_are_near_those_on_a_cpu_and_the_same_at_any_number_of_threads(artifact, rows, tmp_path):
+    options = JobOptions(logits=True)
+    run_job(artifact, str(rows), tmp_path / "cpu", options)
+    results = [run_job(artifact, str(rows), tmp_path / str(n), options, threads=n, device="cuda") for n in (1, 4)]
+    assert {result.device.partition(" ")[0] for result in results} == {"cuda"}
+    assert scores(tmp_path / "1").equals(scores(tmp_path / "4"))
+    found, expected = (scores(tmp_path / name)["click:logit"].to_numpy() for name in ("1", "cpu"))
+    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def test_a_finished_job_started_again_does_nothing(artifact, rows, tmp_path):

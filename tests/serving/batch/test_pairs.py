@@ -67,7 +67,7 @@ def candidates(tiny_log) -> pl.DataFrame:
 
 def test_pairs_score_as_flat_rows(scorer, users, candidates, monkeypatch):
     monkeypatch.setattr("serving.batch.pairs._PAIRS", 25)
-    monkeypatch.setattr("serving.batch.pairs.MICROBATCH", 7)
+    monkeypatch.setattr("serving.batch.scorer.MICROBATCH", 7)
     flat = scorer.score(users.join(candidates, how="cross", maintain_order="left_right"), logits=True)
     pairs = np.concatenate([logits.ravel() for _, logits in PairScorer(scorer, candidates).score(users)])
     np.testing.assert_allclose(pairs, flat["click:logit"], rtol=1e-5, atol=2e-5)
