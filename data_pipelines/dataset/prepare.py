@@ -14,8 +14,9 @@ import polars as pl
 
 from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, PartWriter
 from data_pipelines.dataset.lists import arrange
+from data_pipelines.dataset.staging import accepted, copied, staged_log
 from data_pipelines.disk import storage
-from data_pipelines.disk.parallel import Engine, Part, left_at, parts_of
+from data_pipelines.disk.parallel import Engine, Part, parts_of
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.encoder import Encoder
@@ -25,8 +26,7 @@ from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.row_weights import thinned_out
 from data_pipelines.features.time_formats import oddities
 from data_pipelines.files.base import reading
-from data_pipelines.files.find import find_files
-from data_pipelines.files.formats import format_of, scan_files
+from data_pipelines.files.formats import scan_files
 from data_pipelines.logs import sources
 from data_pipelines.logs.negatives import write_with_negatives
 from data_pipelines.logs.outcomes import warn_of_outcomes
@@ -72,8 +72,8 @@ def write(
     """
     with ThreadPoolExecutor(1) as aside, reading(location), TemporaryDirectory(dir=folder) as scratch_name:
         scratch = Path(scratch_name)
-        log = sources.scan(plan, location)
-        source = staged(plan, log.frame, location, scratch)
+        log = staged_log(plan, location, scratch, engine)
+        source = log.frame
         check_times(plan, source, location)
         rows = checked(plan, source)
         survey = take_survey(plan, rows, location, log.refused)
@@ -82,18 +82,15 @@ def write(
         if len(log.refused):
             log.refused.write_parquet(folder / "quarantine_lines.parquet")
         total, refused = survey.total, survey.refused
-        if refused and engine is None:
-            rows = rows.filter(pl.col(REASON).is_null())
-        elif refused:
-            rows = _accepted(engine, plan, source, scratch)
+        rows = accepted(plan, source, scratch, engine) if refused else rows
         fresh = fresh_events(plan, rows, location, None if earlier is None else earlier.state, late)
         if fresh.duplicates or fresh.dropped:
             rows, survey = fresh.rows, take_survey(plan, fresh.rows, location, log.refused)
-            rows = rows if engine is None else _copied(rows, scratch / "fresh.arrow")
+            rows = copied(rows, scratch / "fresh.arrow", engine)
         rows = assign(plan, rows.drop(REASON), survey, scratch)
         if plan.config.drawing is not None:
             rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
-            rows = rows if engine is None else _copied(rows, scratch / "sampled.arrow")
+            rows = copied(rows, scratch / "sampled.arrow", engine)
         counted = None if engine is None else _counted(engine(partial(_count, plan, rows), parts_of(survey.rows)))
         train = rows.filter(pl.col(SPLIT) == 0)
         unmatched = sources.unmatched_shares(plan, rows)
@@ -125,39 +122,6 @@ def _warn_of_times(plan: Plan, survey: Survey, location: str) -> None:
             warnings.warn(f"{location}: {plan.time}: {oddity} (see the key data.time_format).", Notice, stacklevel=3)
 
 
-def staged(plan: Plan, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:
-    """``source`` itself if reading it again is cheap; otherwise a copy of the columns in use.
-
-    Several passes go over a log: parsing text or joining again in each would cost more than a copy.
-    """
-    config = plan.config
-    format = config.format or format_of(location, find_files(location))
-    if format.columnar and not config.joins:
-        return source
-    there = source.collect_schema().names()
-    source.select(name for name in there if name in plan.log_columns).sink_ipc(scratch / "log.arrow")
-    return pl.scan_ipc(scratch / "log.arrow", glob=False)
-
-
-def _accepted(engine: Engine, plan: Plan, source: pl.LazyFrame, scratch: Path) -> pl.LazyFrame:
-    """The accepted rows of ``source``, copied by the engine: a part of rows of a filter is found only by reading all
-    rows before it."""
-    size = source.select(pl.len()).collect(engine="streaming").item()
-    return pl.scan_ipc(list(engine(partial(_accepted_part, plan, source, scratch), parts_of(size))), glob=False)
-
-
-def _accepted_part(plan: Plan, source: pl.LazyFrame, scratch: Path, part: Part) -> Path:
-    path = scratch / f"accepted-{part.number:06d}.arrow"
-    with left_at(path) as made:
-        checked(plan, part.of(source)).filter(pl.col(REASON).is_null()).sink_ipc(made)
-    return path
-
-
-def _copied(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
-    rows.sink_ipc(path)
-    return pl.scan_ipc(path, glob=False)
-
-
 def _quarantine(rows: pl.LazyFrame, survey: Survey, folder: Path) -> None:
     refused = rows.filter(pl.col(REASON).is_not_null())
     if "reason" not in refused.collect_schema():
@@ -176,7 +140,7 @@ def _sampled(
     drawn = scratch / "log.parquet"
     write_with_negatives(plan, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
     drawn_plan = Plan.of(plan.config.model_copy(update={"format": None}))
-    source = staged(drawn_plan, sources.scan(drawn_plan, str(drawn), drawn=True).frame, str(drawn), scratch)
+    source = staged_log(drawn_plan, str(drawn), scratch, None, drawn=True).frame
     rows = checked(plan, source).filter(pl.col(REASON).is_null()).drop(REASON)
     return rows, replace(survey, rows=rows.select(pl.len()).collect(engine="streaming").item())
 

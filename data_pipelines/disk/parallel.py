@@ -39,9 +39,10 @@ class Part:
         return frame.slice(self.start, self.rows)
 
 
-def parts_of(rows: int) -> list[Part]:
-    """Parts of ``PART_ROWS`` rows; one without rows if there are none."""
-    return [Part(number, start, PART_ROWS) for number, start in enumerate(range(0, max(rows, 1), PART_ROWS))]
+def parts_of(rows: int, size: int | None = None) -> list[Part]:
+    """Parts of ``size`` rows, ``PART_ROWS`` if absent; one without rows if there are none."""
+    size = size or PART_ROWS
+    return [Part(number, start, size) for number, start in enumerate(range(0, max(rows, 1), size))]
 
 
 @contextmanager
