@@ -20,7 +20,7 @@ from data_pipelines.disk.parallel import Engine, Part, parts_of
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.encoder import Encoder
-from data_pipelines.features.fitting import count
+from data_pipelines.features.fitting import check_room, count
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.row_weights import thinned_out
@@ -91,8 +91,9 @@ def write(
         if plan.config.drawing is not None:
             rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
             rows = copied(rows, scratch / "sampled.arrow", engine)
-        counted = None if engine is None else _counted(engine(partial(_count, plan, rows), parts_of(survey.rows)))
         train = rows.filter(pl.col(SPLIT) == 0)
+        check_room(plan, train, survey.rows)
+        counted = None if engine is None else _counted(engine(partial(_count, plan, rows), parts_of(survey.rows)))
         unmatched = sources.unmatched_shares(plan, rows)
         warn_of_absent_positives(plan, rows)
         outcomes = warn_of_outcomes(plan, train, survey.rows)
