@@ -18,6 +18,12 @@ def to_arrow(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
+def to_batch(frame: pl.DataFrame) -> pa.RecordBatch:
+    """``frame`` as one record batch, even without rows, in types that every Arrow reader knows."""
+    table = to_arrow(frame.rechunk())
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=table.schema)
+
+
 def spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Concatenated ranges: ``starts[i], starts[i] + 1, ...``, each of ``lengths[i]`` positions."""
     before = np.cumsum(lengths) - lengths

@@ -14,18 +14,19 @@ import polars as pl
 
 from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, PartWriter
 from data_pipelines.dataset.lists import arrange
+from data_pipelines.dataset.staging import accepted, copied, staged_log
 from data_pipelines.disk import storage
+from data_pipelines.disk.parallel import Engine, Part, parts_of
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.encoder import Encoder
-from data_pipelines.features.fitting import count
+from data_pipelines.features.fitting import check_room, count
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.row_weights import thinned_out
 from data_pipelines.features.time_formats import oddities
 from data_pipelines.files.base import reading
-from data_pipelines.files.find import find_files
-from data_pipelines.files.formats import format_of, scan_files
+from data_pipelines.files.formats import scan_files
 from data_pipelines.logs import sources
 from data_pipelines.logs.negatives import write_with_negatives
 from data_pipelines.logs.outcomes import warn_of_outcomes
@@ -36,15 +37,13 @@ from data_pipelines.names import LIST, LOG_Q, REASON, ROW, SOURCE, SPLIT, TIME
 from data_pipelines.past.deliveries import Late, fresh_events
 from data_pipelines.past.point_in_time import Past, compute
 from data_pipelines.past.snapshots import Snapshots
+from data_pipelines.past.spans import compute_by_spans
 from data_pipelines.past.state import State, save
 from data_pipelines.timelines import MINUTE
 
+_MOST_WAITING = 1 << 20
 _THINNED = ":thinned"
 """Whether a row is a negative that training does not keep."""
-
-Work = Callable[[pl.LazyFrame], list[pl.DataFrame]]
-Engine = Callable[[pl.LazyFrame, int, Work], Iterator[list[pl.DataFrame]]]
-"""Cuts so many rows into parts, has each worked on somewhere, and gives what came of them in the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,13 @@ def write(
 
     Events that ``earlier`` has counted may be delivered again: ``late`` is what to do with them.
 
-    With an ``engine`` values are counted and rows encoded part by part, wherever the engine has that done.
+    With an ``engine`` values are counted, the past is worked out and rows are encoded part by part, wherever the engine
+    has that done: its workers must reach ``location`` and ``folder`` by the same paths.
     """
     with ThreadPoolExecutor(1) as aside, reading(location), TemporaryDirectory(dir=folder) as scratch_name:
         scratch = Path(scratch_name)
-        log = sources.scan(plan, location)
-        source = staged(plan, log.frame, location, scratch)
+        log = staged_log(plan, location, scratch, engine)
+        source = log.frame
         check_times(plan, source, location)
         rows = checked(plan, source)
         survey = take_survey(plan, rows, location, log.refused)
@@ -82,22 +82,25 @@ def write(
         if len(log.refused):
             log.refused.write_parquet(folder / "quarantine_lines.parquet")
         total, refused = survey.total, survey.refused
-        rows = rows.filter(pl.col(REASON).is_null()) if refused else rows
+        rows = accepted(plan, source, scratch, engine) if refused else rows
         fresh = fresh_events(plan, rows, location, None if earlier is None else earlier.state, late)
         if fresh.duplicates or fresh.dropped:
             rows, survey = fresh.rows, take_survey(plan, fresh.rows, location, log.refused)
+            rows = copied(rows, scratch / "fresh.arrow", engine)
         rows = assign(plan, rows.drop(REASON), survey, scratch)
         if plan.config.drawing is not None:
             rows, survey = _sampled(plan, rows, survey, location, folder, scratch)
-        counted = None if engine is None else _counted(engine(rows, survey.rows, partial(_count, plan)))
+            rows = copied(rows, scratch / "sampled.arrow", engine)
         train = rows.filter(pl.col(SPLIT) == 0)
+        check_room(plan, train, survey.rows)
+        counted = None if engine is None else _counted(engine(partial(_count, plan, rows), parts_of(survey.rows)))
         unmatched = sources.unmatched_shares(plan, rows)
         warn_of_absent_positives(plan, rows)
         outcomes = warn_of_outcomes(plan, train, survey.rows)
         encoder = Encoder.fit(plan, train, None if earlier is None else earlier.encoder, counted)
         # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
         saved = aside.submit(encoder.save, folder)
-        past = _past(plan, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state)
+        past = _past(plan, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state, engine)
         grouped = plan.config.group is not None
         splits = _encode(plan, encoder, rows, survey.rows, past, scratch if grouped else folder, progress, engine)
         if grouped:
@@ -120,20 +123,6 @@ def _warn_of_times(plan: Plan, survey: Survey, location: str) -> None:
             warnings.warn(f"{location}: {plan.time}: {oddity} (see the key data.time_format).", Notice, stacklevel=3)
 
 
-def staged(plan: Plan, source: pl.LazyFrame, location: str, scratch: Path) -> pl.LazyFrame:
-    """``source`` itself if reading it again is cheap; otherwise a copy of the columns in use.
-
-    Several passes go over a log: parsing text or joining again in each would cost more than a copy.
-    """
-    config = plan.config
-    format = config.format or format_of(location, find_files(location))
-    if format.columnar and not config.joins:
-        return source
-    there = source.collect_schema().names()
-    source.select(name for name in there if name in plan.log_columns).sink_ipc(scratch / "log.arrow")
-    return pl.scan_ipc(scratch / "log.arrow", glob=False)
-
-
 def _quarantine(rows: pl.LazyFrame, survey: Survey, folder: Path) -> None:
     refused = rows.filter(pl.col(REASON).is_not_null())
     if "reason" not in refused.collect_schema():
@@ -152,7 +141,7 @@ def _sampled(
     drawn = scratch / "log.parquet"
     write_with_negatives(plan, rows, raw, drawn).write_parquet(folder / "candidates.parquet")
     drawn_plan = Plan.of(plan.config.model_copy(update={"format": None}))
-    source = staged(drawn_plan, sources.scan(drawn_plan, str(drawn), drawn=True).frame, str(drawn), scratch)
+    source = staged_log(drawn_plan, str(drawn), scratch, None, drawn=True).frame
     rows = checked(plan, source).filter(pl.col(REASON).is_null()).drop(REASON)
     return rows, replace(survey, rows=rows.select(pl.len()).collect(engine="streaming").item())
 
@@ -165,6 +154,7 @@ def _past(
     folder: Path,
     scratch: Path,
     base: State | None,
+    engine: Engine | None,
 ) -> Past:
     if not plan.past:
         return Past()
@@ -172,19 +162,29 @@ def _past(
     with storage.new_directory(folder / "state", "state") as state:
         latest = survey.last if base is None else max(survey.last, base.latest)
         snapshots = Snapshots(plan, state, latest, base)
-        past = compute(plan, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
+        how = compute if engine is None else partial(compute_by_spans, engine)
+        past = how(plan, rows, survey.rows, encoder.tables, folder, scratch, snapshots)
         save(snapshots)
     return past
 
 
-def _count(plan: Plan, rows: pl.LazyFrame) -> list[pl.DataFrame]:
-    return count(plan, rows.filter(pl.col(SPLIT) == 0))
+def _count(plan: Plan, rows: pl.LazyFrame, part: Part) -> list[pl.DataFrame]:
+    return count(plan, part.of(rows).filter(pl.col(SPLIT) == 0))
 
 
 def _counted(parts: Iterator[list[pl.DataFrame]]) -> list[pl.DataFrame]:
-    """Counts of all parts added up."""
-    totals = [pl.concat(frames).cast({"count": pl.Int64}) for frames in zip(*parts, strict=True)]
-    return [total.group_by("value").agg(pl.col("count").sum()) for total in totals]
+    """Counts of all parts added up; memory holds a few times as many values as there are."""
+    waiting = [[frame] for frame in next(parts)]
+    for part in parts:
+        for own, frame in zip(waiting, part, strict=True):
+            own.append(frame)
+            if sum(map(len, own)) > 2 * max(_MOST_WAITING, len(own[0])):
+                own[:] = [_added_up(own)]
+    return [_added_up(own) for own in waiting]
+
+
+def _added_up(counts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(counts).group_by("value").agg(pl.col("count").cast(pl.Int64).sum())
 
 
 def _encode(
@@ -209,18 +209,13 @@ def _encode(
         carried.append(thinned_out(negative, plan.kept_negatives, plan.config.sampling.seed).alias(_THINNED))
     if plan.has_lists:
         carried.append(plan.list_key(raw).alias(LIST))
-    later = {name for name, feature in plan.relative.items() if feature.of is not None and feature.of.name in plan.past}
-    compared = [pl.col(plan.relative[name].config.of or "").cast(pl.Float64).alias(name + SOURCE) for name in later]
-    encoder = encoder.select(name for name in plan.config.inputs if name not in plan.past and name not in later)
+    encoding = _Encoding.of(plan, encoder, carried, past)
     if engine is None:
-        chunks = _streamed(encoder, carried, rows)
+        chunks = encoding.stream(rows)
     else:
-        chunks = (chunk for [chunk] in engine(rows, size, partial(_encoded, encoder, carried)))
+        chunks = _rechunked(engine(partial(encoding.of_part, rows), parts_of(size)), CHUNK_ROWS)
     writers = {split: PartWriter(folder / "splits" / split) for split in SPLITS}
     for chunk in chunks:
-        times = chunk[TIME].to_numpy() if TIME in chunk.columns else np.empty(0)
-        chunk = chunk.with_columns(past.take(chunk[ROW].to_numpy(), times)) if len(chunk) else chunk
-        chunk = chunk.with_columns(compared) if len(chunk) else chunk
         done = len(chunk)
         if _THINNED in chunk.columns:
             chunk = chunk.filter(~pl.col(_THINNED)).drop(_THINNED)
@@ -250,13 +245,61 @@ def _plain(name: str, dtype: pl.DataType | None) -> pl.Expr:
     return pl.col(name).cast(pl.String) if isinstance(dtype, pl.Categorical | pl.Enum) else pl.col(name)
 
 
-def _streamed(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-    encoded = encoder.encode(rows, carry=carried, relate=False)
-    return encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming")
+@dataclass(frozen=True)
+class _Encoding:
+    """How rows become the encoded rows of a data set.
+
+    Attributes:
+        encoder: Of the features that are computed from a row alone.
+        carried: More columns of the row.
+        past: The columns of features that depend on earlier rows.
+        compared: Copies of those columns, for relative features.
+    """
+
+    encoder: Encoder
+    carried: Sequence[pl.Expr]
+    past: Past
+    compared: Sequence[pl.Expr]
+
+    @staticmethod
+    def of(plan: Plan, encoder: Encoder, carried: Sequence[pl.Expr], past: Past) -> "_Encoding":
+        later = {
+            name for name, feature in plan.relative.items() if feature.of is not None and feature.of.name in plan.past
+        }
+        compared = [pl.col(plan.relative[name].config.of or "").cast(pl.Float64).alias(name + SOURCE) for name in later]
+        alone = encoder.select(name for name in plan.config.inputs if name not in plan.past and name not in later)
+        return _Encoding(alone, carried, past, compared)
+
+    def stream(self, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+        """The encoded rows, chunk by chunk."""
+        encoded = self.encoder.encode(rows, carry=self.carried, relate=False)
+        chunks = encoded.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming")
+        return map(self._completed, chunks)
+
+    def of_part(self, rows: pl.LazyFrame, part: Part) -> pl.DataFrame:
+        """The encoded rows of a part of ``rows``."""
+        encoded = self.encoder.encode(part.of(rows), carry=self.carried, relate=False)
+        return self._completed(encoded.collect(engine="streaming"))
+
+    def _completed(self, chunk: pl.DataFrame) -> pl.DataFrame:
+        if not len(chunk):
+            return chunk
+        times = chunk[TIME].to_numpy() if TIME in chunk.columns else np.empty(0)
+        return chunk.with_columns(self.past.take(chunk[ROW].to_numpy(), times)).with_columns(self.compared)
 
 
-def _encoded(encoder: Encoder, carried: Sequence[pl.Expr], rows: pl.LazyFrame) -> list[pl.DataFrame]:
-    return [encoder.encode(rows, carry=carried, relate=False).collect(engine="streaming")]
+def _rechunked(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
+    """The rows of ``frames`` in frames of so many rows."""
+    held: list[pl.DataFrame] = []
+    for frame in frames:
+        held.append(frame)
+        if sum(map(len, held)) >= rows:
+            waiting = pl.concat(held, rechunk=True)
+            whole = len(waiting) - len(waiting) % rows
+            yield from waiting[:whole].iter_slices(rows)
+            held = [waiting[whole:]]
+    if held and len(held[0]):
+        yield pl.concat(held, rechunk=True)
 
 
 def _sizes(encoder: Encoder) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The encoded events of a history on disk, by entity and time: ``<feature>.i32``, ``times.i64`` and ``rows.u32``."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
+
+_COPIED = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,15 @@ def append_events(
         _append(folder / f"{name}.i32", own)
     _append(folder / "times.i64", times)
     _append(folder / "rows.u32", rows)
+
+
+def append_from(folder: Path, part: Path) -> int:
+    """Add the events in the folder ``part`` at the end of those in ``folder``; returns how many they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in part.iterdir():
+        with source.open("rb") as read, (folder / source.name).open("ab") as written:
+            shutil.copyfileobj(read, written, _COPIED)
+    return (part / "rows.u32").stat().st_size // np.dtype(np.uint32).itemsize
 
 
 def _append(path: Path, values: np.ndarray) -> None:

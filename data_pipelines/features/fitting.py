@@ -5,7 +5,9 @@ from functools import cache
 from itertools import chain
 
 import polars as pl
+import psutil
 
+from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.base import Fitted
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
@@ -14,6 +16,44 @@ from data_pipelines.features.vocabulary import Slots, Table, Vocabulary
 from data_pipelines.names import ROW
 
 _QUANTILE_ROWS = 1 << 20
+_COUNTED_BYTES, _INDEXED_BYTES = 103, 67
+"""What a distinct value of about 15 characters takes in memory to be counted, and to be indexed beside that."""
+
+
+def check_room(plan: Plan, train: pl.LazyFrame, rows: int) -> None:
+    """Refuse a table whose vocabulary would not fit into the memory of this machine, before it is counted.
+
+    A log is looked at only if so many rows could have too many values. Values are counted roughly, in little memory.
+
+    Args:
+        train: The training rows.
+        rows: Rows of the log.
+
+    Raises:
+        UserError: There is such a table; the sentence says its size and what to set.
+    """
+    free = psutil.virtual_memory().available
+    if rows * len(plan.categorical) * (_COUNTED_BYTES + _INDEXED_BYTES) < free:
+        return
+    raw = RawColumns(train.collect_schema())
+    for name, feature in plan.categorical.items():
+        values = feature.written(raw)
+        values = values.explode(empty_as_null=False) if feature.is_bag else values
+        distinct = int(train.select(values.approx_n_unique()).collect(engine="streaming").item())
+        indexed = min(distinct, feature.config.max_size or distinct)
+        needed = distinct * _COUNTED_BYTES + indexed * _INDEXED_BYTES
+        if needed > free:
+            raise UserError(
+                f"feature {name!r} has about {distinct:,} distinct values, whose vocabulary needs about "
+                f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: give it the kind hash, which "
+                f"needs no vocabulary (data.features.{name}: {{kind: hash, rows: {_rows_to_hash_into(distinct)}}}), or "
+                "prepare on a machine with more memory."
+            )
+
+
+def _rows_to_hash_into(distinct: int) -> int:
+    """A power of two that is about twice as many as the values, so that most share their row with none."""
+    return min(1 << distinct.bit_length() + 1, 1 << 30)
 
 
 def count(plan: Plan, train: pl.LazyFrame) -> list[pl.DataFrame]:

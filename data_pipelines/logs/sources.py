@@ -17,18 +17,22 @@ from data_pipelines.names import OWN, POSITIVE, ROW
 _MOST_UNMATCHED = 0.5
 
 
-def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:
+def scan(
+    plan: Plan, path: str | None = None, *, drawn: bool = False, found: Scan | None = None, joined: bool = True
+) -> Scan:
     """The log of ``plan`` (or the one at ``path``) with its side tables joined, and the row number ``:row``.
 
     Args:
         drawn: The log is one that :func:`data_pipelines.logs.negatives.write_with_negatives` wrote.
+        found: The log itself, where it has been read already.
+        joined: With false, side tables are left to :func:`join_sides`.
 
     Raises:
         UserError: Nothing there, an unknown format, a file that cannot be read, a column of a join that is missing, or
             a column with a name of the product's own.
     """
     config = plan.config
-    found = scan_files(path or expand(config.log), config.format, needed=plan.log_columns)
+    found = found or scan_files(path or expand(config.log), config.format, needed=plan.log_columns)
     frame = found.frame
     if not drawn:
         _check_names(path or config.log, frame.collect_schema().names())
@@ -39,7 +43,8 @@ def scan(plan: Plan, path: str | None = None, *, drawn: bool = False) -> Scan:
                 "remove `sampling` if the log holds negatives already."
             )
         frame = frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
-    return Scan(join_sides(plan, frame.with_row_index(ROW)), found.refused)
+    frame = frame.with_row_index(ROW)
+    return Scan(join_sides(plan, frame) if joined else frame, found.refused)
 
 
 def join_sides(

@@ -5,13 +5,14 @@ One Arrow file per feature, its rows by key, in the form that its kind condenses
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
 
 from data_pipelines.arrays import to_arrow
 from data_pipelines.disk.spill import MEMORY_ROWS
+from data_pipelines.features.kinds.past import PastFeature
 from data_pipelines.features.plan import Plan
 from data_pipelines.past.deliveries import Counted, remembered
 from data_pipelines.timelines import MINUTE
@@ -49,17 +50,8 @@ class Snapshots:
     _writers: dict[str, pa.RecordBatchFileWriter] = field(default_factory=dict)
     _waiting: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
 
-    def add(self, name: str, past: pl.DataFrame, earlier: pl.DataFrame | None) -> None:
-        """Add the part of the log that holds a span of keys.
-
-        Args:
-            past: One feature's ``key``, ``time`` and what it needs.
-            earlier: What ``base`` keeps of those keys.
-        """
-        feature = self.plan.past[name]
-        condensed = feature.condense(past, self.latest)
-        if earlier is not None:
-            condensed = feature.merge(earlier, condensed, self.latest)
+    def add(self, name: str, condensed: pl.DataFrame) -> None:
+        """Add what a state keeps of one feature and a span of keys: see :func:`condense`."""
         waiting = self._waiting.setdefault(name, [])
         waiting.append(condensed)
         if sum(map(len, waiting)) >= MEMORY_ROWS:
@@ -71,9 +63,8 @@ class Snapshots:
             self._writers[name] = pa.ipc.new_file(str(self.folder / f"{name}.arrow"), table.schema)
         self._writers[name].write_table(table)
 
-    def add_minutes(self, name: str, rows: pl.LazyFrame) -> pl.DataFrame | None:
+    def add_minutes(self, name: str, minutes: pl.DataFrame | None) -> pl.DataFrame | None:
         """Add a feature's totals of each minute of the log; returns them with those of ``base``, minutes ascending."""
-        minutes = self.plan.past[name].minutes(rows)
         if minutes is None:
             return None
         before = None if self.base is None else self.base.minutes(name)
@@ -95,6 +86,18 @@ class Snapshots:
             self._write(name)
         for writer in self._writers.values():
             writer.close()
+
+
+def condense(feature: PastFeature[Any], past: pl.DataFrame, earlier: pl.DataFrame | None, latest: int) -> pl.DataFrame:
+    """What a state keeps of one feature and a span of keys, in the order of the keys.
+
+    Args:
+        past: ``key``, ``time`` and what the feature needs of the rows of the log.
+        earlier: What the state that the log continues keeps of those keys; ``None`` without such a state.
+        latest: Time of the last row of the log, in microseconds.
+    """
+    condensed = feature.condense(past, latest)
+    return condensed if earlier is None else feature.merge(earlier, condensed, latest)
 
 
 def _squeeze(minutes: pl.DataFrame, known: int) -> list[list[int]]:

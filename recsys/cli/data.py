@@ -1,11 +1,15 @@
 """Verbs of data: prepare, state."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from recsys.cli.common import Json, LateEvents, Overrides, Verbs, app, command, finish, progress_bar, say_side_tables
+
+if TYPE_CHECKING:
+    from data_pipelines.disk.parallel import Engine
 
 
 @app.command()
@@ -29,18 +33,12 @@ def prepare(
     import time
 
     from data_pipelines.dataset.dataset import prepare
-    from data_pipelines.dataset.prepare import Engine
     from data_pipelines.disk.object_store import sent
     from recsys.config.experiment import load_config
 
-    workers: Engine | None = None
-    if engine == "ray":
-        from recsys.cluster.preparing import ray_engine
-
-        workers = ray_engine(address)
     data = load_config(config, overrides or []).data
     start = time.perf_counter()
-    with sent(dataset) as folder, progress_bar("prepare") as advance:
+    with _workers(engine, address) as workers, sent(dataset) as folder, progress_bar("prepare") as advance:
         made = prepare(data, folder, log=log, extend=extend, late=late, progress=advance, engine=workers)
         profile = made.profile
     seconds = time.perf_counter() - start
@@ -56,6 +54,14 @@ def prepare(
         **({"drift": profile["drift"]} if extend is not None else {}),
     }
     finish(result, json, command("train", config, dataset, "RUN"))
+
+
+def _workers(engine: str, address: str | None) -> "AbstractContextManager[Engine | None]":
+    if engine == "local":
+        return nullcontext()
+    from recsys.cluster.preparing import ray_engine
+
+    return ray_engine(address)
 
 
 state = typer.Typer(cls=Verbs, help="What histories and statistics need at scoring time.", no_args_is_help=True)

@@ -8,14 +8,26 @@ import typer
 from recsys.cli.common import Json, Overrides, app, finish
 
 if TYPE_CHECKING:
+    from data_pipelines.batch import Schema
     from models.sharding.planning import PaperPlan
+    from recsys.config.experiment import ExperimentConfig
 
 
 @app.command("plan")
 def plan_verb(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML.")],
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote.")],
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATASET]", help="What `recsys prepare` wrote; needed unless --values states sizes."),
+    ] = None,
     overrides: Overrides = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TABLE=N", help="Without DATASET: distinct values of a table, such as user=5e8."),
+    ] = None,
+    length: Annotated[
+        list[str] | None, typer.Option(metavar="FEATURE=N", help="Without DATASET: mean ids per row of a bag.")
+    ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="Processes to plan for; they need not exist.")] = 1,
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes on one machine; all if absent.")] = None,
     memory_gb: Annotated[
@@ -31,8 +43,6 @@ def plan_verb(
     """Print the sharding plan: tables, bytes and traffic of each rank."""
     import torch
 
-    from data_pipelines.dataset.dataset import Dataset
-    from data_pipelines.dataset.loader import Loader
     from data_pipelines.errors import UserError
     from models.sharding.memory import memory_per_rank
     from models.sharding.planning import draw_plan
@@ -44,15 +54,15 @@ def plan_verb(
         raise UserError(
             "--device cuda: Torch sees no GPU here, so name the memory of the one to plan for: --memory-gb."
         )
-    experiment = load_config(config, overrides or ())
-    data = Dataset.open(dataset, verify="sizes")
-    batch = next(iter(Loader(data, "train", batch_size=experiment.train.batch_size)))
-    bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
-    ids_per_row = {key: kjt[key].values().numel() / len(batch) for kjt in bags for key in kjt.keys()}  # noqa: SIM118
+    overrides = overrides or []
+    if dataset is not None and "=" in dataset.name and not dataset.exists():
+        dataset, overrides = None, [str(dataset), *overrides]
+    experiment = load_config(config, overrides)
+    schema, ids_per_row = _sizes(experiment, dataset, values or [], length or [])
     per_node = min(ranks_per_node or ranks, ranks)
     memory = int(memory_gb * 1e9) if memory_gb else memory_per_rank(torch.device(device), per_node)
     plan = draw_plan(
-        data.schema,
+        schema,
         experiment.model,
         experiment.train.tables,
         ranks=ranks,
@@ -66,8 +76,28 @@ def plan_verb(
     finish(
         {**_tables_and_ranks(plan, ranks), "memory_per_rank_bytes": memory, "notes": list(plan.notes)},
         json,
-        f"{command} train {config} {dataset} RUN",
+        f"{command} train {config} {dataset or 'DATASET'} RUN",
     )
+
+
+def _sizes(
+    experiment: "ExperimentConfig", dataset: Path | None, values: list[str], lengths: list[str]
+) -> tuple["Schema", dict[str, float]]:
+    """The schema, and the mean ids per row of each sparse feature: of a data set, or as they are stated."""
+    from data_pipelines.dataset.dataset import Dataset
+    from data_pipelines.dataset.loader import Loader
+    from data_pipelines.errors import UserError
+    from recsys.config.stated import stated_lengths, stated_numbers, stated_schema
+
+    if dataset is None:
+        schema = stated_schema(experiment.data, stated_numbers("--values", values))
+        return schema, stated_lengths(experiment.data, stated_numbers("--length", lengths))
+    if values or lengths:
+        raise UserError(f"--values and --length are for a plan without a data set: leave them out, or {dataset}.")
+    data = Dataset.open(dataset, verify="sizes")
+    batch = next(iter(Loader(data, "train", batch_size=experiment.train.batch_size)))
+    bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
+    return data.schema, {key: kjt[key].values().numel() / len(batch) for kjt in bags for key in kjt.keys()}  # noqa: SIM118
 
 
 def _tables_and_ranks(plan: "PaperPlan", ranks: int) -> dict[str, Any]:

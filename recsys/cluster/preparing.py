@@ -1,45 +1,65 @@
-"""Preparing on a Ray cluster: tasks count values and encode rows, part by part, with the same code as on one machine.
+"""Preparing on a Ray cluster: tasks do the work on parts of a log, with the same code as on one machine.
 
-The driver surveys the log, merges counts into vocabularies, computes features of the past, and writes. The log and the
-folder of the data set must therefore be readable at the same path on every node.
+The log and the folder of the data set must be readable at the same path on every node.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
-import polars as pl
-
-from data_pipelines.dataset.prepare import Engine, Work
+from data_pipelines import extensions
+from data_pipelines.disk.parallel import Engine
+from data_pipelines.errors import UserError
 from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
 
-PART_ROWS = 1 << 18
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def ray_engine(address: str | None = None) -> Engine:
+@contextmanager
+def ray_engine(address: str | None = None) -> Iterator[Engine]:
     """The engine of :func:`data_pipelines.dataset.dataset.prepare` that works on the Ray cluster at ``address``."""
-    return partial(_parts, address)
-
-
-def _parts(address: str | None, rows: pl.LazyFrame, size: int, work: Work) -> Iterator[list[pl.DataFrame]]:
     with ray_cluster(address) as ray:
-        task = ray.remote(num_cpus=1, max_retries=-1)(_work)
-        shared_work, plan = ray.put(work), ray.put(rows.serialize())
-        ahead, running = 2 * processors(ray), deque[object]()
-        for start in range(0, max(size, 1), PART_ROWS):
-            running.append(task.remote(shared_work, plan, start, PART_ROWS))
-            if len(running) > ahead:
-                yield ray.get(running.popleft())
-        while running:
-            yield ray.get(running.popleft())
+        yield partial(_results, ray)
 
 
-def _work(work: Work, plan: bytes, start: int, rows: int) -> list[pl.DataFrame]:
-    """Runs on a worker of the cluster."""
-    import io
+def _results(ray: Any, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    task = ray.remote(num_cpus=1, max_retries=-1)(_work)
+    shared, modules = (ray.put(work),), extensions.loaded()  # in a tuple, so that the worker decides when to get it
+    ahead, running = 2 * processors(ray), deque[Any]()
+    for item in items:
+        running.append(task.remote(modules, shared, item))
+        if len(running) > ahead:
+            yield _result(ray, running.popleft())
+    while running:
+        yield _result(ray, running.popleft())
 
-    import polars_hash  # noqa: F401  (the plan may hash)
+
+def _result(ray: Any, task: Any) -> Any:
+    found, fault = ray.get(task)
+    if fault is not None:
+        raise UserError(fault)
+    return found
+
+
+def _work(modules: Sequence[str], shared: tuple[Any], item: Any) -> tuple[Any, str | None]:
+    """Runs on a worker of the cluster. Errors that the user can fix are returned as their messages."""
+    try:
+        extensions.load(modules)
+        return _got(shared)(item), None
+    except UserError as error:
+        return None, f"on a node of the cluster, {error}"
+
+
+@lru_cache(maxsize=1)
+def _got(shared: tuple[Any]) -> Callable[[Any], Any]:
+    """The work itself, once per process: it may hold whole vocabularies."""
+    import polars_hash  # noqa: F401  (plans may hash)
+    import ray
 
     tune_process()
-    return work(pl.LazyFrame.deserialize(io.BytesIO(plan)).slice(start, rows))
+    work: Callable[[Any], Any] = ray.get(shared[0])
+    return work

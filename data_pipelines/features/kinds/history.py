@@ -14,7 +14,7 @@ from pydantic import Field
 from data_pipelines.arrays import age_bucket, lists, spans
 from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.config.base import register
-from data_pipelines.disk.spill import ByRow, places
+from data_pipelines.disk.by_row import ByRow, Fields, places
 from data_pipelines.features.events import Events, append_events
 from data_pipelines.features.kinds.base import Fitted, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature, categorical_parts, part_problems
@@ -141,8 +141,29 @@ class HistoryFeature(PastFeature[HistoryConfig]):
         values = {name: (part.values(raw), part.is_bag) for name, part in self.parts.items()}
         return {name: value.list.first() if is_bag else value for name, (value, is_bag) in values.items()}
 
-    def begin(self, tables: Mapping[str, Table], events: Path, scratch: Path, minutes: pl.DataFrame | None) -> "Slices":
-        return Slices(self, tables, events, scratch)
+    @property
+    def fields(self) -> Fields:
+        return (("start", "<u4"), ("length", "<u4"))
+
+    @property
+    def positions(self) -> Sequence[str]:
+        return ["start"]
+
+    def begin(
+        self, tables: Mapping[str, Table], events: Path, records: ByRow, minutes: pl.DataFrame | None
+    ) -> "Slices":
+        return Slices(self, tables, events, records)
+
+    def gather(
+        self, records: np.ndarray, rows: np.ndarray, times: np.ndarray, minutes: pl.DataFrame | None
+    ) -> list[pl.Series]:
+        place = places(rows, records["row"])
+        columns = []
+        for name, (field, _) in zip(self.stored, self.fields, strict=True):
+            values = np.zeros(len(rows), np.uint32)
+            values[place] = records[field]
+            columns.append(pl.Series(name, values))
+        return columns
 
     def events(self, rows: pl.DataFrame) -> pl.DataFrame:
         return self.event_columns(rows.filter(pl.col(self.name + _FLAG)))
@@ -210,13 +231,13 @@ class Slices:
     Args:
         tables: The id space of each table.
         folder: Where to write encoded events.
-        scratch: A file that holds ``start`` and ``length`` of each row until they are taken.
+        records: Where to write ``start`` and ``length`` of each row.
     """
 
-    def __init__(self, feature: HistoryFeature, tables: Mapping[str, Table], folder: Path, scratch: Path) -> None:
+    def __init__(self, feature: HistoryFeature, tables: Mapping[str, Table], folder: Path, records: ByRow) -> None:
         self._feature = feature
         self._folder = folder
-        self._rows = ByRow(scratch, [("start", "<u4"), ("length", "<u4")])
+        self._rows = records
         self._ids: list[pl.Expr] = []
         self._events = 0
         for name, part in feature.parts.items():
@@ -245,13 +266,3 @@ class Slices:
         append_events(self._folder, ids, found["time"].to_numpy(), numbers[picked])
         self._events += len(found)
         return found.filter(pl.Series(picked >= known)) if known else found
-
-    def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
-        records = self._rows.take(int(rows[-1]) + 1)
-        place = places(rows, records["row"])
-        columns = []
-        for name, field in zip(self._feature.stored, ("start", "length"), strict=True):
-            values = np.zeros(len(rows), np.uint32)
-            values[place] = records[field]
-            columns.append(pl.Series(name, values))
-        return columns

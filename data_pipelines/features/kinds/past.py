@@ -17,6 +17,7 @@ import polars as pl
 from pydantic import Field
 
 from data_pipelines.batch import DenseSpec, SparseSpec
+from data_pipelines.disk.by_row import ByRow, Fields
 from data_pipelines.disk.file_names import is_plain_name
 from data_pipelines.errors import UserError
 from data_pipelines.features.conditions import condition, condition_columns
@@ -111,7 +112,7 @@ def is_event(reader: str, where: str | None, raw: RawColumns) -> pl.Expr:
 
 
 class Worker(Protocol):
-    """Works out one feature for every row of a log: takes in the log part by part, then gives columns row by row."""
+    """Works out one feature for the rows of a log, part by part: writes a record per row that has a key."""
 
     def add(self, rows: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
         """Take in the part of the log that holds a span of keys.
@@ -124,9 +125,6 @@ class Worker(Protocol):
         Returns:
             What :meth:`PastFeature.condense` needs of the part, in the order of the log or of the timeline.
         """
-
-    def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
-        """The stored columns of ``rows``: all rows that were not taken before, up to the last of ``rows``."""
 
 
 P = TypeVar("P", bound=PastConfig)
@@ -148,7 +146,7 @@ class PastFeature(Feature[P]):
     @property
     @abstractmethod
     def stored(self) -> Sequence[str]:
-        """Columns that a data set holds for it, which :meth:`Worker.take` gives."""
+        """Columns that a data set holds for it, which :meth:`gather` gives."""
 
     def columns(self) -> frozenset[str]:
         return frozenset(self.by)
@@ -161,15 +159,38 @@ class PastFeature(Feature[P]):
         """``minute`` (since 1970, ascending), ``count`` and ``sum``: totals over all keys, if it needs any."""
         return None
 
+    @property
     @abstractmethod
-    def begin(self, tables: Mapping[str, Table], events: Path, scratch: Path, minutes: pl.DataFrame | None) -> Worker:
-        """Start to work out the feature for a log.
+    def fields(self) -> Fields:
+        """Values of the records that its :class:`Worker` writes: names and NumPy types."""
+
+    @property
+    def positions(self) -> Sequence[str]:
+        """Fields that count events from the first one of the folder ``events``."""
+        return ()
+
+    @abstractmethod
+    def begin(self, tables: Mapping[str, Table], events: Path, records: ByRow, minutes: pl.DataFrame | None) -> Worker:
+        """Start to work out the feature for a log, or for the part of it that holds a span of keys.
 
         Args:
             tables: The id space of each table.
             events: A folder of the data set to keep files in.
-            scratch: A file for what is needed only until the data set is written.
+            records: Where to write the :attr:`fields` of each row.
             minutes: What :meth:`minutes` gave, with those of the state that the log continues.
+        """
+
+    @abstractmethod
+    def gather(
+        self, records: np.ndarray, rows: np.ndarray, times: np.ndarray, minutes: pl.DataFrame | None
+    ) -> list[pl.Series]:
+        """The :attr:`stored` columns of N rows of the log.
+
+        Args:
+            records: Those of the rows, in any order: ``row`` and the :attr:`fields`.
+            rows: (N,) their numbers, ascending.
+            times: (N,) microseconds since 1970.
+            minutes: As :meth:`begin` was given it.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from data_pipelines.config.base import register
-from data_pipelines.disk.spill import ByRow, places
+from data_pipelines.disk.by_row import ByRow, Fields, places
 from data_pipelines.features.kinds.past import Kept, PastConfig, PastNumber, is_event, label_delay
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import MICROSECONDS
@@ -70,10 +70,20 @@ class RecencyFeature(PastNumber[RecencyConfig]):
         """Whether a row is an event."""
         return [is_event(self.reader, self.config.where, raw).alias(self.name)]
 
+    @property
+    def fields(self) -> Fields:
+        return (("recency", "<f4"),)
+
     def begin(
-        self, tables: Mapping[str, Table], events: Path, scratch: Path, minutes: pl.DataFrame | None
+        self, tables: Mapping[str, Table], events: Path, records: ByRow, minutes: pl.DataFrame | None
     ) -> "RecencyWorker":
-        return RecencyWorker(self, scratch)
+        return RecencyWorker(self, records)
+
+    def gather(
+        self, records: np.ndarray, rows: np.ndarray, times: np.ndarray, minutes: pl.DataFrame | None
+    ) -> list[pl.Series]:
+        values = _most_recent(places(rows, records["row"]), records["recency"], len(rows))
+        return [pl.Series(self.name, values)]
 
     def events(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.filter(pl.col(self.name)).select("key", "time")
@@ -113,12 +123,12 @@ class RecencyWorker:
     """Works out one recency for every row of a log.
 
     Args:
-        scratch: A file that holds the recency of each element of each row until it is taken.
+        records: Where to write the recency of each element of each row.
     """
 
-    def __init__(self, feature: RecencyFeature, scratch: Path) -> None:
+    def __init__(self, feature: RecencyFeature, records: ByRow) -> None:
         self._feature = feature
-        self._rows = ByRow(scratch, [("recency", "<f4")])
+        self._rows = records
 
     def add(self, rows: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
         event = rows[self._feature.name].to_numpy()[line.order]
@@ -130,11 +140,6 @@ class RecencyWorker:
             last = np.maximum(last, self._feature.last(earlier, rows["key"].to_numpy()[line.order], line.times))
         self._rows.add(rows["row"].to_numpy(), recency=line.in_log_order(recency(last, line.times)))
         return self._feature.events(rows)
-
-    def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
-        records = self._rows.take(int(rows[-1]) + 1)
-        values = _most_recent(places(rows, records["row"]), records["recency"], len(rows))
-        return [pl.Series(self._feature.name, values)]
 
 
 def recency(last: Int64s, now: Int64s) -> Float32s:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from data_pipelines.config.base import register
 from data_pipelines.config.learning import Task
-from data_pipelines.disk.spill import ByRow, places
+from data_pipelines.disk.by_row import ByRow, Fields, places
 from data_pipelines.features.kinds.past import DelayedConfig, Kept, PastNumber, happened
 from data_pipelines.features.labels import label
 from data_pipelines.features.raw_columns import RawColumns
@@ -126,10 +126,21 @@ class StatisticFeature(PastNumber[StatisticConfig]):
             .collect(engine="streaming")
         )
 
+    @property
+    def fields(self) -> Fields:
+        return (("level", "<f4"),)
+
     def begin(
-        self, tables: Mapping[str, Table], events: Path, scratch: Path, minutes: pl.DataFrame | None
+        self, tables: Mapping[str, Table], events: Path, records: ByRow, minutes: pl.DataFrame | None
     ) -> "Running":
-        return Running(self, Prior.of(minutes), scratch)
+        return Running(self, Prior.of(minutes), records)
+
+    def gather(
+        self, records: np.ndarray, rows: np.ndarray, times: np.ndarray, minutes: pl.DataFrame | None
+    ) -> list[pl.Series]:
+        totals, elements = _by_place(places(rows, records["row"]), records["level"], len(rows))
+        prior = self.prior(Prior.of(minutes), times - self.config.delay)
+        return [self.finish(totals, elements, prior)]
 
     def events(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.select("key", "time", value=self.name)
@@ -290,13 +301,13 @@ class Running:
     """Works out one statistic for every row of a log.
 
     Args:
-        scratch: A file that holds the level of each element of each row until they are taken.
+        records: Where to write the level of each element of each row.
     """
 
-    def __init__(self, feature: StatisticFeature, prior: Prior | None, scratch: Path) -> None:
+    def __init__(self, feature: StatisticFeature, prior: Prior | None, records: ByRow) -> None:
         self._feature = feature
         self._prior = prior
-        self._rows = ByRow(scratch, [("level", "<f4")])
+        self._rows = records
 
     def add(self, rows: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
         feature, added = self._feature, rows[self._feature.name]
@@ -311,12 +322,6 @@ class Running:
         levels = feature.level(count, total, feature.prior(self._prior, line.times - delay))
         self._rows.add(rows["row"].to_numpy(), level=line.in_log_order(levels.astype(np.float32)))
         return feature.events(rows)
-
-    def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
-        records = self._rows.take(int(rows[-1]) + 1)
-        totals, elements = _by_place(places(rows, records["row"]), records["level"], len(rows))
-        known_until = times - self._feature.config.delay
-        return [self._feature.finish(totals, elements, self._feature.prior(self._prior, known_until))]
 
 
 def _by_place(place: Int64s, levels: npt.NDArray[np.float32], rows: int) -> tuple[Floats, Floats]:

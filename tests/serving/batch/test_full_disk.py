@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from data_pipelines.dataset.dataset import Dataset, prepare
-from data_pipelines.disk.spill import ByRow
+from data_pipelines.disk.by_row import ByRow
 from data_pipelines.errors import UnavailableError, UserError, disk_fault, writing
 from data_pipelines.features.config import DataConfig
 from recsys.config.experiment import load_config
@@ -99,7 +99,7 @@ def test_a_jobs_database(tmp_path: Path) -> None:
 
 
 def test_records_that_wait_on_disk(tmp_path: Path) -> None:
-    records, rows = ByRow(tmp_path / "records", [("value", "<f8")]), np.arange(100_000, dtype=np.uint32)
+    records, rows = ByRow(tmp_path / "records", (("value", "<f8"),)), np.arange(100_000, dtype=np.uint32)
     with full_disk(5000), pytest.raises(UnavailableError, match=REFUSED), writing(tmp_path):
         records.add(rows, value=rows.astype(np.float64))
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from data_pipelines.batch import DenseSpec, SparseSpec
 from data_pipelines.config.base import register
 from data_pipelines.dataset.dataset import prepare
-from data_pipelines.disk.spill import ByRow, places
+from data_pipelines.disk.by_row import ByRow, Fields, places
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.base import Check, Feature, FeatureConfig, Fitted, Specs
 from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature
@@ -92,10 +92,21 @@ class SinceFeature(PastFeature[SinceConfig]):
     def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
         return []
 
+    @property
+    def fields(self) -> Fields:
+        return (("seconds", "<f8"),)
+
     def begin(
-        self, tables: Mapping[str, Table], events: Path, scratch: Path, minutes: pl.DataFrame | None
+        self, tables: Mapping[str, Table], events: Path, records: ByRow, minutes: pl.DataFrame | None
     ) -> "SinceWorker":
-        return SinceWorker(self, scratch)
+        return SinceWorker(self, records)
+
+    def gather(
+        self, records: np.ndarray, rows: np.ndarray, times: np.ndarray, minutes: pl.DataFrame | None
+    ) -> list[pl.Series]:
+        values = np.zeros(len(rows), np.float32)
+        values[places(rows, records["row"])] = np.log1p(records["seconds"])
+        return [pl.Series(self.name, values)]
 
     def events(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.select("key", "time")
@@ -121,20 +132,14 @@ class SinceFeature(PastFeature[SinceConfig]):
 
 
 class SinceWorker:
-    def __init__(self, feature: SinceFeature, scratch: Path) -> None:
-        self._feature, self._rows = feature, ByRow(scratch, [("seconds", "<f8")])
+    def __init__(self, feature: SinceFeature, records: ByRow) -> None:
+        self._feature, self._rows = feature, records
 
     def add(self, rows: pl.DataFrame, line: Timeline, earlier: pl.DataFrame | None) -> pl.DataFrame:
         before = line.times[np.maximum(line.tie - 1, 0)]
         seconds = np.where(line.tie > line.first, (line.times - before) / 1e6, 0.0)
         self._rows.add(rows["row"].to_numpy(), seconds=line.in_log_order(seconds))
         return self._feature.events(rows)
-
-    def take(self, rows: np.ndarray, times: np.ndarray) -> list[pl.Series]:
-        records = self._rows.take(int(rows[-1]) + 1)
-        values = np.zeros(len(rows), np.float32)
-        values[places(rows, records["row"])] = np.log1p(records["seconds"])
-        return [pl.Series(self._feature.name, values)]
 
 
 @pytest.fixture
