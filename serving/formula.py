@@ -36,7 +36,7 @@ _ALLOWED = "names of tasks, numbers, + - * / **, min(), max(), log() and exp()"
 
 
 class FormulaError(ValueError):
-    """A formula is none, or names no task that there is; the message is one sentence."""
+    """A text is not a formula, or reads a name that is not a task; the message is one sentence."""
 
 
 @dataclass(frozen=True)
