@@ -66,8 +66,8 @@ class Histories(Part):
         """The poolings' tensors, and their work for a row whose histories are as long as the config admits."""
         work: dict[str, int] = {}
         for (key, pool), events in zip(self.pools.items(), self.longest.values(), strict=True):
-            flops = cast(HistoryPooling, pool).work(events)
-            work |= {f"{path}.pools.{key}.{name}": each for name, each in flops.items()}
+            prefix = f"{path}.pools.{key}".removeprefix(".")
+            work |= {f"{prefix}.{name}": flops for name, flops in cast(HistoryPooling, pool).work(events).items()}
         for component in super().components(path):
             yield replace(component, flops=work.get(component.name, component.flops))
 

@@ -12,6 +12,7 @@ keys, P events of a piece and K events of its context (see :class:`~models.layer
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -38,6 +39,8 @@ _CACHED_SCORES = 1 << 18
 _HIDDEN = -1e30
 """Added to the score of a token that must not be seen; its weight is then exactly 0."""
 
+_recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
 
 @dataclass(frozen=True)
 class Events:
@@ -50,6 +53,18 @@ class Events:
     side_LS: Tensor
     rows: Rows
     blocks: Blocks
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """Candidates that attend: (h, B, e) queries, (h, B) scores of themselves, and (h, B, d) values of themselves.
+
+    With N candidates of each row, (h, B, N, e) and so on.
+    """
+
+    query: Tensor
+    score: Tensor
+    value: Tensor
 
 
 class AttentionLayer(nn.Module, ABC):
@@ -144,7 +159,7 @@ class AttentionLayer(nn.Module, ABC):
                 bias[shape] = self._bias(part.distances(query_hLe.device))
             shaped = [x.unflatten(1, (part.pieces, -1)) for x in tensors]
             if torch.is_grad_enabled():
-                attended.append(checkpoint(self._attend_part, *shaped, bias[shape], use_reentrant=False))
+                attended.append(_recomputed(self._attend_part, *shaped, bias[shape]))
             else:
                 attended.append(self._attend_part(*shaped, bias[shape]))
         return torch.cat(attended, 1).index_select(1, blocks.places_L).transpose(0, 1).flatten(1)
@@ -168,53 +183,35 @@ class AttentionLayer(nn.Module, ABC):
         if self.now is not None:
             now = self.now.to(query.dtype).expand(*query.shape[:-1], -1)
         query_he, key_he = _with_time(query, now).float(), _with_time(key, torch.zeros_like(now)).float()
-        own_h = (query_he * key_he).sum(-1)
+        own_h = (query_he * key_he).sum(-1) + self.position.weight[0].view(-1, *[1] * (query.dim() - 1))
         bias_hL = self.position((events.rows.from_newest_L + 1).clamp(max=_POSITIONS - 1)).t()
-        own_h = own_h + self.position.weight[0].view(-1, *[1] * (own_h.dim() - 1))
+        asking = _Asking(query_he, own_h, _heads(value).float())
         read = self._read_rows if candidate.dim() == 2 else self._read_candidates
         with torch.autocast(candidate.device.type, enabled=False):
-            token = (query_he, own_h, _heads(value).float())
-            attended = read(*token, key_hLe.float(), value_hLd.float(), bias_hL, events.rows)
-        return self.combine(candidate, attended.movedim(0, -2).flatten(-2), own)
+            attended_hd = read(asking, key_hLe.float(), value_hLd.float(), bias_hL, events.rows)
+        return self.combine(candidate, attended_hd.movedim(0, -2).flatten(-2), own)
 
-    def _read_rows(
-        self,
-        query_hBe: Tensor,
-        own_hB: Tensor,
-        value_hBd: Tensor,
-        key_hLe: Tensor,
-        value_hLd: Tensor,
-        bias_hL: Tensor,
-        rows: Rows,
-    ) -> Tensor:
+    def _read_rows(self, asking: _Asking, key_hLe: Tensor, value_hLd: Tensor, bias_hL: Tensor, rows: Rows) -> Tensor:
         """(h, B, d) for one candidate of each row, by sums over the events of rows."""
-        scores_hL = (query_hBe.index_select(1, rows.row_L) * key_hLe).sum(2) + bias_hL
-        weights_Lh, own_weight_Bh = self.row_weights(scores_hL.t(), own_hB.t(), rows)
+        scores_hL = (asking.query.index_select(1, rows.row_L) * key_hLe).sum(2) + bias_hL
+        weights_Lh, own_Bh = self.row_weights(scores_hL.t(), asking.score.t(), rows)
         weighted_LH = (weights_Lh.t().unsqueeze(2) * value_hLd).transpose(0, 1).flatten(1)
-        sums_BH = pool_rows(weighted_LH, rows.offsets, PoolingMode.SUM)
-        return _heads(sums_BH) + own_weight_Bh.t().unsqueeze(2) * value_hBd
+        return _heads(pool_rows(weighted_LH, rows.offsets, PoolingMode.SUM)) + own_Bh.t().unsqueeze(2) * asking.value
 
     def _read_candidates(
-        self,
-        query_hBNe: Tensor,
-        own_hBN: Tensor,
-        value_hBNd: Tensor,
-        key_hLe: Tensor,
-        value_hLd: Tensor,
-        bias_hL: Tensor,
-        rows: Rows,
+        self, asking: _Asking, key_hLe: Tensor, value_hLd: Tensor, bias_hL: Tensor, rows: Rows
     ) -> Tensor:
-        """(h, B, N, d) for N candidates of each row, in pieces that fit into the cache."""
+        """(h, B, N, d) for N candidates of each row, in parts that fit into the cache."""
         attended = []
         for b, (start, stop) in enumerate(pairwise(rows.offsets.tolist())):
             key_hel, value_hld = key_hLe[:, start:stop].mT, value_hLd[:, start:stop]
             size = max(1, _CACHED_SCORES // (_HEADS * (stop - start + 1)))
-            pieces = (part[:, b].split(size, 1) for part in (query_hBNe, own_hBN, value_hBNd))
-            for query_hne, own_hn, value_hnd in zip(*pieces, strict=True):
+            parts = (x[:, b].split(size, 1) for x in (asking.query, asking.score, asking.value))
+            for query_hne, own_hn, value_hnd in zip(*parts, strict=True):
                 scores_hnl = query_hne @ key_hel + bias_hL[:, start:stop].unsqueeze(1)
                 weights = self.weights(torch.cat([scores_hnl, own_hn.unsqueeze(2)], 2))
                 attended.append(weights[..., :-1] @ value_hld + weights[..., -1:] * value_hnd)
-        return torch.cat(attended, 1).view_as(value_hBNd)
+        return torch.cat(attended, 1).view_as(asking.value)
 
 
 class SelfAttention(HistoryPooling):
