@@ -62,7 +62,7 @@ class _Graph(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return None, None, *ctx.grads
+        return None, None, *(None if found is None else found.detach() for found in ctx.grads)
 
 
 def graph_of(module: nn.Module, samples: tuple[Tensor, ...], *, allow_unused_input: bool) -> Callable[..., Tensor]:
