@@ -44,7 +44,7 @@ def test_a_label_that_its_name_does_not_tell_is_said(tmp_path: Path) -> None:
     assert "--label names another" in starter_config(told)
     assert "--label" not in looked_at(tmp_path, log()).label_note
     several = log(ok=flags, paid=flags, mood=["like", "none", "dislike", "none"] * (ROWS // 4)).drop("click", "item")
-    with pytest.raises(UserError, match="name it with --label, such as ok, paid; or"):
+    with pytest.raises(UserError, match="name it with --label, such as paid, ok; or"):
         starter_config(looked_at(tmp_path, several))
     with pytest.raises(UserError, match="name it with --label, such as mood; or"):
         starter_config(looked_at(tmp_path, several.drop("ok", "paid")))

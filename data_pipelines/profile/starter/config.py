@@ -136,8 +136,9 @@ def what_is_missing(profile: LogProfile) -> str | None:
     if profile.label is not None or (profile.user is not None and profile.item is not None):
         return None
     missing = [f"--{role}" for role, name in (("user", profile.user), ("item", profile.item)) if name is None]
-    few = [column.name for column in profile.of("id") if 2 <= (column.distinct or 0) <= _FEW_VALUES]
-    two = [column.name for column in profile.of("id") if column.distinct == 2]
+    ids = profile.of("id")[::-1]  # a label is often the last column
+    few = [column.name for column in ids if 2 <= (column.distinct or 0) <= _FEW_VALUES]
+    two = [column.name for column in ids if column.distinct == 2]
     likely = f", such as {listed(two or few, 3)}" if two or few else ""
     return (
         f"shows no label (a column of 0 and 1, or of ratings): name it with --label{likely}; or, if every row is a "
