@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import polars as pl
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipelines.config.base import register
 from data_pipelines.errors import UserError
@@ -16,7 +16,6 @@ from data_pipelines.files.scratch import scratch_file
 from data_pipelines.files.text import Dialect, clean_copy, encoding_of, first_record, head_of, is_plain
 
 _TYPED = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")
-_DECIMAL_COMMA = r"^\s*[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?\s*$"
 _READ_BY_ENGINE = ("", ".gz", ".zst", ".zlib")
 
 
@@ -39,6 +38,16 @@ class CsvFormat(FileFormat):
     quote: str | None = Field(default='"', description="The character around fields that hold the delimiter, or null.")
     encoding: str = Field(default="utf-8", description="Encoding of the text, such as `cp1252` or `utf-16`.")
     decimal: Literal[".", ","] = Field(default=".", description="What separates a number from its fraction.")
+    thousands: Literal[",", ".", " ", "'"] | None = Field(
+        default=None,
+        description="What groups the digits of a number, as the comma in `1,234.50`; with decimal commas, the dot.",
+    )
+
+    @model_validator(mode="after")
+    def _two_marks(self) -> "CsvFormat":
+        if self.thousands == self.decimal:
+            raise ValueError(f"`thousands` and `decimal` are both {self.decimal!r}: a number needs two different marks")
+        return self
 
     @field_validator("delimiter")
     @classmethod
@@ -84,11 +93,13 @@ class CsvFormat(FileFormat):
 
     def _decimals(self, frame: pl.LazyFrame) -> pl.LazyFrame:
         """With decimal commas, ``1.234,5`` becomes ``1234.5`` wherever a whole field is such a number."""
-        if self.decimal == ".":
+        group = self.thousands or ("." if self.decimal == "," else None)
+        if group is None:
             return frame
-        value = pl.all()
-        plain = value.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
-        return frame.with_columns(pl.when(value.str.contains(_DECIMAL_COMMA)).then(plain).otherwise(value))
+        value, decimal = pl.all(), re.escape(self.decimal)
+        number = rf"^\s*[+-]?(\d{{1,3}}({re.escape(group)}\d{{3}})+|\d+)({decimal}\d+)?\s*$"
+        plain = value.str.replace_all(group, "", literal=True).str.replace(self.decimal, ".", literal=True)
+        return frame.with_columns(pl.when(value.str.contains(number)).then(plain).otherwise(value))
 
 
 class _File(NamedTuple):

@@ -15,6 +15,7 @@ from data_pipelines.errors import Notice
 from data_pipelines.features.kinds.time import TimeConfig
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
+from data_pipelines.features.values import is_missing
 from data_pipelines.hashing import spread
 from data_pipelines.names import ROW, TIME
 
@@ -35,14 +36,15 @@ Labels = npt.NDArray[np.float64]
 def outcome_reason(values: pl.Series, labels: Labels, label: str) -> str | None:
     """Why a column looks like an outcome of the row; ``None`` where nothing says so.
 
-    Three implications are tested, on rows with a label. Whatever differs from the most frequent value (or null) occurs
-    only with a positive label; or it is a flag, and every positive label has it, or none. Or one of a few values occurs
-    only with a positive label. That a value never occurs with a positive label is no evidence where it is not a rare
-    flag: where positives are rare, honest columns have many such values.
+    A column that is missing where the label is, and hardly anywhere else, was recorded with it, whatever the label is.
+    Otherwise three implications are tested, on rows with a binary label. Whatever differs from the most frequent value
+    (or null) occurs only with a positive label; or it is a flag, and every positive label has it, or none. Or one of a
+    few values occurs only with a positive label. That a value never occurs with a positive label is no evidence where
+    it is not a rare flag: where positives are rare, honest columns have many such values.
 
     Args:
         values: (N,) values of the column, as text or numbers.
-        labels: (N,) labels 0, 1 or NaN; labels that are not binary give ``None``.
+        labels: (N,) labels, NaN where there is none.
         label: Name of the label, for the sentence.
 
     Example:
@@ -51,6 +53,8 @@ def outcome_reason(values: pl.Series, labels: Labels, label: str) -> str | None:
         "is set only where 'is_click' is positive, as if recorded after it"
     """
     labelled = ~np.isnan(labels)
+    if _is_missing_with_label(values, labelled):
+        return f"is missing where {label!r} is, and nowhere else, as if recorded with it"
     frame = pl.DataFrame({"value": values, "label": labels}).filter(pl.Series(labelled))
     if frame.is_empty() or not frame["label"].is_in([0.0, 1.0]).all():
         return None
@@ -62,6 +66,15 @@ def outcome_reason(values: pl.Series, labels: Labels, label: str) -> str | None:
     set_N = frame.select(pl.col("value").ne_missing(pl.lit(usual, dtype=frame["value"].dtype))).to_series().to_numpy()
     positive_N = frame["label"].to_numpy() == 1
     return _of_flag(set_N, positive_N, rate, label, _is_flag(frame["value"])) or _of_values(frame, rate, label)
+
+
+def _is_missing_with_label(values: pl.Series, labelled_N: npt.NDArray[np.bool_]) -> bool:
+    """Whether a column is missing in the rows without a label, of which there are enough, and in hardly any other."""
+    if len(labelled_N) - labelled_N.sum() < _ENOUGH or not labelled_N.any():
+        return False
+    missing = values.is_null() | is_missing(values).fill_null(True) if values.dtype == pl.String else values.is_null()
+    missing_N = missing.to_numpy()
+    return bool(missing_N[~labelled_N].mean() >= _SURE and missing_N[labelled_N].mean() <= 1 - _SURE)
 
 
 def later_than_row(values: pl.Series, times: pl.Series, time: str) -> str | None:

@@ -1,9 +1,9 @@
-"""A guess at how a text file is written: delimiter, header, encoding and decimal comma."""
+"""A guess at how a text file is written: delimiter, header, encoding, decimal comma and grouped digits."""
 
 import codecs
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.files.base import FileFormat
@@ -14,6 +14,8 @@ from data_pipelines.files.text import head_of
 
 _TEXT = (".txt", ".dat")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?")
+_GROUPED = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
+_SHORT_GROUP = re.compile(r"[+-]?\d{1,2},\d{3}")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -48,12 +50,14 @@ def _guess_csv(head: bytes) -> CsvFormat | None:
         return None
     delimiter = max(",\t;|", key=lambda character: (lines[0].count(character), character == ","))
     fields, *rows = csv.reader(lines if len(lines) == 1 else lines[:-1], delimiter=delimiter)
+    comma = delimiter != "," and any(_has_decimal_comma(values) for values in _columns(rows, len(fields)))
     header = len(set(fields)) == len(fields) and not any(_is_number(name) for name in fields)
     return CsvFormat(
         delimiter=delimiter,
         header=header,
         encoding="utf-8" if encoding == "utf-16" else encoding,  # which is recognized by its first bytes
-        decimal="," if delimiter != "," and _has_decimal_comma(rows, len(fields)) else ".",
+        decimal="," if comma else ".",
+        thousands="," if not comma and _groups_digits(_columns(rows, len(fields))) else None,
     )
 
 
@@ -67,14 +71,28 @@ def _encoding(head: bytes) -> str:
     return "utf-8"
 
 
-def _has_decimal_comma(rows: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether all values of a column are numbers, and most have a comma before their fraction."""
+def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterator[list[str]]:
+    """The values of each column that are not empty."""
     for values in zip(*(row for row in rows if len(row) == width), strict=True):
-        given = [value for value in values if value.strip()]
-        with_commas = sum("," in value for value in given)
-        if with_commas > len(given) / 2 and all(_DECIMAL_COMMA.fullmatch(value.strip()) for value in given):
-            return True
-    return False
+        yield [value.strip() for value in values if value.strip()]
+
+
+def _has_decimal_comma(values: Sequence[str]) -> bool:
+    """Whether all values of a column are numbers, and most have a comma before their fraction."""
+    with_commas = sum("," in value for value in values)
+    return with_commas > len(values) / 2 and all(_DECIMAL_COMMA.fullmatch(value) for value in values)
+
+
+def _groups_digits(columns: Iterable[Sequence[str]]) -> bool:
+    """Whether commas group digits: in at least one column, and in none that may hold lists of codes.
+
+    Codes of three digits with commas between them look like numbers, but the first group of a number is often shorter.
+    """
+    found = [values for values in columns if any("," in value and _GROUPED.fullmatch(value) for value in values)]
+    return bool(found) and all(
+        all(_GROUPED.fullmatch(value) for value in values) and any(_SHORT_GROUP.match(value) for value in values)
+        for values in found
+    )
 
 
 def _is_number(field: str) -> bool:

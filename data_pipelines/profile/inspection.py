@@ -23,7 +23,9 @@ from data_pipelines.files.formats import Format, format_of, scan_files
 from data_pipelines.hashing import spread
 from data_pipelines.logs.joins import join
 from data_pipelines.logs.outcomes import Labels
+from data_pipelines.logs.splits import NAMED_SPLITS
 from data_pipelines.names import ROW
+from data_pipelines.profile.baskets import find_basket
 from data_pipelines.profile.columns import Column, figures, iso, readable
 from data_pipelines.profile.formats import guess_format
 from data_pipelines.profile.labels import Label, LabelKind, guess_label
@@ -31,12 +33,14 @@ from data_pipelines.profile.leaks import alone_auc, joint_auc, telling_combinati
 from data_pipelines.profile.lists import ShownLists, find_lists
 from data_pipelines.profile.roles import Role, Roles, guess_roles
 from data_pipelines.profile.sides import SideTable, fit_side
-from data_pipelines.profile.suspicions import outcome_of, repeats_time, suspicions
+from data_pipelines.profile.suspicions import outcome_of, repeated_columns, repeats_time, suspicions
 from data_pipelines.profile.types import with_numbers, with_times
 from data_pipelines.profile.unseen import latest_rows, stretches
+from data_pipelines.profile.wording import percent
 from data_pipelines.redaction import redact
 
 SAMPLE_ROWS = 100_000
+_FEW_POSITIVE = 100
 _DAY = 86_400 * MICROSECONDS
 
 
@@ -53,6 +57,8 @@ class LogProfile(Config):
         label_rate: Share of the labelled rows that are positive; ``None`` where the label is not binary.
         label_mean: Mean of the labels.
         split: A column that says which rows are for training and which for the test.
+        split_files: Names of the files, where they say which rows are for training and which for the test.
+        basket: In a log of positives, the column that rows share that were taken together, such as an order.
         lists: Rows that seem to have been shown together; ``None`` where none do.
         latest: What the rows are called that unseen values are counted in.
         hours: Distinct hours of the day that the rows' times have.
@@ -82,6 +88,8 @@ class LogProfile(Config):
     user: str | None
     item: str | None
     split: str | None = None
+    split_files: tuple[str, ...] = ()
+    basket: str | None = None
     lists: ShownLists | None = None
     latest: str = "latest tenth"
     hours: int = 0
@@ -147,7 +155,15 @@ def inspect_log(
         columns = tuple(view.column(name, origin.get(name)) for name in sample.columns)
         found = view.summary(columns)
     own = {"location": redact(location), "format": format, "rows": rows, "columns": columns, "sides": tables}
+    own |= {"split_files": _split_files(location)}
     return LogProfile.model_validate(own | found | {"time_formats": time_formats})
+
+
+def _split_files(location: str) -> tuple[str, ...]:
+    """The names of the log's files, where they are those of splits: ``train.csv`` and ``test.csv``."""
+    names = [] if "://" in location else [Path(file).name for file in find_files(location)]
+    splits = {NAMED_SPLITS.get(name.split(".")[0].lower()) for name in names}
+    return tuple(names) if "train" in splits and len(splits) > 1 and None not in splits else ()
 
 
 def _columnar(location: str, format: Format | None, scratch: Path) -> pl.LazyFrame:
@@ -195,6 +211,7 @@ class _View:
         self.classes = self.label if rule is not None and rule.kind == "binary" else None
         self.times = None if roles.time is None else readable(roles.time, sample, "time")
         self.latest, self.latest_name = latest_rows(frame, roles)
+        self.repeated = repeated_columns(sample, roles)
 
     def column(self, name: str, side: str | None) -> Column:
         """What is known about one column."""
@@ -205,13 +222,16 @@ class _View:
             values = readable(name, self.sample, role)
             if self.classes is not None and name != self.roles.time:
                 found["alone_auc"] = alone_auc(values, self.classes)
-            found["outcome"] = outcome_of(name, values, self.classes, self.times, self.roles)
+            found["outcome"] = outcome_of(name, values, self.label, self.times, self.roles)
             if self.times is not None and name != self.roles.time:
                 in_stretches = stretches(values, self.times)
                 same_time = role == "time" and repeats_time(values, self.times)
         elif role in ("text", "json") and self.classes is not None:
             found["outcome"] = outcome_of(name, self.sample[name].is_null(), self.classes, None, self.roles)
-        sentences = suspicions(found, self.rows, self.latest_name, in_stretches=in_stretches, same_time=same_time)
+        same = self.repeated.get(name)
+        sentences = suspicions(
+            found, self.rows, self.latest_name, in_stretches=in_stretches, same_time=same_time, same=same
+        )
         return Column.model_validate({**found, "suspicions": tuple(sentences)})
 
     def summary(self, columns: Sequence[Column]) -> dict[str, object]:
@@ -225,7 +245,7 @@ class _View:
             "label_kind": "binary" if rule is None else rule.kind,
             "label_at_least": None if rule is None else rule.at_least,
             "label_positive": () if rule is None else rule.positive,
-            "label_note": "" if rule is None else rule.note,
+            "label_note": self._label_note(),
             "label_rate": mean if self.classes is not None else None,
             "label_mean": mean,
             "time": roles.time,
@@ -234,6 +254,7 @@ class _View:
             "user": roles.user,
             "item": roles.item,
             "split": roles.split,
+            "basket": find_basket(self.frame, roles),
             "lists": find_lists(self.frame, roles, rule, SAMPLE_ROWS / self.rows),
             "latest": self.latest_name,
             "hours": 0 if self.times is None else (self.times // HOUR % 24).drop_nulls().n_unique(),
@@ -243,6 +264,20 @@ class _View:
             "others_auc": others_auc,
             "combinations": combinations,
         }
+
+    def _label_note(self) -> str:
+        """What was guessed about the label, and how many rows have none or are positive, where these are few."""
+        if self.rule is None or self.label is None:
+            return ""
+        notes = [self.roles.label_note, self.rule.note]
+        value = self.rule.value(self.frame.collect_schema())
+        counts = self.frame.select(missing=value.is_null().mean(), positive=(value > 0).sum())
+        missing, positive = counts.collect(engine="streaming").row(0)
+        if missing > 0:
+            notes.append(f"{percent(missing)} of the rows have no label")
+        if self.rule.kind == "binary" and positive < _FEW_POSITIVE:
+            notes.append(f"few rows are positive ({positive:,}), so every metric is uncertain")
+        return "; ".join(note for note in notes if note)
 
     def _days(self) -> tuple[tuple[str, int, float], ...]:
         """Rows and mean label day by day."""

@@ -78,11 +78,14 @@ def guess_label(frame: pl.LazyFrame, column: str, positive: Sequence[str] = (), 
     return _of_text(column, counts)
 
 
-def find_label(sample: pl.DataFrame, candidates: Sequence[str]) -> str | None:
+def find_label(sample: pl.DataFrame, candidates: Sequence[str]) -> tuple[str | None, str]:
     """The column that is the label by its name and by its values; else the only one of zeros and ones.
 
     Args:
         candidates: The columns of ids and numbers.
+
+    Returns:
+        Its name, and what to say where the name does not tell.
     """
     binary = [name for name in sample.columns if is_binary(sample[name])]
     ratings = [
@@ -91,8 +94,10 @@ def find_label(sample: pl.DataFrame, candidates: Sequence[str]) -> str | None:
     by_name = {"_".join(words.words(name)): name for name in (*ratings, *binary)}
     for hint in words.LABELS:
         if hint in by_name:
-            return by_name[hint]
-    return binary[0] if len(binary) == 1 else None
+            return by_name[hint], ""
+    if len(binary) == 1:
+        return binary[0], "guessed: the only column of two values; --label names another"
+    return None, ""
 
 
 def named_like_outcome(values: pl.Series) -> bool:

@@ -17,7 +17,8 @@ from data_pipelines.profile.roles import Roles
 _LEAST_SHARE = 0.5
 """Share of the rows that must be in lists of at least two."""
 _SIZES = (3, 200)
-"""Median sizes of lists. Two events at the same time are often chance, or one event that was recorded twice."""
+"""Median sizes of lists. Two events at the same time are often chance, or one event that was recorded twice; two rows
+that share the id of a list are a list."""
 _FEWEST = 50
 _MOST = 0.9
 _MOSTLY = 0.5
@@ -87,7 +88,7 @@ def _lists(frame: pl.LazyFrame, roles: Roles, label: Label, keys: Sequence[str],
     chosen = positives > 0
     shown = (
         in_lists >= _LEAST_SHARE
-        and _SIZES[0] <= size <= _SIZES[1]
+        and (2 if len(keys) == 1 else _SIZES[0]) <= size <= _SIZES[1]
         and items.sum() >= _MOST * sizes.sum()
         and positives.sum() <= _MOST_POSITIVE * sizes.sum()
         and chosen.any()

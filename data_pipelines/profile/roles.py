@@ -26,16 +26,22 @@ _JSON = r"^\s*(\{.*\}|\[\s*\{.*\}\s*\])\s*$"
 _LOOKED_AT = 1000
 _FEW_VALUES = 20
 _RUNNING_ROWS = 50
+_EARLIEST, _LATEST, _SHORTEST = 946_684_800, 2_000_000_000, 600
+"""Seconds since 1970 that a column without a telling name may hold: 2000 to 2033, over ten minutes at least."""
 _LONG_TEXT = 4
 """Words per value, on average, from which text is free text and no id."""
 
 
 @dataclass
 class Roles:
-    """The role of every column; which is the label, the time, the user, the item; and delimiters of bags as text."""
+    """The role of every column; which is the label, the time, the user, the item; and delimiters of bags as text.
+
+    ``label_note`` says how the label was guessed, where its name does not tell.
+    """
 
     of: dict[str, Role]
     label: str | None = None
+    label_note: str = ""
     time: str | None = None
     user: str | None = None
     item: str | None = None
@@ -72,7 +78,9 @@ def guess_roles(
     for name in sample.columns:
         roles.of[name] = _role(sample[name], rows, roles)
     others = sample.drop(name for name in {time, user, item} if name is not None)
-    roles.label = label or find_label(others, [n for n in roles.columns("id", "number") if n in others.columns])
+    if label is None:
+        candidates = [name for name in roles.columns("id", "number") if name in others.columns]
+        roles.label, roles.label_note = find_label(others, candidates)
     if roles.label is not None:
         roles.of[roles.label] = "label"
     times = roles.columns("time")
@@ -115,12 +123,25 @@ def _whole_role(values: pl.Series, distinct: int, rows: int) -> Role:
     integers = values.dtype.is_integer()
     if integers and set(words.words(values.name)) & set(words.TIMES) and 1e8 < low <= high < 2e18 and high < low * 100:
         return "time"
+    keyed = words.is_category(values.name) or set(words.words(values.name)) & set(words.BASKETS)
+    if integers and not keyed and _keeps_time(values):
+        return "time"
     if integers and distinct == rows and (_NAMELESS.fullmatch(values.name) or _runs(values)):
         return "index"
     if words.is_category(values.name):
         return "id"
     few = integers and low >= -1 and distinct <= max(_FEW_VALUES, len(values) // 1000)
     return "id" if few and not words.is_quantity(values.name) else "number"
+
+
+def _keeps_time(values: pl.Series) -> bool:
+    """Whether ``values`` (of rows in their order) are seconds or milliseconds since 1970 that never fall."""
+    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
+    since = [unit for unit in (1, 1000) if _EARLIEST * unit <= low <= high <= _LATEST * unit]
+    if not since or len(values) < _RUNNING_ROWS or high - low < _SHORTEST * since[0]:
+        return False
+    steps = values.diff().drop_nulls()
+    return bool((steps >= 0).all() or (steps <= 0).all())
 
 
 def _runs(values: pl.Series) -> bool:

@@ -26,7 +26,7 @@ def outcome_of(
 
     Args:
         values: (N,) its values in the form that its role has.
-        label: (N,) binary labels, NaN where there is none; ``None`` without such a label.
+        label: (N,) labels, NaN where there is none; ``None`` without a label.
         times: (N,) times of the rows in microseconds; ``None`` in a log without a time.
     """
     if name in (roles.user, roles.item, roles.time, roles.label):
@@ -55,8 +55,25 @@ def repeats_time(values: pl.Series, times: pl.Series) -> bool:
     return isinstance(share, float) and share >= SURE_SHARE
 
 
+def repeated_columns(sample: pl.DataFrame, roles: Roles) -> dict[str, str]:
+    """By column of ids or numbers, the name of a column before it that holds the same values in ``sample``."""
+    found, firsts = {}, dict[tuple[str, int], str]()
+    for values in sample.select(roles.columns("user", "item", "id", "number")):
+        fingerprint = (str(values.dtype), int(values.hash(0).cast(pl.Float64).sum()))
+        first = firsts.setdefault(fingerprint, values.name)
+        if first != values.name and roles.of[values.name] in ("id", "number") and sample[first].equals(values):
+            found[values.name] = first
+    return found
+
+
 def suspicions(
-    column: dict[str, object], rows: int, latest: str, *, in_stretches: bool = False, same_time: bool = False
+    column: dict[str, object],
+    rows: int,
+    latest: str,
+    *,
+    in_stretches: bool = False,
+    same_time: bool = False,
+    same: str | None = None,
 ) -> Iterator[str]:
     """What is odd about a column.
 
@@ -65,6 +82,7 @@ def suspicions(
         latest: What the latest rows are called.
         in_stretches: Whether each of its values occurs in one stretch of time.
         same_time: Whether it holds the time of the row again.
+        same: A column before it that holds the same values.
     """
     role, nulls, distinct, unseen = column["role"], column["nulls"], column.get("distinct"), column.get("unseen")
     assert isinstance(nulls, float)
@@ -73,6 +91,8 @@ def suspicions(
     keyed = role in ("id", "item", "user")
     if reason is not None:
         yield reason
+    elif same is not None:
+        yield f"holds the same values as {same!r}"
     elif same_time:
         yield "holds the time of the row again, or its day"
     elif keyed and distinct == rows > 1:

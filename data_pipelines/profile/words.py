@@ -5,10 +5,24 @@ from collections.abc import Sequence
 
 LABELS = (
     *("label", "target", "click", "clicked", "is_click", "converted", "conversion", "purchase", "purchased", "bought"),
-    *("like", "liked", "watched", "y", "outcome", "rating", "ratings", "stars", "score", "geklickt", "gekauft"),
+    *(
+        "like",
+        "liked",
+        "watched",
+        "y",
+        "outcome",
+        "response",
+        "responded",
+        "survived",
+        "churn",
+        "churned",
+        "attributed",
+    ),
+    *("opened", "accepted", "subscribed", "won", "rating", "ratings", "stars", "score", "geklickt", "gekauft"),
 )
 USERS = (
-    *("user", "customer", "visitor", "member", "client", "account", "reader", "viewer", "session", "uid"),
+    *("user", "customer", "visitor", "member", "client", "account", "reader", "viewer", "listener", "player", "buyer"),
+    *("shopper", "subscriber", "rater", "person", "session", "uid"),
     *("kunde", "kunden", "nutzer", "benutzer", "usuario", "cliente", "utilisateur"),
 )
 ITEMS = (
@@ -40,19 +54,32 @@ CATEGORIES = frozenset(
 )
 LISTS = (
     *("request", "impression", "query", "qid", "search", "srch", "serp", "slate", "list", "auction", "pageview"),
-    *("decision", "suche", "anfrage"),
+    *("decision", "pair", "comparison", "duel", "suche", "anfrage"),
+)
+BASKETS = (
+    *("basket", "order", "invoice", "transaction", "receipt", "cart", "checkout", "purchase", "bill", "ticket", "txn"),
+    *("rechnung", "bestellung", "bon", "beleg", "auftrag", "warenkorb", "factura", "commande", "pedido"),
 )
 SESSIONS = ("session", "visit", "visitor", "cookie", "sitzung")
 KEYS = frozenset({"id", "key", "code", "no", "nr", "num", "number", "hash", "name", "uuid"})
 """Words that say that a column holds keys, and not whose."""
 
+_COMPOUND = re.compile(r"(\w{2,}?)(id|nr|no|nummer|code|key|name)")
+_SUBJECTS = frozenset((*USERS, *ITEMS, *LISTS, *BASKETS, *SESSIONS, *CATEGORIES))
 _LEADING_QUANTITIES = frozenset({"num", "n", "count", "total", "avg", "mean", "sum", "max", "min", "number", "median"})
 
 
 def words(name: str) -> list[str]:
-    """The words of a name in lower case: ``StockCode`` and ``stock_code2`` are ``stock`` and ``code``."""
+    """The words of a name in lower case: ``StockCode`` and ``stock_code2`` are ``stock`` and ``code``.
+
+    ``itemid`` is ``item`` and ``id``, because ``item`` is a word that is known.
+    """
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
-    return [word for word in re.split(r"[^\w]|[\d_]", spaced.lower()) if word]
+    found = []
+    for word in re.split(r"[^\w]|[\d_]", spaced.lower()):
+        compound = _COMPOUND.fullmatch(word)
+        found += [*compound.groups()] if compound and compound[1] in _SUBJECTS else [word] if word else []
+    return found
 
 
 def is_category(name: str) -> bool:

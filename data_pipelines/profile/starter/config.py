@@ -8,10 +8,17 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from data_pipelines.files.base import FileFormat
 from data_pipelines.files.side_tables import Join
+from data_pipelines.profile import words
 from data_pipelines.profile.inspection import LogProfile
 from data_pipelines.profile.starter.features import features, in_lists, left_out, past, task_name, unknown_shares
 from data_pipelines.profile.wording import line, listed, percent, scalar
 
+_FEWEST_DAYS = 10
+"""Days from which times that are dates are split between days."""
+_LATEST_SHARES = (0.1, 0.2)
+"""Shares of the rows from the first day of test, and of valid, on."""
+_WEIGHTED = {"sample", "instance", "row", "case", "survey", "frequency"}
+"""Words that say that a weight is that of a row, and not that of an item."""
 _SMALL_TABLES = 200_000
 """Distinct values, of all columns, up to which every row of the tables is updated at each step."""
 
@@ -44,6 +51,7 @@ def starter_config(profile: LogProfile) -> str:
         *_time_and_user(profile),
         *_group(profile),
         *_task(profile),
+        *_weight(profile),
         *_split(profile),
         *_keys(profile),
         "  features:",
@@ -59,6 +67,8 @@ def starter_config(profile: LogProfile) -> str:
     return "\n".join(lines) + "\n"
 
 
+_FEW_VALUES = 5
+"""Distinct values up to which a column is named as a possible label."""
 _EVENTS_PER_VALUE = 5
 """Rows of the rarer class per distinct value from which a log shows how values act together."""
 
@@ -126,9 +136,14 @@ def what_is_missing(profile: LogProfile) -> str | None:
     if profile.label is not None or (profile.user is not None and profile.item is not None):
         return None
     missing = [f"--{role}" for role, name in (("user", profile.user), ("item", profile.item)) if name is None]
+    ids = profile.of("id")[::-1]  # a label is often the last column
+    few = [column.name for column in ids if 2 <= (column.distinct or 0) <= _FEW_VALUES]
+    two = [column.name for column in ids if column.distinct == 2]
+    likely = f", such as {listed(two or few, 3)}" if two or few else ""
     return (
-        "shows no label (a column of 0 and 1, or of ratings): name it with --label; or, if every row is a positive, "
-        f"name its columns with {' and '.join(missing)}; there are {listed(column.name for column in profile.columns)}."
+        f"shows no label (a column of 0 and 1, or of ratings): name it with --label{likely}; or, if every row is a "
+        f"positive, name its columns with {' and '.join(missing)}; there are "
+        f"{listed(column.name for column in profile.columns)}."
     )
 
 
@@ -220,7 +235,8 @@ def _positives_only(profile: LogProfile) -> Iterator[str]:
     yield "  # drawn negatives flatter: recsys evaluate RUN --ranking ranks all items, beside baselines."
     for column in profile.of("number"):
         if float(column.low or 0) < 0:
-            yield f"  # {scalar(column.name)} goes down to {column.low}: if such rows are returns, remove them."
+            yield f"  # {scalar(column.name)} goes down to {column.low}: if such rows are returns, they are taken for"
+            yield "  # purchases here. Remove them from the log, and from all that is scored or added later."
     nulls = profile.column(str(profile.user)).nulls
     if nulls > 0:
         yield f"  # {percent(nulls)} of the rows have no user: they count for the items, and for nobody's past."
@@ -229,17 +245,49 @@ def _positives_only(profile: LogProfile) -> Iterator[str]:
     yield f"    item: {scalar(str(profile.item))}"
     yield line("    negatives: 8", "per row; more take longer, and tell more of what comes back")
     yield line("    by: popularity", "scores do not depend on it: `log_q` corrects for how often an item is drawn")
-    yield line("    exclude: basket", "what is taken at the same time is no negative; what was taken before may be one")
+    yield line("    exclude: basket", "what is taken together is no negative; what was taken before may be one")
+    if profile.basket is not None:
+        yield line(f"    basket: [{scalar(profile.basket)}]", "what the rows of a basket share; else user and time")
 
 
 def _split(profile: LogProfile) -> Iterator[str]:
+    if profile.split is None and profile.split_files:
+        yield f"  # The files are named {', '.join(profile.split_files)}, and read as one log. If that is a split, add"
+        yield "  # a column `split` of train, valid and test to each file, and run init again."
     if profile.split is not None:
         reason = "as the log says; a tenth of train is valid if it names none"
         yield line(f"  split: {{by: column, column: {scalar(profile.split)}}}", reason)
     elif profile.time is not None:
-        yield line("  split: {by: time, valid: 0.1, test: 0.1}", "the latest rows are the test")
+        days = _days_of_splits(profile)
+        if days is None:
+            yield line("  split: {by: time, valid: 0.1, test: 0.1}", "the latest rows are the test")
+        else:
+            reason = "about a tenth each, in whole days: for newer rows, name later days"
+            yield line(f"  split: {{by: time, valid: {days[0]}, test: {days[1]}}}", reason)
     else:
         yield line("  split: {by: random, valid: 0.1, test: 0.1}", "no time was found: add `time` if there is one")
+
+
+def _days_of_splits(profile: LogProfile) -> tuple[str, str] | None:
+    """Where times are dates: the first days of valid and test, so that no day is in two splits; else ``None``."""
+    if profile.hours > 1 or len(profile.days) < _FEWEST_DAYS:
+        return None
+    total, later, starts = sum(rows for _, rows, _ in profile.days), 0, []
+    for day, rows, _ in reversed(profile.days):
+        later += rows
+        if later >= total * _LATEST_SHARES[len(starts)]:
+            starts.append(day)
+        if len(starts) == len(_LATEST_SHARES):
+            return starts[1], starts[0]
+    return None
+
+
+def _weight(profile: LogProfile) -> Iterator[str]:
+    for column in profile.columns:
+        found = words.words(column.name)
+        if column.role in ("number", "id") and found[-1:] in (["weight"], ["weights"]) and set(found) & _WEIGHTED:
+            keep = "if it says how much a row counts, and remove the feature"
+            yield line(f"  # weight: {scalar(column.name)}", keep)
 
 
 def _keys(profile: LogProfile) -> Iterator[str]:

@@ -185,7 +185,7 @@ def _beside(profile: LogProfile, column: Column) -> Iterator[tuple[str, str, str
         return
     if atoms >= _MANY_ATOMS:
         least = max(2, min(10, profile.rows // 10_000))
-        reason = f"{percent(atoms)} of the rows share a few values: as ids, too"
+        reason = f"{percent(atoms)} of the rows have a frequent value: as ids, too"
         yield "_value", f"kind: id, min_count: {least}", reason
     elif whole and distinct * _ROWS_PER_VALUE <= profile.rows:
         yield "_value", "kind: id, min_count: 2", f"{distinct:,} whole numbers: if they are codes, keep this one only"
