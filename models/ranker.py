@@ -21,6 +21,7 @@ from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Inte
 from models.layers.normalization import Standardize
 from models.layers.part import Component, Int8Input, Part, UnitGroup, module_components, own_tensors
 from models.layers.row_norm import RowNorm
+from models.layers.task_weights import UncertaintyWeights
 from models.layers.towers import AnyTower, Tower
 from models.layers.wide import Wide
 from models.moe.router import routers
@@ -120,6 +121,7 @@ class Ranker(nn.Module):
         added = {f.name: config.table_dim(f.table) for f in schema.sparse if f.additive}
         self.additive = AdditiveTerms(added, tasks) if added else None
         self.wide = Wide(schema.dense_width, tasks) if config.wide else None
+        self.task_weights = UncertaintyWeights(tasks) if config.tasks.weights == "uncertainty" else None
         self.apply(_start_linear)
         if self.wide is not None:
             self.wide.start_at_zero()

@@ -57,8 +57,10 @@ class Task(Config):
     """
 
     column: str = Field(description="The column that holds the label.")
-    kind: Literal["binary", "regression", "count"] = Field(
-        default="binary", description="What the label is: 0 or 1, any number, or a count from 0."
+    kind: Literal["binary", "regression", "count", "duration"] = Field(
+        default="binary",
+        description="What the label is: 0 or 1, any number, a count from 0, or an amount from 0 such as seconds "
+        "watched, of which the expected value is learned by weighted logistic regression.",
     )
     at_least: float | None = Field(
         default=None, description="Numbers from this value on count as 1, smaller ones as 0."
@@ -77,6 +79,12 @@ class Task(Config):
         ge=0,
         description="Seconds from a row until its label is known. Statistics of the task, and histories whose `where` "
         "reads its column, count a row only from then on.",
+    )
+    label_window: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds for which a label may still change: rows of the last so many seconds of the log have no "
+        "label for this task, because a 0 may yet become a 1.",
     )
     where: str | None = Field(
         default=None, description="A SQL condition: rows for which it does not hold have no label."

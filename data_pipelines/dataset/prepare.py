@@ -32,6 +32,7 @@ from data_pipelines.logs.negatives import write_with_negatives
 from data_pipelines.logs.outcomes import warn_of_outcomes
 from data_pipelines.logs.row_counts import Survey, take_survey
 from data_pipelines.logs.splits import SPLITS, assign, warn_of_empty
+from data_pipelines.logs.undecided import decided_labels, warn_of_undecided
 from data_pipelines.logs.validation import check_times, checked, warn_of_absent_positives
 from data_pipelines.names import LIST, LOG_Q, REASON, ROW, SOURCE, SPLIT, TIME
 from data_pipelines.past.deliveries import Late, fresh_events
@@ -42,7 +43,7 @@ from data_pipelines.past.state import State, save
 from data_pipelines.timelines import MINUTE
 
 _MOST_WAITING = 1 << 20
-_THINNED = ":thinned"
+_LEFT_OUT = ":left_out"
 """Whether a row is a negative that training does not keep."""
 
 
@@ -97,12 +98,13 @@ def write(
         unmatched = sources.unmatched_shares(plan, rows)
         warn_of_absent_positives(plan, rows)
         outcomes = warn_of_outcomes(plan, train, survey.rows)
+        undecided = warn_of_undecided(plan, rows, survey)
         encoder = Encoder.fit(plan, train, None if earlier is None else earlier.encoder, counted)
         # It takes one thread, and so does indexing the vocabularies before the first row is encoded.
         saved = aside.submit(encoder.save, folder)
         past = _past(plan, encoder, rows, survey, folder, scratch, None if earlier is None else earlier.state, engine)
         grouped = plan.config.group is not None
-        splits = _encode(plan, encoder, rows, survey.rows, past, scratch if grouped else folder, progress, engine)
+        splits = _encode(plan, encoder, rows, survey, past, scratch if grouped else folder, progress, engine)
         if grouped:
             _arrange(plan, encoder, location, scratch / "splits", folder / "splits")
     if splits["train"] == 0:
@@ -111,6 +113,7 @@ def write(
     saved.result()
     profile = {"rows": total, "refused": refused, "splits": splits, "tables": _sizes(encoder)}
     profile |= {"duplicates": fresh.duplicates, "outcomes": outcomes, "side_tables": unmatched}
+    profile |= {"undecided": undecided} if undecided else {}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
     return splits
 
@@ -191,34 +194,38 @@ def _encode(
     plan: Plan,
     encoder: Encoder,
     rows: pl.LazyFrame,
-    size: int,
+    survey: Survey,
     past: Past,
     folder: Path,
     progress: Callable[[int], None],
     engine: Engine | None,
 ) -> dict[str, int]:
     raw = RawColumns(rows.collect_schema())
-    carried = [plan.label(task, raw).alias(LABEL + task) for task in plan.tasks]
+    labels = decided_labels(plan, raw, survey)
+    carried = [label.alias(LABEL + task) for task, label in labels.items()]
     carried += [plan.weight(task, raw).alias(WEIGHT + task) for task in plan.weighted_tasks]
     carried += [pl.col(LOG_Q).alias(LOG_Q_OF + task) for task in plan.corrected_tasks]
     carried += [_plain(name, raw.schema.get(name)).alias(KEY + name) for name in plan.keys]
     carried += [pl.col(name) for name in (TIME, ROW, SPLIT) if name in raw.schema]
+    left_out = pl.all_horizontal(label.is_null() for label in labels.values())
     if plan.kept_negatives is not None:
         assert plan.config.sampling is not None
         negative = (pl.col(SPLIT) == 0) & plan.is_negative(raw)
-        carried.append(thinned_out(negative, plan.kept_negatives, plan.config.sampling.seed).alias(_THINNED))
+        left_out |= thinned_out(negative, plan.kept_negatives, plan.config.sampling.seed)
+    if plan.kept_negatives is not None or plan.label_windows:
+        carried.append(left_out.alias(_LEFT_OUT))
     if plan.has_lists:
         carried.append(plan.list_key(raw).alias(LIST))
     encoding = _Encoding.of(plan, encoder, carried, past)
     if engine is None:
         chunks = encoding.stream(rows)
     else:
-        chunks = _rechunked(engine(partial(encoding.of_part, rows), parts_of(size)), CHUNK_ROWS)
+        chunks = _rechunked(engine(partial(encoding.of_part, rows), parts_of(survey.rows)), CHUNK_ROWS)
     writers = {split: PartWriter(folder / "splits" / split) for split in SPLITS}
     for chunk in chunks:
         done = len(chunk)
-        if _THINNED in chunk.columns:
-            chunk = chunk.filter(~pl.col(_THINNED)).drop(_THINNED)
+        if _LEFT_OUT in chunk.columns:
+            chunk = chunk.filter(~pl.col(_LEFT_OUT)).drop(_LEFT_OUT)
         codes = chunk[SPLIT]
         chunk = chunk.drop(SPLIT)
         for code, split in enumerate(SPLITS):

@@ -121,6 +121,9 @@ class DataConfig(Config):
             if self.sampling is not None and getattr(self.sampling, key) and self.time is None:
                 yield f"`sampling.{key}` needs the key `time`: the column that says when a row was"
         yield from chain_problems(self.tasks)
+        for name, task in self.tasks.items():
+            if task.label_window and self.time is None:
+                yield f"`tasks.{name}.label_window` needs the key `time`: the column that says when a row was"
         if self.drawing is not None and any(task.after is not None for task in self.tasks.values()):
             yield "`after` is about rows that were shown, and `sampling` draws rows that never were: remove one"
         if self.event_key and self.time is None:

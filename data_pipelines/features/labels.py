@@ -40,5 +40,5 @@ def label_checks(name: str, task: Task, raw: RawColumns) -> Iterator[tuple[str, 
             f"{task.column}: a label that is not 0 or 1 (make it so by `at_least` or `positive`)",
             ~read.is_in([0.0, 1.0]),
         )
-    elif task.kind == "count":
-        yield f"{task.column}: a count below 0", read < 0
+    elif task.kind in ("count", "duration"):
+        yield f"{task.column}: a {task.kind} below 0", read < 0

@@ -67,6 +67,11 @@ class Plan:
         return {name: weight for name, weight in found.items() if weight is not None}
 
     @property
+    def label_windows(self) -> dict[str, float]:
+        """Seconds for which the labels of tasks may still change; without the tasks whose labels are known at once."""
+        return {name: task.label_window for name, task in self.tasks.items() if task.label_window}
+
+    @property
     def weighted_tasks(self) -> list[str]:
         """The tasks for which a data set stores how much each row counts."""
         return [name for name in self.tasks if name in self.weights or self.kept_negatives is not None]

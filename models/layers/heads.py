@@ -18,7 +18,7 @@ from models.layers.int8 import Int8Linear
 from models.layers.part import Int8Input, Part, UnitSlice, narrow_linear
 from models.products import Linear, linear
 
-TaskKind = Literal["binary", "regression", "count"]
+TaskKind = Literal["binary", "regression", "count", "duration"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class TasksConfig(Config):
     """
 
     kind: Literal["shared", "mmoe", "ple"] = Field(default="shared", description="What the tasks share.")
+    weights: Literal["fixed", "uncertainty"] = Field(
+        default="fixed",
+        description="`uncertainty`: the weights of the losses of tasks are learned (see "
+        "`models.layers.task_weights.UncertaintyWeights`), and multiply `weight` of each task.",
+    )
 
     @property
     def routes_by_task(self) -> bool:
@@ -140,8 +145,9 @@ def task_losses(
     With ``weights_BT`` the loss of each row is multiplied by its weight; the mean is still over the number of rows,
     so that a batch of rows with large weights moves the model more than one with small weights.
 
-    Binary: cross entropy of the logit. Regression: squared error. Count: Poisson likelihood of exp(logit).
-    A missing label is NaN; it adds nothing to the loss nor to any gradient.
+    Binary: cross entropy of the logit. Regression: squared error. Count: half the Poisson deviance of exp(logit).
+    Duration: see :func:`weighted_logistic`. All are at least 0. A missing label is NaN; it adds nothing to the loss nor
+    to any gradient.
     """
     present_BT = ~labels_BT.isnan()
     labels_BT = torch.where(present_BT, labels_BT, 0.0)
@@ -149,7 +155,8 @@ def task_losses(
     losses: dict[TaskKind, Callable[..., Tensor]] = {
         "binary": F.binary_cross_entropy_with_logits,
         "regression": F.mse_loss,
-        "count": F.poisson_nll_loss,
+        "count": _half_poisson_deviance,
+        "duration": weighted_logistic,
     }
     per_row_BT = torch.stack(
         [
@@ -161,3 +168,24 @@ def task_losses(
     if weights_BT is not None:
         per_row_BT = per_row_BT * weights_BT
     return torch.where(present_BT, per_row_BT, 0.0).sum(0) / present_BT.sum(0).clamp(min=1)
+
+
+def weighted_logistic(logits_B: Tensor, amounts_B: Tensor, *, reduction: str = "none") -> Tensor:
+    """The loss of amounts from 0, such as seconds watched, whose expected value is the odds ``exp(logit)``.
+
+    Each row counts once as a negative, and as many times as a positive as its amount says. The odds of positives are
+    then the expected amount exactly. (In Covington et al., RecSys 2016, a row with an amount does not count as a
+    negative, so the odds are the expected amount only where few rows have one.)
+
+    Args:
+        logits_B: The log of the expected amount.
+        amounts_B: From 0.
+        reduction: ``none`` only.
+    """
+    assert reduction == "none"
+    return amounts_B * F.softplus(-logits_B) + F.softplus(logits_B)
+
+
+def _half_poisson_deviance(logits_B: Tensor, counts_B: Tensor, *, reduction: str = "none") -> Tensor:
+    best_B = torch.xlogy(counts_B, counts_B) - counts_B
+    return F.poisson_nll_loss(logits_B, counts_B, reduction=reduction) + best_B

@@ -12,13 +12,17 @@ from typing import Any, Literal
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
-from recsys.config.study import StudyConfig
+from data_pipelines.features.kinds.id import IdConfig
+from data_pipelines.features.kinds.relative import RelativeConfig
+from models.layers.losses import LossConfig, PointwiseConfig
+from recsys.config.study import Part, StudyConfig
 from recsys.trials.trials import Change
 
 Kind = Literal[
     "base",
     "core",
     "leave_one_out",
+    "without",
     "add_one_in",
     "pair",
     "replace",
@@ -72,11 +76,19 @@ class Arm:
         return self.change is None
 
 
-def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str], experts: Sequence[int] = ()) -> list[Arm]:
+def plan_arms(
+    study: StudyConfig,
+    data: DataConfig,
+    features: Sequence[str],
+    *,
+    loss: LossConfig | None = None,
+    experts: Sequence[int] = (),
+) -> list[Arm]:
     """All arms that are known at the start, the base first.
 
     Args:
         features: What the base reads, in the order of the config.
+        loss: What the base minimises; pointwise if absent.
         experts: How many experts each block of the base's tower has.
 
     Raises:
@@ -91,6 +103,7 @@ def plan_arms(study: StudyConfig, data: DataConfig, features: Sequence[str], exp
         arms.append(Arm(CORE, "core", _in_order(everything, core)))
     left_out = units.expand(study.leave_one_out, "leave_one_out")
     arms.extend(_without(everything, units, "leave_one_out", (unit,)) for unit in left_out)
+    arms.extend(_without_part(part, data, everything, loss or PointwiseConfig()) for part in study.without)
     for unit in units.expand(study.add_one_in, "add_one_in"):
         kept = _in_order(everything, {*arms[1].features, *units[unit]})
         if kept != arms[1].features:
@@ -198,14 +211,50 @@ def label(value: Any) -> str:
 
 
 def _without(everything: tuple[str, ...], units: Units, kind: Kind, gone: tuple[str, ...]) -> Arm:
-    removed = {feature for unit in gone for feature in units[unit]}
-    kept = tuple(feature for feature in everything if feature not in removed)
+    kept = _not_in(everything, {feature for unit in gone for feature in units[unit]})
     if not kept:
         raise UserError(
             f"ablation.{'pairs' if kind == 'pair' else kind}: without {' and '.join(gone)} no feature is left: "
             "take it out of the list."
         )
     return Arm(f"without {', '.join(gone)}", kind, kept, units=gone)
+
+
+def _without_part(part: Part, data: DataConfig, everything: tuple[str, ...], loss: LossConfig) -> Arm:
+    """The arm that trains without the loss, the lists, the positions or the weights of the base."""
+    pointwise = {"train.loss": {"kind": "pointwise"}}
+    weighted = data.weight is not None or any(task.row_weight is not None for task in data.tasks.values())
+    relative = {name for name, feature in data.inputs.items() if isinstance(feature, RelativeConfig)}
+    fixed = {
+        name for name, feature in data.inputs.items() if isinstance(feature, IdConfig) and feature.serve is not None
+    }
+    is_pointwise = isinstance(loss, PointwiseConfig)
+    arms = {
+        "loss": Arm("without train.loss", "without", everything, pointwise),
+        "group": Arm("without data.group", "without", _not_in(everything, relative), {} if is_pointwise else pointwise),
+        "position": Arm("without positions", "without", _not_in(everything, fixed)),
+        "weight": Arm("without data.weight", "without", everything, {"train.weights": False}),
+    }
+    missing = {
+        "loss": is_pointwise and "train.loss is pointwise already",
+        "group": (data.group is None and "data.group is not set")
+        or (
+            is_pointwise
+            and not relative & set(everything)
+            and "training uses no lists: train.loss is pointwise and no feature is relative"
+        ),
+        "position": not fixed & set(everything) and "no feature has `serve`",
+        "weight": not weighted and "neither data.weight nor the row_weight of a task is set",
+    }
+    if reason := missing[part]:
+        raise UserError(f"ablation.without names `{part}`, and {reason}: take it out of the list.")
+    if not arms[part].features:
+        raise UserError(f"ablation.without: without `{part}` no feature is left: take it out of the list.")
+    return arms[part]
+
+
+def _not_in(everything: tuple[str, ...], gone: set[str]) -> tuple[str, ...]:
+    return tuple(feature for feature in everything if feature not in gone)
 
 
 def _pair_arms(study: StudyConfig, units: Units, everything: tuple[str, ...], arms: Sequence[Arm]) -> list[Arm]:

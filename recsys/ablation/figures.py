@@ -21,6 +21,11 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
         ("leave_one_out",),
         "Each model is trained without the feature or group.",
     ),
+    "without": (
+        "Trained without the loss, lists, positions or weights",
+        ("without",),
+        "Each model is trained as if the data did not have them, and judged with all of them.",
+    ),
     "add-one-in": ("Added to the core", ("add_one_in",), "Each model is trained with the core and one more feature."),
     "pairs": ("Left out in pairs", ("pair",), "Each model is trained without both."),
     "replace": ("Replaced", ("replace",), "Each model reads another variant instead of a feature or group."),
@@ -48,7 +53,7 @@ FORESTS: dict[str, tuple[str, tuple[Kind, ...], str]] = {
 }
 """Forest plots by file name: title, kinds of arms, how to read it."""
 
-_WORTH_THEIR_COST = ("base", "leave_one_out", "add_one_in", "replace", "selection", "vary", "grid")
+_WORTH_THEIR_COST = ("base", "leave_one_out", "without", "add_one_in", "replace", "selection", "vary", "grid")
 
 
 def study_figures(study: Study, findings: Findings) -> Figures:

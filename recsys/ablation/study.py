@@ -99,7 +99,8 @@ class Study:
         slice_masks(self.study, self.dataset)
         features = chosen_features(self.config, self.dataset)
         self.units = Units(self.config.data, features)
-        self.arms = plan_arms(self.study, self.config.data, features, self.config.model.tower.experts_by_block())
+        loss, experts = self.config.train.loss, self.config.model.tower.experts_by_block()
+        self.arms = plan_arms(self.study, self.config.data, features, loss=loss, experts=experts)
         for arm in self.arms:
             if arm.trains:
                 self._check_arm(arm)

@@ -89,6 +89,11 @@ class TrainConfig(Config):
     tables: TableOptimizerConfig = TableOptimizerConfig()
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
     loss: AnyLoss = PointwiseConfig()
+    weights: bool = Field(
+        default=True,
+        description="Whether rows count by their weights in training (`data.weight`, `row_weight`, "
+        "`sampling.keep_negatives`); if not, all count the same. Metrics and calibration use the weights all the same.",
+    )
     schedule: ScheduleConfig = ScheduleConfig()
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="Decay of the averaged weights that are evaluated and kept."
@@ -99,7 +104,7 @@ class TrainConfig(Config):
         description="Early stopping and searches maximise this weighted sum of metrics of the valid split. A key is a "
         "metric (its mean over the tasks that have it) or `<task>/<metric>`; metrics of which lower values are better "
         "take a negative weight. Absent: the main metric of the first task, which is `auc: 1` for a binary task, "
-        "`rmse: -1` for a regression and `deviance: -1` for a count.",
+        "`rmse: -1` for a regression, and `deviance: -1` for a count or a duration.",
     )
     patience: int = Field(default=2, ge=1, description="Stop after this many evaluations in a row without improvement.")
     evaluate_every: int | None = Field(

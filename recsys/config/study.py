@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from data_pipelines.config.base import Config
 from recsys.metrics.registry import find_metric, metric_names
 
+Part = Literal["loss", "group", "position", "weight"]
+"""What a study trains without, besides features."""
+
 
 class SliceConfig(Config):
     """A part of the test rows that is also judged separately.
@@ -40,6 +43,12 @@ class StudyConfig(Config):
     leave_one_out: list[str] = Field(default=["features", "groups"], description="Train without each of these.")
     core: list[str] = Field(default=[], description="The features that `add_one_in` and forward selection start from.")
     add_one_in: list[str] = Field(default=[], description="Train with `core` and each of these.")
+    without: list[Part] = Field(
+        default=[],
+        description="Train without each of these. `loss`: pointwise instead of `train.loss`. `group`: pointwise, and "
+        "without `relative` features. `position`: without the features that have `serve`. `weight`: every row counts "
+        "the same in training. Metrics use lists and weights all the same.",
+    )
     pairs: list[str] = Field(default=[], description="Train without each pair of these: do they replace each other?")
     replace: dict[str, list[str]] = Field(
         default={},

@@ -105,4 +105,4 @@ def conditional_logits(logits_N: Floats, first_N: Floats) -> Floats:
     """
     z_N, a_N = logits_N.astype(np.float64), first_N.astype(np.float64)
     ahead_N = np.maximum(a_N - z_N, 1e-7)
-    return np.logaddexp(0, a_N) - (ahead_N + np.log(-np.expm1(-ahead_N)))
+    return np.asarray(np.logaddexp(0, a_N) - (ahead_N + np.log(-np.expm1(-ahead_N))))

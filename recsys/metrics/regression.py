@@ -37,7 +37,7 @@ def _deviance_draws(labels_N: Floats, log_rates_N: Floats, resampling: Resamplin
     return np.asarray(2 * resampling.ratio(_half_deviance(labels_N, log_rates_N), np.ones(len(labels_N))))
 
 
-_COUNTS: tuple[TaskKind, ...] = ("count",)
+_COUNTS: tuple[TaskKind, ...] = ("count", "duration")
 POISSON_DEVIANCE = Metric(
     "deviance",
     "Poisson deviance",
@@ -50,7 +50,7 @@ POISSON_DEVIANCE = Metric(
 RMSE = Metric(
     "rmse",
     "RMSE",
-    ("regression", "count"),
+    ("regression", *_COUNTS),
     root_mean_squared_error,
     better="lower",
     reads="predictions",

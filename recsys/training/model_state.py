@@ -110,6 +110,15 @@ class ModelState:
         layouts, device = cast(SparseTables, self.ranker.tables).layouts, self.model.device.type
         return list(memory_notes(self.model.plan, layouts, self.ranker.config, device))
 
+    def task_weights(self) -> dict[str, float]:
+        """The learned weights of the losses of tasks; empty if they are fixed."""
+        learned = self.ranker.task_weights
+        if learned is None:
+            return {}
+        return dict(
+            zip((f"task_weights/{t}" for t in self.ranker.schema.tasks), learned.weights().tolist(), strict=True)
+        )
+
     def tensors(self) -> Tensors:
         """All tensors of a checkpoint, by name."""
         tensors = self.model_tensors() | self._fused_state()

@@ -15,6 +15,7 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.names import POSITIVE
 from models.layers.heads import task_losses
 from models.layers.losses import loss_of_labelled
+from models.layers.task_weights import likelihood_factors
 from models.products import computes_bf16
 from models.ranker import Ranker
 from models.tables.id_changes import IdChanges
@@ -50,7 +51,9 @@ class Objective:
         self._replaced = [
             task.kind in config.loss.tasks and (not compares or task.column == POSITIVE) for task in tasks
         ]
+        self._weighted = config.weights
         self._weights_T = torch.tensor([task.weight for task in tasks], device=device)
+        self._factors_T = likelihood_factors(self._kinds).to(device)
         means = [_mean_weight(dataset, name) for name in dataset.config.tasks]
         self._mean_T = torch.tensor(means, dtype=torch.float32, device=device)
         self._loss = config.loss
@@ -112,11 +115,12 @@ class Objective:
         """The weighted sum of the task losses, and the balance of experts."""
         if log_q_BT is not None:
             logits_BT = logits_BT - log_q_BT
-        if weights_BT is not None:
-            weights_BT = weights_BT / self._mean_T
+        weights_BT = None if weights_BT is None or not self._weighted else weights_BT / self._mean_T
         losses_T = task_losses(logits_BT, labels_BT, self._kinds, weights_BT)
         if any(self._replaced):
             losses_T = self._with_replaced(losses_T, logits_BT, labels_BT, weights_BT, lists_B)
+        if ranker.task_weights is not None:
+            losses_T = ranker.task_weights(losses_T, self._factors_T)
         loss, extra = losses_T @ self._weights_T, ranker.auxiliary_loss()
         return loss if extra is None else loss + extra
 

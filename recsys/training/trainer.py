@@ -144,7 +144,7 @@ class Trainer:
         self._began = time.perf_counter()
         resume_step = claim_run(self.run, self.config, self.loader.schema, self.processes, resume=resume)
         if resume_step is None:
-            set_first_weights(self.state, self.config.train.start, self.dataset, self.loader.schema)
+            set_first_weights(self.state, self.config.train, self.dataset, self.loader.schema)
         else:
             self._restore(self.run.checkpoint(step_name(resume_step)))
         for lever in self.state.levers:
@@ -273,7 +273,7 @@ class Trainer:
         """Evaluate, and save the weights if they are the best so far."""
         self._losses.read(self.train_state)
         tasks, state = self.evaluate(), self.train_state
-        self._log.values(state, "train", self.state.expert_shares(self.processes))
+        self._log.values(state, "train", self.state.expert_shares(self.processes) | self.state.task_weights())
         if not tasks or not all(lever.settled(state.step) for lever in self.state.levers):
             return
         value = self._validation.monitor.value(tasks)

@@ -49,8 +49,8 @@ class Outputs:
     def __call__(self, logits_NT: NDArray[np.float32]) -> dict[str, Values]:
         """(N,) values by column.
 
-        A binary task gives a probability, calibrated if possible; a count its expected value; a regression the value
-        itself. The probability of a task is at most that of the task that it comes after.
+        A binary task gives a probability, calibrated if possible; a count or a duration its expected value; a
+        regression the value itself. The probability of a task is at most that of the task that it comes after.
         """
         found = {name: self._prediction(name, logits_NT[:, t]) for t, name in enumerate(self.tasks)}
         after = {name: self._first(name) for name in self.tasks}
@@ -80,4 +80,4 @@ class Outputs:
         kind = self.tasks[name].kind
         if kind == "binary":
             return sigmoid(logits_N.astype(np.float64)).astype(np.float32)
-        return np.exp(logits_N) if kind == "count" else logits_N
+        return logits_N if kind == "regression" else np.exp(logits_N)

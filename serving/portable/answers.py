@@ -76,4 +76,4 @@ def predict(task: Mapping[str, Any], logits_B: Floats) -> Floats:
         logits_B = calibration["slope"] * logits_B.astype(np.float64) + calibration["intercept"]
     if task["kind"] == "binary":
         return np.asarray(sigmoid(logits_B.astype(np.float64)), np.float32)
-    return np.asarray(np.exp(logits_B) if task["kind"] == "count" else logits_B, np.float32)
+    return np.asarray(logits_B if task["kind"] == "regression" else np.exp(logits_B), np.float32)

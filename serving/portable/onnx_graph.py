@@ -288,7 +288,7 @@ def _predictions(graph: Graph, tasks: Sequence[Mapping[str, Any]]) -> str:
             if calibration is not None:
                 x = graph("Mul", x, graph.constant([calibration["slope"]], np.float64))
                 x = graph("Add", x, graph.constant([calibration["intercept"]], np.float64))
-            if task["kind"] in ("binary", "count"):
+            if task["kind"] != "regression":
                 x = graph("Sigmoid" if task["kind"] == "binary" else "Exp", x)
         columns.append(graph("Cast", x, to=TensorProto.FLOAT))
     at = {task["name"]: at for at, task in enumerate(tasks)}

@@ -5,25 +5,27 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.locations import expand
+from recsys.config.experiment import TrainConfig
 from recsys.training.model_state import ModelState
 from recsys.training.start.earlier_run import start_from_run
 from recsys.training.start.linear import start_wide
 from recsys.training.start.svd import start_tables
 
 
-def set_first_weights(state: ModelState, start: str, dataset: Dataset, schema: Schema) -> None:
+def set_first_weights(state: ModelState, config: TrainConfig, dataset: Dataset, schema: Schema) -> None:
     """Set the weights that ``train.start`` asks for, and fit the standardisation of dense features.
 
     Args:
         state: The model, with random weights.
-        start: ``random``, ``linear``, ``svd``, or the folder or address of a run, with ``${NAME}`` read from the
-            environment.
+        config: Its ``start``: ``random``, ``linear``, ``svd``, or the folder or address of a run, with ``${NAME}`` read
+            from the environment; and whether rows count by their ``weights``.
         dataset: The data set to train on.
         schema: The encoded features that it reads.
 
     Raises:
         UserError: ``start`` is a run that does not fit, or there is no wide part to fit a linear model to.
     """
+    start = config.start
     if start not in ("random", "linear", "svd"):
         start_from_run(state, fetched(expand(start)), dataset)
         return
@@ -34,5 +36,5 @@ def set_first_weights(state: ModelState, start: str, dataset: Dataset, schema: S
         parts = Loader(dataset, "train", batch_size=1 << 16, features=numbers)
         state.ranker.standardize.fit(part.dense for part in parts)
     if start == "linear":
-        start_wide(state, dataset, schema)
+        start_wide(state, dataset, schema, weighted=config.weights)
         state.start_average()

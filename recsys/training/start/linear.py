@@ -51,15 +51,21 @@ class _Link:
 _LINKS: dict[TaskKind, _Link] = {
     "binary": _Link(lambda z, y: np.logaddexp(0, z) - y * z, expit, lambda mean: float(np.log(mean / (1 - mean)))),
     "regression": _Link(lambda z, y: 0.5 * np.square(z - y), lambda z: z, lambda mean: mean),
+    "duration": _Link(
+        lambda z, y: y * np.logaddexp(0, -z) + np.logaddexp(0, z), np.exp, lambda mean: float(np.log(max(mean, 1e-9)))
+    ),
     "count": _Link(lambda z, y: np.exp(z) - y * z, np.exp, lambda mean: float(np.log(max(mean, 1e-9)))),
 }
 
 
-def start_wide(state: ModelState, dataset: Dataset, schema: Schema) -> None:
+def start_wide(state: ModelState, dataset: Dataset, schema: Schema, *, weighted: bool = True) -> None:
     """Fit the wide part alone, with an L2 penalty, and write it into the model, whose heads then start from zero.
 
     The ranker then starts as this linear model. The penalty is chosen by the loss of the valid split. Dense features
     must be standardized before.
+
+    Args:
+        weighted: Whether rows count by their weights.
 
     Raises:
         UserError: There is no wide part, there are several tasks, or ids have no rows of their own.
@@ -71,7 +77,7 @@ def start_wide(state: ModelState, dataset: Dataset, schema: Schema) -> None:
             "model.tables.<table>.rows out; or start from random."
         )
     assert isinstance(ranker.tables, SparseTables)
-    design = _Design(schema, ranker.tables, ranker.standardize)
+    design = _Design(schema, ranker.tables, ranker.standardize, weighted=weighted)
     kind = dataset.config.tasks[schema.tasks[0]].kind
     train, valid = design.rows(dataset, "train"), design.rows(dataset, "valid") if dataset.splits.get("valid") else None
     weights_C = _fit(train, valid, _LINKS[kind])
@@ -105,8 +111,8 @@ class _Rows:
 class _Design:
     """Rows as the wide part reads them: one column per row of a wide table, which features may share."""
 
-    def __init__(self, schema: Schema, tables: SparseTables, standardize: Standardize) -> None:
-        self._schema, self._standardize = schema, standardize
+    def __init__(self, schema: Schema, tables: SparseTables, standardize: Standardize, *, weighted: bool) -> None:
+        self._schema, self._standardize, self._weighted = schema, standardize, weighted
         layouts = [layout for layout in tables.layouts if layout.wide]
         stops = np.cumsum([layout.rows for layout in layouts]).tolist()
         places = zip(layouts, stops, strict=True)
@@ -140,7 +146,8 @@ class _Design:
         for batch in Loader(dataset, split, batch_size=_BATCH_ROWS, shuffle=True, features=self._schema.feature_names):
             assert batch.labels is not None
             matrix = self._matrix(batch)
-            weights_N = np.ones(len(batch)) if batch.weights is None else batch.weights[:, 0].numpy()
+            counted = None if batch.weights is None or not self._weighted else batch.weights[:, 0].numpy()
+            weights_N = np.ones(len(batch)) if counted is None else counted
             offset_N = batch.of_sample(torch.zeros_like(batch.labels))[:, 0].numpy()
             yield matrix, batch.labels[:, 0].numpy(), weights_N, offset_N
             rows, entries = rows + len(batch), entries + matrix.nnz

@@ -6,10 +6,11 @@ import pytest
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
+from models.layers.losses import CalibratedConfig
 from recsys.ablation import selection
 from recsys.ablation.arms import BASE, CORE, narrow, plan_arms
 from recsys.config.experiment import ExperimentConfig
-from recsys.config.study import StudyConfig
+from recsys.config.study import Part, StudyConfig
 from recsys.config.validation import parse_config
 
 
@@ -89,9 +90,9 @@ def test_keys_vary_one_at_a_time_and_in_a_grid(data: DataConfig) -> None:
 
 def test_each_expert_of_each_block_is_left_out(data: DataConfig) -> None:
     study = StudyConfig(leave_one_out=[], leave_out_experts=True)
-    one = plan_arms(study, data, ["user"], [2])
+    one = plan_arms(study, data, ["user"], experts=[2])
     assert [arm.name for arm in one] == [BASE, "without expert 1 by load", "without expert 2 by load"]
-    assert [arm.units for arm in plan_arms(study, data, ["user"], [2, 2])][1:] == [
+    assert [arm.units for arm in plan_arms(study, data, ["user"], experts=[2, 2])][1:] == [
         ("0/0",),
         ("0/1",),
         ("1/0",),
@@ -99,7 +100,7 @@ def test_each_expert_of_each_block_is_left_out(data: DataConfig) -> None:
     ]
     for experts in ([], [1]):
         with pytest.raises(UserError, match="at least two experts"):
-            plan_arms(study, data, ["user"], experts)
+            plan_arms(study, data, ["user"], experts=experts)
 
 
 @pytest.mark.parametrize(
@@ -191,3 +192,50 @@ def test_the_path_takes_fewest_trainings() -> None:
     path = _search(selection.path(tuple(WORTH), tolerance=0.005))
     backward = _search(selection.backward(tuple(WORTH), tolerance=0.005))
     assert len(path) < len(backward)
+
+
+@pytest.fixture
+def lists() -> DataConfig:
+    return DataConfig.model_validate(
+        {
+            "log": "log.parquet",
+            "group": ["query"],
+            "weight": "weight",
+            "tasks": {"click": {"column": "click"}},
+            "split": {"by": "random"},
+            "features": {
+                "item": {"kind": "id"},
+                "price": {"kind": "relative", "measures": ["rank"]},
+                "position": {"kind": "id", "serve": 1},
+            },
+        }
+    )
+
+
+def test_the_loss_lists_positions_and_weights_can_be_left_out(lists: DataConfig) -> None:
+    study = StudyConfig(leave_one_out=["features"], without=["loss", "group", "position", "weight"])
+    arms = {arm.name: arm for arm in plan_arms(study, lists, list(lists.inputs), loss=CalibratedConfig())}
+    pointwise = {"train.loss": {"kind": "pointwise"}}
+    assert {name: (arm.features, dict(arm.overrides)) for name, arm in arms.items() if arm.kind == "without"} == {
+        "without train.loss": (("item", "price", "position"), pointwise),
+        "without data.group": (("item", "position"), pointwise),
+        "without positions": (("item", "price"), {}),
+        "without data.weight": (("item", "price", "position"), {"train.weights": False}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "gone", "sentence"),
+    [
+        ("loss", [], "train.loss is pointwise already"),
+        ("group", ["price"], "training uses no lists"),
+        ("group", ["price", "group"], "data.group is not set"),
+        ("position", ["position"], "no feature has `serve`"),
+        ("weight", ["weight"], "neither data.weight nor the row_weight of a task is set"),
+    ],
+)
+def test_what_is_not_there_cannot_be_left_out(lists: DataConfig, part: Part, gone: list[str], sentence: str) -> None:
+    features = {name: feature for name, feature in lists.features.items() if name not in gone}
+    left = lists.model_copy(update={"features": features} | {key: None for key in gone if key not in lists.features})
+    with pytest.raises(UserError, match=f"ablation.without names `{part}`, and {sentence}"):
+        plan_arms(StudyConfig(leave_one_out=[], without=[part]), left, list(features))

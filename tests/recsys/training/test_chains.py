@@ -12,6 +12,7 @@ from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
 from recsys.evaluation.evaluate import Evaluation, evaluate
 from recsys.exporting.export import export_run
+from recsys.runs.checkpoints import load_weights
 from recsys.training.train import train
 from serving.artifact.artifact import Artifact
 from serving.batch.pairs import PairScorer
@@ -43,7 +44,7 @@ def config(path: Path, buy: dict[str, Any], **more: Any) -> ExperimentConfig:
         "features": {"item": {"kind": "id"}},
         "split": {"by": "random", "test": 0.3},
     }
-    model = {"dim": 4, "wide": True, "tower": {"kind": "mlp", "hidden": []}}
+    model = {"dim": 4, "wide": True, "tower": {"kind": "mlp", "hidden": []}, "tasks": {"weights": "uncertainty"}}
     return ExperimentConfig.model_validate(
         {"data": data, "model": model, "train": {"epochs": 3, "batch_size": 128, "patience": 9}} | more
     )
@@ -77,6 +78,14 @@ def test_it_is_better_over_all_rows_than_a_head_of_clicked_rows(made: Made) -> N
     chained = logloss(evaluation.predictions["buy:logit"].to_numpy(), bought_N)
     assert chained == pytest.approx(evaluation.tasks["buy"]["logloss"], rel=1e-5)
     assert chained < logloss(found["buy:logit"].to_numpy(), bought_N) - 0.05
+
+
+def test_weights_of_tasks_are_learned_and_logged(made: Made) -> None:
+    _, _, folder, _ = made
+    learned = load_weights(folder / "run").dense["task_weights.log_variance_T"]
+    assert (learned < 0).all()  # both losses are below 1 / 2
+    logged = pl.read_parquet(folder / "run" / "metrics.parquet").filter(pl.col("metric") == "task_weights/buy")
+    assert logged["value"][-1] == pytest.approx(float((-learned[0]).exp()), rel=0.2)
 
 
 def test_evaluation_measures_conditional_probabilities_and_the_score(made: Made) -> None:
