@@ -1,4 +1,7 @@
-"""Which rows of a log of positives were taken together: guessed from a column whose values are of one user and time."""
+"""What rows of a log of positives have to do with each other: which were taken together, and which are repeats.
+
+Baskets are guessed from a column whose values are of one user and time.
+"""
 
 import polars as pl
 
@@ -31,3 +34,13 @@ def _is_basket(frame: pl.LazyFrame, user: str, time: str, name: str) -> bool:
     found = baskets.agg(n=pl.len(), one=of_one).select(pl.col("n", "one").mean())
     size, one = found.collect(engine="streaming").row(0)
     return size is not None and size >= _SIZE and one >= _SURE
+
+
+def repeated_share(frame: pl.LazyFrame, roles: Roles) -> float | None:
+    """Share of the rows whose user has another, earlier row with the same item; ``None`` where the log has a label."""
+    if roles.label is not None or roles.user is None or roles.item is None:
+        return None
+    pairs = frame.select(roles.user, roles.item).drop_nulls()
+    counts = pairs.group_by(roles.user, roles.item).len().select(pairs=pl.len(), rows=pl.col("len").sum())
+    distinct, rows = counts.collect(engine="streaming").row(0)
+    return 1 - distinct / rows if rows else None

@@ -25,7 +25,7 @@ from data_pipelines.logs.joins import join
 from data_pipelines.logs.outcomes import Labels
 from data_pipelines.logs.splits import NAMED_SPLITS
 from data_pipelines.names import ROW
-from data_pipelines.profile.baskets import find_basket
+from data_pipelines.profile.baskets import find_basket, repeated_share
 from data_pipelines.profile.columns import Column, figures, iso, readable
 from data_pipelines.profile.formats import guess_format
 from data_pipelines.profile.labels import Label, LabelKind, guess_label
@@ -59,6 +59,7 @@ class LogProfile(Config):
         split: A column that says which rows are for training and which for the test.
         split_files: Names of the files, where they say which rows are for training and which for the test.
         basket: In a log of positives, the column that rows share that were taken together, such as an order.
+        repeated: In a log of positives, the share of the rows whose user took the same item before.
         lists: Rows that seem to have been shown together; ``None`` where none do.
         latest: What the rows are called that unseen values are counted in.
         hours: Distinct hours of the day that the rows' times have.
@@ -90,6 +91,7 @@ class LogProfile(Config):
     split: str | None = None
     split_files: tuple[str, ...] = ()
     basket: str | None = None
+    repeated: float | None = None
     lists: ShownLists | None = None
     latest: str = "latest tenth"
     hours: int = 0
@@ -255,6 +257,7 @@ class _View:
             "item": roles.item,
             "split": roles.split,
             "basket": find_basket(self.frame, roles),
+            "repeated": repeated_share(self.frame, roles),
             "lists": find_lists(self.frame, roles, rule, SAMPLE_ROWS / self.rows),
             "latest": self.latest_name,
             "hours": 0 if self.times is None else (self.times // HOUR % 24).drop_nulls().n_unique(),

@@ -72,6 +72,9 @@ _FEW_VALUES = 5
 _EVENTS_PER_VALUE = 5
 """Rows of the rarer class per distinct value from which a log shows how values act together."""
 
+_REPEATED = 0.05
+"""Share of repeats among the rows from which half of the negatives are what the user took before."""
+
 _WIDE = "wide: {optimizer: sgd, learning_rate: 0}"
 
 
@@ -243,7 +246,11 @@ def _positives_only(profile: LogProfile) -> Iterator[str]:
     yield "  tasks: {chosen: {column: positive}}"
     yield "  sampling:"
     yield f"    item: {scalar(str(profile.item))}"
-    yield line("    negatives: 8", "per row; more take longer, and tell more of what comes back")
+    returns = profile.time is not None and (profile.repeated or 0) >= _REPEATED
+    yield line(f"    negatives: {4 if returns else 8}", "per row; more take longer")
+    if returns:
+        share = percent(profile.repeated or 0)
+        yield line("    repeats: 0.5", f"of these, what the user took before: {share} of the rows are such repeats")
     yield line("    by: popularity", "scores do not depend on it: `log_q` corrects for how often an item is drawn")
     yield line("    exclude: basket", "what is taken together is no negative; what was taken before may be one")
     if profile.basket is not None:

@@ -57,3 +57,15 @@ def test_a_label_that_is_a_number_keeps_its_own_monitor(tmp_path: Path) -> None:
     pl.DataFrame({"item": [1, 2, 3, 4] * 50, "spent": np.linspace(0, 9, 200)}).write_parquet(path)
     amounts = inspect_log(str(path), label="spent").model_copy(update={"label_at_least": None})
     assert written(amounts, tmp_path).train.monitor is None
+
+
+def test_where_users_return_to_items_half_of_the_negatives_are_their_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    hours = np.arange(600) * 3600 + 1_600_000_000
+    for name, items, share in (("return", 5, 0.5), ("once", 100_000, 0.0)):
+        path = tmp_path / f"{name}.parquet"
+        rows = {"user_id": rng.integers(0, 20, 600), "item_id": rng.integers(0, items, 600), "timestamp": hours}
+        pl.DataFrame(rows).write_parquet(path)
+        sampling = written(inspect_log(str(path), label=None), tmp_path).data.sampling
+        assert sampling is not None
+        assert sampling.repeats == share
