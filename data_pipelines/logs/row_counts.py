@@ -9,6 +9,9 @@ from data_pipelines.features.plan import Plan
 from data_pipelines.names import REASON, ROW, TIME, UNLABELLED
 from data_pipelines.timelines import MINUTE
 
+MOST_NUMBERED = (1 << 32) - 2
+"""The most rows of one log: their numbers have 32 bits, and the last stands for no row."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -42,7 +45,7 @@ def take_survey(plan: Plan, rows: pl.LazyFrame, location: str, lines: pl.DataFra
         lines: Lines of text that were refused before they became rows (see :data:`data_pipelines.files.base.REFUSED`).
 
     Raises:
-        UserError: No rows, or more refused than ``max_quarantined`` allows.
+        UserError: No rows, more than can be numbered, or more refused than ``max_quarantined`` allows.
     """
     time = pl.col(TIME) if plan.time is not None else pl.lit(0, dtype=pl.Int64)
     good = pl.col(REASON).is_null()
@@ -57,6 +60,11 @@ def take_survey(plan: Plan, rows: pl.LazyFrame, location: str, lines: pl.DataFra
     total, accepted = int(found["n"].sum()) + len(lines), found.drop_nulls("minute")
     if total == 0:
         raise UserError(f"{location} holds no rows.")
+    if total > MOST_NUMBERED:
+        raise UserError(
+            f"{location} has {total:,} rows, and one prepare numbers {MOST_NUMBERED:,}: prepare its first days, and add the "
+            "others with `recsys prepare --extend`."
+        )
     refused: dict[str, int] = {}
     if len(accepted) < len(found) or len(lines):
         refused = _refused(plan, rows.filter(~good), lines, total, location)
