@@ -218,13 +218,11 @@ def fit_gradient_boosting(dataset: Dataset, features: Sequence[str] | None = Non
 
     settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 63, "verbosity": -1, "seed": 0}
     settings |= {"min_data_in_leaf": 50, "deterministic": True}
-    if judge == "train":
-        booster = lightgbm.train(settings, rows("train"), num_boost_round=_UNJUDGED_ROUNDS)
-    else:
+    judged: dict[str, Any] = {"num_boost_round": _UNJUDGED_ROUNDS}
+    if judge != "train":
         stop = lightgbm.early_stopping(30, verbose=False)
-        booster = lightgbm.train(
-            settings, rows("train"), num_boost_round=500, valid_sets=[rows(judge)], callbacks=[stop]
-        )
+        judged = {"num_boost_round": 500, "valid_sets": [rows(judge)], "callbacks": [stop]}
+    booster = lightgbm.train(settings, rows("train"), **judged)
 
     def logits(split: str) -> Floats:
         return np.asarray(booster.predict(_tree_columns(dataset, split, features), raw_score=True))
@@ -318,7 +316,7 @@ class _Rows:
     def labelled(self) -> "_Rows":
         """The rows to learn from."""
         known_N = ~np.isnan(self.labels_N)
-        return self if known_N.all() else _Rows(self.matrix[known_N], self.labels_N[known_N], self.weights_N[known_N])
+        return _Rows(self.matrix[known_N], self.labels_N[known_N], self.weights_N[known_N])
 
 
 def _labels(dataset: Dataset, split: str) -> Floats:
@@ -339,9 +337,7 @@ def _weights(dataset: Dataset, split: str) -> Floats:
 
 def _judge(dataset: Dataset) -> str:
     """The split to tune on: valid, unless it has no rows or only one class."""
-    if not dataset.splits.get("valid"):
-        return "train"
-    labels_N = _labels(dataset, "valid")
+    labels_N = _labels(dataset, "valid") if dataset.splits.get("valid") else np.empty(0)
     return "valid" if len(np.unique(labels_N[~np.isnan(labels_N)])) > 1 else "train"
 
 

@@ -1,5 +1,6 @@
 """Strangers' logs at the first look: guesses that went wrong, and what a newcomer must be told about them."""
 
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,7 @@ def test_times_without_a_telling_name(tmp_path: Path) -> None:
 
 
 def test_dates_are_split_between_days(tmp_path: Path) -> None:
-    days = pl.Series([n // 100 for n in range(ROWS)])
-    frame = log(time=pl.select(pl.date(2024, 1, 1) + pl.duration(days=days)).to_series())
+    frame = log(time=[date(2024, 1, 1) + timedelta(days=n // 100) for n in range(ROWS)])
     config = started(looked_at(tmp_path, frame)).data
     assert (config.split.valid, config.split.test) == ("2024-02-02", "2024-02-06")
     dataset = prepare(config, tmp_path / "dataset")

@@ -279,7 +279,8 @@ def _days_of_splits(profile: LogProfile) -> tuple[str, str] | None:
     """Where times are dates: the first days of valid and test, so that no day is in two splits; else ``None``."""
     if profile.hours > 1 or len(profile.days) < _FEWEST_DAYS:
         return None
-    total, later, starts = sum(rows for _, rows, _ in profile.days), 0, []
+    total, later = sum(rows for _, rows, _ in profile.days), 0
+    starts: list[str] = []
     for day, rows, _ in reversed(profile.days):
         later += rows
         if later >= total * _LATEST_SHARES[len(starts)]:
