@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import numpy as np
 import polars as pl
@@ -27,14 +26,12 @@ from data_pipelines.features.kinds.relative import RelativeFeature
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Slots, Table, Vocabulary, spec
+from data_pipelines.features.vocabulary_files import StoredValues, read_vocabulary, vocabulary, write_vocabulary
 from data_pipelines.names import LIST
 
 _PACKED = "encoder.xz"
 
 RowsT = TypeVar("RowsT", pl.DataFrame, pl.LazyFrame)
-
-_SMALL_VOCABULARY, _HARD, _FAST = 1 << 16, 19, 1
-"""Values that are few are compressed hard; level 19 takes 30 s of processor time per million, and saves 6%."""
 
 
 class Encoder:
@@ -225,7 +222,9 @@ class Encoder:
         """Write ``encoder.json`` and ``vocabularies/<table>.parquet`` into ``folder``.
 
         Args:
-            slim: Leave out what encoding does not need (counts, and ids, which follow from the order); compress hard.
+            slim: Leave out what encoding does not need (counts, and ids, which follow from the order). Small
+                vocabularies are compressed hard, large ones are written with their index, to be memory-mapped:
+                ``vocabularies/<table>.safetensors``.
             packed: Write all of it into ``encoder.xz`` instead, without counts (see
                 :mod:`data_pipelines.disk.byte_planes`).
         """
@@ -240,12 +239,7 @@ class Encoder:
             return
         (folder / "vocabularies").mkdir(parents=True)
         for name, table in vocabularies.items():
-            file, frame = _vocabulary_file(folder, name), table.frame()
-            if slim:
-                level = _HARD if len(frame) <= _SMALL_VOCABULARY else _FAST
-                frame.select("value").write_parquet(file, compression="zstd", compression_level=level, statistics=False)
-            else:
-                frame.write_parquet(file)
+            write_vocabulary(folder, name, table, slim=slim)
         (folder / "encoder.json").write_text(json.dumps(self._content(), indent=1, ensure_ascii=False))
 
     def _content(self) -> dict[str, Any]:
@@ -276,7 +270,7 @@ class Encoder:
                 return content.encoder(dict(zip(content.vocabularies, frames, strict=True)))
         path = below(folder, "encoder.json")
         content = read_json(path, _Content)
-        values = {name: _read_vocabulary(_vocabulary_file(folder, name)) for name in content.vocabularies}
+        values = {name: read_vocabulary(folder, name) for name in content.vocabularies}
         with intact(path):
             return content.encoder(values)
 
@@ -301,7 +295,7 @@ class _Content(Config):
         """Names of the tables whose values are stored in separate files."""
         return [name for name, entry in self.tables.items() if entry.size is None]
 
-    def encoder(self, values: Mapping[str, pl.DataFrame]) -> Encoder:
+    def encoder(self, values: Mapping[str, StoredValues]) -> Encoder:
         """The encoder with these ``values`` of its vocabularies.
 
         Raises:
@@ -310,7 +304,7 @@ class _Content(Config):
         tables: dict[str, Table] = {}
         for name, entry in self.tables.items():
             if entry.size is None:
-                tables[name] = _vocabulary(name, values[name], entry)
+                tables[name] = vocabulary(name, values[name], entry.oov_buckets)
             else:
                 tables[name] = Slots(entry.size, entry.oov_buckets)
         plan = Plan.of(self.config)
@@ -327,23 +321,6 @@ class _Content(Config):
         return Encoder(plan, Fitted(tables, self.numbers), self.features)
 
 
-def _vocabulary(name: str, frame: pl.DataFrame, entry: _TableEntry) -> Vocabulary:
-    counts = frame["count"] if "count" in frame.columns else pl.zeros(len(frame), pl.Int64, eager=True)
-    values = frame["value"]
-    if values.dtype != pl.String or values.null_count() or len(values) + entry.oov_buckets >= MOST_ROWS:
-        raise ValueError(f"the values of table {name!r} are not texts, or too many")
-    return Vocabulary(values, counts, entry.oov_buckets)
-
-
-def _read_vocabulary(path: Path) -> pl.DataFrame:
-    with intact(path):
-        return pl.read_parquet(path, glob=False)
-
-
 def _below(tensors: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
     """The tensors of the vocabulary at place ``at``, by their names within it."""
     return {name.removeprefix(f"{at}:"): part for name, part in tensors.items() if name.startswith(f"{at}:")}
-
-
-def _vocabulary_file(folder: Path, table: str) -> Path:
-    return below(folder, f"vocabularies/{quote(table, safe='')}.parquet")

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from data_pipelines.batch import NULL_ID, TableSpec
 from data_pipelines.config.base import Config
-from data_pipelines.errors import UserError
+from data_pipelines.disk.text_index import MappedTexts, TextIndex, index_of
 from data_pipelines.features.values import canonical
 from data_pipelines.hashing import stable_hash
 
@@ -63,9 +63,8 @@ class Vocabulary:
             first = [seen.select("value", count=pl.col("before") + pl.col("count").fill_null(0))]
             counts = counts.join(values, on="value", how="anti")
         enough = counts.filter(pl.col("count") >= rule.min_count)
-        frame = pl.concat([*first, enough.sort("count", "value", descending=[True, False])]).collect()
+        frame = pl.concat([*pl.collect_all(first), _by_frequency(enough.collect())])
         if rule.max_size is not None:
-            # Inside the query Polars would make it a top-k, which takes twice as long as the sort.
             frame = frame.head(max(rule.max_size, 0 if known is None else len(known.values)))
         return Vocabulary(frame["value"], frame["count"], rule.oov_buckets)
 
@@ -78,20 +77,16 @@ class Vocabulary:
         return self.reserved + len(self.values)
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the index, which Polars cannot pickle: who receives a vocabulary builds its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_categories"}
+        """Without the index, which cannot be pickled: the process that receives a vocabulary builds its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}
 
     def warm(self) -> None:
         """Build the index of values now, and not when the first row is encoded."""
-        _ = self._categories
+        _ = self._index
 
     @cached_property
-    def _categories(self) -> pl.DataTypeExpr:
-        """Their type, of an empty column that keeps the index: Polars builds a bare Enum's for every expression."""
-        try:
-            return pl.dtype_of(pl.lit(pl.Series(dtype=pl.Enum(self.values))))
-        except (ValueError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"a vocabulary is damaged ({error}): make the data set or artifact again.") from None
+    def _index(self) -> TextIndex:
+        return index_of(self.values)
 
     def ids(self, text: pl.Expr) -> pl.Expr:
         """Int32 ids of an expression of canonical text."""
@@ -113,7 +108,7 @@ class Vocabulary:
 
     def _known(self, text: pl.Expr) -> pl.Expr:
         """Int32 ids of the texts that are values; null for the rest."""
-        return text.cast(self._categories, strict=False).to_physical().cast(pl.Int32) + self.reserved
+        return self._index.places(text) + self.reserved
 
     def _spelled_otherwise(self, looked_up: pl.Series) -> pl.Series:
         ids = looked_up.struct.field("id")
@@ -141,6 +136,33 @@ class Vocabulary:
         """``value``, ``id``, ``count``."""
         ids = pl.int_range(self.reserved, self.rows, dtype=pl.Int32, eager=True)
         return pl.DataFrame({"value": self.values, "id": ids, "count": self.counts})
+
+
+class MappedVocabulary(Vocabulary):
+    """A vocabulary without counts whose values stay on disk until all of them are asked for."""
+
+    def __init__(self, texts: MappedTexts, oov_buckets: int) -> None:
+        self.__dict__.update(_texts=texts, oov_buckets=oov_buckets)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process gets the values, as it may not have the file."""
+        return Vocabulary, (self.values, self.counts, self.oov_buckets)
+
+    @property
+    def rows(self) -> int:
+        return self.reserved + len(self._texts)
+
+    @cached_property
+    def values(self) -> pl.Series:
+        return self._texts.texts
+
+    @cached_property
+    def counts(self) -> pl.Series:
+        return pl.zeros(len(self._texts), pl.Int64, eager=True)
+
+    @property
+    def _index(self) -> TextIndex:
+        return self._texts
 
 
 @dataclass(frozen=True)
@@ -179,6 +201,28 @@ class Slots:
                 "count": pl.zeros(self.size, dtype=pl.Int64, eager=True),
             }
         )
+
+
+def _by_frequency(counted: pl.DataFrame) -> pl.DataFrame:
+    """``counted`` in descending order of ``count``, ties by ``value``.
+
+    Comparing texts takes most of a sort. Their first 8 bytes behind what all have in common, read as a number, decide
+    nearly all comparisons; rows that are equal in it are sorted again.
+    """
+    if counted.is_empty():
+        return counted
+    ends = [str(text).encode() for text in (counted["value"].min(), counted["value"].max())]
+    shared = next((at for at, (low, high) in enumerate(zip(*ends, strict=False)) if low != high), min(map(len, ends)))
+    first = (pl.col("value").cast(pl.Binary).bin.slice(shared, 8) + pl.lit(bytes(8))).bin.head(8)
+    ranked = counted.with_columns(first=first.bin.reinterpret(dtype=pl.UInt64, endianness="big"))
+    ranked = ranked.sort("first").sort("count", descending=True, maintain_order=True)  # faster than both at once
+    same = pl.col("count").eq(pl.col("count").shift()) & pl.col("first").eq(pl.col("first").shift())
+    tied = ranked.select((same | same.shift(-1)).fill_null(False)).to_series()
+    ranked = ranked.select("value", "count")
+    if tied.any():
+        again = ranked.filter(tied).sort("count", "value", descending=[True, False])
+        ranked = ranked.with_columns(value=ranked["value"].scatter(tied.arg_true(), again["value"]))
+    return ranked
 
 
 Table = Vocabulary | Slots

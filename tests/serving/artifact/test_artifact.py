@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from data_pipelines.disk.storage import seal
 from data_pipelines.errors import UserError
+from data_pipelines.features import vocabulary_files
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.encoder import Encoder
 from data_pipelines.features.plan import Plan
@@ -153,6 +154,24 @@ def test_a_value_twice_in_a_vocabulary_is_refused(exported: Path, tiny_log: Path
     folder = copied(exported, tmp_path / "artifact", lambda f: values(f, "user.parquet", [known[0], *known[:-1]]))
     with pytest.raises(UserError, match="vocabulary is damaged"):
         Scorer(Artifact.open(folder)).score(pl.read_parquet(tiny_log).head(5))
+
+
+def test_large_vocabularies_are_mapped_and_score_as_small_ones(
+    exported: Path, tiny_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary_files, "_SMALL", 20)
+
+    def rewrite(folder: Path) -> None:
+        encoder = Encoder.load(folder)
+        shutil.rmtree(folder / "vocabularies")
+        encoder.save(folder, slim=True)
+
+    artifact = Artifact.open(copied(exported, tmp_path / "artifact", rewrite), verify="full")
+    assert (artifact.path / "vocabularies" / "item.safetensors").exists()
+    assert (artifact.path / "vocabularies" / "device.parquet").exists()
+    rows = pl.read_parquet(tiny_log).with_columns(item=pl.concat_str("item", pl.lit(" ")))
+    assert Scorer(artifact).score(rows).equals(Scorer(Artifact.open(exported)).score(rows))
+    assert "values" not in vars(artifact.encoder.tables["item"])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
