@@ -36,6 +36,7 @@ import polars as pl
 from benchmarks.common import machine, real_data, table
 from benchmarks.first_positives import DATA, measure_retail, retail_table
 from data_pipelines.dataset.dataset import Dataset, prepare
+from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.past import PastConfig
 from data_pipelines.importers import criteo, frappe, movielens
 from data_pipelines.profile.inspection import inspect_log
@@ -92,7 +93,9 @@ LOGS: Mapping[str, Log] = {
     "ml-1m": Log("ml-1m", movielens.convert),
     "frappe": Log("frappe", frappe.convert),
     "criteo": Log("criteo", lambda folder, log: criteo.convert(folder / "train_examples_10k.txt", log)),
-    "open-bandit": Log("open-bandit", lambda folder, log: _columns(pl.scan_csv(folder / "men.csv"), log)),
+    "open-bandit": Log(
+        "open-bandit", lambda folder, log: _columns(pl.scan_csv(folder / "men.csv"), log), label="click"
+    ),
 }
 
 
@@ -213,7 +216,11 @@ def measure_case(name: str, part: int, seeds: int, results: Results, folder: Pat
     """All that is measured on one in ``part`` rows of a log; ``None`` where the test rows are too few."""
     key, log = f"{name}/{part}", folder / "log.parquet"
     write_log(name, part, log)
-    dataset = prepare(config_of(name, log, 0).data, folder / "dataset")
+    try:
+        dataset = prepare(config_of(name, log, 0).data, folder / "dataset")
+    except UserError as error:  # no positives at all
+        print(f"{key}: {error}", file=sys.stderr)
+        return None
     if any((dataset.labels(split)[:, 0] > 0.5).sum() < LEAST_TEST_POSITIVES for split in ("valid", "test")):
         return None
     ours = []
