@@ -101,11 +101,12 @@ class Blocks:
         start_M = offsets[row_M] + number_M * window
         length_M = (offsets[row_M + 1] - start_M).clamp(max=window)
         group_M = 2 * _length_class(length_M) + (number_M > 0)
-        order_M = group_M.argsort(stable=True)
-        groups, sizes = group_M[order_M].unique_consecutive(return_counts=True)
+        order_M, sizes = group_M.argsort(stable=True), torch.bincount(group_M).tolist()
         base_M, done = torch.empty_like(start_M), 0
         blocks, events, contexts = [], [offsets[:0]], [offsets[:0]]
-        for group, members in zip(groups.tolist(), order_M.split(sizes.tolist()), strict=True):
+        for group, members in enumerate(torch.split(order_M, sizes)):
+            if not len(members):
+                continue
             block = Block(len(members), int(length_M[members].max()), window if group % 2 else 0)
             steps_K = torch.arange(-block.earlier, block.length, device=device)
             last_R1 = (start_M[members] + length_M[members] - 1).unsqueeze(1)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
@@ -147,33 +147,31 @@ class AttentionLayer(nn.Module, ABC):
         than everything else in a ranker, and hardly less time.
         """
         parts = [part for block in blocks.blocks for part in _parts(block)]
-        queries = query_hLe.index_select(1, blocks.events).split([part.pieces * part.length for part in parts], 1)
-        sizes = [part.pieces * part.context for part in parts]
-        keys = key_hLe.index_select(1, blocks.contexts).split(sizes, 1)
-        values = value_hLd.index_select(1, blocks.contexts).split(sizes, 1)
+        sizes, context_sizes = [p.pieces * p.length for p in parts], [p.pieces * p.context for p in parts]
+        queries = torch.split(query_hLe.index_select(1, blocks.events), sizes, 1)
+        keys = torch.split(key_hLe.index_select(1, blocks.contexts), context_sizes, 1)
+        values = torch.split(value_hLd.index_select(1, blocks.contexts), context_sizes, 1)
         attended = [value_hLd[:, :0]]
         bias: dict[tuple[int, int], Tensor] = {}
         for part, *tensors in zip(parts, queries, keys, values, strict=True):
             shape = (part.length, part.context)
             if shape not in bias:
                 bias[shape] = self._bias(part.distances(query_hLe.device))
-            shaped = [x.unflatten(1, (part.pieces, -1)) for x in tensors]
-            if torch.is_grad_enabled():
-                attended.append(_recomputed(self._attend_part, *shaped, bias[shape]))
-            else:
-                attended.append(self._attend_part(*shaped, bias[shape]))
+            query, key, value = (x.view(_HEADS, part.pieces, -1, x.shape[2]) for x in tensors)
+            attended.append(_recomputed(self._attend_part, query, key, value, bias[shape]))
         return torch.cat(attended, 1).index_select(1, blocks.places_L).transpose(0, 1).flatten(1)
 
     def _bias(self, distances_PK: Tensor) -> Tensor:
         """(h, 1, P, K) for positions; a token that must not be seen has a hidden one."""
         seen_PK = (distances_PK >= 0) & (distances_PK < WINDOW)
-        bias_PKh = self.position(distances_PK.clamp(0, _POSITIONS - 1))
+        bias_PKh: Tensor = self.position(distances_PK.clamp(0, _POSITIONS - 1))
         return bias_PKh.permute(2, 0, 1).masked_fill(~seen_PK, _HIDDEN).unsqueeze(1)
 
     def _attend_part(self, query_hRPe: Tensor, key_hRKe: Tensor, value_hRKd: Tensor, bias_h1PK: Tensor) -> Tensor:
         """(h, R x P, d)."""
         weights_hRPK = self.weights(query_hRPe @ key_hRKe.mT + bias_h1PK)
-        return (weights_hRPK.to(value_hRKd.dtype) @ value_hRKd).flatten(1, 2)
+        attended_hRPd = weights_hRPK.to(value_hRKd.dtype) @ value_hRKd
+        return attended_hRPd.flatten(1, 2)
 
     def _read(self, candidate: Tensor, key_hLe: Tensor, value_hLd: Tensor, events: Events) -> Tensor:
         """The candidates after this layer: each attends to all events of its row and to itself."""
@@ -206,7 +204,7 @@ class AttentionLayer(nn.Module, ABC):
         for b, (start, stop) in enumerate(pairwise(rows.offsets.tolist())):
             key_hel, value_hld = key_hLe[:, start:stop].mT, value_hLd[:, start:stop]
             size = max(1, _CACHED_SCORES // (_HEADS * (stop - start + 1)))
-            parts = (x[:, b].split(size, 1) for x in (asking.query, asking.score, asking.value))
+            parts = (torch.split(x[:, b], size, 1) for x in (asking.query, asking.score, asking.value))
             for query_hne, own_hn, value_hnd in zip(*parts, strict=True):
                 scores_hnl = query_hne @ key_hel + bias_hL[:, start:stop].unsqueeze(1)
                 weights = self.weights(torch.cat([scores_hnl, own_hn.unsqueeze(2)], 2))
@@ -257,14 +255,14 @@ class SelfAttention(HistoryPooling):
         seen = sum(min(newer + 1, WINDOW) for newer in range(events))
         for number, layer in enumerate(self.layers, 1):
             last = number == len(self.layers)
-            work = layer.work(tokens, 1 if last else tokens, tokens + (0 if last else seen))
+            work = cast(AttentionLayer, layer).work(tokens, 1 if last else tokens, tokens + (0 if last else seen))
             found |= {f"layers.{number - 1}.{name}": flops for name, flops in work.items()}
         return found
 
 
 def _heads(x: Tensor) -> Tensor:
     """(h, ..., d) of (..., H)."""
-    return x.unflatten(-1, (_HEADS, -1)).movedim(-2, 0)
+    return x.view(*x.shape[:-1], _HEADS, x.shape[-1] // _HEADS).movedim(-2, 0)
 
 
 def _with_time(x: Tensor, time: Tensor) -> Tensor:

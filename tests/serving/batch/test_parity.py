@@ -177,16 +177,22 @@ def test_export_verify_and_size_report_tell_of_int8(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def with_past(tiny_data, tmp_path_factory):
-    """A run with a history and a statistic, and its artifact with int8 rows."""
+    """A run with histories, each pooled in its own way, and a statistic, and its artifact with int8 rows."""
     folder = tmp_path_factory.mktemp("past")
     past = {
         "likes": {"kind": "history", "of": ["item"], "where": "click = 1", "last": 5, "age": True},
+        "seen": {"kind": "history", "of": ["item", "tags"], "last": 80, "age": True},
+        "passed": {"kind": "history", "of": ["item"], "where": "click = 0", "last": 5},
         "rate": {"kind": "statistic", "measure": "rate", "of": "click", "by": ["item"]},
     }
     config = ExperimentConfig.model_validate(
         {
             "data": tiny_data | {"features": tiny_data["features"] | past},
-            "model": {"dim": 8, "pooling": {"likes": "attention"}, "tower": {"kind": "mlp", "hidden": [16]}},
+            "model": {
+                "dim": 8,
+                "pooling": {"likes": "attention", "seen": "hstu", "passed": "bst"},
+                "tower": {"kind": "mlp", "hidden": [16]},
+            },
             "train": {"epochs": 1, "batch_size": 256},
         }
     )
@@ -208,8 +214,9 @@ def test_rows_after_the_log_score_from_the_state_as_if_they_were_part_of_it(with
     scorer = Scorer(Artifact.open(artifact))
     batches = list(scorer.encode(later.drop("click", "rating")))
     assert len(frame) == 50
-    lengths = batches[0].sparse["likes.item"].lengths()
-    assert lengths.tolist() == frame["likes:length"].to_list()
+    for history in ("likes", "seen", "passed"):
+        lengths = batches[0].sparse[f"{history}.item"].lengths()
+        assert lengths.tolist() == frame[f"{history}:length"].to_list()
     np.testing.assert_allclose(batches[0].dense[:, 1], frame["rate"], rtol=1e-5)
 
 
