@@ -36,6 +36,7 @@ from recsys.config.experiment import ExperimentConfig
 from recsys.exporting.export import export_run
 from recsys.training.train import train
 from recsys.training.trainer import Trainer
+from serving.artifact.device import DeviceName
 from serving.batch.batch_job import run_job
 from serving.batch.options import JobOptions
 
@@ -293,10 +294,11 @@ def measure_scoring(folder: Path, lines: Lines) -> dict[str, float]:
     )
     train(config, prepare(config.data, folder / "dataset"), folder / "run")
     artifact, logits = export_run(folder / "run", folder / "artifact"), dict[str, np.ndarray]()
-    for device in ("cpu", "cuda"):
+    devices: tuple[DeviceName, ...] = ("cpu", "cuda")
+    for device in devices:
         for turn in range(2):  # the first one warms up
             out = folder / f"{device}-{turn}"
-            result = run_job(artifact, str(log), out, JobOptions(logits=True), device=device)  # type: ignore[arg-type]
+            result = run_job(artifact, str(log), out, JobOptions(logits=True), device=device)
         logits[device] = pl.read_parquet(out / "part-*.parquet")["click:logit"].to_numpy()
         found[f"scoring, {device}: rows/s"] = result.rows_per_s or float("nan")
         lines.append([f"scoring, {result.device}", f"{result.rows_per_s or 0:,.0f}", ""])

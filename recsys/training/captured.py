@@ -9,6 +9,7 @@ change from batch to batch.
 Letters: B rows of a batch, W columns of all lookups, D dense columns, T tasks.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from models.moe.fused import can_fuse
 from models.ranker import LookedUp, Ranker
 from models.sparsity.lever import Lever
 
-_TOLERANCE = {"rtol": 0.01, "atol": 0.001}
+_RELATIVE, _ABSOLUTE = 0.01, 0.001
 """How far the loss of the first replay may be from that of the same kernels without a graph."""
 
 
@@ -174,15 +175,17 @@ class CapturedLoss:
             return result
 
         expected = float(undisturbed(lambda: dense(*samples).detach()))
-        if not torch.tensor(expected).isfinite():
+        if not math.isfinite(expected):
             return None  # a training that diverges says so itself
         try:
             replay: Callable[..., Tensor] = undisturbed(lambda: self._make(dense, samples, allow_unused_input=True))
             found = float(undisturbed(lambda: replay(*samples).detach()))
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-            return self._give_up((str(error) or type(error).__name__).splitlines()[0])
-        if not torch.isclose(torch.tensor(found), torch.tensor(expected), **_TOLERANCE):
-            return self._give_up(f"the loss of its first replay is {found:.6g}, not {expected:.6g}")
+            self._give_up((str(error) or type(error).__name__).splitlines()[0])
+            return None
+        if not math.isclose(found, expected, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
+            self._give_up(f"the loss of its first replay is {found:.6g}, not {expected:.6g}")
+            return None
         return replay
 
     def _give_up(self, why: str) -> None:

@@ -59,15 +59,15 @@ class CheckpointWriter:
         return sum(map(_bytes_on_gpu, tensors.values())) <= free - _SPARE * total
 
     def _write_aside(
-        self, name: str, copies: Tensors, state: str, best: int | None, copied: torch.cuda.Event | None
+        self, name: str, copies: Tensors, state: str, best: int | None, done: torch.cuda.Event | None
     ) -> None:
         """Write from a thread; on a GPU it reads the copies on a stream of its own, so that no step waits for it."""
-        if copied is None:
+        if done is None:
             self._write(name, copies, state, best)
             return
         torch.cuda.set_device(self._processes.device)
         with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            copied.wait()
+            torch.cuda.current_stream().wait_event(done)
             self._write(name, copies, state, best)
             torch.cuda.current_stream().synchronize()
 
