@@ -156,7 +156,7 @@ def test_parts_by_key_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("data_pipelines.disk.spill.MEMORY_ROWS", memory_rows)
     monkeypatch.setattr("data_pipelines.past.snapshots.MEMORY_ROWS", memory_rows)
     monkeypatch.setattr("data_pipelines.disk.spill.CHUNK_ROWS", 23)
-    monkeypatch.setattr("data_pipelines.disk.spill._READ_AHEAD", 99)
+    monkeypatch.setattr("data_pipelines.disk.by_row._READ_AHEAD", 99)
     monkeypatch.setattr("data_pipelines.dataset.prepare.CHUNK_ROWS", 23)
     parted = prepared(log, tmp_path, "parted")
     assert_frame_equal(past_of(parted), whole)
