@@ -31,7 +31,11 @@ BOUNDS = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Where an entry of the navigation is a folder, put its pages there: a new lever is one page and no entry."""
+    """Name the version on every page; where an entry of the navigation is a folder, put its pages there.
+
+    So a new lever is one page and no entry.
+    """
+    config.copyright = f"sparse-recsys {recsys.__version__}"
     for section in config.nav or []:
         for title, target in section.items():
             if isinstance(target, str) and (folder := Path(config.docs_dir, target)).is_dir():

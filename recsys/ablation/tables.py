@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from data_pipelines.notebook import html_table
 from recsys.ablation.arms import WARM, Arm
 from recsys.ablation.effects import ALL_ROWS
 from recsys.ablation.study import Study
@@ -47,6 +48,27 @@ class Findings:
         )
         effects = self.effects.filter(chosen)
         return effects.sort("effect", "arm", descending=[self.metric.better == "lower", False])
+
+    def _repr_html_(self) -> str:
+        from recsys.plots.studies import Row, forest
+        from recsys.plots.style import css_variables, svg
+
+        effects = self.main(sorted(set(self.effects["kind"])))
+        columns = ("arm", "effect", "low", "high", "verdict")
+        label = f"{self.metric.label}: effect of each arm"
+        rows = [Row(*values) for values in effects.select(columns).iter_rows()]
+        summary = {
+            "arms": len(self.arms),
+            "trials": len(self.trials),
+            "main metric": self.metric.label,
+            "recommended": self.recommended.name,
+            "possible leaks": list(self.leaks) or "none",
+        }
+        table = html_table("Ablation study", summary)
+        if not rows:
+            return table
+        colours = f"{css_variables('light')} background: var(--surface)"
+        return f'{table}<div style="{colours}">{svg(forest("", label, rows), label)}</div>'
 
 
 def find(study: Study) -> Findings:
