@@ -115,10 +115,7 @@ def step_alone(config: ExperimentConfig, dataset: Dataset, folder: Path, name: s
             torch.cuda.synchronize()
     events, steps = profiled.events() or [], len(batches)
     calls = Counter(event.name for event in events)
-    busy = (
-        sum(event.time_range.elapsed_us() for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
-        / 1000
-    )
+    busy = sum(event.time_range.elapsed_us() for event in events if event.device_type.name == "CUDA") / 1000
     started = sum(count for call, count in calls.items() if "Launch" in call) / steps
     waits = sum(count for call, count in calls.items() if "Synchronize" in call) / steps
     lines.append([f"{name}: step alone, resident batches", f"{rate:,.0f}", ""])

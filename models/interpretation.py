@@ -6,6 +6,7 @@ Letters: N rows, L values of rows, K experts chosen for a row, E experts, T task
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -83,10 +84,7 @@ def feature_ids(spec: SparseSpec, batch: Batch) -> tuple[Tensor, Tensor]:
 def feature_traits(ranker: Ranker) -> list[Trait]:
     """The ids of every feature that is not of a history."""
     specs = [spec for spec in ranker.schema.sparse if spec.sequence is None]
-    return [
-        Trait(spec.name, ranker.schema.table(spec.table).rows, lambda batch, spec=spec: feature_ids(spec, batch))
-        for spec in specs
-    ]
+    return [Trait(spec.name, ranker.schema.table(spec.table).rows, partial(feature_ids, spec)) for spec in specs]
 
 
 @torch.no_grad()
@@ -178,7 +176,7 @@ def expert_swaps(ranker: Ranker, batches: Iterable[Batch]) -> list[Swap]:
         with _chosen_experts(ranker) as chosen:
             logits_BT = ranker.rank(*looked_up)
         for name, router in routers(ranker).items():
-            for expert in chosen[name].unique().tolist():
+            for expert in torch.unique(chosen[name]).tolist():
                 served_BT = (chosen[name] == expert).any(1).view(-1, len(batch)).T.expand(logits_BT.shape)
                 rows = served_BT.any(1).nonzero().squeeze(1)
                 if not router.can_leave_out(expert):

@@ -14,11 +14,12 @@ from data_pipelines.batch import Schema
 from data_pipelines.config.base import extensions_meta
 from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, Columns, scan_parts
 from data_pipelines.dataset.drift import drift
-from data_pipelines.dataset.prepare import Earlier, Engine, write
+from data_pipelines.dataset.prepare import Earlier, write
 from data_pipelines.dataset.raw_rows import raw_rows
 from data_pipelines.disk import storage
 from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
+from data_pipelines.disk.parallel import Engine
 from data_pipelines.disk.storage import Manifest
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig

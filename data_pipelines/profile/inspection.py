@@ -157,8 +157,8 @@ def inspect_log(
         columns = tuple(view.column(name, origin.get(name)) for name in sample.columns)
         found = view.summary(columns)
     own = {"location": redact(location), "format": format, "rows": rows, "columns": columns, "sides": tables}
-    own |= {"split_files": _split_files(location)}
-    return LogProfile.model_validate(own | found | {"time_formats": time_formats})
+    files = {"split_files": _split_files(location)}
+    return LogProfile.model_validate(own | files | found | {"time_formats": time_formats})
 
 
 def _split_files(location: str) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def _numbers(ranker: Ranker, first: Batch) -> Iterator[Named]:
     for name, columns in ranker.schema.dense_columns.items():
         number_B = first.dense[:, columns.start].contiguous()
         tenths = torch.arange(1, _TENTHS, dtype=number_B.dtype) / _TENTHS
-        edges = torch.quantile(number_B, tenths).unique()
+        edges = torch.unique(torch.quantile(number_B, tenths))
         code_B = torch.bucketize(number_B, edges, right=True)
         below = torch.bincount(code_B, minlength=len(edges) + 1).cumsum(0) / max(len(number_B), 1)
         stops = [round(100 * share) for share in below.tolist()]

@@ -82,7 +82,7 @@ class _Dense(nn.Module):
     def forward(self, embedded_BW: Tensor, dense_BD: Tensor, labels_BT: Tensor, *others: Tensor) -> Tensor:
         """The scalar loss; ``others`` are the weights and the log-q correction, if there are any."""
         (ranker,) = self._whole
-        columns = embedded_BW.split([*self._pooled.values(), *self._wide.values()], 1)
+        columns = torch.split(embedded_BW, [*self._pooled.values(), *self._wide.values()], 1)
         pooled = dict(zip(self._pooled, columns, strict=False))
         wide = dict(zip(self._wide, columns[len(pooled) :], strict=True))
         device = embedded_BW.device.type

@@ -291,8 +291,8 @@ def _predictions(graph: Graph, tasks: Sequence[Mapping[str, Any]]) -> str:
             if task["kind"] != "regression":
                 x = graph("Sigmoid" if task["kind"] == "binary" else "Exp", x)
         columns.append(graph("Cast", x, to=TensorProto.FLOAT))
-    at = {task["name"]: at for at, task in enumerate(tasks)}
-    chains = [[at[name] for name in chain] for chain in chains_of({task["name"]: task for task in tasks}).values()]
+    places = {task["name"]: at for at, task in enumerate(tasks)}
+    chains = [[places[name] for name in chain] for chain in chains_of({task["name"]: task for task in tasks}).values()]
     return graph.concat(graph("Min", *(columns[t] for t in chain)) for chain in chains)
 
 
