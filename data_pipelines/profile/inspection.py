@@ -156,9 +156,9 @@ def inspect_log(
         origin = {name: table.join.table for table in tables for name in table.added}
         columns = tuple(view.column(name, origin.get(name)) for name in sample.columns)
         found = view.summary(columns)
-    own = {"location": redact(location), "format": format, "rows": rows, "columns": columns, "sides": tables}
-    files = {"split_files": _split_files(location)}
-    return LogProfile.model_validate(own | files | found | {"time_formats": time_formats})
+    own: dict[str, object] = {"location": redact(location), "format": format, "rows": rows}
+    own |= {"columns": columns, "sides": tables, "split_files": _split_files(location)}
+    return LogProfile.model_validate(own | found | {"time_formats": time_formats})
 
 
 def _split_files(location: str) -> tuple[str, ...]:
