@@ -125,6 +125,7 @@ def init(
 
 
 def _summary(path: Path, kind: str, json: bool) -> dict[str, Any]:
+    from recsys.evaluation.table_ranks import shown_ranks
     from recsys.reports.summaries import dataset_summary, run_summary
 
     match kind:
@@ -132,8 +133,7 @@ def _summary(path: Path, kind: str, json: bool) -> dict[str, Any]:
             return dataset_summary(path).model_dump()
         case "run":
             run = run_summary(path)
-            ranks = {} if json else {"effective_rank": {name: str(rank) for name, rank in run.effective_rank.items()}}
-            return run.model_dump() | ranks
+            return run.model_dump() | {"effective_rank": shown_ranks(run.effective_rank, as_json=json)}
         case "artifact":
             from recsys.cli.serve import summary
             from serving.artifact.artifact import Artifact

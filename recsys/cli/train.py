@@ -104,6 +104,7 @@ def evaluate_verb(
     from recsys.evaluation.plausibility import warn_of_implausible
     from recsys.evaluation.ranking import rank
     from recsys.evaluation.standing import fit_baselines
+    from recsys.evaluation.table_ranks import shown_ranks
     from recsys.reports.advice import standing
 
     if overrides and not off_policy:
@@ -112,9 +113,7 @@ def evaluate_verb(
     decided = _off_policy(run, data, split, overrides or ()) if off_policy else None
     evaluation = evaluate(run, data, split, slice_by=slice_by)
     result: dict[str, Any] = {split: evaluation.summary().model_dump()}
-    result["effective_rank"] = {
-        name: rank.model_dump() if json else str(rank) for name, rank in evaluation.ranks.items()
-    }
+    result["effective_rank"] = shown_ranks(evaluation.ranks, as_json=json)
     unseen = unseen_shares(data.schema, data.frame(split))
     result["unseen"] = {name: unknown for name, (_, unknown) in unseen.items() if unknown > 0}
     for task, metrics in evaluation.tasks.items():

@@ -1,6 +1,6 @@
 """What the experts of a mixture have learned: which rows each serves, and how those rows would score without it.
 
-Letters: N rows, B rows of a batch, T tasks.
+Letters: N rows, B rows of a batch, R rows of a table, T tasks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,6 +4,7 @@ Letters: R rows of a table.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -59,6 +60,11 @@ def _rank(layout: TableLayout, weights: Weights, dataset: Dataset) -> TableRank:
     known = len(count_R) == len(table_Rd) and bool(count_R.any())  # rows on demand are in no order of their values
     rank = effective_rank(table_Rd if factor is None else table_Rd @ factor, count_R if known else None)
     return TableRank(rank=rank, dim=layout.dim)
+
+
+def shown_ranks(ranks: TableRanks, *, as_json: bool) -> dict[str, Any]:
+    """The ranks as a command prints them: one line per table, or numbers for JSON."""
+    return {name: rank.model_dump() if as_json else str(rank) for name, rank in ranks.items()}
 
 
 def write_table_ranks(run: Path, ranks: TableRanks) -> None:
