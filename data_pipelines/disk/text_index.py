@@ -8,7 +8,7 @@ Letters: N texts that are asked for.
 """
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,12 @@ _HIGH = np.uint64(32)
 _LARGEST_PRINT = np.uint64(2**32 - 2)
 _LONGEST = 1 << 12
 """Slots that a search in a file passes at most; a table of a thousand million texts needs a few hundred."""
-_TYPES: Mapping[str, type[np.generic]] = {"U64": np.uint64, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
-_KINDS = {"slots": (np.uint64,), "offsets": (np.int32, np.int64), "letters": (np.uint8,)}
+_TYPES: Mapping[str, Mapping[str, np.dtype[Any]]] = {
+    "slots": {"U64": np.dtype(np.uint64)},
+    "offsets": {"I32": np.dtype(np.int32), "I64": np.dtype(np.int64)},
+    "letters": {"U8": np.dtype(np.uint8)},
+}
+"""Types of the tensors in a file, by the names that safetensors gives them."""
 
 
 class TextIndex(Protocol):
@@ -66,7 +70,7 @@ class EnumIndex:
         return text.cast(self._type, strict=False).to_physical().cast(pl.Int32)
 
 
-class HashIndex:
+class HashIndex(ABC):
     """A hash table with linear probing, whose entries are sorted and never wrap around.
 
     An entry is the upper half of a text's hash, its *print*, and below it the place of the text. The search for a print
@@ -204,7 +208,8 @@ class MappedTexts(HashIndex):
 
 
 def _prints(hashes: pl.Series) -> NDArray[np.uint64]:
-    return np.minimum(hashes.to_numpy() >> _HIGH, _LARGEST_PRINT)
+    prints_N: NDArray[np.uint64] = np.minimum(hashes.to_numpy() >> _HIGH, _LARGEST_PRINT)
+    return prints_N
 
 
 def _homes(size: int) -> int:
@@ -247,17 +252,17 @@ def _mapped(path: Path) -> dict[str, NDArray[Any]]:
     """
     with safe_open(path, "np") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}
-        found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
-    kinds = {name: _TYPES.get(dtype) for name, (dtype, _) in found.items()}
-    if kinds.keys() != _KINDS.keys() or any(kinds[name] not in _KINDS[name] for name in kinds):
+        found = {name: (str(part.get_dtype()), list(part.get_shape())) for name, part in slices.items()}
+    if found.keys() != _TYPES.keys() or any(dtype not in _TYPES[name] for name, (dtype, _) in found.items()):
         raise ValueError("tensors of other names or types than those of an index")
     content = np.asarray(np.memmap(path, np.uint8, mode="r"))  # views of a memmap are slow to make
     arrays, end = {}, len(content)
-    for name, (_, shape) in reversed(found.items()):
-        start = end - math.prod(shape) * np.dtype(kinds[name]).itemsize
-        if len(shape) != 1 or start % np.dtype(kinds[name]).itemsize:
+    for name, (kind, shape) in reversed(found.items()):
+        dtype = _TYPES[name][kind]
+        start = end - math.prod(shape) * dtype.itemsize
+        if len(shape) != 1 or start % dtype.itemsize:
             raise ValueError(f"a tensor {name!r} of another shape or place than that of an index")
-        arrays[name], end = content[start:end].view(kinds[name]), start
+        arrays[name], end = content[start:end].view(dtype), start
     return arrays
 
 

@@ -141,6 +141,8 @@ class Vocabulary:
 class MappedVocabulary(Vocabulary):
     """A vocabulary without counts whose values stay on disk until all of them are asked for."""
 
+    _texts: MappedTexts
+
     def __init__(self, texts: MappedTexts, oov_buckets: int) -> None:
         self.__dict__.update(_texts=texts, oov_buckets=oov_buckets)
 
@@ -158,7 +160,7 @@ class MappedVocabulary(Vocabulary):
 
     @cached_property
     def counts(self) -> pl.Series:
-        return pl.zeros(len(self._texts), pl.Int64, eager=True)
+        return pl.zeros(len(self._texts), dtype=pl.Int64, eager=True)
 
     @property
     def _index(self) -> TextIndex:
