@@ -13,6 +13,7 @@ from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import MICROSECONDS
 from data_pipelines.logs.row_counts import Survey
+from data_pipelines.logs.splits import SPLITS
 from data_pipelines.names import SPLIT, TIME
 
 
@@ -32,16 +33,20 @@ def warn_of_undecided(plan: Plan, rows: pl.LazyFrame, survey: Survey) -> dict[st
     if not plan.label_windows:
         return {}
     raw = RawColumns(rows.collect_schema())
-    young = {
-        name: _is_young(window, survey) & plan.label(name, raw).is_not_null() & pl.col(SPLIT).is_not_null()
-        for name, window in plan.label_windows.items()
-    }
-    found = rows.select(is_young.sum().alias(name) for name, is_young in young.items()).collect(engine="streaming")
-    counts = {name: int(found[name][0]) for name in young}
+    sums = []
+    for name, window in plan.label_windows.items():
+        is_young, labelled = _is_young(window, survey), plan.label(name, raw).is_not_null()
+        for code, split in enumerate(SPLITS):
+            here = labelled & (pl.col(SPLIT) == code)
+            sums += [here.sum().alias(f"{split}:{name}"), (here & is_young).sum().alias(f"young {split}:{name}")]
+    found = rows.select(sums).collect(engine="streaming").row(0, named=True)
+    counts = {name: sum(found[f"young {split}:{name}"] for split in SPLITS) for name in plan.label_windows}
     for name, count in counts.items():
+        empty = [split for split in SPLITS if 0 < found[f"{split}:{name}"] == found[f"young {split}:{name}"]]
+        none = f" No row of {' and '.join(empty)} has a label left: set earlier dates in data.split." if empty else ""
         warnings.warn(
             f"task {name!r}: {count:,} rows are younger than its label_window at the end of the log, so their labels "
-            "are not used; rows without any label are left out of their split.",
+            f"are not used; rows without any label are left out of their split.{none}",
             Notice,
             stacklevel=3,
         )
