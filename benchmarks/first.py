@@ -5,7 +5,7 @@ newcomer: ``init``, ``prepare``, ``train``, ``evaluate``. The baselines learn fr
 those called raw, from the same without what is computed from the past. Their strengths and rounds are chosen on valid
 rows, all figures are of test rows, and ours are means over seeds. The interval of a difference covers test rows and
 seeds. Times are of the processor, over all threads, so a busy machine does not change them. A log of positives only,
-``online-retail``, is ranked over all items beside what each user took before (:mod:`benchmarks.first_positives`).
+``online-retail``, is ranked over all items beside what each user took before (``benchmarks/first_positives.py``).
 
 A log with fewer than 20 positive test or valid rows tells nothing and is left out: Open Bandit, and a hundredth of the
 impressions and of the census. ``below_...`` in the JSON counts the sets on which ours is below outside the interval.
