@@ -41,20 +41,21 @@ def mlflow_model(artifact: Artifact) -> dict[str, Any]:
         ['data_path', 'input_example', 'loader_module', 'metadata', 'pip_requirements', 'signature']
     """
     try:
+        import mlflow.models
+        import mlflow.types.schema
         import pandas as pd
-        from mlflow.models import ModelSignature
-        from mlflow.types.schema import AnyType, ColSpec, Schema
     except ModuleNotFoundError as error:
         raise UserError(f"A model of MLflow needs {error.name}: pip install 'sparse-recsys[tracking]'.") from None
+    types: Any = mlflow.types.schema
     example = example_row(artifact)
     plan = artifact.encoder.served
     optional = plan.row_columns - {name for feature in plan.features.values() for name in feature.columns()}
-    inputs = [ColSpec(AnyType(), name, required=name not in optional) for name in example]
-    outputs = [ColSpec("float", task) for task in artifact.encoder.schema.tasks]
+    inputs = [types.ColSpec(types.AnyType(), name, required=name not in optional) for name in example]
+    outputs = [types.ColSpec("float", task) for task in artifact.encoder.schema.tasks]
     return {
         "loader_module": __name__,
         "data_path": str(artifact.path),
-        "signature": ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)),
+        "signature": mlflow.models.ModelSignature(inputs=types.Schema(inputs), outputs=types.Schema(outputs)),
         "input_example": pd.DataFrame([example]),
         "pip_requirements": [f"{_PACKAGE}=={version(_PACKAGE)}", "pandas"],
         "metadata": {"name": artifact.card.name, "fingerprint": artifact.fingerprint},
