@@ -109,16 +109,7 @@ def run_job(
         raise UserError("only threads of this process score on a GPU: leave device at cpu for another engine.")
     rows = Input.find(source, plan, artifact.find)
     candidates = None if options.candidates is None else _candidates(artifact, options.candidates)
-    terms: dict[str, Any] = {
-        "artifact": artifact.fingerprint,
-        "input": rows.fingerprint(),
-        "events": None if events is None else Input.find(events, plan).fingerprint(),
-        **({} if state is None else {"state": artifact.past_in(state).fingerprint}),
-        **({} if events is None else {"late": late}),
-        **({} if place.type == "cpu" else {"device": described(place)}),
-        "options": redacted(options.model_dump(exclude=_LIMITS)),
-        "candidates": None if candidates is None else candidates.fingerprint(),
-    }
+    terms = _terms(artifact, rows, candidates, options, place, events=events, state=state, late=late)
     ledger = Ledger(output, terms)
     try:
         began, scored = perf_counter(), 0
@@ -174,6 +165,34 @@ def run_job(
         unknown=counts.unknown_shares,
         nulls=counts.null_shares,
     )
+
+
+def _terms(
+    artifact: Artifact,
+    rows: Input,
+    candidates: Input | None,
+    options: JobOptions,
+    place: torch.device,
+    *,
+    events: str | None,
+    state: Path | None,
+    late: Late,
+) -> dict[str, Any]:
+    """What the scores of a job depend on: a job is only resumed under the same terms."""
+    terms: dict[str, Any] = {
+        "artifact": artifact.fingerprint,
+        "input": rows.fingerprint(),
+        "events": None if events is None else Input.find(events, artifact.encoder.served).fingerprint(),
+        "options": redacted(options.model_dump(exclude=_LIMITS)),
+        "candidates": None if candidates is None else candidates.fingerprint(),
+    }
+    if state is not None:
+        terms["state"] = artifact.past_in(state).fingerprint
+    if events is not None:
+        terms["late"] = late
+    if place.type != "cpu":
+        terms["device"] = described(place)
+    return terms
 
 
 def _check_known(artifact: Artifact, ledger: Ledger, source: str, options: JobOptions) -> ValueCounts:
