@@ -21,7 +21,7 @@ from models.ranker import Ranker
 from models.tables.id_changes import IdChanges
 from models.tables.unknown_ids import UnknownIds
 from recsys.config.experiment import TrainConfig
-from recsys.training.captured import CapturedLoss, may_capture
+from recsys.training.device.captured import CapturedLoss, may_capture
 from recsys.training.model_state import ModelState
 
 

@@ -23,7 +23,7 @@ from recsys.runs.checkpoints import FINAL, step_name
 from recsys.runs.processes import process_group
 from recsys.runs.run import claim_run, run_at
 from recsys.training.checkpoint_writer import CheckpointWriter
-from recsys.training.device_batches import DeviceBatches
+from recsys.training.device.batches import DeviceBatches
 from recsys.training.faults import InterruptedTrainingError
 from recsys.training.losses import Losses
 from recsys.training.model_state import build_state

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from training_examples import configure
 
 from data_pipelines.dataset.dataset import prepare
-from recsys.training.captured import CapturedLoss
+from recsys.training.device.captured import CapturedLoss
 from recsys.training.trainer import Trainer
 
 READ = "aten._local_scalar_dense.default"

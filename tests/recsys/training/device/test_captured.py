@@ -13,7 +13,7 @@ from training_examples import assert_same, configure, final_tensors
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import Notice
 from recsys.config.experiment import ExperimentConfig
-from recsys.training.captured import CapturedLoss, may_capture
+from recsys.training.device.captured import CapturedLoss, may_capture
 from recsys.training.trainer import Trainer
 
 Replay = Callable[..., Tensor]
