@@ -51,7 +51,7 @@ def mlflow_model(artifact: Artifact) -> dict[str, Any]:
     plan = artifact.encoder.served
     optional = plan.row_columns - {name for feature in plan.features.values() for name in feature.columns()}
     inputs = [types.ColSpec(types.AnyType(), name, required=name not in optional) for name in example]
-    outputs = [types.ColSpec("float", task) for task in artifact.encoder.schema.tasks]
+    outputs = [types.ColSpec("float", name) for name in artifact.outputs.names]
     return {
         "loader_module": __name__,
         "data_path": str(artifact.path),

@@ -47,10 +47,10 @@ def test_its_own_input_example_can_be_scored(artifact: Artifact, saved: Path) ->
     assert np.isfinite(model.predict(example)["click"]).all()
 
 
-def test_the_signature_names_what_features_read(saved: Path) -> None:
+def test_the_signature_names_what_features_read_and_what_scores_have(artifact: Artifact, saved: Path) -> None:
     signature = pyfunc.load_model(str(saved)).metadata.signature
     assert signature.inputs.required_input_names() == ["age", "item", "price", "tags", "user", "words"]
-    assert signature.outputs.input_names() == ["click", "stars"]
+    assert signature.outputs.input_names() == [name for name in Scorer(artifact).score(ROWS).columns if name != "user"]
     with pytest.raises(Exception, match="item"):
         pyfunc.load_model(str(saved)).predict(ROWS.drop("item").to_pandas())
 
