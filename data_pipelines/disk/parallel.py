@@ -49,7 +49,7 @@ def parts_of(rows: int, size: int | None = None) -> list[Part]:
 def left_at(path: Path) -> Iterator[Path]:
     """Yield another name to write a file or a folder to; on success it is renamed to ``path``.
 
-    What is at ``path`` is complete, whoever dies. Where two workers do the same work, either result stays.
+    What is at ``path`` is complete, even if a worker dies. Where two workers do the same work, either result stays.
     """
     made = path.with_name(f".{path.name}.{uuid4().hex}")
     path.parent.mkdir(parents=True, exist_ok=True)

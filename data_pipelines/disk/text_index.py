@@ -97,7 +97,7 @@ class HashIndex(ABC):
 
     def _places(self, asked: Sequence[pl.Series]) -> pl.Series:
         texts, prints_N = asked[0], _prints(asked[1])
-        # Methods of a series that are expressions cost a query each: indexing is none.
+        # A method of a series that is an expression costs a query; indexing costs none.
         rows = np.flatnonzero(texts.is_not_null().to_numpy()) if texts.null_count() else np.arange(len(texts))
         places_N = np.full(len(texts), -1, np.int32)
         prints, slots = prints_N[rows], _home(prints_N[rows], self._size)

@@ -20,7 +20,7 @@ class Answers:
         model: The content of ``model.json``: its ``tasks``, the formula of the ``score``, and ``conditional``.
 
     Raises:
-        ValueError: The formula is none.
+        ValueError: The formula is invalid.
     """
 
     def __init__(self, model: Mapping[str, Any]) -> None:

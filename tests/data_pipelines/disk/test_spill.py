@@ -1,4 +1,4 @@
-"""Rows dealt into files by key: the partitions are those of the whole, whoever deals and in how many parts."""
+"""Rows dealt into files by key: the partitions are those of the whole, by any worker and in any number of parts."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
