@@ -76,7 +76,7 @@ def where(system: str | None = None, machine: str | None = None, python: str | N
     """
     system, machine = system or platform.system(), machine or platform.machine()
     python = python or platform.python_version()
-    wanted = SpecifierSet(metadata(PACKAGE)["Requires-Python"] or "")
+    wanted = SpecifierSet(",".join(metadata(PACKAGE).get_all("Requires-Python") or ()))
     found = f"{system} {machine}, Python {python}"
     if system != "Linux":
         advice = "FBGEMM has no build for it: use Linux on x86_64, or a container or virtual machine of it."
