@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,9 @@ def test_guard_imports_nothing_heavy():
 
 def test_says_where_it_runs_and_where_it_is_tested(monkeypatch):
     def fields(package):
-        return {"Requires-Python": "<3.14,>=3.11"}
+        found = Message()
+        found["Requires-Python"] = "<3.14,>=3.11"
+        return found
 
     monkeypatch.setattr(doctor, "metadata", fields)
     assert doctor.where("Linux", "x86_64", "3.11.7").level == "ok"
