@@ -54,9 +54,7 @@ def _rank(layout: TableLayout, weights: Weights, dataset: Dataset) -> TableRank:
     table_Rd, factor = weights.tables[layout.name], weights.factors.get(layout.name)
     vocabulary = dataset.encoder.vocabulary(layout.vocabulary)
     count_R = torch.zeros(dataset.schema.table(layout.vocabulary).rows)
-    count_R[torch.from_numpy(vocabulary["id"].to_numpy()).long()] = torch.from_numpy(
-        vocabulary["count"].to_numpy()
-    ).float()
+    count_R[vocabulary["id"].to_torch().long()] = vocabulary["count"].to_torch().float()
     known = len(count_R) == len(table_Rd) and bool(count_R.any())  # rows on demand are in no order of their values
     rank = effective_rank(table_Rd if factor is None else table_Rd @ factor, count_R if known else None)
     return TableRank(rank=rank, dim=layout.dim)
