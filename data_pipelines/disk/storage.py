@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -238,6 +239,10 @@ def seal(folder: Path, kind: str, meta: Mapping[str, Any]) -> Manifest:
     """Write the manifest of ``folder`` over the files it holds now, fsync everything in it, and return the manifest."""
     within = sorted(path for path in folder.rglob("*") if path != folder / MANIFEST)
     names = [path.relative_to(folder).as_posix() for path in within if path.is_file()]
+    for path in within:
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) and mode & 0o044 != 0o044:  # safetensors writes files that only their owner can read
+            path.chmod(0o644)
     with ThreadPoolExecutor() as pool:
         # The disk writes while checksums are computed.
         synced = pool.map(sync, within)

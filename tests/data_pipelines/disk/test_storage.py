@@ -29,6 +29,15 @@ def test_what_was_written_opens_with_its_meta(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["d"]
 
 
+def test_others_can_read_every_file(tmp_path: Path) -> None:
+    """A service runs as another user than the one that exports."""
+    with new_directory(tmp_path / "d", "artifact") as folder:
+        (folder / "tables").touch(mode=0o600)
+        (folder / "inside").mkdir()
+        (folder / "inside" / "more").touch(mode=0o600)
+    assert {f"{path.stat().st_mode & 0o777:o}" for path in (tmp_path / "d").rglob("*") if path.is_file()} == {"644"}
+
+
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), new_directory(tmp_path / "d", "dataset") as folder:
         (folder / "no such folder" / "a").write_text("half")
