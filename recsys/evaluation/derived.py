@@ -14,7 +14,8 @@ from recsys.metrics.binary import AUC
 from recsys.metrics.metric import Metric
 from recsys.metrics.registry import metrics_of
 from recsys.metrics.rows import RowFacts
-from serving.artifact.outputs import CONDITIONAL, Outputs
+from serving.artifact.outputs import Outputs
+from serving.columns import CONDITIONAL
 from serving.formula import SCORE, Formula
 
 _OF_GAINS = ("ndcg", "recall", "list_ndcg", "list_recall")
