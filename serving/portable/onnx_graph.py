@@ -17,11 +17,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from serving.columns import chains_of
-from serving.portable.files import DENSE, TABLES, places
+from serving.portable.files import DENSE, IDS, LOGITS, NUMBERS, TABLES, places
 from serving.portable.onnx_nodes import Graph
 
-IDS, NUMBERS, LOGITS, PREDICTIONS = "ids.", "dense", "logits", "predictions"
-"""Names of inputs and outputs; the ids of a feature are ``ids.<feature>``."""
+PREDICTIONS = "predictions"
 _EPSILON = 1e-5
 
 
