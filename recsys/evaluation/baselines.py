@@ -43,7 +43,6 @@ SMOOTHING = 20.0
 _FLAGS = 64
 """Boosted trees see bags over at most this many values as one flag per value; larger ones by their length."""
 
-
 _UNJUDGED_ROUNDS = 100
 """Rounds of boosted trees where no valid rows say when to stop."""
 
