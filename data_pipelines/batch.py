@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from data_pipelines.config.base import Config
 
@@ -154,6 +154,12 @@ class Batch:
                 bags.offset_per_key()
                 bags.offsets()
         return self._changed(lambda part: part.to(device, non_blocking=True))
+
+    def bags(self, feature: SparseSpec) -> JaggedTensor:
+        """The bags of a sparse feature."""
+        keyed = self.weighted if feature.weighted else self.sparse
+        assert keyed is not None
+        return keyed[feature.name]
 
     def of_sample(self, logits_BT: Tensor) -> Tensor:
         """The logits of the labels of this batch, from those of the ranker (log-q correction).

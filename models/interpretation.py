@@ -77,7 +77,7 @@ class Swap(NamedTuple):
 
 def feature_ids(spec: SparseSpec, batch: Batch) -> tuple[Tensor, Tensor]:
     """The row of every id in the bags of a feature, and the id."""
-    bags = (batch.weighted if spec.weighted else batch.sparse)[spec.name]  # type: ignore[index]
+    bags = batch.bags(spec)
     return torch.arange(len(batch)).repeat_interleave(bags.lengths()), bags.values().long()
 
 

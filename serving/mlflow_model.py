@@ -81,15 +81,15 @@ def example_row(artifact: Artifact) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(sorted(plan.row_columns))
     if plan.time in found and plan.config.time_format in (None, "iso"):
         found[plan.time] = _TIME
+    tables = {spec.name: spec.table for spec in artifact.encoder.schema.sparse}
     for name, feature in plan.features.items():
         column = getattr(feature.config, "column", None)
         if column not in found or found[column] is not None:
             continue
         if isinstance(feature, NumberFeature):
             found[column] = 1.0
-        elif name in {spec.name for spec in artifact.encoder.schema.sparse}:
-            table = next(spec.table for spec in artifact.encoder.schema.sparse if spec.name == name)
-            found[column] = artifact.encoder.vocabulary(table)["value"].first()
+        elif name in tables:
+            found[column] = artifact.encoder.vocabulary(tables[name])["value"].first()
     return found
 
 

@@ -48,9 +48,7 @@ def batch_to_csr(batch: Batch, schema: Schema) -> sp.csr_matrix:
     columns = blocks(schema)
     rows_at, columns_at, values_at = [], [], []
     for feature in schema.sparse:
-        jagged = batch.weighted if feature.weighted else batch.sparse
-        assert jagged is not None
-        bag = jagged[feature.name]
+        bag = batch.bags(feature)
         ids = bag.values().numpy()
         rows_at.append(np.repeat(np.arange(len(batch)), bag.lengths().numpy()))
         columns_at.append(columns[feature.name].start + ids.astype(np.int64))

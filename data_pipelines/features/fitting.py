@@ -5,7 +5,6 @@ from functools import cache
 from itertools import chain
 
 import polars as pl
-import psutil
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.base import Fitted
@@ -32,6 +31,8 @@ def check_room(plan: Plan, train: pl.LazyFrame, rows: int) -> None:
     Raises:
         UserError: There is such a table; the sentence says its size and what to set.
     """
+    import psutil  # here, because scoring imports this module
+
     free = psutil.virtual_memory().available
     if rows * len(plan.categorical) * (_COUNTED_BYTES + _INDEXED_BYTES) < free:
         return

@@ -222,35 +222,36 @@ def _without(everything: tuple[str, ...], units: Units, kind: Kind, gone: tuple[
 
 def _without_part(part: Part, data: DataConfig, everything: tuple[str, ...], loss: LossConfig) -> Arm:
     """The arm that trains without the loss, the lists, the positions or the weights of the base."""
-    pointwise = {"train.loss": {"kind": "pointwise"}}
-    weighted = data.weight is not None or any(task.row_weight is not None for task in data.tasks.values())
-    relative = {name for name, feature in data.inputs.items() if isinstance(feature, RelativeConfig)}
-    fixed = {
-        name for name, feature in data.inputs.items() if isinstance(feature, IdConfig) and feature.serve is not None
-    }
-    is_pointwise = isinstance(loss, PointwiseConfig)
-    arms = {
-        "loss": Arm("without train.loss", "without", everything, pointwise),
-        "group": Arm("without data.group", "without", _not_in(everything, relative), {} if is_pointwise else pointwise),
-        "position": Arm("without positions", "without", _not_in(everything, fixed)),
-        "weight": Arm("without data.weight", "without", everything, {"train.weights": False}),
-    }
-    missing = {
-        "loss": is_pointwise and "train.loss is pointwise already",
-        "group": (data.group is None and "data.group is not set")
-        or (
-            is_pointwise
-            and not relative & set(everything)
-            and "training uses no lists: train.loss is pointwise and no feature is relative"
-        ),
-        "position": not fixed & set(everything) and "no feature has `serve`",
-        "weight": not weighted and "neither data.weight nor the row_weight of a task is set",
-    }
-    if reason := missing[part]:
-        raise UserError(f"ablation.without names `{part}`, and {reason}: take it out of the list.")
-    if not arms[part].features:
+    pointwise, is_pointwise = {"train.loss": {"kind": "pointwise"}}, isinstance(loss, PointwiseConfig)
+    missing = ""
+    match part:
+        case "loss":
+            arm = Arm("without train.loss", "without", everything, pointwise)
+            if is_pointwise:
+                missing = "train.loss is pointwise already"
+        case "group":
+            relative = {name for name, feature in data.inputs.items() if isinstance(feature, RelativeConfig)}
+            kept = _not_in(everything, relative)
+            arm = Arm("without data.group", "without", kept, {} if is_pointwise else pointwise)
+            if data.group is None:
+                missing = "data.group is not set"
+            elif is_pointwise and kept == everything:
+                missing = "training uses no lists: train.loss is pointwise and no feature is relative"
+        case "position":
+            inputs = data.inputs.items()
+            fixed = {name for name, feature in inputs if isinstance(feature, IdConfig) and feature.serve is not None}
+            arm = Arm("without positions", "without", _not_in(everything, fixed))
+            if arm.features == everything:
+                missing = "no feature has `serve`"
+        case "weight":
+            arm = Arm("without data.weight", "without", everything, {"train.weights": False})
+            if data.weight is None and all(task.row_weight is None for task in data.tasks.values()):
+                missing = "neither data.weight nor the row_weight of a task is set"
+    if missing:
+        raise UserError(f"ablation.without names `{part}`, and {missing}: take it out of the list.")
+    if not arm.features:
         raise UserError(f"ablation.without: without `{part}` no feature is left: take it out of the list.")
-    return arms[part]
+    return arm
 
 
 def _not_in(everything: tuple[str, ...], gone: set[str]) -> tuple[str, ...]:

@@ -43,7 +43,6 @@ SMOOTHING = 20.0
 _FLAGS = 64
 """Boosted trees see bags over at most this many values as one flag per value; larger ones by their length."""
 
-
 _UNJUDGED_ROUNDS = 100
 """Rounds of boosted trees where no valid rows say when to stop."""
 
@@ -216,8 +215,15 @@ def fit_gradient_boosting(dataset: Dataset, features: Sequence[str] | None = Non
         matrix, weights_N = _tree_columns(dataset, split, features), _weights(dataset, split)
         return lightgbm.Dataset(matrix[known_N], labels_N[known_N], weight=weights_N[known_N])
 
-    settings = {"objective": "binary", "learning_rate": 0.05, "num_leaves": 63, "verbosity": -1, "seed": 0}
-    settings |= {"min_data_in_leaf": 50, "deterministic": True}
+    settings = {
+        "objective": "binary",
+        "learning_rate": 0.05,
+        "num_leaves": 63,
+        "min_data_in_leaf": 50,
+        "deterministic": True,
+        "verbosity": -1,
+        "seed": 0,
+    }
     judged: dict[str, Any] = {"num_boost_round": _UNJUDGED_ROUNDS}
     if judge != "train":
         stop = lightgbm.early_stopping(30, verbose=False)

@@ -11,10 +11,11 @@ import numpy as np
 from data_pipelines.config.learning import Task
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import AUC
-from recsys.metrics.metric import Metric
+from recsys.metrics.metric import Metric, measure_all
 from recsys.metrics.registry import metrics_of
 from recsys.metrics.rows import RowFacts
-from serving.artifact.outputs import CONDITIONAL, Outputs
+from serving.artifact.outputs import Outputs
+from serving.columns import CONDITIONAL
 from serving.formula import SCORE, Formula
 
 _OF_GAINS = ("ndcg", "recall", "list_ndcg", "list_recall")
@@ -41,12 +42,7 @@ class Derived:
 
     def measure(self) -> dict[str, float]:
         """The metrics by name."""
-        there_N = ~np.isnan(self.labels_N)
-        labels_N, outputs_N, facts = self.labels_N[there_N], self.outputs_N[there_N], self.facts.take(there_N)
-        return {
-            metric.name: metric.measure("binary", labels_N, outputs_N, facts.groups(metric.within), facts.weights_N)
-            for metric in self.metrics
-        }
+        return measure_all(self.metrics, "binary", self.labels_N, self.outputs_N, self.facts)
 
 
 def scores_of(tasks: Mapping[str, Task], logits_NT: Floats, score: Formula) -> Floats:

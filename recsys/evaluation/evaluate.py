@@ -34,7 +34,7 @@ from recsys.metrics.arrays import Floats, Groups, group_codes, row_weights, weig
 from recsys.metrics.binary import AUC, LOG_LOSS
 from recsys.metrics.bootstrap import Interval
 from recsys.metrics.grouped import LIST_METRICS
-from recsys.metrics.metric import Metric
+from recsys.metrics.metric import Metric, measure_all
 from recsys.metrics.registry import metrics_of
 from recsys.metrics.regression import POISSON_DEVIANCE, RMSE
 from recsys.metrics.rows import NO_FACTS, GroupKind, RowFacts
@@ -115,14 +115,9 @@ def task_metrics(
         thorough: Measure every metric, not only the routine ones.
         also: Names of metrics to measure besides the routine ones.
     """
-    labelled_N = ~np.isnan(labels_N)
-    labels_N, logits_N = labels_N[labelled_N], logits_N[labelled_N]
-    facts = facts.take(labelled_N)
-    return {
-        metric.name: metric.measure(kind, labels_N, logits_N, facts.groups(metric.within), facts.weights_N)
-        for metric in metrics_of(kind, groups=facts.kinds)
-        if thorough or metric.routine or metric.name in also
-    }
+    every = metrics_of(kind, groups=facts.kinds)
+    metrics = [metric for metric in every if thorough or metric.routine or metric.name in also]
+    return measure_all(metrics, kind, labels_N, logits_N, facts)
 
 
 @torch.no_grad()
@@ -255,22 +250,25 @@ def measure(
             columns[LIST] = facts.lists_N
         if draws:
             intervals[name] = _intervals(TestRows.of(labels_N, facts, kind=kind, draws=draws), logits_N)
+    taken = ["row"]
     if score is not None:
         columns[SCORE] = scores_of(dataset.config.tasks, logits_NT, score)
-    besides = list(derived(dataset.config.tasks, labels_NT, logits_NT, by_task, score))
-    for part in besides if draws else ():
-        rows = TestRows.of(part.labels_N, part.facts, draws=draws)
-        intervals[part.name] = _intervals(rows, part.outputs_N, part.metrics)
+        taken.append(SCORE)
+    besides = {}
+    for part in derived(dataset.config.tasks, labels_NT, logits_NT, by_task, score):
+        besides[part.name] = part.measure()
+        if draws:
+            rows = TestRows.of(part.labels_N, part.facts, draws=draws)
+            intervals[part.name] = _intervals(rows, part.outputs_N, part.metrics)
     predictions = (
         pl.DataFrame({"row": np.arange(len(labels_NT))})
-        .hstack(keys.rename(lambda key: key_name(key, ("row", *({SCORE} & columns.keys())))))
+        .hstack(keys.rename(lambda key: key_name(key, taken)))
         .hstack(pl.DataFrame(columns))
     )
     slices = None
     if slice_by is not None:
         slices = slice_metrics(predictions, slice_by, dataset.schema.tasks[0], kinds[0])
-    measured = {part.name: part.measure() for part in besides}
-    return Evaluation(split, tasks, predictions, intervals, slices, derived=measured)
+    return Evaluation(split, tasks, predictions, intervals, slices, derived=besides)
 
 
 def _intervals(rows: TestRows, logits_N: Floats, among: Sequence[Metric] = _WITH_INTERVAL) -> dict[str, Interval]:

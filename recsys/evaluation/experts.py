@@ -3,7 +3,7 @@
 Letters: N rows, B rows of a batch, R rows of a table, T tasks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -85,39 +85,29 @@ def expert_values(ranker: Ranker, dataset: Dataset, split: str) -> pl.DataFrame:
     first = next(expert_batches(ranker, dataset, split), None)
     if first is not None:
         named += [*_numbers(ranker, first), *_history_lengths(ranker), *_key_values(dataset, split, ranker)]
-    values = dict(zip((trait.name for trait, _ in named), (labels for _, labels in named), strict=True))
+    texts = {trait.name: text_of for trait, text_of in named}
     found = expert_affinities(ranker, expert_batches(ranker, dataset, split), [trait for trait, _ in named])
-    rows = [(a.router, a.expert, a.trait, values[a.trait][a.value], a.rows, a.share, a.lift, a.score) for a in found]
+    rows = [(a.router, a.expert, a.trait, texts[a.trait](a.value), a.rows, a.share, a.lift, a.score) for a in found]
     frame = pl.DataFrame(rows, schema=_VALUES, orient="row")
     return frame.sort("router", "expert", "score", descending=[False, False, True])
 
 
-Named = tuple[Trait, Mapping[int, str] | Sequence[str]]
-"""A trait, and the text of each of its values."""
-
-
-class _Vocabulary(Mapping[int, str]):
-    """The texts of a table's ids, which are made when they are asked for."""
-
-    def __init__(self, dataset: Dataset, table: str) -> None:
-        self._values, self._reserved = dataset.encoder.vocabulary(table)["value"], dataset.schema.table(table).reserved
-
-    def __getitem__(self, index: int) -> str:
-        if index < self._reserved:
-            return "(null)" if index == 0 else "(unknown)"
-        return str(self._values[index - self._reserved])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(len(self)))
-
-    def __len__(self) -> int:
-        return self._reserved + len(self._values)
+Named = tuple[Trait, Callable[[int], str]]
+"""A trait, and what gives the text of each of its values."""
 
 
 def _feature_values(ranker: Ranker, dataset: Dataset) -> Iterator[Named]:
     tables = {spec.name: spec.table for spec in ranker.schema.sparse}
     for trait in feature_traits(ranker):
-        yield trait, _Vocabulary(dataset, tables[trait.name])
+        table = tables[trait.name]
+        values, reserved = dataset.encoder.vocabulary(table)["value"], dataset.schema.table(table).reserved
+        yield trait, partial(_text_of_id, values, reserved)
+
+
+def _text_of_id(values: pl.Series, reserved: int, index: int) -> str:
+    if index < reserved:
+        return "(null)" if index == 0 else "(unknown)"
+    return str(values[index - reserved])
 
 
 def _seen_counts(ranker: Ranker, dataset: Dataset) -> Iterator[Named]:
@@ -133,7 +123,8 @@ def _seen_counts(ranker: Ranker, dataset: Dataset) -> Iterator[Named]:
         count_R[vocabulary["id"].to_numpy().astype(np.int64)] = vocabulary["count"].to_numpy()
         power_R = torch.from_numpy(np.ceil(np.log10(count_R + 1)).astype(np.int64))
         labels = ["0", *(f"{10**p:,} to {10 ** (p + 1) - 1:,}" for p in range(int(power_R.max())))]
-        yield Trait(f"training rows of {spec.name}", len(labels), partial(_looked_up, spec, power_R)), labels
+        read = partial(_looked_up, spec, power_R)
+        yield Trait(f"training rows of {spec.name}", len(labels), read), labels.__getitem__
 
 
 def _looked_up(spec: SparseSpec, code_R: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -151,7 +142,7 @@ def _numbers(ranker: Ranker, first: Batch) -> Iterator[Named]:
         below = torch.bincount(code_B, minlength=len(edges) + 1).cumsum(0) / max(len(number_B), 1)
         stops = [round(100 * share) for share in below.tolist()]
         labels = [f"from {low}% to {high}% of its rows" for low, high in zip([0, *stops], stops, strict=False)]
-        yield Trait(name, len(labels), partial(_bucket, columns.start, edges)), labels
+        yield Trait(name, len(labels), partial(_bucket, columns.start, edges)), labels.__getitem__
 
 
 def _bucket(column: int, edges: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -165,12 +156,11 @@ def _history_lengths(ranker: Ranker) -> Iterator[Named]:
         most = spec.max_length or _MOST_EVENTS
         ranges = [(1 << power, min((2 << power) - 1, most)) for power in range(most.bit_length())]
         labels = ["none", *(f"{low}" if low == high else f"{low} to {high}" for low, high in ranges)]
-        yield Trait(f"events in {name}", len(labels), partial(_length, spec, len(labels) - 1)), labels
+        yield Trait(f"events in {name}", len(labels), partial(_length, spec, len(labels) - 1)), labels.__getitem__
 
 
 def _length(spec: SparseSpec, most: int, batch: Batch) -> tuple[Tensor, Tensor]:
-    bags = (batch.weighted if spec.weighted else batch.sparse)[spec.name]  # type: ignore[index]
-    code_B = torch.ceil(torch.log2(bags.lengths().double() + 1)).long().clamp(max=most)
+    code_B = torch.ceil(torch.log2(batch.bags(spec).lengths().double() + 1)).long().clamp(max=most)
     return torch.arange(len(batch)), code_B
 
 
@@ -188,7 +178,7 @@ def _key_values(dataset: Dataset, split: str, ranker: Ranker) -> Iterator[Named]
             labels = column.unique().sort().fill_null("(null)").to_list()
             code_N = column.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
             code_N = code_N if column.null_count() else code_N - 1
-            yield Trait(name, len(labels), partial(_of_row, torch.from_numpy(code_N))), labels
+            yield Trait(name, len(labels), partial(_of_row, torch.from_numpy(code_N))), labels.__getitem__
 
 
 def _of_row(code_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

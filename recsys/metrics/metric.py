@@ -3,7 +3,7 @@
 Letters: N rows, R bootstrap draws.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from scipy.special import expit
 from models.layers.heads import TaskKind
 from recsys.metrics.arrays import Floats, Groups
 from recsys.metrics.bootstrap import Resampling
-from recsys.metrics.rows import GroupKind
+from recsys.metrics.rows import GroupKind, RowFacts
 
 Better = Literal["higher", "lower", "closest to 1"]
 """Which values of a metric are better."""
@@ -113,6 +113,15 @@ class Metric:
         if self.better == "closest to 1":
             return -abs(value - 1)
         return -value if self.better == "lower" else value
+
+
+def measure_all(
+    metrics: Iterable[Metric], kind: TaskKind, labels_N: Floats, logits_N: Floats, facts: RowFacts
+) -> dict[str, float]:
+    """Metrics of one task by name, over the rows that have a label (others hold NaN)."""
+    labelled_N = ~np.isnan(labels_N)
+    labels_N, logits_N, facts = labels_N[labelled_N], logits_N[labelled_N], facts.take(labelled_N)
+    return {m.name: m.measure(kind, labels_N, logits_N, facts.groups(m.within), facts.weights_N) for m in metrics}
 
 
 def predictions_of(kind: TaskKind, logits_N: Floats) -> Floats:

@@ -14,7 +14,7 @@ from recsys.metrics.registry import get_metric
 from recsys.plots import runs as plots
 from recsys.plots.studies import Row, forest
 from recsys.plots.style import svg
-from recsys.reports.pages import NONE, Grid, Line, Section, figure_of, signed
+from recsys.reports.pages import NONE, Grid, Line, Section, figure_of, signed_with_interval
 from recsys.reports.run_files import RunFiles
 
 _NAMED_BY = 3
@@ -52,12 +52,12 @@ def experts(run: RunFiles) -> Iterator[Section]:
     if not figures:
         return
     grids = [Grid(["Router", "Experts", "Entropy of load (1 is even)", "Least used", "Most used"], lines)]
-    folded = (
-        [] if run.experts is None else [("All values that experts serve more often than chance", _all(run.experts))]
-    )
+    title = "All values that experts serve more often than chance"
+    folded = [] if run.experts is None else [(title, _all(run.experts))]
     text = "How the router spreads rows."
     if run.expert_gains is not None and len(run.expert_gains):
-        grids += [_gains(run, task) for task in run.expert_gains["task"].unique(maintain_order=True)]
+        names = expert_names(run.experts)
+        grids += [_gains(part, names) for part in run.expert_gains.partition_by("task", maintain_order=True)]
         wide = list(_forests(run.expert_gains))
         text += (
             " Each expert is named by the values that are over-represented among its rows. Its rows are scored twice: "
@@ -74,40 +74,39 @@ def expert_names(served: pl.DataFrame | None) -> dict[tuple[str, int], str]:
         return {}
     best = served.unique(["router", "expert", "feature"], keep="first", maintain_order=True)
     return {
-        (str(router), int(str(expert))): "; ".join(
+        (part["router"][0], part["expert"][0]): "; ".join(
             f"{row['feature']} = {row['value']} ({row['lift']:.1f} times chance)"
             for row in part.head(_NAMED_BY).iter_rows(named=True)
         )
-        for (router, expert), part in best.group_by("router", "expert", maintain_order=True)
+        for part in best.partition_by("router", "expert", maintain_order=True)
     }
 
 
-def _gains(run: RunFiles, task: str) -> Grid:
-    assert run.expert_gains is not None
-    gains, names = run.expert_gains.filter(task=task), expert_names(run.experts)
+def _gains(gains: pl.DataFrame, names: dict[tuple[str, int], str]) -> Grid:
+    """The gains of one task."""
     metrics = gains["metric"].unique(maintain_order=True).to_list()
     lines = []
-    for (router, expert), part in gains.group_by("router", "expert", maintain_order=True):
+    for part in gains.partition_by("router", "expert", maintain_order=True):
         by_metric = {row["metric"]: row for row in part.iter_rows(named=True)}
+        router, expert = part["router"][0], part["expert"][0]
         cells: list[str | Markup] = [
             f"{expert} of {router}",
-            names.get((str(router), int(str(expert))), "no value more often than chance"),
+            names.get((router, expert), "no value more often than chance"),
             f"{part['share'][0]:.1%}",
         ]
         for metric in metrics:
             row = by_metric.get(metric)
-            cells += [NONE] * 3 if row is None else [figure_of(row["own"]), figure_of(row["next_best"]), _gain(row)]
+            if row is None:
+                cells += [NONE] * 3
+            else:
+                gain = signed_with_interval(row["gain"], Interval(row["low"], row["high"]))
+                cells += [figure_of(row["own"]), figure_of(row["next_best"]), gain]
         lines.append(Line(cells))
-    columns = [f"{task}: expert", "Serves", "Rows"]
+    columns = [f"{gains['task'][0]}: expert", "Serves", "Rows"]
     for metric in metrics:
         label = get_metric(metric).label
         columns += [label, "next best", "gain"]
     return Grid(columns, lines, texts=(0, 1))
-
-
-def _gain(row: dict[str, float]) -> Markup:
-    bounds = Interval(row["low"], row["high"])
-    return Markup("{} <small>{} to {}</small>").format(signed(row["gain"]), *(signed(bound) for bound in bounds))
 
 
 def _forests(gains: pl.DataFrame) -> Iterator[tuple[Markup, str]]:

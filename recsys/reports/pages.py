@@ -113,6 +113,11 @@ def with_interval(value: float, interval: Interval, digits: int = 4) -> Markup:
     return Markup("{} <small>{}</small>").format(figure_of(value, digits), reach)
 
 
+def signed_with_interval(value: float, interval: Interval) -> Markup:
+    """A difference with its sign and, small beside it, its interval."""
+    return Markup("{} <small>{} to {}</small>").format(signed(value), *(signed(bound) for bound in interval))
+
+
 def byte_size(count: float | None) -> str:
     """Bytes in a readable unit."""
     if count is None:

@@ -33,7 +33,7 @@ from recsys.reports.pages import (
     byte_size,
     duration,
     figure_of,
-    signed,
+    signed_with_interval,
     with_interval,
     write_page,
 )
@@ -214,12 +214,8 @@ def _differences(runs: Sequence[RunFiles], task: str, split: str, metrics: Seque
         cells = []
         for metric in metrics:
             ours, theirs = rows.measure(metric, other[1]), rows.measure(metric, base_logits_N)
-            low, high = interval(ours.draws_R - theirs.draws_R)
-            cells.append(
-                Markup("{} <small>{} to {}</small>").format(
-                    signed(ours.value - theirs.value), signed(low), signed(high)
-                )
-            )
+            drawn = interval(ours.draws_R - theirs.draws_R)
+            cells.append(signed_with_interval(ours.value - theirs.value, drawn))
         lines.append(Line([run.path.name, *cells]))
     return Section(
         f"Difference to {runs[0].path.name}: {task}",

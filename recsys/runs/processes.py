@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from data_pipelines.errors import UserError
+from models.devices import means_gpu
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -139,14 +140,9 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: Torch sees no GPU, or fewer than there are ranks on this machine.
     """
-    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not count):
+    if not means_gpu(name, option="train.device", on_cpu="train with train.device=cpu"):
         return torch.device("cpu")
-    if not count:
-        raise UserError(
-            "train.device is cuda, and Torch sees no GPU: `recsys doctor` says which build is installed; train with "
-            "train.device=cpu, or install the build for your GPU."
-        )
+    count = torch.cuda.device_count()
     if local_rank >= count:
         raise UserError(
             f"rank {local_rank} of this machine has no GPU of its own (Torch sees {count}): start at most {count} "

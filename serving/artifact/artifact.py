@@ -342,7 +342,7 @@ class Artifact:
                 "tables": {name: table for name, table in config.tables.items() if name in used},
             }
         )
-        return QuantizedTables(schema, config, self.weights.on(device, self.model), self.weights.dense.factors)
+        return QuantizedTables(schema, config, self.weights.on(device), self.weights.dense.factors)
 
     @cached_property
     def weights(self) -> StoredWeights:

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from data_pipelines.errors import UserError
+from models.devices import means_gpu
 from models.products import computes_bf16
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -18,14 +19,8 @@ def scoring_device(name: DeviceName) -> torch.device:
     Raises:
         UserError: The name is ``cuda``, and Torch sees no GPU.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return CPU
-    if not torch.cuda.is_available():
-        raise UserError(
-            "the device is cuda, and Torch sees no GPU: `recsys doctor` says which build is installed; score with "
-            "device cpu, or install the build for your GPU."
-        )
-    return torch.device("cuda", torch.cuda.current_device())
+    on_gpu = means_gpu(name, option="the device", on_cpu="score with device cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else CPU
 
 
 def described(device: torch.device) -> str:

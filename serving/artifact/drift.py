@@ -157,13 +157,9 @@ class DriftMonitor:
 
 def _columns(schema: Schema, batch: Batch) -> Iterable[tuple[str, NDArray[np.float32]]]:
     for feature in schema.sparse:
-        kjt = batch.weighted if feature.weighted else batch.sparse
-        assert kjt is not None
-        yield feature.name, kjt[feature.name].values().numpy()
-    start = 0
-    for dense in schema.dense:
-        yield dense.name, batch.dense[:, start : start + dense.width].numpy().ravel()
-        start += dense.width
+        yield feature.name, batch.bags(feature).values().numpy()
+    for name, columns in schema.dense_columns.items():
+        yield name, batch.dense[:, columns].numpy().ravel()
 
 
 def _reserved(schema: Schema, feature: str) -> int | None:

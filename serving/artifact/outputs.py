@@ -5,18 +5,15 @@ Letters: N rows, T tasks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.config.learning import Task
 from serving.artifact.calibration import Calibration, sigmoid
+from serving.columns import CONDITIONAL, Values, chains_of, columns
 from serving.formula import SCORE, Formula
-
-CONDITIONAL = ":conditional"
-"""Suffix of the column that holds the probability of a task given the one that it comes after."""
-
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -52,26 +49,12 @@ class Outputs:
         A binary task gives a probability, calibrated if possible; a count or a duration its expected value; a
         regression the value itself. The probability of a task is at most that of the task that it comes after.
         """
-        found = {name: self._prediction(name, logits_NT[:, t]) for t, name in enumerate(self.tasks)}
-        after = {name: self._first(name) for name in self.tasks}
-        at_most = {name: np.minimum.reduce([found[first] for first in chain]) for name, chain in after.items()}
-        values = dict(at_most)
-        if self.conditional:
-            for name, task in self.tasks.items():
-                if task.after is not None:
-                    whole = np.maximum(at_most[task.after], np.finfo(np.float32).tiny)
-                    values[f"{name}{CONDITIONAL}"] = at_most[name] / whole
-        if self.score is not None:
-            values[SCORE] = self.score(at_most)
-        return values
+        alone = {name: self._prediction(name, logits_NT[:, t]) for t, name in enumerate(self.tasks)}
+        return columns(alone, self._chains, conditional=self.conditional, score=self.score)
 
-    def _first(self, name: str) -> list[str]:
-        """A task, and all tasks without which it does not happen."""
-        chain, after = [name], self.tasks[name].after
-        while after is not None:
-            chain.append(after)
-            after = self.tasks[after].after
-        return chain
+    @cached_property
+    def _chains(self) -> dict[str, list[str]]:
+        return chains_of({name: task.after for name, task in self.tasks.items()})
 
     def _prediction(self, name: str, logits_N: NDArray[np.float32]) -> Values:
         logits_N = np.ascontiguousarray(logits_N)

@@ -4,7 +4,8 @@ Rows have the layout of :func:`models.codecs.quantization.quantize_rows`. Severa
 artifact share its pages, and a row that is never looked up is never read from the disk. A GPU reads a copy in its own
 memory, with the same bits per number.
 
-Letters: B rows of a batch, L ids of all bags of a feature, d stored width of a table, D its width in the ranker.
+Letters: B rows of a batch, L ids of all bags of a feature, d stored width of a table, D its width in the ranker,
+R rows of a table, W bytes of a row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,12 @@ class TableStorage:
     tables: Mapping[str, MappedTable]
     alignment: int = 1
 
+    def rows_of(self, name: str) -> Tensor:
+        """(R, W) the bytes of a table's rows, a view of ``content``."""
+        table = self.tables[name]
+        width = table.row_bytes(self.alignment)
+        return self.content[table.offset : table.offset + table.rows * width].view(table.rows, width)
+
     @property
     def aligned_bytes(self) -> int:
         """Bytes that :meth:`aligned` takes."""
@@ -81,15 +88,15 @@ class TableStorage:
         content = torch.zeros(self.aligned_bytes, dtype=torch.uint8, device=device)
         tables, start = {}, 0
         for name, table in self.tables.items():
-            width, stride = table.row_bytes(self.alignment), table.row_bytes(_GPU_ROW)
-            target_RW = content[start : start + table.rows * stride].view(table.rows, stride)
-            source_RW = self.content[table.offset : table.offset + table.rows * width].view(table.rows, width)
+            tables[name] = replace(table, offset=start)
+            start += _rounded_up(table.rows * table.row_bytes(_GPU_ROW), _GPU_TABLE)
+        copy = TableStorage(content, tables, _GPU_ROW)
+        for name, table in tables.items():
+            source_RW, target_RW = self.rows_of(name), copy.rows_of(name)
             for rows in range(0, table.rows, _CHUNK):
                 part_RW = source_RW[rows : rows + _CHUNK]
-                target_RW[rows : rows + _CHUNK, :width].copy_(part_RW.to(device))
-            tables[name] = replace(table, offset=start)
-            start += _rounded_up(table.rows * stride, _GPU_TABLE)
-        return TableStorage(content, tables, _GPU_ROW)
+                target_RW[rows : rows + _CHUNK, : part_RW.shape[1]].copy_(part_RW.to(device))
+        return copy
 
 
 def _rounded_up(size: int, unit: int) -> int:

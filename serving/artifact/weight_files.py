@@ -119,32 +119,25 @@ class StoredWeights:
     """The weights of an artifact, in the form that its ranker and its lookup need.
 
     Attributes:
-        storage: (bytes,) uint8: a mapped file, or memory if the artifact is packed.
-        offsets: Where in ``storage`` the rows of each table begin.
+        rows: The rows of all tables: in a mapped file, or in memory if the artifact is packed.
         dense: All other weights.
     """
 
-    storage: Tensor
-    offsets: Mapping[str, int]
+    rows: TableStorage
     dense: Dense
     _copies: dict[torch.device, TableStorage] = field(default_factory=dict, compare=False)
 
-    def on(self, device: torch.device, model: ModelFile) -> TableStorage:
+    def on(self, device: torch.device) -> TableStorage:
         """The rows of all tables on a device. A GPU reads a copy in its own memory, which is made once.
 
         Raises:
             UserError: The GPU has no room for the copy.
         """
+        if device.type == "cpu":
+            return self.rows
         if device not in self._copies:
-            tables = {
-                name: MappedTable(entry.rows, entry.dim, entry.bits, self.offsets[name])
-                for name, entry in model.tables.items()
-            }
-            stored = TableStorage(self.storage, tables)
-            if device.type != "cpu":
-                check_room(stored.aligned_bytes, device)
-                stored = stored.aligned(device)
-            self._copies[device] = stored
+            check_room(self.rows.aligned_bytes, device)
+            self._copies[device] = self.rows.aligned(device)
         return self._copies[device]
 
     @classmethod
@@ -161,9 +154,9 @@ class StoredWeights:
                 stored._check(model)
             return stored
         with intact(below(folder, TABLES)):
-            storage, offsets = _mapped(folder / TABLES, model)
+            rows = _mapped(folder / TABLES, model)
         with intact(below(folder, DENSE)):
-            stored = cls(storage, offsets, split_dense(load_file(folder / DENSE)))
+            stored = cls(rows, split_dense(load_file(folder / DENSE)))
             stored._check(model)
         return stored
 
@@ -175,7 +168,7 @@ class StoredWeights:
         ends = np.cumsum([0, *(table.numel() for table in rows.values())]).tolist()
         storage = torch.cat([table.flatten() for table in rows.values()] or [torch.empty(0, dtype=torch.uint8)])
         dense = {name: tensor for name, tensor in tensors.items() if not name.startswith(TABLE)}
-        return cls(storage, dict(zip(rows, ends, strict=False)), split_dense(dense))
+        return cls(_placed(storage, dict(zip(rows, ends, strict=False)), model), split_dense(dense))
 
     def _check(self, model: ModelFile) -> None:
         """Compare the dense part with the ranker of ``model``, built on the meta device."""
@@ -190,8 +183,8 @@ class StoredWeights:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}")
 
 
-def _mapped(path: Path, model: ModelFile) -> tuple[Tensor, dict[str, int]]:
-    """The bytes of ``tables.safetensors``, and where in them each table begins.
+def _mapped(path: Path, model: ModelFile) -> TableStorage:
+    """The rows in ``tables.safetensors``.
 
     Tensors are contiguous and end with the file, which the library checks. Their positions therefore follow from their
     sizes, and offsets in the header are not trusted.
@@ -205,7 +198,12 @@ def _mapped(path: Path, model: ModelFile) -> tuple[Tensor, dict[str, int]]:
     ends = np.cumsum([rows * width for rows, width in shapes.values()], dtype=np.int64).tolist()
     start = size - (ends[-1] if ends else 0)
     storage = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return storage, dict(zip(shapes, [start, *(start + end for end in ends)], strict=False))
+    return _placed(storage, dict(zip(shapes, [start, *(start + end for end in ends)], strict=False)), model)
+
+
+def _placed(content: Tensor, offsets: Mapping[str, int], model: ModelFile) -> TableStorage:
+    entries = model.tables.items()
+    return TableStorage(content, {name: MappedTable(e.rows, e.dim, e.bits, offsets[name]) for name, e in entries})
 
 
 def _check_tables(model: ModelFile, found: Mapping[str, tuple[torch.dtype | None, list[int]]]) -> None:

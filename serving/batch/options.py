@@ -16,8 +16,8 @@ class JobOptions(BaseModel):
         logits: Add a column ``<task>:logit`` per task.
         candidates: A table of candidates that fits in memory. Each row of the input is then a user, who is scored with
             every candidate. Invalid values are null.
-        top_k: Keep only so many candidates per user, those with the highest ``score``, or
-            prediction of the first task without one.
+        top_k: Keep only so many candidates per user, those with the highest ``score``; without a formula, with the
+            highest prediction of the first task.
         warn_unknown: Share of unknown values of a feature, or of nulls of a joined column, from which the job warns.
         max_unknown: Share above which the job fails when all parts are scored. The same job with a larger limit then
             succeeds at once: these two limits do not make a different job.

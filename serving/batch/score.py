@@ -50,8 +50,8 @@ def score(
         logits: Add a column ``<task>:logit`` per task.
         candidates: A table of candidates that fits in memory. Each row of ``source`` is then a user, who is scored with
             every candidate.
-        top_k: Keep only so many candidates per user, those with the highest ``score``, or
-            prediction of the first task without one.
+        top_k: Keep only so many candidates per user, those with the highest ``score``; without a formula, with the
+            highest prediction of the first task.
         warn_unknown: Share of unknown values of a feature, or of nulls of a joined column, from which a
             :class:`data_pipelines.errors.Notice` is issued.
         max_unknown: Share above which the job fails. The same call with a larger limit keeps what is scored.

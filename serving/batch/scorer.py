@@ -8,7 +8,7 @@ Letters: B rows of a batch, T tasks.
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -230,15 +230,12 @@ class Scorer:
         If the artifact uses int8 or bfloat16, or the GPU computes bfloat16 in hardware, all products that are not int8
         are in bfloat16.
         """
-        model, on_gpu = self.artifact.model, self.device.type != "cpu"
-        reduced = model.precision == "bf16" or model.activations is not None
-        if on_gpu:
-            reduced = computes_bf16(self.device)
-        with ExitStack() as stack:
-            if on_gpu:
-                stack.enter_context(torch.cuda.stream(self._stream()))
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=reduced))
+        stream: AbstractContextManager[Any] = nullcontext()
+        if self.device.type == "cpu":
+            reduced = self.artifact.model.precision == "bf16" or self.artifact.model.activations is not None
+        else:
+            stream, reduced = torch.cuda.stream(self._stream()), computes_bf16(self.device)
+        with stream, torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
             yield
 
     def _stream(self) -> torch.cuda.Stream:
@@ -249,7 +246,7 @@ class Scorer:
         return stream
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """(B,) predictions by task and what is computed from them, from logits (:class:`Outputs`)."""
+        """(B,) values by column, from logits: the artifact's :class:`~serving.artifact.outputs.Outputs`."""
         return self.artifact.outputs(logits_BT)
 
     def check_finite(self, logits_NT: NDArray[np.float32], rows_N: NDArray[np.integer[Any]]) -> None:

@@ -39,9 +39,7 @@ class ValueCounts(BaseModel):
     def observe(self, schema: Schema, batch: Batch) -> None:
         """Count the ids of encoded rows."""
         for feature in schema.sparse:
-            keyed = batch.weighted if feature.weighted else batch.sparse
-            assert keyed is not None
-            ids = keyed[feature.name].values()
+            ids = batch.bags(feature).values()
             given = int((ids != NULL_ID).sum())
             beyond = int((ids >= schema.table(feature.table).reserved).sum())
             self.values[feature.name] = self.values.get(feature.name, 0) + given

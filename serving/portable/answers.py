@@ -1,4 +1,4 @@
-"""From logits to the fields of a scored row, as :class:`serving.artifact.outputs.Outputs` does it.
+"""From logits to the fields of a scored row, with the calibrations as ``model.json`` holds them.
 
 Letters: B rows, T tasks.
 """
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.columns import chains_of, columns
 from serving.formula import SCORE, Formula
 from serving.portable.files import Floats, PortableError
 from serving.portable.network import sigmoid
@@ -20,14 +21,14 @@ class Answers:
         model: The content of ``model.json``: its ``tasks``, the formula of the ``score``, and ``conditional``.
 
     Raises:
-        ValueError: The formula is invalid.
+        ValueError: The formula is invalid, or tasks come after each other in a circle.
     """
 
     def __init__(self, model: Mapping[str, Any]) -> None:
         self._tasks = {task["name"]: task for task in model["tasks"]}
         self._conditional = bool(model["conditional"])
         self._score = None if model["score"] is None else Formula.parse(model["score"], list(self._tasks))
-        self._chains = chains_of(self._tasks)
+        self._chains = chains_of({name: task["after"] for name, task in self._tasks.items()})
 
     def __call__(self, logits_BT: Floats) -> dict[str, Floats]:
         """(B,) values by field.
@@ -36,34 +37,10 @@ class Answers:
             PortableError: The formula of the score is NaN or infinite for a row.
         """
         alone = {name: predict(task, logits_BT[:, at]) for at, (name, task) in enumerate(self._tasks.items())}
-        found = {name: np.minimum.reduce([alone[first] for first in chain]) for name, chain in self._chains.items()}
-        values = dict(found)
-        for name, (_, *firsts) in self._chains.items():
-            if self._conditional and firsts:
-                whole_B = np.maximum(found[firsts[0]], np.finfo(np.float32).tiny)
-                values[f"{name}:conditional"] = found[name] / whole_B
-        if self._score is not None:
-            values[SCORE] = self._score(found)
-            if not np.isfinite(values[SCORE]).all():
-                raise PortableError(f"the score {self._score.text!r} is NaN or infinite for a row: export another one.")
-        return values
-
-
-def chains_of(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """For each task: its name, and those of all tasks without which it does not happen, the nearest first.
-
-    Raises:
-        PortableError: They come after each other in a circle.
-    """
-    found = {}
-    for name in tasks:
-        chain = [name]
-        while (first := tasks[chain[-1]]["after"]) is not None:
-            if first in chain:
-                raise PortableError(f"the tasks {', '.join(chain)} come after each other in a circle: export again.")
-            chain.append(first)
-        found[name] = chain
-    return found
+        found = columns(alone, self._chains, conditional=self._conditional, score=self._score)
+        if self._score is not None and not np.isfinite(found[SCORE]).all():
+            raise PortableError(f"the score {self._score.text!r} is NaN or infinite for a row: export another one.")
+        return found
 
 
 def predict(task: Mapping[str, Any], logits_B: Floats) -> Floats:

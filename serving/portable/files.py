@@ -16,6 +16,8 @@ Floats = NDArray[np.float32]
 
 FORMAT = 2
 MODEL, TABLES, DENSE, GRAPH = "model.json", "tables.safetensors", "dense.safetensors", "model.onnx"
+IDS, NUMBERS, LOGITS = "ids.", "dense", "logits"
+"""Inputs and output of the graph that this package computes; the ids of a feature are ``ids.<feature>``."""
 _LARGEST_HEADER = 1 << 24
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 

@@ -16,12 +16,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from serving.portable.answers import chains_of
-from serving.portable.files import DENSE, TABLES, places
+from serving.columns import chains_of
+from serving.portable.files import DENSE, IDS, LOGITS, NUMBERS, TABLES, places
 from serving.portable.onnx_nodes import Graph
 
-IDS, NUMBERS, LOGITS, PREDICTIONS = "ids.", "dense", "logits", "predictions"
-"""Names of inputs and outputs; the ids of a feature are ``ids.<feature>``."""
+PREDICTIONS = "predictions"
 _EPSILON = 1e-5
 
 
@@ -169,9 +168,8 @@ class _Network:
 
     def _standardized(self, numbers: str) -> str:
         graph = self._graph
-        size = graph(
-            "Abs", graph("Cast", numbers, to=TensorProto.DOUBLE)
-        )  # ONNX has no log1p: in float64, log is enough
+        # ONNX has no log1p; in float64, log is exact enough.
+        size = graph("Abs", graph("Cast", numbers, to=TensorProto.DOUBLE))
         log = graph("Cast", graph("Log", graph("Add", size, graph.constant([1], np.float64))), to=TensorProto.FLOAT)
         centred = graph("Sub", graph("Mul", graph("Sign", numbers), log), graph.dense("standardize.mean_D"))
         return graph("Div", centred, graph.dense("standardize.deviation_D"))
@@ -292,8 +290,8 @@ def _predictions(graph: Graph, tasks: Sequence[Mapping[str, Any]]) -> str:
                 x = graph("Sigmoid" if task["kind"] == "binary" else "Exp", x)
         columns.append(graph("Cast", x, to=TensorProto.FLOAT))
     places = {task["name"]: at for at, task in enumerate(tasks)}
-    chains = [[places[name] for name in chain] for chain in chains_of({task["name"]: task for task in tasks}).values()]
-    return graph.concat(graph("Min", *(columns[t] for t in chain)) for chain in chains)
+    chains = chains_of({task["name"]: task["after"] for task in tasks}).values()
+    return graph.concat(graph("Min", *(columns[places[name]] for name in chain)) for chain in chains)
 
 
 def interpolated(graph: Graph, x_B1: str, knots: Sequence[float], values: Sequence[float]) -> str:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.portable.features import Bags
-from serving.portable.files import GRAPH, Floats, PortableError
+from serving.portable.files import GRAPH, IDS, LOGITS, NUMBERS, Floats, PortableError
 
-_IDS, _NUMBERS, _PADDING = "ids.", "dense", -1
+_PADDING = -1
 
 
 class OnnxSession:
@@ -44,11 +44,11 @@ class OnnxSession:
     def __call__(self, bags: Mapping[str, Bags], dense_BD: Floats) -> Floats:
         """(B, T) float32 logits."""
         inputs = {
-            name: dense_BD if name == _NUMBERS else self._ids(bags[name.removeprefix(_IDS)], rank)
+            name: dense_BD if name == NUMBERS else self._ids(bags[name.removeprefix(IDS)], rank)
             for name, rank in self._ranks.items()
         }
         try:
-            logits_BT: Floats = self._session.run(["logits"], inputs)[0]
+            logits_BT: Floats = self._session.run([LOGITS], inputs)[0]
         except Exception as error:
             raise PortableError(f"{self._path} cannot be computed ({_first_line(error)}): export it again.") from None
         return logits_BT

@@ -18,7 +18,6 @@ from data_pipelines.features.kinds.base import Feature
 from data_pipelines.features.kinds.id import IdFeature
 from data_pipelines.features.kinds.number import NumberFeature
 from data_pipelines.features.vocabulary import Slots
-from models.codecs.quantization import row_bytes
 from models.layers.activations import KWinners
 from models.layers.gates import open_share
 from models.layers.interactions.base import Interaction
@@ -178,11 +177,8 @@ def _dense(artifact: Artifact, name: str) -> dict[str, Any]:
 
 def _rows(artifact: Artifact) -> dict[str, Tensor]:
     """(R, W) uint8 of each table."""
-    stored, found = artifact.weights, {}
-    for name, entry in artifact.model.tables.items():
-        start, width = stored.offsets[name], row_bytes(entry.dim, entry.bits)
-        found[name] = stored.storage[start : start + entry.rows * width].view(entry.rows, width).clone()
-    return found
+    stored = artifact.weights.rows
+    return {name: stored.rows_of(name).clone() for name in stored.tables}
 
 
 def _tensors(artifact: Artifact, ranker: Ranker) -> dict[str, Tensor]:

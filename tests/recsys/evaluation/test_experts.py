@@ -94,7 +94,7 @@ def test_experts_are_named_by_values_of_ids_and_by_how_often_they_were_seen(data
     assert "2 to 3" in found.filter(expert=2, feature="events in past")["value"]
 
 
-def test_experts_are_named_by_numbers_hours_and_key_columns(dataset: Dataset) -> None:
+def test_experts_are_named_by_numbers_hours_and_key_columns(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Routing by price: the ends of its scale, as the router reads a number."""
     ranker = _ranker(dataset, "price")
     ranker.standardize.mean_D.fill_(0.7)
@@ -103,20 +103,21 @@ def test_experts_are_named_by_numbers_hours_and_key_columns(dataset: Dataset) ->
     assert "from 0% to 10% of its rows" in found.filter(expert=2)["value"]
 
     keys = dataset.keys("test")
-    _route(ranker, keys["time"].dt.hour().is_between(12, 13))
+    _route(monkeypatch, ranker, keys["time"].dt.hour().is_between(12, 13))
     named = expert_values(ranker, dataset, "test").filter(expert=1)
     assert set(named.filter(feature="hour")["value"]) == {"12", "13"}
-    _route(ranker, keys["shop"] == "north")
+    _route(monkeypatch, ranker, keys["shop"] == "north")
     named = expert_values(ranker, dataset, "test").filter(expert=1)
     assert named.filter(feature="shop")["value"].to_list() == ["north"]
 
 
-def _route(ranker: Ranker, chosen: pl.Series) -> None:
+def _route(monkeypatch: pytest.MonkeyPatch, ranker: Ranker, chosen: pl.Series) -> None:
     """Send the ``chosen`` rows of a split of one batch to expert 1, and the others to expert 0."""
     chosen_N = torch.from_numpy(chosen.to_numpy())
     rows_E = torch.tensor([int((~chosen_N).sum()), int(chosen_N.sum()), 0], dtype=torch.int32)
     router = routers(ranker)["tower.mixtures.0.router"]
-    router.forward = lambda _: (torch.ones(len(chosen_N), 1), chosen_N.long().unsqueeze(1), rows_E)  # type: ignore[method-assign]
+    routed = torch.ones(len(chosen_N), 1), chosen_N.long().unsqueeze(1), rows_E
+    monkeypatch.setattr(router, "forward", lambda _: routed)
 
 
 def test_gains_compare_an_expert_with_the_next_best_choice(dataset: Dataset) -> None:
