@@ -142,6 +142,12 @@ class Batch:
     def __len__(self) -> int:
         return self.dense.shape[0]
 
+    def keyed(self, *, weighted: bool) -> KeyedJaggedTensor:
+        """Bags of the weighted features, or of the others."""
+        bags = self.weighted if weighted else self.sparse
+        assert bags is not None
+        return bags
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, ``rows`` left on the CPU.
 
@@ -157,9 +163,7 @@ class Batch:
 
     def bags(self, feature: SparseSpec) -> JaggedTensor:
         """The bags of a sparse feature."""
-        keyed = self.weighted if feature.weighted else self.sparse
-        assert keyed is not None
-        return keyed[feature.name]
+        return self.keyed(weighted=feature.weighted)[feature.name]
 
     def of_sample(self, logits_BT: Tensor) -> Tensor:
         """The logits of the labels of this batch, from those of the ranker (log-q correction).

@@ -51,9 +51,7 @@ class PlainTables(nn.Module):
         }
         batch = IdChanges.of(batch).change(redirects).batch(self.lookup_plan.mean_weighted)
         for lookup in self.lookup_plan.lookups:
-            kjt = batch.weighted if lookup.weighted else batch.sparse
-            assert kjt is not None
-            bags = kjt[lookup.feature]
+            bags = batch.keyed(weighted=lookup.weighted)[lookup.feature]
             rows_Ld = nn.functional.embedding(bags.values().long(), self._rows[self._names[lookup.table]])
             if lookup.table in self._factors:
                 rows_Ld = rows_Ld @ self._factors[lookup.table]

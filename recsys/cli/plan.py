@@ -96,8 +96,8 @@ def _sizes(
         raise UserError(f"--values and --length are for a plan without a data set: leave them out, or {dataset}.")
     data = Dataset.open(dataset, verify="sizes")
     batch = next(iter(Loader(data, "train", batch_size=experiment.train.batch_size)))
-    bags = [kjt for kjt in (batch.sparse, batch.weighted) if kjt is not None]
-    return data.schema, {key: kjt[key].values().numel() / len(batch) for kjt in bags for key in kjt.keys()}  # noqa: SIM118
+    ids = {spec.name: batch.bags(spec).values().numel() for spec in data.schema.sparse}
+    return data.schema, {name: count / len(batch) for name, count in ids.items()}
 
 
 def _tables_and_ranks(plan: "PaperPlan", ranks: int) -> dict[str, Any]:

@@ -149,8 +149,7 @@ class QuantizedTables(nn.Module):
         batch = IdChanges.of(batch).batch(self.lookup_plan.mean_weighted)
         for call in self._calls:
             first = call.lookups[0]
-            kjt = batch.weighted if first.weighted else batch.sparse
-            assert kjt is not None
+            kjt = batch.keyed(weighted=first.weighted)
             assert kjt.keys()[call.start] == first.feature
             offsets = kjt.offsets()[call.start * len(batch) : (call.start + len(call.lookups)) * len(batch) + 1]
             if first.pooling is PoolingMode.NONE:

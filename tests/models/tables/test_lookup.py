@@ -23,7 +23,7 @@ def randomise(tables: SparseTables) -> dict[str, torch.Tensor]:
 
 
 def loop_reference(batch: Batch, spec: SparseSpec, config: TablesConfig, weight_Rd: torch.Tensor) -> torch.Tensor:
-    column = (batch.weighted if spec.weighted else batch.sparse)[spec.name]
+    column = batch.bags(spec)
     weights = column.weights() if spec.weighted else torch.ones(len(column.values()))
     rows = []
     for start, stop in zip(column.offsets()[:-1], column.offsets()[1:], strict=True):

@@ -192,9 +192,9 @@ def test_a_byte_budget_spares_the_tables_that_are_looked_up() -> None:
     by_hand = torch.zeros(weights.schema.tables[0].rows)
     for batch in batches:
         for feature in weights.schema.sparse:
-            bags = batch.weighted if feature.weighted else batch.sparse
             if feature.table == weights.schema.tables[0].name:
-                by_hand += torch.bincount(bags[feature.name].values().long(), minlength=len(by_hand))
+                bags = batch.bags(feature)
+                by_hand += torch.bincount(bags.values().long(), minlength=len(by_hand))
     assert torch.equal(counts[weights.schema.tables[0].name], by_hand)
     lever = Quantization(QuantizationConfig(byte_budget=sum(t.numel() for t in weights.tables.values())))
     lever.calibrate(weights, batches, ["binary", "binary"])
