@@ -4,13 +4,14 @@ Letters: B rows of a batch, L events of all rows, C width of one event (its colu
 N candidates of one history.
 """
 
+from itertools import pairwise
 from typing import cast
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
 
-from models.layers.histories.jagged import row_numbers
+from models.layers.histories.jagged import Rows
 from models.products import Linear, linear
 from models.tables.lookup import pool_rows
 from models.tables.poolings import HistoryPooling, register_pooling
@@ -46,18 +47,15 @@ class TargetAttention(HistoryPooling):
 
     def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C) weighted sums of the events; zeros where a row has none."""
-        offsets = offsets.long()
-        row_L = row_numbers(offsets)
-        product_LQ = candidate_BQ.index_select(0, row_L) * events_LC[:, : self.query]
+        rows = Rows.of(offsets.long())
+        product_LQ = candidate_BQ.index_select(0, rows.row_L) * events_LC[:, : self.query]
         hidden_LH = self.event(torch.cat([events_LC, product_LQ], 1))
-        hidden_LH = hidden_LH + self.candidate(candidate_BQ).index_select(0, row_L)
-        hidden_LH = hidden_LH + self._positions(offsets)
-        return pool_rows(self.score(hidden_LH).float() * events_LC, offsets, PoolingMode.SUM)
+        hidden_LH = hidden_LH + self.candidate(candidate_BQ).index_select(0, rows.row_L)
+        hidden_LH = hidden_LH + self._positions(rows)
+        return pool_rows(self.score(hidden_LH).float() * events_LC, rows.offsets, PoolingMode.SUM)
 
-    def _positions(self, offsets: Tensor) -> Tensor:
-        from_newest_L = offsets[1:].index_select(0, row_numbers(offsets)) - 1
-        from_newest_L = from_newest_L - torch.arange(len(from_newest_L), device=offsets.device)
-        return cast(Tensor, self.position(from_newest_L.clamp(max=_POSITIONS - 1)))
+    def _positions(self, rows: Rows) -> Tensor:
+        return cast(Tensor, self.position(rows.from_newest_L.clamp(max=_POSITIONS - 1)))
 
     def work(self, events: int) -> dict[str, int]:
         """As of the base, but the candidate is projected once."""
@@ -65,11 +63,11 @@ class TargetAttention(HistoryPooling):
 
     def pool_candidates(self, candidate_BNQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """Terms without the candidate are computed once; products in pieces that fit into the cache."""
-        offsets = offsets.long()
+        rows = Rows.of(offsets.long())
         event_weight_HC, product_weight_HQ = self.event.weight.tensor_split((events_LC.shape[1],), 1)
-        alone_LH = linear(events_LC, event_weight_HC, self.event.bias) + self._positions(offsets)
+        alone_LH = linear(events_LC, event_weight_HC, self.event.bias) + self._positions(rows)
         pooled = []
-        for b, (start, stop) in enumerate(zip(offsets.tolist(), offsets[1:].tolist(), strict=False)):
+        for b, (start, stop) in enumerate(pairwise(rows.offsets.tolist())):
             own_LC, own_LH = events_LC[start:stop], alone_LH[start:stop]
             for piece_NQ in torch.split(candidate_BNQ[b], max(1, _CACHED_EVENTS // max(1, stop - start))):
                 product_NLQ = piece_NQ.unsqueeze(1) * own_LC[:, : self.query]

@@ -101,13 +101,16 @@ class Blocks:
         start_M = offsets[row_M] + number_M * window
         length_M = (offsets[row_M + 1] - start_M).clamp(max=window)
         group_M = 2 * _length_class(length_M) + (number_M > 0)
-        order_M, sizes = group_M.argsort(stable=True), torch.bincount(group_M).tolist()
+        size_G = torch.bincount(group_M)
+        longest_G = torch.zeros_like(size_G).scatter_reduce(0, group_M, length_M, "amax")
+        sizes, longest = torch.stack([size_G, longest_G]).tolist()  # together: each read waits for a GPU
+        order_M = group_M.argsort(stable=True)
         base_M, done = torch.empty_like(start_M), 0
         blocks, events, contexts = [], [offsets[:0]], [offsets[:0]]
         for group, members in enumerate(torch.split(order_M, sizes)):
             if not len(members):
                 continue
-            block = Block(len(members), int(length_M[members].max()), window if group % 2 else 0)
+            block = Block(len(members), longest[group], window if group % 2 else 0)
             steps_K = torch.arange(-block.earlier, block.length, device=device)
             last_R1 = (start_M[members] + length_M[members] - 1).unsqueeze(1)
             context_RK = torch.minimum(start_M[members].unsqueeze(1) + steps_K, last_R1)

@@ -144,7 +144,7 @@ class AttentionLayer(nn.Module, ABC):
         """(L, H) what events get from events, in parts that fit into the cache.
 
         The scores of a part are computed a second time for its gradient: to store those of all parts takes more memory
-        than everything else in a ranker, and hardly less time.
+        than everything else in a ranker, and saves little time.
         """
         parts = [part for block in blocks.blocks for part in _parts(block)]
         sizes, context_sizes = [p.pieces * p.length for p in parts], [p.pieces * p.context for p in parts]

@@ -2,17 +2,11 @@
 
 import pytest
 import torch
+from history_examples import LENGTHS, make_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.histories import TargetAttention, attention
-
-LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
-
-
-def _events(lengths: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    return torch.randn(sum(lengths), width), offsets
 
 
 @settings(max_examples=30, deadline=None)
@@ -22,7 +16,7 @@ def test_attention_weighs_each_event_by_itself_and_the_candidate(lengths):
     torch.manual_seed(1)
     pooling = TargetAttention(4, 2)
     torch.nn.init.normal_(pooling.position.weight)
-    events_LC, offsets = _events(lengths, 6)
+    events_LC, offsets = make_events(lengths, 6)
     candidate_BQ = torch.randn(len(lengths), 4)
     expected_BC = torch.zeros(len(lengths), 6)
     for b, candidate_Q in enumerate(candidate_BQ):
@@ -37,7 +31,7 @@ def test_attention_weighs_each_event_by_itself_and_the_candidate(lengths):
 def test_several_candidates_of_a_history_attend_as_each_alone(lengths, candidates, cached):
     torch.manual_seed(1)
     pooling = TargetAttention(4, 2)
-    events_LC, offsets = _events(lengths, 6)
+    events_LC, offsets = make_events(lengths, 6)
     candidate_BNQ = torch.randn(len(lengths), candidates, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_CACHED_EVENTS", cached)

@@ -1,23 +1,17 @@
 """Histories in one tensor against loops over rows."""
 
 import torch
+from history_examples import LENGTHS, make_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.histories.jagged import Blocks, Rows, last_event
 
-LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
-
-
-def _events(lengths: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    return torch.randn(sum(lengths), width), offsets
-
 
 @settings(max_examples=30, deadline=None)
 @given(lengths=LENGTHS)
 def test_last_is_the_newest_event_of_each_row(lengths):
-    events_LC, offsets = _events(lengths, 3)
+    events_LC, offsets = make_events(lengths, 3)
     pooled_BC = last_event(events_LC, offsets)
     for b, length in enumerate(lengths):
         expected_C = events_LC[offsets[b + 1] - 1] if length else torch.zeros(3)
