@@ -5,6 +5,7 @@ Letters: B rows of a batch, D width of the enriched features, W width of the tow
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -152,15 +153,9 @@ def task_losses(
     present_BT = ~labels_BT.isnan()
     labels_BT = torch.where(present_BT, labels_BT, 0.0)
     logits_BT = logits_BT.float()
-    losses: dict[TaskKind, Callable[..., Tensor]] = {
-        "binary": F.binary_cross_entropy_with_logits,
-        "regression": F.mse_loss,
-        "count": _half_poisson_deviance,
-        "duration": weighted_logistic,
-    }
     per_row_BT = torch.stack(
         [
-            losses[kind](logits_B, labels_B, reduction="none")
+            _LOSSES[kind](logits_B, labels_B)
             for kind, logits_B, labels_B in zip(kinds, logits_BT.unbind(1), labels_BT.unbind(1), strict=True)
         ],
         1,
@@ -170,7 +165,7 @@ def task_losses(
     return torch.where(present_BT, per_row_BT, 0.0).sum(0) / present_BT.sum(0).clamp(min=1)
 
 
-def weighted_logistic(logits_B: Tensor, amounts_B: Tensor, *, reduction: str = "none") -> Tensor:
+def weighted_logistic(logits_B: Tensor, amounts_B: Tensor) -> Tensor:
     """The loss of amounts from 0, such as seconds watched, whose expected value is the odds ``exp(logit)``.
 
     Each row counts once as a negative, and as many times as a positive as its amount says. The odds of positives are
@@ -180,12 +175,18 @@ def weighted_logistic(logits_B: Tensor, amounts_B: Tensor, *, reduction: str = "
     Args:
         logits_B: The log of the expected amount.
         amounts_B: From 0.
-        reduction: ``none`` only.
     """
-    assert reduction == "none"
     return amounts_B * F.softplus(-logits_B) + F.softplus(logits_B)
 
 
-def _half_poisson_deviance(logits_B: Tensor, counts_B: Tensor, *, reduction: str = "none") -> Tensor:
+def _half_poisson_deviance(logits_B: Tensor, counts_B: Tensor) -> Tensor:
     best_B = torch.xlogy(counts_B, counts_B) - counts_B
-    return F.poisson_nll_loss(logits_B, counts_B, reduction=reduction) + best_B
+    return F.poisson_nll_loss(logits_B, counts_B, reduction="none") + best_B
+
+
+_LOSSES: dict[TaskKind, Callable[[Tensor, Tensor], Tensor]] = {
+    "binary": partial(F.binary_cross_entropy_with_logits, reduction="none"),
+    "regression": partial(F.mse_loss, reduction="none"),
+    "count": _half_poisson_deviance,
+    "duration": weighted_logistic,
+}

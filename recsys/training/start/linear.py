@@ -48,13 +48,15 @@ class _Link:
     inverse: Callable[[float], float]
 
 
+def _log_mean(mean: float) -> float:
+    return float(np.log(max(mean, 1e-9)))
+
+
 _LINKS: dict[TaskKind, _Link] = {
     "binary": _Link(lambda z, y: np.logaddexp(0, z) - y * z, expit, lambda mean: float(np.log(mean / (1 - mean)))),
     "regression": _Link(lambda z, y: 0.5 * np.square(z - y), lambda z: z, lambda mean: mean),
-    "duration": _Link(
-        lambda z, y: y * np.logaddexp(0, -z) + np.logaddexp(0, z), np.exp, lambda mean: float(np.log(max(mean, 1e-9)))
-    ),
-    "count": _Link(lambda z, y: np.exp(z) - y * z, np.exp, lambda mean: float(np.log(max(mean, 1e-9)))),
+    "count": _Link(lambda z, y: np.exp(z) - y * z, np.exp, _log_mean),
+    "duration": _Link(lambda z, y: y * np.logaddexp(0, -z) + np.logaddexp(0, z), np.exp, _log_mean),
 }
 
 
