@@ -1,7 +1,7 @@
 """Which memory a table is kept in on a GPU: that of the card, or that of the machine with or without a cache.
 
 FBGEMM reads a table in the machine's memory through unified memory (UVM), over the bus. A cache on the card holds the
-rows in use, which suits ids of which few are frequent.
+rows in use, which suits tables with few frequent ids.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.types import ParameterSharding, ShardingPlan
 
+from models.sharding.quiet import quiet
 from models.tables.config import Memory, TablesConfig
 from models.tables.plan import TableLayout
 
@@ -46,9 +47,9 @@ def memory_of(kernel: str, device: str) -> Memory:
     return next((memory for memory, known in _KERNELS.items() if known.value == kernel), "hbm")
 
 
-def card_bytes(memory: Memory, weights: int, state: int) -> int:
-    """Bytes on the card of a table with so many bytes of weights and of optimizer state."""
-    return {"cached": int(weights * CACHED_SHARE), "host": 0}.get(memory, weights + state)
+def card_bytes(memory: Memory, weights: int, total: int) -> int:
+    """Bytes on the card of a table: ``weights`` bytes of weights, ``total`` with the optimizer state."""
+    return {"cached": int(weights * CACHED_SHARE), "host": 0}.get(memory, total)
 
 
 def topology(world_size: int, device: str, ranks_per_node: int, bytes_per_rank: int) -> Topology:
@@ -58,10 +59,12 @@ def topology(world_size: int, device: str, ranks_per_node: int, bytes_per_rank: 
         bytes_per_rank: Memory of a rank: of its card with ``cuda``, which also takes its share of this machine's.
     """
     memory = int(bytes_per_rank * (1 - RESERVED))
-    if device != "cuda":
-        return Topology(world_size, device, local_world_size=ranks_per_node, ddr_cap=memory)
-    host = int(memory_per_rank(torch.device("cpu"), ranks_per_node) * (1 - RESERVED))
-    return Topology(world_size, device, local_world_size=ranks_per_node, hbm_cap=memory, ddr_cap=host)
+    caps = {"ddr_cap": memory}
+    if device == "cuda":
+        host = int(memory_per_rank(torch.device("cpu"), ranks_per_node) * (1 - RESERVED))
+        caps = {"hbm_cap": memory, "ddr_cap": host}
+    with quiet():
+        return Topology(world_size, device, local_world_size=ranks_per_node, **caps)
 
 
 def memory_per_rank(device: torch.device, ranks_per_node: int) -> int:
@@ -80,15 +83,16 @@ def memory_notes(
     plan: ShardingPlan, layouts: Iterable[TableLayout], config: TablesConfig, device: str
 ) -> Iterator[str]:
     """A sentence for every table that the planner keeps off the card, and one if ``memory`` is set without a card."""
-    asked = {name: table.memory for name, table in config.tables.items() if table.memory != "auto"}
-    if asked and device != "cuda":
-        yield f"model.tables.{min(asked)}.memory has no effect on a CPU: all tables are in the machine's memory."
+    asked = {name for name, table in config.tables.items() if table.memory != "auto"}
+    if device != "cuda":
+        if asked:
+            yield f"model.tables.{min(asked)}.memory has no effect on a CPU: all tables are in the machine's memory."
         return
-    placed = placements(plan)
+    memories = {key: memory_of(placed.compute_kernel, device) for key, placed in placements(plan).items()}
     for layout in layouts:
-        moved = layout.key in placed and memory_of(placed[layout.key].compute_kernel, device) in ("cached", "host")
-        if device == "cuda" and moved and layout.vocabulary not in asked:
-            cache = "" if memory_of(placed[layout.key].compute_kernel, device) == "host" else ", with a cache on it"
+        memory = memories.get(layout.key, "hbm")
+        if memory in ("cached", "host") and layout.vocabulary not in asked:
+            cache = ", with a cache on it" if memory == "cached" else ""
             yield (
                 f"table {layout.name!r} ({layout.rows:,} x {layout.dim}) does not fit on the card with the other "
                 f"tables: its rows are in the machine's memory{cache} (model.tables.{layout.vocabulary}.memory)."

@@ -12,7 +12,7 @@ from torchrec.distributed.types import ParameterSharding
 from data_pipelines.batch import Schema
 from models.ranker import Ranker, RankerConfig
 from models.sharding.memory import card_bytes, memory_notes, memory_of, placements, topology
-from models.sharding.sharding import TableOptimizerConfig, TableRule, choose_plan, constraints, quiet
+from models.sharding.sharding import TableOptimizerConfig, TableRule, choose_plan, constraints
 from models.tables.config import Memory
 from models.tables.lookup import SparseTables
 from models.tables.plan import TableLayout
@@ -92,9 +92,7 @@ def draw_plan(
     tables = ranker.tables
     assert isinstance(tables, SparseTables)
     limits = constraints(tables.layouts, config, optimizer, ranks, device)
-    with quiet():
-        places = topology(ranks, device, ranks_per_node, bytes_per_rank)
-    plan = choose_plan(ranker, limits, places)
+    plan = choose_plan(ranker, limits, topology(ranks, device, ranks_per_node, bytes_per_rank))
     placed_by_key = placements(plan)
     placed = [
         _place(layout, placed_by_key[layout.key], optimizer.of(layout), ranks, device, batch_size, ids_per_row)
@@ -146,10 +144,7 @@ def _place(
         sent = _traffic(
             layout, sharding, columns, ranks, batch_size, sum(ids_per_row[name] for name in layout.features)
         )
-    on_card = [
-        card_bytes(memory, size, total - size) if device == "cuda" else 0
-        for size, total in zip(weights, held, strict=True)
-    ]
+    on_card = [card_bytes(memory, size, total) for size, total in zip(weights, held, strict=True)]
     return PlacedTable(
         layout.name, layout.rows, layout.dim, sharding, memory, sum(held), tuple(held), tuple(on_card), tuple(sent)
     )

@@ -1,10 +1,7 @@
 """A ranker sharded over ranks: the plan of its tables, their optimizers, and ``DistributedModelParallel`` around it."""
 
-import logging
 import os
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -28,6 +25,7 @@ from models.moe.expert_parallel import shard_experts
 from models.moe.experts import mixtures
 from models.ranker import Ranker
 from models.sharding.memory import kernels_of, memory_per_rank, topology
+from models.sharding.quiet import quiet
 from models.tables.config import TableConfig, TablesConfig
 from models.tables.lazy_adam import LazyAdam
 from models.tables.lookup import SparseTables
@@ -190,8 +188,7 @@ def shard(
     limits = constraints(tables.layouts, ranker.config, optimizer, world_size, device.type)
     if plan is None:
         nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        with quiet():
-            ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
+        ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
         plan = choose_plan(ranker, limits, ranks)
     sharded = _shard_experts(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -297,16 +294,3 @@ def dense_parameters(dmp: nn.Module) -> dict[str, nn.Parameter]:
 
 def _is_fused(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "_in_backward_optimizers")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence messages of planner and sharder that appear at every start and that no user can act on."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.disable(before)
