@@ -37,11 +37,8 @@ class CheckpointWriter:
     def save(self, name: str, tensors: Tensors, state: Mapping[str, Any], *, best: int | None = None) -> None:
         """Write a checkpoint; when it is complete, remove step checkpoints that are neither recent nor the best."""
         text = json.dumps(state)
-        if self._thread is None:
-            self._write(name, tensors, text, best)
-            return
         self.wait()
-        if not self._has_room(tensors):
+        if self._thread is None or not self._has_room(tensors):
             self._write(name, tensors, text, best)
             return
         copies = {key: copied(tensor) for key, tensor in tensors.items()}

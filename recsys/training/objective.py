@@ -32,6 +32,7 @@ class Objective:
         config: Precision, the kind of loss, and the share of ids that are read as unknown.
         dataset: Its tasks, with their kinds and weights, and the mean weight of the rows of its train split.
         schema: The encoded features of the batches.
+        state: The ranker and its levers.
         device: Where the ranker is.
         before_capture: Waits until no other thread uses the GPU.
     """
@@ -41,9 +42,10 @@ class Objective:
         config: TrainConfig,
         dataset: Dataset,
         schema: Schema,
+        state: ModelState,
         device: torch.device,
         *,
-        before_capture: Callable[[], None] = lambda: None,
+        before_capture: Callable[[], None],
     ) -> None:
         tasks = dataset.config.tasks.values()
         self._kinds = [task.kind for task in tasks]
@@ -58,23 +60,25 @@ class Objective:
         self._mean_T = torch.tensor(means, dtype=torch.float32, device=device)
         self._loss = config.loss
         self._unknown = UnknownIds(config.unknown, schema)
-        self._device = device
-        self._rows, self._before_capture = config.batch_size, before_capture
+        self._state, self._device = state, device
+        self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         self._captured: CapturedLoss | None = None
         # Losses that compare rows choose rows by their labels, so their sizes change from batch to batch.
-        self._may_capture = config.cuda_graphs and device.type == "cuda" and not any(self._replaced)
-        self._half = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+        may = config.cuda_graphs and device.type == "cuda" and not any(self._replaced)
+        if may and may_capture(state.ranker, state.levers, half=self._half):
+            self._captured = CapturedLoss(
+                state.ranker, self._tail, rows=config.batch_size, half=self._half, before=before_capture
+            )
 
-    def loss(self, state: ModelState, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """The scalar loss of ``batch``: weighted task losses, the balance of experts, and the levers' penalties."""
         batch = batch.to(self._device)
         assert batch.labels is not None
-        ids = IdChanges(batch)
+        ids, state = IdChanges(batch), self._state
         self._unknown(ids)
-        captured = self._captured_of(state)
-        if captured is not None and captured.takes(batch):
+        if self._captured is not None and self._captured.takes(batch):
             looked_up = state.ranker.look_up(ids)
-            loss = captured.loss(looked_up, batch)
+            loss = self._captured.loss(looked_up, batch)
             if loss is not None:
                 return loss
             with self._autocast():
@@ -91,16 +95,6 @@ class Objective:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._half)
-
-    def _captured_of(self, state: ModelState) -> CapturedLoss | None:
-        """The captured loss of ``state``, if there is one; decided once, before the first step."""
-        if self._may_capture:
-            self._may_capture = False
-            if may_capture(state.ranker, state.levers, half=self._half):
-                self._captured = CapturedLoss(
-                    state.ranker, self._tail, rows=self._rows, half=self._half, before=self._before_capture
-                )
-        return self._captured
 
     def _tail(
         self,

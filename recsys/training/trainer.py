@@ -107,19 +107,20 @@ class Trainer:
         self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
         self._batches = DeviceBatches(self.loader, processes.device)
         self._losses = Losses(processes, self._log, self.run.folder)
-        self._objective = Objective(
-            settings,
-            self.dataset,
-            self.loader.schema,
-            processes.device,
-            before_capture=lambda: self._writer.wait(),  # a checkpoint that is written aside is copied from the GPU
-        )
         check_train_labels(self.dataset)
         assert settings.monitor is not None
         self._validation = Validation(self.dataset, settings.monitor, processes)
         self.state = build_state(config, self.loader.schema, processes.device)
         self.total_steps = settings.epochs * len(self.loader)
         self._writer = CheckpointWriter(self.run, processes, keep=settings.keep_checkpoints, aside=aside)
+        self._objective = Objective(
+            settings,
+            self.dataset,
+            self.loader.schema,
+            self.state,
+            processes.device,
+            before_capture=self._writer.wait,  # a checkpoint that is written aside is copied from the GPU
+        )
 
     def fit(self, *, resume: bool = False) -> Result:
         """Train to the end: until all epochs are done, or early stopping.
@@ -176,7 +177,7 @@ class Trainer:
         seed_step(self.config.seed, state.step, self.processes.rank, self.processes.device)
         schedule = self.config.train.schedule
         self.state.scale_rates(schedule_factor(schedule.kind, state.step, schedule.warmup_steps, self.total_steps))
-        loss = self._objective.loss(self.state, batch)
+        loss = self._objective.loss(batch)
         self.state.update(loss, state.step)
         self._losses.add(batch, loss)
         state.step += 1

@@ -64,8 +64,8 @@ def test_a_loss_that_is_nan_is_found_late_with_its_step_and_its_batch(
     with Trainer(config, dataset, tmp_path / "run") as trainer:
         loss = trainer._objective.loss
 
-        def spoilt(state: Any, batch: Any) -> torch.Tensor:
-            return loss(state, batch) * (float("nan") if trainer.train_state.step == 13 else 1.0)
+        def spoilt(batch: Any) -> torch.Tensor:
+            return loss(batch) * (float("nan") if trainer.train_state.step == 13 else 1.0)
 
         monkeypatch.setattr(trainer._objective, "loss", spoilt)
         with pytest.raises(DivergedError, match="at step 13"):
