@@ -108,7 +108,8 @@ def _mixture(shape: tuple[int, int, int], count: int, dtype: torch.dtype, lines:
         mlp_like = "MLP, captured" if "captured" in candidate else "MLP"
         ratio = f"{median[candidate] / median[mlp_like]:.2f}" if mlp_like in median else ""
         lines.append([f"{name}: {candidate}", spread(values), ratio])
-    mine, ratios = median[f"top-{TOP_K}"], {f"{name}: vs MLP": median[f"top-{TOP_K}"] / median["MLP"]}
+    mine = median[f"top-{TOP_K}"]
+    ratios = {f"{name}: vs MLP": mine / median["MLP"]}
     if "MLP, captured" in median and f"top-{TOP_K}, captured" in median:
         ratios[f"{name}: vs MLP, captured"] = median[f"top-{TOP_K}, captured"] / median["MLP, captured"]
     if "all" in median:

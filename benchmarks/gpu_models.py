@@ -241,6 +241,16 @@ def _large_log(folder: Path) -> Path:
     return log
 
 
+def _epoch_rate(trainer: Trainer) -> float:
+    """Rows per second of one epoch, its first step included."""
+    begin, rows = time.perf_counter(), 0
+    for batch in trainer._batches:
+        trainer._step(batch)
+        rows += len(batch)
+    torch.cuda.synchronize()
+    return rows / (time.perf_counter() - begin)
+
+
 def measure_large(folder: Path, lines: Lines) -> dict[str, float]:
     """A table of 100 million rows: start, steps, and a checkpoint, where the disk has room for it."""
     config = large_config(_large_log(folder), LARGE_ROWS, "hbm")
@@ -249,12 +259,7 @@ def measure_large(folder: Path, lines: Lines) -> dict[str, float]:
     with Trainer(config, dataset, folder / "run") as trainer:
         torch.cuda.synchronize()
         found["100 million rows: start, s"] = time.perf_counter() - begin
-        begin, rows = time.perf_counter(), 0
-        for batch in trainer._batches:
-            trainer._step(batch)
-            rows += len(batch)
-        torch.cuda.synchronize()
-        found["100 million rows: rows/s"] = rows / (time.perf_counter() - begin)
+        found["100 million rows: rows/s"] = _epoch_rate(trainer)
         if shutil.disk_usage(folder).free > 1.3 * LARGE_ROWS * DIM * 4:
             begin = time.perf_counter()
             trainer._save()
@@ -269,16 +274,12 @@ def measure_memory(folder: Path, lines: Lines) -> dict[str, float]:
     """The same table on the card, cached, and in the machine's memory."""
     log, found = _large_log(folder), dict[str, float]()
     for memory in ("hbm", "cached", "host"):
-        config, rows = large_config(log, MEMORY_ROWS, memory), 0
+        config, name = large_config(log, MEMORY_ROWS, memory), f"20 million rows, {memory}"
         dataset = prepare(config.data, folder / f"dataset-{memory}")
         with Trainer(config, dataset, folder / memory) as trainer:
-            begin = time.perf_counter()
-            for batch in trainer._batches:
-                trainer._step(batch)
-                rows += len(batch)
-            torch.cuda.synchronize()
-        found[f"20 million rows, {memory}: rows/s"] = rows / (time.perf_counter() - begin)
-        lines.append([f"20 million rows, {memory}", f"{found[f'20 million rows, {memory}: rows/s']:,.0f}", ""])
+            rate = _epoch_rate(trainer)
+        found[f"{name}: rows/s"] = rate
+        lines.append([name, f"{rate:,.0f}", ""])
     return found
 
 
