@@ -1,5 +1,6 @@
 """The schema of a data set that is not there yet, from sizes that the user states."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
@@ -18,12 +19,12 @@ def stated_numbers(option: str, stated: Iterable[str]) -> dict[str, float]:
     """
     numbers: dict[str, float] = {}
     for text in stated:
-        name, equals, number = text.partition("=")
+        name, _, number = text.partition("=")
         try:
             numbers[name] = float(number)
         except ValueError:
-            equals = ""
-        if not equals or not 0 < numbers[name] < float("inf"):
+            numbers[name] = math.nan
+        if not 0 < numbers[name] < math.inf:
             raise UserError(f"{option} {text}: write a name and a positive number, such as user=5e8.")
     return numbers
 
