@@ -3,7 +3,7 @@ arXiv 1804.07931).
 
 The head of such a task gives the logit of its conditional probability. Multiplied with the probability of the task that
 comes first, it is the probability over all rows, which has labels on all rows: a model that learns the conditional
-probability from the rows where the first task happened has seen only these, and scores others all the same.
+probability from the rows where the first task happened has seen only these, but scores all rows.
 
 Letters: B rows of a batch, T tasks.
 """

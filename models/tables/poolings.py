@@ -18,7 +18,7 @@ from data_pipelines.errors import UserError
 class HistoryPooling(nn.Module, ABC):
     """Base of poolings that turn all columns of a history's events into one vector per row.
 
-    The size report counts its work by :meth:`work`: a matrix that is not part of an ``nn.Linear`` is refused by it.
+    The size report counts its work by :meth:`work`, and refuses a matrix that is not part of an ``nn.Linear``.
 
     Args:
         query: Q, the width of the candidate: what the row itself has in the tables that the history reads. The first Q
@@ -51,7 +51,7 @@ class HistoryPooling(nn.Module, ABC):
     def work(self, events: int) -> dict[str, int]:
         """Multiplications and additions for one row, by name of the submodule that does them.
 
-        Each linear layer is counted once per event, unless a pooling knows better.
+        Each linear layer counts once per event; a pooling that computes less, or more, overrides this.
 
         Args:
             events: How many the row has.

@@ -82,8 +82,8 @@ class TrainConfig(Config):
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="On one GPU, record the kernels of the dense part once and replay them for full batches. Without "
-        "effect with levers, several ranks, losses that compare rows, and float32 experts.",
+        description="On one GPU, record the kernels of the dense part once and replay them for full batches. No effect "
+        "with levers, several ranks, losses that compare rows, and float32 experts.",
     )
     tf32: bool = Field(default=True, description="On a GPU, compute fp32 products with TF32's 10-bit mantissa.")
     tables: TableOptimizerConfig = TableOptimizerConfig()
@@ -92,7 +92,7 @@ class TrainConfig(Config):
     weights: bool = Field(
         default=True,
         description="Whether rows count by their weights in training (`data.weight`, `row_weight`, "
-        "`sampling.keep_negatives`); if not, all count the same. Metrics and calibration use the weights all the same.",
+        "`sampling.keep_negatives`); if not, all count the same. Metrics and calibration use them in any case.",
     )
     schedule: ScheduleConfig = ScheduleConfig()
     ema: float | None = Field(

@@ -47,7 +47,7 @@ class StudyConfig(Config):
         default=[],
         description="Train without each of these. `loss`: pointwise instead of `train.loss`. `group`: pointwise, and "
         "without `relative` features. `position`: without the features that have `serve`. `weight`: every row counts "
-        "the same in training. Metrics use lists and weights all the same.",
+        "the same in training. Metrics use lists and weights in any case.",
     )
     pairs: list[str] = Field(default=[], description="Train without each pair of these: do they replace each other?")
     replace: dict[str, list[str]] = Field(

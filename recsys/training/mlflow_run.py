@@ -1,4 +1,4 @@
-"""A training as a run of MLflow. What MLflow cannot take is said and left out; it never ends the training."""
+"""A training as a run of MLflow. A note says when MLflow fails; the training goes on without it."""
 
 import os
 import re
@@ -14,7 +14,7 @@ EXPERIMENT = "recsys"
 _LONGEST_NAME, _LONGEST_VALUE = 240, 6000
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # only the server that the config names is told
-    "MLFLOW_ALLOW_FILE_STORE": "true",  # a folder needs no database, but since MLflow 3.17 this word
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # since 3.17, MLflow refuses a folder without this
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL with its password
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # training waits for the answer
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
