@@ -43,7 +43,7 @@ from data_pipelines.past.state import State, save
 from data_pipelines.timelines import MINUTE
 
 _LEFT_OUT = ":left_out"
-"""Whether a row is a negative that training does not keep."""
+"""Whether a row has no decided label, or is a negative that training does not keep."""
 
 
 @dataclass(frozen=True)
