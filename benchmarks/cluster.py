@@ -74,15 +74,15 @@ def config(log: Path) -> DataConfig:
 
 def measured(log: Path, out: Path, workers: int) -> dict[str, float]:
     """One prepare in this process, on so many workers; 0 for the local engine."""
+    if workers:
+        import ray
+
+        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 29)
     began, before = time.perf_counter(), time.process_time()
     used = {"worker_s": 0.0, "moved": 0.0}
     if workers == 0:
         prepare(config(log), out)
     else:
-        import ray
-
-        ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 29)
-        began, before = time.perf_counter(), time.process_time()
         with ray_engine() as engine:
             prepare(config(log), out, engine=engine)
             for process in psutil.Process().children(recursive=True):

@@ -34,17 +34,16 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common import machine, real_data, table
-from benchmarks.first_positives import DATA, measure_retail, retail_table
+from benchmarks.first_positives import DATA, content_of_init, measure_retail, retail_table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.past import PastConfig
 from data_pipelines.importers import criteo, frappe, movielens
 from data_pipelines.profile.inspection import inspect_log
-from data_pipelines.profile.starter.config import starter_config
 from data_pipelines.synthetic import DemoConfig, generate
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
-from recsys.config.yaml_files import override, read_yaml
+from recsys.config.yaml_files import override
 from recsys.evaluation.baselines import FITS
 from recsys.evaluation.evaluate import evaluate, users_of
 from recsys.metrics.arrays import Floats
@@ -117,8 +116,7 @@ def write_log(name: str, part: int, log: Path) -> None:
 def config_of(name: str, log: Path, seed: int, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """What ``init`` writes for a log, with the publisher's split where it has one."""
     profile = inspect_log(str(log), label=LOGS[name].label, positive=LOGS[name].positive)
-    log.with_suffix(".yaml").write_text(starter_config(profile))
-    content = read_yaml(log.with_suffix(".yaml"))
+    content = content_of_init(profile, log.with_suffix(".yaml"))
     if any(column.name == "split" for column in profile.columns):
         content["data"]["features"].pop("split", None)
         content["data"]["split"] = {"by": "column", "column": "split"}

@@ -7,7 +7,6 @@ recently.
 
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 
 from benchmarks.common import real_data, table
 from data_pipelines.dataset.dataset import Dataset, prepare
-from data_pipelines.profile.inspection import inspect_log
+from data_pipelines.profile.inspection import LogProfile, inspect_log
 from data_pipelines.profile.starter.config import starter_config
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
-from recsys.config.yaml_files import override, read_yaml
+from recsys.config.yaml_files import read_yaml
 from recsys.evaluation.ranking import rank
 from recsys.training.train import train
 
@@ -28,10 +27,10 @@ K = 20
 FIGURES = ("recall", "ndcg", "repeats_recall", "less_repeats_low", "less_repeats_high")
 
 
-def config_of(log: Path, yaml: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """What ``init`` writes for ``log``."""
-    yaml.write_text(starter_config(inspect_log(str(log))))
-    return parse_config(ExperimentConfig, override(read_yaml(yaml), overrides), source="init")
+def content_of_init(profile: LogProfile, file: Path) -> dict[str, Any]:
+    """What ``init`` writes for a log, to ``file``."""
+    file.write_text(starter_config(profile))
+    return read_yaml(file)
 
 
 def measure_retail(seeds: int) -> dict[str, Any]:
@@ -47,11 +46,13 @@ def measure_retail(seeds: int) -> dict[str, Any]:
     minutes = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset = prepare(config_of(log, folder / "init.yaml", []).data, folder / "dataset")
+        content = content_of_init(inspect_log(str(log)), folder / "init.yaml")
+        dataset = prepare(parse_config(ExperimentConfig, content, source="init").data, folder / "dataset")
         for seed in range(seeds):
+            config = parse_config(ExperimentConfig, content | {"seed": seed}, source="init")
             began = time.process_time()
             run = folder / f"run-{seed}"
-            train(config_of(log, folder / "init.yaml", [f"seed={seed}"]), dataset, run)
+            train(config, dataset, run)
             minutes.append((time.process_time() - began) / 60)
             for split, rows in found.items():
                 rows.append(_figures(run, dataset, split))

@@ -16,7 +16,7 @@ from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, PartWri
 from data_pipelines.dataset.lists import arrange
 from data_pipelines.dataset.staging import accepted, copied, staged_log
 from data_pipelines.disk import storage
-from data_pipelines.disk.parallel import Engine, Part, parts_of
+from data_pipelines.disk.parallel import Engine, Part, merged, parts_of
 from data_pipelines.disk.spill import CHUNK_ROWS
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.encoder import Encoder
@@ -42,9 +42,8 @@ from data_pipelines.past.spans import compute_by_spans
 from data_pipelines.past.state import State, save
 from data_pipelines.timelines import MINUTE
 
-_MOST_WAITING = 1 << 20
 _LEFT_OUT = ":left_out"
-"""Whether a row is a negative that training does not keep."""
+"""Whether a row has no decided label, or is a negative that training does not keep."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def write(
             rows = copied(rows, scratch / "sampled.arrow", engine)
         train = rows.filter(pl.col(SPLIT) == 0)
         check_room(plan, train, survey.rows)
-        counted = None if engine is None else _counted(engine(partial(_count, plan, rows), parts_of(survey.rows)))
+        counted = None if engine is None else _counted(engine, plan, rows, survey.rows)
         unmatched = sources.unmatched_shares(plan, rows)
         warn_of_absent_positives(plan, rows)
         outcomes = warn_of_outcomes(plan, train, survey.rows)
@@ -175,15 +174,9 @@ def _count(plan: Plan, rows: pl.LazyFrame, part: Part) -> list[pl.DataFrame]:
     return count(plan, part.of(rows).filter(pl.col(SPLIT) == 0))
 
 
-def _counted(parts: Iterator[list[pl.DataFrame]]) -> list[pl.DataFrame]:
-    """Counts of all parts added up; memory holds a few times as many values as there are."""
-    waiting = [[frame] for frame in next(parts)]
-    for part in parts:
-        for own, frame in zip(waiting, part, strict=True):
-            own.append(frame)
-            if sum(map(len, own)) > 2 * max(_MOST_WAITING, len(own[0])):
-                own[:] = [_added_up(own)]
-    return [_added_up(own) for own in waiting]
+def _counted(engine: Engine, plan: Plan, rows: pl.LazyFrame, size: int) -> list[pl.DataFrame]:
+    """What :func:`data_pipelines.features.fitting.count` gives for the training rows, counted part by part."""
+    return merged(engine(partial(_count, plan, rows), parts_of(size)), _added_up)
 
 
 def _added_up(counts: Sequence[pl.DataFrame]) -> pl.DataFrame:

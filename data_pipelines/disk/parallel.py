@@ -12,6 +12,7 @@ from uuid import uuid4
 import polars as pl
 
 PART_ROWS = 1 << 18
+_MOST_WAITING = 1 << 20
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,6 +44,23 @@ def parts_of(rows: int, size: int | None = None) -> list[Part]:
     """Parts of ``size`` rows, ``PART_ROWS`` if absent; one without rows if there are none."""
     size = size or PART_ROWS
     return [Part(number, start, size) for number, start in enumerate(range(0, max(rows, 1), size))]
+
+
+def merged(
+    parts: Iterator[list[pl.DataFrame]], merge: Callable[[Sequence[pl.DataFrame]], pl.DataFrame]
+) -> list[pl.DataFrame]:
+    """The frames of all parts, merged by their place in a part; memory holds a few times as many rows as that leaves.
+
+    Args:
+        merge: Makes one frame of several, or of one, and may be given frames that it made.
+    """
+    waiting = [[frame] for frame in next(parts)]
+    for part in parts:
+        for own, frame in zip(waiting, part, strict=True):
+            own.append(frame)
+            if sum(map(len, own)) > 2 * max(_MOST_WAITING, len(own[0])):
+                own[:] = [merge(own)]
+    return [merge(own) for own in waiting]
 
 
 @contextmanager

@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from data_pipelines.disk.damage import intact
+from data_pipelines.disk.tensor_files import stored_tensors
 from data_pipelines.errors import UserError
 from data_pipelines.hashing import stable_hash
 
@@ -64,7 +64,7 @@ class EnumIndex:
             # Of an empty column that keeps the index: Polars builds that of a bare Enum for every expression.
             self._type = pl.dtype_of(pl.lit(pl.Series(dtype=pl.Enum(texts))))
         except (ValueError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"a vocabulary is damaged ({error}): make the data set or artifact again.") from None
+            raise _damaged(str(error)) from None
 
     def places(self, text: pl.Expr) -> pl.Expr:
         return text.cast(self._type, strict=False).to_physical().cast(pl.Int32)
@@ -201,7 +201,7 @@ class MappedTexts(HashIndex):
 
     @cached_property
     def _binary(self) -> pa.Array:
-        """All texts, of which none is read."""
+        """All texts, which are not read yet."""
         kind = pa.large_binary() if self._offsets.dtype == np.int64 else pa.binary()
         buffers = [None, pa.py_buffer(self._offsets), pa.py_buffer(self._letters)]
         return pa.Array.from_buffers(kind, self._size, buffers)
@@ -235,7 +235,7 @@ def _build(texts: pl.Series) -> NDArray[np.uint64]:
     again = np.flatnonzero(prints[1:] == prints[:-1])
     shared = texts.gather(np.union1d(entries[again], entries[again + 1]) & np.uint64(2**32 - 1))
     if shared.n_unique() < len(shared):
-        raise _twice(repr(shared.filter(shared.is_duplicated())[0]))
+        raise _damaged(f"{shared.filter(shared.is_duplicated())[0]!r} is there twice")
     # An entry is at its home or, where that is taken, behind the entry before.
     rank = np.arange(size)
     places = np.maximum.accumulate(_home(prints, size) - rank) + rank
@@ -245,14 +245,8 @@ def _build(texts: pl.Series) -> NDArray[np.uint64]:
 
 
 def _mapped(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of the file of an index.
-
-    Tensors are contiguous and end with the file, which the library checks. Their positions therefore follow from their
-    sizes, and offsets in the header are not trusted.
-    """
-    with safe_open(path, "np") as file:
-        slices = {name: file.get_slice(name) for name in file.offset_keys()}
-        found = {name: (str(part.get_dtype()), list(part.get_shape())) for name, part in slices.items()}
+    """The tensors of the file of an index."""
+    found = stored_tensors(path)
     if found.keys() != _TYPES.keys() or any(dtype not in _TYPES[name] for name, (dtype, _) in found.items()):
         raise ValueError("tensors of other names or types than those of an index")
     content = np.asarray(np.memmap(path, np.uint8, mode="r"))  # views of a memmap are slow to make
@@ -266,5 +260,5 @@ def _mapped(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _twice(what: str) -> UserError:
-    return UserError(f"a vocabulary is damaged ({what} is there twice): make the data set or artifact again.")
+def _damaged(what: str) -> UserError:
+    return UserError(f"a vocabulary is damaged ({what}): make the data set or artifact again.")

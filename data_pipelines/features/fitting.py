@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import polars as pl
 
 from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.base import Fitted
+from data_pipelines.features.kinds.categorical import CategoricalFeature
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.values import canonical
@@ -38,9 +40,7 @@ def check_room(plan: Plan, train: pl.LazyFrame, rows: int) -> None:
         return
     raw = RawColumns(train.collect_schema())
     for name, feature in plan.categorical.items():
-        values = feature.written(raw)
-        values = values.explode(empty_as_null=False) if feature.is_bag else values
-        distinct = int(train.select(values.approx_n_unique()).collect(engine="streaming").item())
+        distinct = int(train.select(_written(feature, raw).approx_n_unique()).collect(engine="streaming").item())
         indexed = min(distinct, feature.config.max_size or distinct)
         needed = distinct * _COUNTED_BYTES + indexed * _INDEXED_BYTES
         if needed > free:
@@ -53,7 +53,7 @@ def check_room(plan: Plan, train: pl.LazyFrame, rows: int) -> None:
 
 
 def _rows_to_hash_into(distinct: int) -> int:
-    """A power of two that is about twice as many as the values, so that most share their row with none."""
+    """A power of two that is about twice as many as the values, so that most of them have a row of their own."""
     return min(1 << distinct.bit_length() + 1, 1 << 30)
 
 
@@ -124,11 +124,15 @@ def _counting(plan: Plan, train: pl.LazyFrame) -> dict[str, list[pl.LazyFrame]]:
     raw = RawColumns(train.collect_schema())
     counting: dict[str, list[pl.LazyFrame]] = {}
     for feature in plan.categorical.values():
-        value = feature.written(raw)
-        value = value.explode(empty_as_null=False) if feature.is_bag else value
-        counted = train.select(value=value).group_by("value").agg(count=pl.len())
+        counted = train.select(value=_written(feature, raw)).group_by("value").agg(count=pl.len())
         counting.setdefault(feature.config.table, []).append(counted)
     return counting
+
+
+def _written(feature: CategoricalFeature[Any], raw: RawColumns) -> pl.Expr:
+    """The values of a feature as they are written, one per row, or per element of a bag."""
+    value = feature.written(raw)
+    return value.explode(empty_as_null=False) if feature.is_bag else value
 
 
 def _summaries(plan: Plan, train: pl.LazyFrame) -> dict[str, dict[str, pl.Expr]]:

@@ -96,10 +96,14 @@ class CsvFormat(FileFormat):
         group = self.thousands or ("." if self.decimal == "," else None)
         if group is None:
             return frame
-        value, decimal = pl.all(), re.escape(self.decimal)
-        number = rf"^\s*[+-]?(\d{{1,3}}({re.escape(group)}\d{{3}})+|\d+)({decimal}\d+)?\s*$"
+        value, number = pl.all(), rf"^\s*{grouped_number(group, self.decimal)}\s*$"
         plain = value.str.replace_all(group, "", literal=True).str.replace(self.decimal, ".", literal=True)
         return frame.with_columns(pl.when(value.str.contains(number)).then(plain).otherwise(value))
+
+
+def grouped_number(group: str, decimal: str) -> str:
+    """A regular expression of numbers whose digits may be in groups of three, with these two marks."""
+    return rf"[+-]?(\d{{1,3}}({re.escape(group)}\d{{3}})+|\d+)({re.escape(decimal)}\d+)?"
 
 
 class _File(NamedTuple):

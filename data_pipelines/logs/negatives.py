@@ -178,17 +178,14 @@ def write_with_negatives(plan: Plan, rows: pl.LazyFrame, columns: Sequence[str],
             raise UserError(f"the log has no column {name!r} for `sampling`; it has {', '.join(columns)}.")
     rows = rows.filter(pl.col(SPLIT).is_not_null())
     raw = RawColumns(rows.collect_schema())
-    group, whose = _group(plan, sampling, user, raw), key_of([raw.text("`user`", user)])
     time = [] if plan.time is None else [pl.col(TIME)]
-    times = [column.alias("time") for column in time]
-    drawn_for = rows.select(*times, group=group, user=whose, item=pl.col(sampling.item), split=pl.col(SPLIT))
-    sampler = NegativeSampler(sampling, drawn_for)
-    chunks = rows.select(*columns, ROW, SPLIT, *time, group.alias(_GROUP), whose.alias(_USER)).collect_batches(
-        chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming"
-    )
+    users = [key_of([raw.text("`user`", user)]).alias(_USER)] if sampling.repeats else []
+    rows = rows.select(*columns, ROW, SPLIT, *time, *users, _group(plan, sampling, user, raw).alias(_GROUP))
+    sampler = NegativeSampler(sampling, rows.select(_drawn_for(rows.collect_schema(), pl.col(_GROUP), sampling.item)))
+    chunks = rows.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, engine="streaming")
     writer: pq.ParquetWriter | None = None
     for chunk in chunks:
-        both = with_negatives(chunk, sampler, group=pl.col(_GROUP), user=pl.col(_USER), item=sampling.item)
+        both = with_negatives(chunk, sampler, group=pl.col(_GROUP), item=sampling.item)
         table = to_arrow(both.drop(ROW, _GROUP, _USER, TIME, strict=False))
         writer = writer or pq.ParquetWriter(out, table.schema)
         writer.write_table(table)
@@ -208,9 +205,13 @@ def _group(plan: Plan, sampling: Sampling, user: str, raw: RawColumns) -> pl.Exp
     return key_of(texts)
 
 
-def with_negatives(
-    rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Expr, item: str, user: pl.Expr | None = None
-) -> pl.DataFrame:
+def _drawn_for(schema: pl.Schema, group: pl.Expr, item: str) -> list[pl.Expr]:
+    """What :class:`NegativeSampler` reads of rows of a log, under its names."""
+    found = [group.alias("group"), pl.col(item).alias("item"), pl.col(SPLIT).alias("split")]
+    return found + [pl.col(name).alias(name.removeprefix(":")) for name in (ROW, TIME, _USER) if name in schema]
+
+
+def with_negatives(rows: pl.DataFrame, sampler: NegativeSampler, *, group: pl.Expr, item: str) -> pl.DataFrame:
     """Rows of a log (with ``:row`` and ``:split``), each followed by its negatives.
 
     ``positive`` is 1 in the former and 0 in the latter, of which ``:drawn`` is true. ``:log_q`` is the log of how many
@@ -219,11 +220,10 @@ def with_negatives(
     afterwards.
 
     Args:
-        group, user: The group of each row and its user, as :class:`NegativeSampler` has them.
+        rows: With ``:time`` and ``:user`` if the sampler needs them.
+        group: The group of each row, as :class:`NegativeSampler` has it.
     """
-    times = [pl.col(TIME).alias("time")] if TIME in rows.columns else []
-    users = [] if user is None else [user.alias("user")]
-    named = rows.select(*times, *users, group=group, item=pl.col(item), split=pl.col(SPLIT), row=pl.col(ROW))
+    named = rows.select(_drawn_for(rows.schema, group, item))
     draws = sampler.draw(named)
     n, k = len(rows), sampler.negatives
     source = np.concatenate([np.arange(n)[:, None], n + np.arange(n * k).reshape(n, k)], axis=1).ravel()

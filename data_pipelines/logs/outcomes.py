@@ -72,7 +72,7 @@ def _is_missing_with_label(values: pl.Series, labelled_N: npt.NDArray[np.bool_])
     """Whether a column is missing in the rows without a label, of which there are enough, and in hardly any other."""
     if len(labelled_N) - labelled_N.sum() < _ENOUGH or not labelled_N.any():
         return False
-    missing = values.is_null() | is_missing(values).fill_null(True) if values.dtype == pl.String else values.is_null()
+    missing = is_missing(values).fill_null(True) if values.dtype == pl.String else values.is_null()
     missing_N = missing.to_numpy()
     return bool(missing_N[~labelled_N].mean() >= _SURE and missing_N[labelled_N].mean() <= 1 - _SURE)
 

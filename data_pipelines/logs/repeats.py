@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from data_pipelines.logs.popularity import Popularity
+from data_pipelines.timelines import find
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -39,7 +40,7 @@ class Repeats:
 
     Args:
         positives: ``user`` (UInt64), ``item`` and ``time`` (microseconds) of every row of the log. Rows without a user,
-            an item or a time are of nobody's past. Memory: 32 bytes per distinct pair of a user and an item.
+            an item or a time belong to nobody's past. Memory: 32 bytes per distinct pair of a user and an item.
         popularity: The candidates.
     """
 
@@ -67,12 +68,11 @@ class Repeats:
         """What the users of N rows took strictly before these times; nothing where one of both is null."""
         given_N = (users.is_not_null() & times.is_not_null()).to_numpy()
         user_N, time_N = users.fill_null(0).to_numpy(), times.fill_null(0).to_numpy()
-        place_N = np.searchsorted(self._users, user_N)
+        place_N, found_N = find(self._users, user_N)
         moment_N = np.searchsorted(self._times, time_N)
         first_N = np.searchsorted(self._order, self._ordered(place_N, np.zeros_like(moment_N)))
         end_N = np.searchsorted(self._order, self._ordered(place_N, moment_N))
-        found_N = np.isin(user_N, self._users) & given_N
-        return Known(place_N, moment_N, first_N, np.where(found_N, end_N - first_N, 0))
+        return Known(place_N, moment_N, first_N, np.where(found_N & given_N, end_N - first_N, 0))
 
     def draw(self, uniform_N: Floats, known: Known) -> Ids:
         """(N,) codes of candidates, each of those known as likely as the others; every row must know some.

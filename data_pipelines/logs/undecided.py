@@ -19,13 +19,9 @@ from data_pipelines.names import SPLIT, TIME
 
 def decided_labels(plan: Plan, raw: RawColumns, survey: Survey) -> dict[str, pl.Expr]:
     """Float32 labels by task; null also in rows that are younger than the task's window at the end of the log."""
-    windows = plan.label_windows
-    return {
-        name: pl.when(~_is_young(windows[name], survey)).then(plan.label(name, raw))
-        if name in windows
-        else plan.label(name, raw)
-        for name in plan.tasks
-    }
+    labels = {name: plan.label(name, raw) for name in plan.tasks}
+    windows = plan.label_windows.items()
+    return labels | {name: pl.when(~_is_young(window, survey)).then(labels[name]) for name, window in windows}
 
 
 def warn_of_undecided(plan: Plan, rows: pl.LazyFrame, survey: Survey) -> dict[str, int]:

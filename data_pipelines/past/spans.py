@@ -7,7 +7,7 @@ is put together in the order of the keys, and equals what :func:`data_pipelines.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 from data_pipelines.arrays import to_batch
 from data_pipelines.disk import parallel
 from data_pipelines.disk.by_row import ByRow, ByRowFiles, RecordFile
-from data_pipelines.disk.parallel import Engine, Part, left_at, parts_of
+from data_pipelines.disk.parallel import Engine, Part, left_at, merged, parts_of
 from data_pipelines.disk.spill import Division, read_batches, read_span, write_spans
 from data_pipelines.features.events import append_from
 from data_pipelines.features.kinds.past import PastFeature
@@ -29,8 +29,6 @@ from data_pipelines.names import ROW
 from data_pipelines.past.point_in_time import Past, Stored, keyed_rows, work_out
 from data_pipelines.past.snapshots import Snapshots
 from data_pipelines.past.state import State
-
-_MOST_MINUTES = 1 << 20
 
 Ends = Mapping[str, tuple[int, ...]]
 """By feature, where each batch of the records of a span ends."""
@@ -182,22 +180,12 @@ def _minutes(engine: Engine, plan: Plan, rows: pl.LazyFrame, parts: Sequence[Par
     if not needing:
         return {}
     found = engine(partial(_minutes_of_part, list(needing.values()), rows), parts)
-    return dict(zip(needing, _added_up(found, len(needing)), strict=True))
+    return dict(zip(needing, merged(found, _by_minute), strict=True))
 
 
 def _minutes_of_part(features: Sequence[PastFeature[Any]], rows: pl.LazyFrame, part: Part) -> list[pl.DataFrame]:
     found = [feature.minutes(part.of(rows)) for feature in features]
     return [minutes for minutes in found if minutes is not None]
-
-
-def _added_up(parts: Iterator[list[pl.DataFrame]], features: int) -> list[pl.DataFrame]:
-    waiting: list[list[pl.DataFrame]] = [[] for _ in range(features)]
-    for part in parts:
-        for own, minutes in zip(waiting, part, strict=True):
-            own.append(minutes)
-            if sum(map(len, own)) > 2 * max(_MOST_MINUTES, len(own[0])):
-                own[:] = [_by_minute(own)]
-    return [_by_minute(own) for own in waiting]
 
 
 def _by_minute(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.files.base import FileFormat
-from data_pipelines.files.csv import CsvFormat
+from data_pipelines.files.csv import CsvFormat, grouped_number
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Format, by_suffix, format_of
 from data_pipelines.files.text import head_of
 
 _TEXT = (".txt", ".dat")
-_DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?")
-_GROUPED = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
+_DECIMAL_COMMA = re.compile(grouped_number(".", ","))
+_GROUPED = re.compile(grouped_number(",", "."))
 _SHORT_GROUP = re.compile(r"[+-]?\d{1,2},\d{3}")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 

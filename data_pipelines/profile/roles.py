@@ -124,7 +124,7 @@ def _whole_role(values: pl.Series, distinct: int, rows: int) -> Role:
     if integers and set(words.words(values.name)) & set(words.TIMES) and 1e8 < low <= high < 2e18 and high < low * 100:
         return "time"
     keyed = words.is_category(values.name) or set(words.words(values.name)) & set(words.BASKETS)
-    if integers and not keyed and _keeps_time(values):
+    if integers and not keyed and _keeps_time(values, low, high):
         return "time"
     if integers and distinct == rows and (_NAMELESS.fullmatch(values.name) or _runs(values)):
         return "index"
@@ -134,9 +134,11 @@ def _whole_role(values: pl.Series, distinct: int, rows: int) -> Role:
     return "id" if few and not words.is_quantity(values.name) else "number"
 
 
-def _keeps_time(values: pl.Series) -> bool:
-    """Whether ``values`` (of rows in their order) are seconds or milliseconds since 1970 that never fall."""
-    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
+def _keeps_time(values: pl.Series, low: float, high: float) -> bool:
+    """Whether ``values`` (of rows in their order, from ``low`` to ``high``) are times since 1970 in one direction.
+
+    They are seconds or milliseconds, and rise from row to row, or fall, or stay.
+    """
     since = [unit for unit in (1, 1000) if _EARLIEST * unit <= low <= high <= _LATEST * unit]
     if not since or len(values) < _RUNNING_ROWS or high - low < _SHORTEST * since[0]:
         return False

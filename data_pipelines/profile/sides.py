@@ -65,7 +65,7 @@ def _one_key(sample: pl.DataFrame, table: pl.LazyFrame) -> tuple[dict[str, str],
     """The log's column and the table's that match best, and the share of the rows of ``sample`` that match."""
     keys = [name for name in _singles(table) if _is_unique(table, [name])]
     several = [name for name in _singles(sample.lazy()) if sample[name].n_unique() > _FEW]
-    pairs = [(own, key) for key in keys for own in sample.columns if own == key or own in several]
+    pairs = [(own, key) for key in keys for own in _read_as_text(sample.schema) if own == key or own in several]
     shares = {(own, key): _matched(sample, table, {own: key}) for own, key in pairs}
     alike = {pair: share for pair, share in shares.items() if pair[0] == pair[1] and share >= _ENOUGH_MATCHED}
     (own, key), share = max((alike or shares).items(), key=lambda found: found[1], default=(("", ""), 0.0))
@@ -74,7 +74,8 @@ def _one_key(sample: pl.DataFrame, table: pl.LazyFrame) -> tuple[dict[str, str],
 
 def _several_keys(sample: pl.DataFrame, table: pl.LazyFrame) -> tuple[dict[str, str], float]:
     """The fewest columns of the same names that are different in every row of the table, and how many rows match."""
-    names = [name for name in _singles(table) if name in _singles(sample.lazy())]
+    singles = _singles(sample.lazy())
+    names = [name for name in _singles(table) if name in singles]
     if len(names) < 2 or not _is_unique(table, names):
         return {}, 0.0
     for name in list(names):
@@ -87,8 +88,9 @@ def _several_keys(sample: pl.DataFrame, table: pl.LazyFrame) -> tuple[dict[str, 
 
 def _why_no_key(location: str, sample: pl.DataFrame, table: pl.LazyFrame) -> str:
     """What is wrong with the likeliest key of a table that does not fit the log, and what to do."""
+    readable = _read_as_text(sample.schema)
     for name in _singles(table):
-        if name in sample.columns and not _is_unique(table, [name]) and _matched(sample, table, {name: name}):
+        if name in readable and not _is_unique(table, [name]) and _matched(sample, table, {name: name}):
             return (
                 f"the side table {location} has several rows for one {name!r}, and no other column of it is a key of "
                 f"the log: a side table has one row per key, so collect the values of each {name!r} in one row, in "
@@ -120,18 +122,22 @@ def _stem(location: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_").lower() or "side"
 
 
+def _read_as_text(schema: pl.Schema) -> list[str]:
+    """Columns whose values can be compared as canonical text."""
+    return [name for name, dtype in schema.items() if not dtype.is_nested() and dtype not in (pl.Binary, pl.Object)]
+
+
 def _singles(frame: pl.LazyFrame) -> list[str]:
     """Columns that may be keys: floats only where they are whole, as integers with nulls become in other tools."""
     schema = frame.collect_schema()
     whole = frame.select(pl.selectors.float().round().eq(pl.selectors.float()).all()).collect(engine="streaming")
     return [
         name
-        for name, dtype in schema.items()
+        for name in _read_as_text(schema)
         if name
-        and not dtype.is_nested()
-        and not dtype.is_temporal()
-        and (not dtype.is_float() or whole[name].item())
-        and dtype not in (pl.Binary, pl.Object, pl.Null, pl.Boolean)
+        and not schema[name].is_temporal()
+        and (not schema[name].is_float() or whole[name].item())
+        and schema[name] not in (pl.Null, pl.Boolean)
     ]
 
 

@@ -5,20 +5,9 @@ from collections.abc import Sequence
 
 LABELS = (
     *("label", "target", "click", "clicked", "is_click", "converted", "conversion", "purchase", "purchased", "bought"),
-    *(
-        "like",
-        "liked",
-        "watched",
-        "y",
-        "outcome",
-        "response",
-        "responded",
-        "survived",
-        "churn",
-        "churned",
-        "attributed",
-    ),
-    *("opened", "accepted", "subscribed", "won", "rating", "ratings", "stars", "score", "geklickt", "gekauft"),
+    *("like", "liked", "watched", "y", "outcome", "response", "responded", "survived", "churn", "churned"),
+    *("attributed", "opened", "accepted", "subscribed", "won", "rating", "ratings", "stars", "score"),
+    *("geklickt", "gekauft"),
 )
 USERS = (
     *("user", "customer", "visitor", "member", "client", "account", "reader", "viewer", "listener", "player", "buyer"),

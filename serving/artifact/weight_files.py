@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from data_pipelines.batch import Schema
 from data_pipelines.disk.byte_planes import unpack, unpack_about
 from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
+from data_pipelines.disk.tensor_files import stored_tensors
 from models.codecs.compact import Precision, decompress
 from models.codecs.quantization import Bits, row_bytes
 from models.ranker import Ranker, RankerConfig
@@ -184,21 +184,16 @@ class StoredWeights:
 
 
 def _mapped(path: Path, model: ModelFile) -> TableStorage:
-    """The rows in ``tables.safetensors``.
-
-    Tensors are contiguous and end with the file, which the library checks. Their positions therefore follow from their
-    sizes, and offsets in the header are not trusted.
-    """
-    with safe_open(path, "pt") as file:
-        slices = {name: file.get_slice(name) for name in file.offset_keys()}
-        shapes = {name: part.get_shape() for name, part in slices.items()}
-        dtypes = {name: torch.uint8 if part.get_dtype() == "U8" else None for name, part in slices.items()}
-    _check_tables(model, {name: (dtypes[name], shape) for name, shape in shapes.items()})
+    """The rows in ``tables.safetensors``."""
+    found = stored_tensors(path)
+    _check_tables(
+        model, {name: (torch.uint8 if dtype == "U8" else None, shape) for name, (dtype, shape) in found.items()}
+    )
     size = path.stat().st_size
-    ends = np.cumsum([rows * width for rows, width in shapes.values()], dtype=np.int64).tolist()
+    ends = np.cumsum([rows * width for _, (rows, width) in found.values()], dtype=np.int64).tolist()
     start = size - (ends[-1] if ends else 0)
     storage = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return _placed(storage, dict(zip(shapes, [start, *(start + end for end in ends)], strict=False)), model)
+    return _placed(storage, dict(zip(found, [start, *(start + end for end in ends)], strict=False)), model)
 
 
 def _placed(content: Tensor, offsets: Mapping[str, int], model: ModelFile) -> TableStorage:

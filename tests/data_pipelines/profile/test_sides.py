@@ -32,6 +32,14 @@ def test_whole_floats_are_keys(tmp_path: Path) -> None:
     assert (side.join.on, side.unmatched) == ("user", 0)
 
 
+def test_a_key_of_the_same_name_as_a_list_of_the_log_is_no_key(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item": [f"i{n}" for n in range(40)], "tags": [f"t{n}" for n in range(40)]})
+    items.write_parquet(tmp_path / "items.parquet")
+    frame = log(item=[f"i{n % 40}" for n in range(ROWS)], tags=[["a", "b"]] * ROWS)
+    side = looked_at(tmp_path, frame, sides=[str(tmp_path / "items.parquet")]).sides[0]
+    assert (side.join.on, side.added) == ("item", ("items_tags",))
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [

@@ -1,7 +1,7 @@
 """A kind is one module: two kinds that the product does not know are registered here, and used from end to end."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from data_pipelines.dataset.dataset import prepare
 from data_pipelines.disk.by_row import ByRow, Fields, places
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.base import Check, Feature, FeatureConfig, Fitted, Specs
-from data_pipelines.features.kinds.past import Kept, PastConfig, PastFeature
+from data_pipelines.features.kinds.past import Kept, PastConfig, PastNumber
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.features.vocabulary import Table
 from data_pipelines.timelines import Int64s, Keys, Timeline, find
@@ -70,24 +70,10 @@ class SinceConfig(PastConfig):
         return SinceFeature(name, self)
 
 
-class SinceFeature(PastFeature[SinceConfig]):
+class SinceFeature(PastNumber[SinceConfig]):
     @property
     def by(self) -> tuple[str, ...]:
         return tuple(self.config.by)
-
-    @property
-    def carried(self) -> Sequence[str]:
-        return [self.name]
-
-    @property
-    def stored(self) -> Sequence[str]:
-        return [self.name]
-
-    def specs(self) -> Specs:
-        return Specs(dense=[DenseSpec(name=self.name, width=1)])
-
-    def encode(self, spec: SparseSpec | DenseSpec, raw: RawColumns, fitted: Fitted) -> list[pl.Expr]:
-        return [raw.number(self.reader, self.name).cast(pl.Float32).alias(self.name)]
 
     def past_columns(self, raw: RawColumns) -> list[pl.Expr]:
         return []
@@ -126,9 +112,6 @@ class SinceFeature(PastFeature[SinceConfig]):
         values = np.zeros(len(times), np.float32)
         values[places] = np.where(known & (earlier < now), np.log1p((now - earlier) / 1e6), 0)
         return [pl.Series(self.name, values)]
-
-    def restore(self, stored: pl.DataFrame, events: Path, log: pl.LazyFrame) -> list[pl.Series]:
-        return [stored[self.name]]
 
 
 class SinceWorker:
