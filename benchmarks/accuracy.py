@@ -35,7 +35,7 @@ from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
-from recsys.evaluation.baselines import BASELINES
+from recsys.evaluation.baselines.measure import BASELINES
 from recsys.evaluation.evaluate import evaluate, users_of
 from recsys.exporting.export import export_run
 from recsys.exporting.size_report import size_report

@@ -44,7 +44,7 @@ from data_pipelines.synthetic import DemoConfig, generate
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override
-from recsys.evaluation.baselines import FITS
+from recsys.evaluation.baselines.measure import FITS
 from recsys.evaluation.evaluate import evaluate, users_of
 from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import auc, calibration_ratio, log_loss

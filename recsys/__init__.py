@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from recsys.ablation.ablate import ablate
     from recsys.config.experiment import ExperimentConfig, load_config
     from recsys.doctor import guard
-    from recsys.evaluation.baselines import write_baselines
+    from recsys.evaluation.baselines.measure import write_baselines
     from recsys.evaluation.evaluate import Evaluation, evaluate
     from recsys.exporting.export import export_run as export
     from recsys.exporting.export import verify_artifact
@@ -89,7 +89,7 @@ _PLACES = {
     "tune": "recsys.studies.tuning",
     "tune_process": "data_pipelines.runtime",
     "verify_artifact": "recsys.exporting.export",
-    "write_baselines": "recsys.evaluation.baselines",
+    "write_baselines": "recsys.evaluation.baselines.measure",
     "write_report": "recsys.reports.report",
 }
 """Where each public name is defined: ``module``, or ``module:name`` if it has a different name there."""

@@ -15,7 +15,7 @@ from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from data_pipelines.synthetic import DemoConfig, demo_experiment, generate
 from recsys.config.experiment import ExperimentConfig, load_config
-from recsys.evaluation.baselines import write_baselines
+from recsys.evaluation.baselines.measure import write_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.exporting.export import export_run
 from recsys.metrics.binary import auc

@@ -99,7 +99,7 @@ def evaluate_verb(
     from data_pipelines.dataset.dataset import Dataset
     from data_pipelines.dataset.unseen import unseen_shares
     from data_pipelines.errors import Notice, UserError
-    from recsys.evaluation.baselines import FITS
+    from recsys.evaluation.baselines.measure import FITS
     from recsys.evaluation.evaluate import dataset_of, evaluate
     from recsys.evaluation.plausibility import warn_of_implausible
     from recsys.evaluation.ranking import rank

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
-from recsys.evaluation.baselines import FITS, Fitted
+from recsys.evaluation.baselines.base import Fitted
+from recsys.evaluation.baselines.measure import FITS
 from recsys.evaluation.comparison import Measured, TestRows
 from recsys.evaluation.evaluate import facts_of, mean_label
 from recsys.evaluation.monitor import why_undefined
@@ -113,8 +114,8 @@ def fit_baselines(
     Args:
         dataset: Baselines learn from its train split.
         features: Features that they read; all if ``None``.
-        names: Of :data:`~recsys.evaluation.baselines.FITS`; if ``None``, the :data:`QUICK` ones, where the task is
-            binary and the data not too large for them.
+        names: Of :data:`~recsys.evaluation.baselines.measure.FITS`; if ``None``, the :data:`QUICK` ones, where the
+            task is binary and the data not too large for them.
 
     Raises:
         UserError: ``names`` asks for a baseline, and the task is not binary.

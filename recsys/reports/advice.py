@@ -10,7 +10,8 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.unseen import unseen_shares
 from data_pipelines.disk.storage import open_directory
 from recsys.config.experiment import ExperimentConfig, stored_config
-from recsys.evaluation.baselines import FITS, Fitted, write_baselines
+from recsys.evaluation.baselines.base import Fitted
+from recsys.evaluation.baselines.measure import FITS, write_baselines
 from recsys.evaluation.evaluate import Evaluation
 from recsys.evaluation.standing import Standing, compare
 from recsys.runs.checkpoints import CONFIG_FILE

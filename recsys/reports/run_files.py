@@ -11,7 +11,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.names import LIST
 from recsys.config.experiment import ExperimentConfig, stored_config
 from recsys.evaluation.added import ADDED_FILE
-from recsys.evaluation.baselines import BASELINES_FILE
+from recsys.evaluation.baselines.measure import BASELINES_FILE
 from recsys.evaluation.comparison import TestRows
 from recsys.evaluation.experts import EXPERTS_FILE, GAINS_FILE
 from recsys.evaluation.table_ranks import TableRanks, read_table_ranks

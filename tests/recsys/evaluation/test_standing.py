@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
-from recsys.evaluation.baselines import measure_baseline
+from recsys.evaluation.baselines.measure import measure_baseline
 from recsys.evaluation.standing import BASE_RATE, compare, fit_baselines
 
 ROWS = 4000

@@ -11,7 +11,7 @@ from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
-from recsys.evaluation.baselines import write_baselines
+from recsys.evaluation.baselines.measure import write_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.reports.report import Extras, write_report
 from recsys.training.train import train

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
-from recsys.evaluation.baselines import BASELINES, FITS, measure_baseline
+from recsys.evaluation.baselines.measure import BASELINES, FITS, measure_baseline
 from recsys.metrics.binary import auc
 
 
