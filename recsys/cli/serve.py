@@ -144,8 +144,8 @@ def score_verb(
 ) -> None:
     """Score rows of any size; resumable after a crash."""
     from serving.artifact.artifact import Artifact
-    from serving.batch.batch_job import Engine
     from serving.batch.score import score
+    from serving.batch.workers import Engine
 
     workers: Engine | None = None
     if engine == "ray":

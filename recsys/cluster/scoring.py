@@ -14,10 +14,10 @@ from data_pipelines.errors import UserError
 from data_pipelines.runtime import tune_process
 from recsys.cluster.connection import processors, ray_cluster
 from serving.artifact.artifact import Artifact
-from serving.batch.batch_job import Engine, Scored, Workers, score_part
 from serving.batch.inputs import Part
 from serving.batch.options import JobOptions
 from serving.batch.scorer import Scorer
+from serving.batch.workers import Engine, Scored, Workers, score_part
 
 
 def ray_engine(address: str | None = None) -> Engine:

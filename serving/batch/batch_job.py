@@ -7,11 +7,10 @@ threads, nor on where a killed job was resumed.
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial, reduce
+from contextlib import AbstractContextManager
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from threading import Event
@@ -23,7 +22,6 @@ import torch
 
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.files.base import reading
-from data_pipelines.names import ROW
 from data_pipelines.past.deliveries import Late
 from data_pipelines.past.state import State
 from data_pipelines.redaction import redacted
@@ -33,28 +31,11 @@ from serving.artifact.drift import DriftMonitor
 from serving.batch.inputs import Input, Part
 from serving.batch.journal import Entry, Ledger
 from serving.batch.options import JobOptions, JobResult
-from serving.batch.pairs import PairScorer
-from serving.batch.scorer import Scorer
 from serving.batch.value_counts import ValueCounts
+from serving.batch.workers import Engine, Workers, candidates_of, own_threads
 
 _DEFAULTS = JobOptions()
 _LIMITS = {"warn_unknown", "max_unknown"}
-
-
-Scored = tuple[pl.DataFrame, pl.DataFrame | None, ValueCounts]
-"""One part: its scores, the refused rows with ``:reason``, and how many of its values are known."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Scores parts, ``count`` of them at a time: threads of this process, or actors of a cluster."""
-
-    score: Callable[[Part], Scored]
-    count: int
-
-
-Engine = Callable[[Artifact, JobOptions, Path | None], AbstractContextManager[Workers]]
-"""Makes the workers of a job; the path is the state to read the past from, if it is not the artifact's own."""
 
 
 class ParkedError(Exception):
@@ -108,42 +89,17 @@ def run_job(
     if engine is not None and place.type != "cpu":
         raise UserError("only threads of this process score on a GPU: leave device at cpu for another engine.")
     rows = Input.find(source, plan, artifact.find)
-    candidates = None if options.candidates is None else _candidates(artifact, options.candidates)
+    candidates = None if options.candidates is None else candidates_of(artifact, options.candidates)
     terms = _terms(artifact, rows, candidates, options, place, events=events, state=state, late=late)
-    ledger = Ledger(output, terms)
+    ledger, rate = Ledger(output, terms), None
     try:
-        began, scored = perf_counter(), 0
         if not ledger.finished:
-            fan_out = 1 if candidates is None else max(1, _rows_of(candidates, artifact))
-            parts = rows.parts(
-                ledger.folder / ".stage", plan, fan_out=fan_out, whole_lists=bool(plan.relative) and candidates is None
-            )
-            ledger.expect([part.rows for part in parts])
-            total = sum(part.rows for part in parts)
-            done = sum(entry.rows_in for entry in ledger.entries.values())
+            parts = _parts(artifact, rows, candidates, ledger)
             past = state if events is None else _state(state or artifact.state, events, late, ledger.folder / ".state")
-            todo = [number for number in range(len(parts)) if number not in ledger.entries]
-            if progress is not None:
-                progress(done, total)
-            engine = engine or partial(_threads, threads, drift, device)
-            with engine(artifact, options, past) as workers:
-                began = perf_counter()
-
-                def score(number: int) -> Entry:
-                    torch.set_num_threads(1)
-                    scores, refused, counts = workers.score(parts[number])
-                    return ledger.write(number, scores, refused, parts[number].rows, counts)
-
-                for entry in _overlapped(score, todo, workers.count, stop):
-                    done, scored = done + entry.rows_in, scored + entry.rows_in
-                    if progress is not None:
-                        progress(entry.rows_in, total)
-            if stop is not None and stop.is_set() and len(ledger.entries) < len(parts):
-                raise ParkedError
+            workers = (engine or partial(own_threads, threads, drift, device))(artifact, options, past)
+            rate = _score_parts(workers, parts, ledger, progress, stop)
             if rows.fingerprint() != terms["input"]:
                 raise UserError(f"{source} changed while it was scored: remove {ledger.folder} and score it again.")
-            assert sorted(ledger.entries) == list(range(len(parts)))
-            assert done == total, f"{done} rows went in of {total}"
         counts = _check_known(artifact, ledger, source, options)
         if not ledger.finished:
             ledger.finish()
@@ -160,11 +116,59 @@ def run_job(
         quarantined=sum(entry.quarantined for entry in entries),
         parts=len(ledger.entries),
         rescored=ledger.rescored,
-        rows_per_s=scored / (perf_counter() - began) if scored else None,
+        rows_per_s=rate,
         device=described(place),
         unknown=counts.unknown_shares,
         nulls=counts.null_shares,
     )
+
+
+def _parts(artifact: Artifact, rows: Input, candidates: Input | None, ledger: Ledger) -> list[Part]:
+    """The parts of the input, which the ledger then expects."""
+    plan = artifact.encoder.served
+    fan_out = 1 if candidates is None else max(1, _rows_of(candidates, artifact))
+    whole_lists = bool(plan.relative) and candidates is None
+    parts = rows.parts(ledger.folder / ".stage", plan, fan_out=fan_out, whole_lists=whole_lists)
+    ledger.expect([part.rows for part in parts])
+    return parts
+
+
+def _score_parts(
+    workers: AbstractContextManager[Workers],
+    parts: Sequence[Part],
+    ledger: Ledger,
+    progress: Callable[[int, int], None] | None,
+    stop: Event | None,
+) -> float | None:
+    """Score the parts that the ledger lacks.
+
+    Returns:
+        Rows per second once the workers are ready; ``None`` if the ledger lacks no row.
+
+    Raises:
+        ParkedError: ``stop`` was set before all parts were done.
+    """
+    total, done = sum(part.rows for part in parts), sum(entry.rows_in for entry in ledger.entries.values())
+    todo = [number for number in range(len(parts)) if number not in ledger.entries]
+    report = progress or (lambda rows, total: None)
+    report(done, total)
+    with workers as ready:
+        began, scored = perf_counter(), 0
+
+        def score(number: int) -> Entry:
+            torch.set_num_threads(1)
+            scores, refused, counts = ready.score(parts[number])
+            return ledger.write(number, scores, refused, parts[number].rows, counts)
+
+        for entry in _overlapped(score, todo, ready.count, stop):
+            scored += entry.rows_in
+            report(entry.rows_in, total)
+        seconds = perf_counter() - began
+    if stop is not None and stop.is_set() and len(ledger.entries) < len(parts):
+        raise ParkedError
+    assert sorted(ledger.entries) == list(range(len(parts)))
+    assert done + scored == total, f"{done + scored} rows went in of {total}"
+    return scored / seconds if scored else None
 
 
 def _terms(
@@ -240,78 +244,10 @@ def _overlapped(
                 future.cancel()
 
 
-@contextmanager
-def _threads(
-    count: int | None,
-    drift: DriftMonitor | None,
-    device: DeviceName,
-    artifact: Artifact,
-    options: JobOptions,
-    state: Path | None,
-) -> Iterator[Workers]:
-    scorer = Scorer(artifact, state=state, device=device)
-    yield Workers(partial(score_part, scorer, options, drift=drift), count or torch.get_num_threads())
-
-
-def score_part(scorer: Scorer, options: JobOptions, part: Part, *, drift: DriftMonitor | None = None) -> Scored:
-    """Read one part and score it.
-
-    Raises:
-        UserError: The part cannot be read, or lacks a column.
-    """
-    if options.candidates is not None:
-        scores, counts = _score_pairs(_pairs(scorer, options.candidates), options, part)
-        return scores, None, counts
-    with reading(part.source):
-        raw = part.scan()
-        rows = scorer.read(raw).collect().with_row_index(ROW, offset=part.first_row)
-        counts = ValueCounts(joined=tuple(sorted({*rows.columns} - {ROW, *raw.collect_schema()})))
-    assert len(rows) == part.rows
-    with _naming(part.source):
-        rows, refused = scorer.split(rows) if options.bad_rows == "quarantine" else (rows, None)
-        scores = scorer.score(rows, logits=options.logits, drift=drift, counts=counts)
-    assert len(scores) + (0 if refused is None else len(refused)) == part.rows
-    return scores, refused, counts
-
-
-@contextmanager
-def _naming(source: str) -> Iterator[None]:
-    """Name the file in errors about its columns."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(f"{source}: {error}") from None
-
-
-def _candidates(artifact: Artifact, location: str) -> Input:
-    return Input.find(location, artifact.encoder.served, artifact.find)
-
-
 def _rows_of(candidates: Input, artifact: Artifact) -> int:
     with reading(candidates.location):
         rows = candidates.scan(artifact.encoder.served)
         return int(rows.select(pl.len()).collect().item())
-
-
-@lru_cache(maxsize=2)
-def _pairs(scorer: Scorer, candidates: str) -> PairScorer:
-    with reading(candidates):
-        rows = _candidates(scorer.artifact, candidates).scan(scorer.artifact.encoder.served).collect()
-    with _naming(candidates):
-        return PairScorer(scorer, rows)
-
-
-def _score_pairs(pairs: PairScorer, options: JobOptions, part: Part) -> tuple[pl.DataFrame, ValueCounts]:
-    with reading(part.source):
-        users = part.scan().collect().with_row_index(ROW, offset=part.first_row)
-    counts = ValueCounts()
-    with _naming(part.source):
-        if options.top_k:
-            scores = pairs.top_k(users, options.top_k, counts=counts)
-        else:
-            scores = pairs.all_pairs(users, counts=counts)
-    assert len(scores) == part.rows * min(options.top_k or pairs.candidates, pairs.candidates)
-    return scores, pairs.candidate_counts + counts
 
 
 def _state(state: Path | None, events: str, late: Late, folder: Path) -> Path | None:

@@ -9,8 +9,9 @@ from data_pipelines.errors import UserError
 from data_pipelines.past.deliveries import Late
 from serving.artifact.artifact import Artifact
 from serving.artifact.device import DeviceName
-from serving.batch.batch_job import Engine, run_job
+from serving.batch.batch_job import run_job
 from serving.batch.options import JobOptions, JobResult
+from serving.batch.workers import Engine
 
 __all__ = ["score"]
 

@@ -15,7 +15,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.plan import Plan
 from serving.artifact.artifact import Artifact
-from serving.batch import batch_job, inputs
+from serving.batch import batch_job, inputs, workers
 from serving.batch.batch_job import ParkedError, run_job
 from serving.batch.options import JobOptions
 from serving.batch.scorer import Scorer
@@ -228,14 +228,14 @@ def test_changed_input_options_or_artifact_are_refused(artifact, rows, tmp_path)
 
 def test_two_processes_given_the_same_job_do_not_spoil_it(artifact, rows, tmp_path, monkeypatch):
     entered, go_on = threading.Event(), threading.Event()
-    slow = batch_job.score_part
+    slow = workers.score_part
 
     def waiting(*arguments, **options):
         entered.set()
         assert go_on.wait(LONG_S)
         return slow(*arguments, **options)
 
-    monkeypatch.setattr(batch_job, "score_part", waiting)
+    monkeypatch.setattr(workers, "score_part", waiting)
     first = threading.Thread(target=run_job, args=(artifact, str(rows), tmp_path / "out"))
     first.start()
     assert entered.wait(LONG_S)
