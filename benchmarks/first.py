@@ -13,7 +13,8 @@ impressions and of the census. ``below_...`` in the JSON counts the sets on whic
 Real data is read from the folder that ``RECSYS_DATA`` names; without it there is the demo log only. Each result is kept
 in the folder that ``RECSYS_RESULTS`` names, so a stopped run resumes;
 ``python -m benchmarks.first --seeds 1 trivago census/10`` measures these two alone, with one seed, the second from a
-tenth of its rows.
+tenth of its rows. ``--fit 10`` also runs ``recsys fit`` for ten minutes on the impressions and the census
+(``benchmarks/first_fit.py``); with ``--seeds 0`` nothing else is measured.
 """
 
 import argparse
@@ -31,16 +32,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from benchmarks.common import machine, real_data, table
+from benchmarks.common import machine, table
+from benchmarks.first_fit import FITTED, fit_table, measure_fits
+from benchmarks.first_logs import LOGS, write_log
 from benchmarks.first_positives import DATA, content_of_init, measure_retail, retail_table
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.past import PastConfig
-from data_pipelines.importers import criteo, frappe, movielens
 from data_pipelines.profile.inspection import inspect_log
-from data_pipelines.synthetic import DemoConfig, generate
 from recsys.config.experiment import ExperimentConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override
@@ -60,57 +60,6 @@ LEAST_TEST_POSITIVES = 20
 
 OURS = "init"
 BASELINES = ("popularity", "linear", "linear, raw", "lightgbm", "lightgbm, raw")
-
-
-@dataclass(frozen=True)
-class Log:
-    """A public log.
-
-    Attributes:
-        convert: Writes the log of a folder as Parquet; a column ``split`` is its publisher's split.
-        label, positive: What ``init`` is told, where it cannot guess.
-    """
-
-    data: str | None
-    convert: Callable[[Path, Path], object]
-    label: str | None = None
-    positive: tuple[str, ...] = ()
-
-
-def _census(folder: Path, log: Path) -> None:
-    """The publisher's fold; every tenth row of its training part judges."""
-    rows = pl.scan_parquet(folder / "census.parquet").with_row_index("row")
-    valid = (pl.col("fold") != "test") & (pl.col("row") % 10 == 7)
-    split = pl.when(valid).then(pl.lit("valid")).otherwise("fold").alias("split")
-    rows.with_columns(split).drop("row", "fold").sink_parquet(log)
-
-
-LOGS: Mapping[str, Log] = {
-    "demo": Log(None, lambda _, log: generate(DemoConfig(), log)),
-    "trivago": Log("trivago", lambda folder, log: _columns(pl.scan_parquet(folder / "impressions.parquet"), log)),
-    "census": Log("census-income", _census, label="income_50k", positive=("' 50000+.'",)),
-    "ml-1m": Log("ml-1m", movielens.convert),
-    "frappe": Log("frappe", frappe.convert),
-    "criteo": Log("criteo", lambda folder, log: criteo.convert(folder / "train_examples_10k.txt", log)),
-    "open-bandit": Log(
-        "open-bandit", lambda folder, log: _columns(pl.scan_csv(folder / "men.csv"), log), label="click"
-    ),
-}
-
-
-def _columns(rows: pl.LazyFrame, log: Path) -> None:
-    rows.sink_parquet(log)
-
-
-def write_log(name: str, part: int, log: Path) -> None:
-    """Write ``LOGS[name]``, or an even sample of one row in ``part``, in its order."""
-    folder = Path() if LOGS[name].data is None else real_data(LOGS[name].data or "")
-    assert folder is not None
-    whole = log.with_name("whole.parquet")
-    LOGS[name].convert(folder, whole)
-    drawn_N = np.random.default_rng(0).random(pl.scan_parquet(whole).select(pl.len()).collect().item()) < 1 / part
-    pl.read_parquet(whole).filter(pl.Series(drawn_N)).write_parquet(log)
-    whole.unlink()
 
 
 def config_of(name: str, log: Path, seed: int, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -300,12 +249,14 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.first")
     parser.add_argument("logs", nargs="*", metavar="LOG[/PART]")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--fit", type=float, metavar="MINUTES", help="also run recsys fit with this budget")
     asked = parser.parse_args(arguments)
+    logs = list(_asked(asked.logs))
     print(machine())
     sets: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         results = Results(Path(os.environ.get("RECSYS_RESULTS", f"{scratch}/results")))
-        for number, (name, part) in enumerate(_asked(asked.logs)):
+        for number, (name, part) in enumerate(logs if asked.seeds else ()):
             folder = Path(scratch) / str(number)
             folder.mkdir()
             case = measure_case(name, part, asked.seeds, results, folder)
@@ -315,8 +266,11 @@ def main(arguments: Sequence[str] = ()) -> None:
             sets[case.name] = _figures(case)
             print(f"{case.name}: {json.dumps(sets[case.name])}", file=sys.stderr, flush=True)
             shutil.rmtree(folder)
-    print("\n\n".join(_tables(sets)))
-    retail = measure_retail(asked.seeds) if DATA in (asked.logs or [DATA]) else {}
+        whole = [(name, part) for name, part in logs if asked.logs or part == 1]
+        fits = measure_fits(whole, asked.fit, results.folder) if asked.fit else {}
+    if sets:
+        print("\n\n".join(_tables(sets)))
+    retail = measure_retail(asked.seeds) if asked.seeds and DATA in (asked.logs or [DATA]) else {}
     summary: dict[str, Any] = {
         "sets": sets,
         "below_lr": _below(sets, "linear", "linear, raw"),
@@ -330,6 +284,9 @@ def main(arguments: Sequence[str] = ()) -> None:
         print("\n" + retail_table(retail))
         summary |= {"retail": retail, "retail_recall20": retail["test"]["recall"]}
         summary["retail_repeats_recall20"] = retail["test"]["repeats_recall"]
+    if fits:
+        print("\n" + fit_table(fits))
+        summary |= {"fit": fits} | {f"fit_{name}_auc": fits[name]["auc"] for name in FITTED if name in fits}
     print(json.dumps(summary))
 
 

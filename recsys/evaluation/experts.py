@@ -176,7 +176,7 @@ def _key_values(dataset: Dataset, split: str, ranker: Ranker) -> Iterator[Named]
     for name, column in columns.items():
         if name not in known and 1 < column.n_unique() <= _FEW_VALUES:
             labels = column.unique().sort().fill_null("(null)").to_list()
-            code_N = column.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
+            code_N = column.rank("dense").cast(pl.Int64).fill_null(0).to_numpy(writable=True)
             code_N = code_N if column.null_count() else code_N - 1
             yield Trait(name, len(labels), partial(_of_row, torch.from_numpy(code_N))), labels.__getitem__
 
