@@ -47,7 +47,7 @@ def _unload() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the guide was followed: a data set, a run, an artifact and scores that use all seven recipes."""
     folder, draw = tmp_path_factory.mktemp("extending"), np.random.default_rng(0)
     rows = 400
@@ -66,6 +66,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         docs_runner.run(GUIDE, folder, patch)
         patch.chdir(folder)
         yield folder
+
+
+@pytest.fixture
+def folder(followed: Path) -> Path:
+    """The same, with the extensions loaded, which a test before may have unloaded."""
+    rs.load_extensions(["my_parts"])
+    return followed
 
 
 def test_a_feature_kind_encodes_rows(folder):
