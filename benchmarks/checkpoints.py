@@ -1,4 +1,4 @@
-"""What a checkpoint costs a training: written at once, and aside while training goes on.
+"""What a checkpoint costs a training: written at once, and aside while training continues.
 
 The same training without checkpoints, and with one every few steps both ways, in turns. The last line is JSON:
 ``hidden`` is the share of a checkpoint's time that training no longer waits for when it is written aside, median of

@@ -96,7 +96,7 @@ def carry_out(listed: Path) -> None:
 
 
 def commands(cases: Sequence[inputs.Command], folder: Path, results: Results, errors: Path) -> None:
-    """Run commands in child processes; what kills one is counted, and the next child goes on behind it."""
+    """Run commands in child processes; what kills one is counted, and the next child continues after it."""
     left = [asdict(case) for case in cases]
     while left:
         listed = folder / "cases.json"

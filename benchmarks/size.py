@@ -6,7 +6,7 @@ valid split, where points may be chosen, and on the test split as well. (Which p
 test figures on screen.) Beside them stands what to prune 95% and 99% of the tables by.
 
 ``python -m benchmarks.size [--seeds N] [--data NAME] [--scratch FOLDER]``; trials are cached in the scratch folder, so
-that a stopped benchmark goes on.
+that a stopped benchmark resumes.
 """
 
 import argparse

@@ -178,16 +178,16 @@ def pack_values(values: pl.Series) -> dict[str, Tensor]:
     long as all earlier parts equal those of the previous value; other parts become lengths and letters.
     """
     packed: dict[str, Tensor] = {}
-    anew = np.arange(len(values)) == 0
+    restarts = np.arange(len(values)) == 0
     for place, part in enumerate(_parts(values)):
         if part.dtype == pl.Int64:
             numbers = part.to_numpy()
-            packed[f"{place}:number"] = _narrow(numbers - np.where(anew, 0, np.roll(numbers, 1)))
+            packed[f"{place}:number"] = _narrow(numbers - np.where(restarts, 0, np.roll(numbers, 1)))
         else:
             letters = np.frombuffer("".join(part.to_list()).encode(), np.uint8)
             packed[f"{place}:length"] = _narrow(part.str.len_bytes().to_numpy().astype(np.int64))
             packed[f"{place}:letters"] = torch.from_numpy(letters.copy())
-        anew = anew | _changes(part)
+        restarts = restarts | _changes(part)
     return packed
 
 
@@ -237,11 +237,11 @@ def _narrow(numbers: np.ndarray) -> Tensor:
 
 def _running(differences: np.ndarray, earlier: list[pl.Series]) -> np.ndarray:
     """Running sums of ``differences``, which restart where one of the ``earlier`` parts changes."""
-    anew = np.arange(len(differences)) == 0
+    restarts = np.arange(len(differences)) == 0
     for part in earlier:
-        anew = anew | _changes(part)
+        restarts = restarts | _changes(part)
     sums = differences.cumsum()
-    return np.asarray(sums - (sums - differences)[anew][anew.cumsum() - 1])
+    return np.asarray(sums - (sums - differences)[restarts][restarts.cumsum() - 1])
 
 
 def _changes(part: pl.Series) -> np.ndarray:

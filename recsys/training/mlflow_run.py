@@ -1,4 +1,4 @@
-"""A training as a run of MLflow. A note says when MLflow fails; the training goes on without it."""
+"""A training as a run of MLflow. A note says when MLflow fails; the training continues without it."""
 
 import os
 import re
@@ -77,8 +77,8 @@ class MlflowRun:
             self._client = None
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self._note(
-                f"train.mlflow: {conceal(self._uri)} cannot be used ({conceal(reason)}). Training goes on without it; "
-                "metrics.parquet has every measurement."
+                f"train.mlflow: {conceal(self._uri)} cannot be used ({conceal(reason)}). Training continues without "
+                "it; metrics.parquet has every measurement."
             )
 
 

@@ -234,7 +234,7 @@ def _condition(profile: LogProfile) -> str | None:
 
 def _statistics(profile: LogProfile, names: dict[str, str]) -> Iterator[str]:
     """Counts and mean labels of users, items and pairs; of other ids where there is neither."""
-    # The past of a user is of use even where the user is new at the end: it goes on growing after training.
+    # The past of a user is of use even where the user is new at the end: it keeps growing after training.
     main = [name for name in (profile.user, profile.item) if name is not None]
     main = [name for name in main if name == profile.user or _is_feature(profile, name)]
     bags = [
