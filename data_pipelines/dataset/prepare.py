@@ -110,7 +110,7 @@ def write(
         raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
     warn_of_empty(plan, splits, survey)
     saved.result()
-    profile = {"rows": total, "refused": refused, "splits": splits, "tables": _sizes(encoder)}
+    profile = {"rows": total, "left_out": log.left_out, "refused": refused, "splits": splits, "tables": _sizes(encoder)}
     profile |= {"duplicates": fresh.duplicates, "outcomes": outcomes, "side_tables": unmatched}
     profile |= {"undecided": undecided} if undecided else {}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))

@@ -6,6 +6,7 @@ part.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,18 +16,29 @@ from data_pipelines.disk.parallel import Engine, Part, left_at, parts_of
 from data_pipelines.features.plan import Plan
 from data_pipelines.files.base import FileFormat, Scan, combine, flat, no_lines, roots
 from data_pipelines.files.find import find_files
-from data_pipelines.files.formats import format_of
+from data_pipelines.files.formats import format_of, scan_files
 from data_pipelines.files.text import head_of
 from data_pipelines.logs import sources
 from data_pipelines.logs.validation import checked
-from data_pipelines.names import REASON, TIME
+from data_pipelines.names import REASON, ROW, TIME
 
 JOINED_ROWS = 1 << 22
 """Rows that are joined by one worker: each reads the side tables once for them."""
 
 
-def staged_log(plan: Plan, location: str, scratch: Path, engine: Engine | None, *, drawn: bool = False) -> Scan:
-    """The log at ``location`` with its side tables joined and ``:row``: itself where it is cheap to read again.
+@dataclass(frozen=True)
+class StagedLog(Scan):
+    """A log that is cheap to read again.
+
+    Attributes:
+        left_out: Rows that `data.where` leaves out.
+    """
+
+    left_out: int = 0
+
+
+def staged_log(plan: Plan, location: str, scratch: Path, engine: Engine | None, *, drawn: bool = False) -> StagedLog:
+    """The rows of the log at ``location`` and ``:row``: the log itself where it is cheap to read again.
 
     Args:
         scratch: The folder of copies.
@@ -40,17 +52,19 @@ def staged_log(plan: Plan, location: str, scratch: Path, engine: Engine | None, 
     found = None
     if engine is not None and not format.columnar and "://" not in location:
         found = _rewritten(engine, plan, location, files, format, scratch)
-    log = sources.scan(plan, location, drawn=drawn, found=found, joined=False)
-    frame = sources.join_sides(plan, log.frame)
-    if (format.columnar or found is not None) and not plan.config.joins:
-        return Scan(frame, log.refused)
-    if engine is None:
-        copy = scratch / "log.arrow"
-        _used(plan, frame).sink_ipc(copy)
-        return Scan(pl.scan_ipc(copy, glob=False), log.refused)
-    size = log.frame.select(pl.len()).collect(engine="streaming").item()
-    copies = engine(partial(_joined, plan, log.frame, scratch), parts_of(size, JOINED_ROWS))
-    return Scan(_scanned(copies), log.refused)
+    cheap = (format.columnar or found is not None) and not plan.config.joins
+    found = found or scan_files(location, format, needed=plan.log_columns, files=files)
+    left_out = 0 if drawn else sources.count_left_out(plan, found.frame, location)
+    if engine is None or (cheap and plan.config.where is None):
+        rows = sources.scan(plan, location, drawn=drawn, found=found).frame
+        if not cheap:
+            copy = scratch / "log.arrow"
+            _used(plan, rows).sink_ipc(copy)
+            rows = pl.scan_ipc(copy, glob=False)
+        return StagedLog(rows, found.refused, left_out)
+    size = found.frame.clone().select(pl.len()).collect(engine="streaming").item()
+    copies = engine(partial(_chosen, plan, location, found.frame, scratch), parts_of(size, JOINED_ROWS))
+    return StagedLog(_scanned(copies).with_row_index(ROW), found.refused, left_out)
 
 
 def accepted(plan: Plan, source: pl.LazyFrame, scratch: Path, engine: Engine | None) -> pl.LazyFrame:
@@ -72,10 +86,10 @@ def copied(rows: pl.LazyFrame, path: Path, engine: Engine | None) -> pl.LazyFram
     return pl.scan_ipc(path, glob=False)
 
 
-def _joined(plan: Plan, log: pl.LazyFrame, scratch: Path, part: Part) -> Path:
-    path = scratch / f"joined-{part.number:06d}.arrow"
+def _chosen(plan: Plan, location: str, log: pl.LazyFrame, scratch: Path, part: Part) -> Path:
+    path = scratch / f"chosen-{part.number:06d}.arrow"
     with left_at(path) as made:
-        _used(plan, sources.join_sides(plan, part.of(log))).sink_ipc(made)
+        _used(plan, sources.rows_of(plan, part.of(log), location)).sink_ipc(made)
     return path
 
 

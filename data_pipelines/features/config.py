@@ -28,6 +28,11 @@ class DataConfig(Config):
     log: Location = Field(description="Path of a file or folder, a glob, or an object-store address.")
     format: Format | None = Field(default=None, description="How to read it; by the suffix if absent.")
     joins: list[Join] = Field(default=[], description="Side tables whose columns are added to each row.")
+    where: str | None = Field(
+        default=None,
+        description="A SQL condition on columns of the log and of its side tables, such as `quantity > 0`. Rows of a "
+        "log for which it does not hold are left out as if they were not there. Rows to score need not meet it.",
+    )
     time: str | None = Field(default=None, description="The column that holds the time of a row.")
     time_format: TimeFormat | None = Field(
         default=None,

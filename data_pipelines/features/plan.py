@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from data_pipelines.config.learning import RowWeight, Task
-from data_pipelines.features.conditions import condition_columns
+from data_pipelines.features.conditions import condition, condition_columns
 from data_pipelines.features.config import DataConfig
 from data_pipelines.features.kinds.base import Check, Feature, Specs
 from data_pipelines.features.kinds.categorical import CategoricalFeature
@@ -106,6 +106,21 @@ class Plan:
         return None if self.config.sampling is None else self.config.sampling.keep_negatives
 
     @property
+    def where_columns(self) -> list[str]:
+        """The columns that decide whether a row of a log is read."""
+        where = self.config.where
+        return [] if where is None else condition_columns("`data`", where)
+
+    def is_read(self, raw: RawColumns) -> pl.Expr:
+        """Whether a row of a log is read, as ``data.where`` says.
+
+        Raises:
+            UserError: A column of the condition is missing, or it does not fit their types.
+        """
+        where = self.config.where
+        return pl.lit(True) if where is None else condition("`data`", where, raw.schema).fill_null(False)
+
+    @property
     def time(self) -> str | None:
         """The column that holds the time of a row."""
         return self.config.time
@@ -177,6 +192,7 @@ class Plan:
         names.update(key for join in config.joins for key in join.keys)
         names.update(task.column for task in config.tasks.values())
         names.update(weight.read_column for weight in self.weights.values())
+        names.update(self.where_columns)
         conditions = [(f"task {name!r}", task.where) for name, task in self.tasks.items() if task.where is not None]
         conditions += [(feature.reader, where) for feature in self.features.values() for where in feature.conditions()]
         for reader, where in conditions:

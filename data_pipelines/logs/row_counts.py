@@ -59,7 +59,8 @@ def take_survey(plan: Plan, rows: pl.LazyFrame, location: str, lines: pl.DataFra
     lines = pl.DataFrame({"reason": []}) if lines is None else lines
     total, accepted = int(found["n"].sum()) + len(lines), found.drop_nulls("minute")
     if total == 0:
-        raise UserError(f"{location} holds no rows.")
+        which = "" if plan.config.where is None else f" for which `data.where: {plan.config.where}` holds"
+        raise UserError(f"{location} holds no rows{which}.")
     if total > MOST_NUMBERED:
         raise UserError(
             f"{location} has {total:,} rows, and one prepare numbers {MOST_NUMBERED:,}: prepare the first days, "
@@ -80,7 +81,8 @@ def _refused(plan: Plan, rows: pl.LazyFrame, lines: pl.DataFrame, total: int, lo
 
     Rows without a label are not at fault, and do not count for ``max_quarantined``.
     """
-    by_reason = rows.group_by(REASON).agg(n=pl.len(), where=pl.format("row {}", pl.col(ROW).min() + 1))
+    row = "row {}" if plan.config.where is None else "row {} of those read"
+    by_reason = rows.group_by(REASON).agg(n=pl.len(), where=pl.format(row, pl.col(ROW).min() + 1))
     counted = by_reason.collect(engine="streaming")
     if len(lines):
         line = pl.coalesce(pl.format("line {} of ", pl.col("line").first()), pl.lit("a line of "))

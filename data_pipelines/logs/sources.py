@@ -7,6 +7,7 @@ import polars as pl
 
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.plan import Plan
+from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.files.base import Scan, reading
 from data_pipelines.files.find import find_files
 from data_pipelines.files.formats import Find, scan_files
@@ -17,34 +18,64 @@ from data_pipelines.names import OWN, POSITIVE, ROW
 _MOST_UNMATCHED = 0.5
 
 
-def scan(
-    plan: Plan, path: str | None = None, *, drawn: bool = False, found: Scan | None = None, joined: bool = True
-) -> Scan:
-    """The log of ``plan`` (or the one at ``path``) with its side tables joined, and the row number ``:row``.
+def scan(plan: Plan, path: str | None = None, *, drawn: bool = False, found: Scan | None = None) -> Scan:
+    """The log of ``plan`` (or the one at ``path``) as :func:`rows_of` gives it, with the row number ``:row``.
 
     Args:
         drawn: The log is one that :func:`data_pipelines.logs.negatives.write_with_negatives` wrote.
         found: The log itself, where it has been read already.
-        joined: With false, side tables are left to :func:`join_sides`.
 
     Raises:
-        UserError: Nothing there, an unknown format, a file that cannot be read, a column of a join that is missing, or
-            a column with a name of the product's own.
+        UserError: Nothing there, an unknown format, or a file that cannot be read; or as :func:`rows_of` does.
     """
     config = plan.config
     found = found or scan_files(path or expand(config.log), config.format, needed=plan.log_columns)
-    frame = found.frame
-    if not drawn:
-        _check_names(path or config.log, frame.collect_schema().names())
-    if config.drawing is not None and not drawn:
-        if POSITIVE in frame.collect_schema():
+    rows = join_sides(plan, found.frame) if drawn else rows_of(plan, found.frame, path or config.log)
+    return Scan(rows.with_row_index(ROW), found.refused)
+
+
+def rows_of(plan: Plan, log: pl.LazyFrame, location: str) -> pl.LazyFrame:
+    """The rows of ``log`` with their side tables joined, without those that ``data.where`` leaves out.
+
+    Args:
+        location: What to call the log in messages.
+
+    Raises:
+        UserError: A column of a join or of the condition is missing, or a column has a name of the product's own.
+    """
+    names = log.collect_schema().names()
+    _check_names(location, names)
+    if plan.config.drawing is not None:
+        if POSITIVE in names:
             raise UserError(
-                f"{path or config.log} has a column {POSITIVE!r}, which `sampling` adds: rename it in the log, or "
+                f"{location} has a column {POSITIVE!r}, which `sampling` adds: rename it in the log, or "
                 "remove `sampling` if the log holds negatives already."
             )
-        frame = frame.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
-    frame = frame.with_row_index(ROW)
-    return Scan(join_sides(plan, frame) if joined else frame, found.refused)
+        log = log.with_columns(pl.lit(1, dtype=pl.Int8).alias(POSITIVE))
+    rows = join_sides(plan, log)
+    return rows if plan.config.where is None else rows.filter(plan.is_read(RawColumns(rows.collect_schema())))
+
+
+def count_left_out(plan: Plan, log: pl.LazyFrame, location: str) -> int:
+    """Rows of ``log`` that ``data.where`` leaves out; a :class:`Notice` says how many.
+
+    Raises:
+        UserError: A column of the condition or of a join that it needs is missing.
+    """
+    if plan.config.where is None:
+        return 0
+    if not {*plan.where_columns} <= {*log.collect_schema().names()}:
+        log = join_sides(plan, log)
+    is_read = plan.is_read(RawColumns(log.collect_schema()))
+    total, read = log.select(pl.len(), read=is_read.sum()).collect(engine="streaming").row(0)
+    left_out = int(total - (read or 0))
+    share = f" ({left_out / total:.1%})" if left_out else ""
+    warnings.warn(
+        f"{location}: {left_out:,} of {total:,} rows{share} are left out by `data.where: {plan.config.where}`.",
+        Notice,
+        stacklevel=2,
+    )
+    return left_out
 
 
 def join_sides(

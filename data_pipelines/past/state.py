@@ -24,6 +24,7 @@ from data_pipelines.features.kinds.past import Kept
 from data_pipelines.features.plan import Plan
 from data_pipelines.features.raw_columns import RawColumns
 from data_pipelines.files.base import reading
+from data_pipelines.files.formats import scan_files
 from data_pipelines.locations import expand
 from data_pipelines.logs import sources
 from data_pipelines.logs.keys import keyed
@@ -191,7 +192,10 @@ class State:
         meta = extensions_meta(self.plan.config)
         with storage.new_directory(out, "state", meta=meta, replace=out == self.path) as folder:
             with reading(log):
-                events = sources.scan(self.plan, expand(log)).rows(log)
+                location = expand(log)
+                found = scan_files(location, self.plan.config.format, needed=self.plan.log_columns)
+                sources.count_left_out(self.plan, found.frame, log)
+                events = sources.scan(self.plan, location, found=found).rows(log)
                 check_times(self.plan, events, log)
                 rows = checked(self.plan, events).filter(pl.col(REASON).is_null())
                 rows = fresh_events(self.plan, rows, log, self, late).rows

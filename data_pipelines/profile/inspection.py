@@ -27,6 +27,7 @@ from data_pipelines.logs.splits import NAMED_SPLITS
 from data_pipelines.names import ROW
 from data_pipelines.profile.baskets import find_basket, repeated_share
 from data_pipelines.profile.columns import Column, figures, iso, readable
+from data_pipelines.profile.exclusions import Exclusion, find_exclusions
 from data_pipelines.profile.formats import guess_format
 from data_pipelines.profile.labels import Label, LabelKind, guess_label
 from data_pipelines.profile.leaks import alone_auc, joint_auc, telling_combinations
@@ -67,6 +68,7 @@ class LogProfile(Config):
         outcomes_auc: AUC of a shallow tree of the columns that look like outcomes; ``None`` if there are none.
         others_auc: AUC of a shallow tree of the other columns of single values.
         combinations: Sentences on a few columns that predict the label together, though none does alone.
+        exclusions: Rows that may be returns, cancellations, bots or tests, which a condition leaves out.
         time_formats: By column of times that need the key ``time_format``: the formats that fit, the likeliest first.
         time_notes: What is implausible about the times of the log, one sentence each.
     """
@@ -99,6 +101,7 @@ class LogProfile(Config):
     outcomes_auc: float | None = None
     others_auc: float | None = None
     combinations: tuple[str, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
     time_formats: dict[str, tuple[str, ...]] = Field(default={})
     time_notes: tuple[str, ...] = ()
 
@@ -266,6 +269,7 @@ class _View:
             "outcomes_auc": outcomes_auc,
             "others_auc": others_auc,
             "combinations": combinations,
+            "exclusions": find_exclusions(self.frame, self.sample, roles),
         }
 
     def _label_note(self) -> str:

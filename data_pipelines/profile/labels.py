@@ -178,6 +178,12 @@ def _of_text(column: str, counts: pl.DataFrame) -> Label:
     return Label(column, positive=(rare,), note=note)
 
 
+def value_of_no(values: Sequence[str]) -> str | None:
+    """The value that says no, where the values are one that says yes, or 1, and one that says no, or 0."""
+    found = {value.strip().lower(): value for value in values}
+    return next((found[no] for yes, no in {**_NO_OF_YES, "1": "0"}.items() if found.keys() == {yes, no}), None)
+
+
 def _affirmative(values: Sequence[str]) -> tuple[str, ...]:
     """The value that says yes, where the values are one that says yes and one that says no."""
     found = {value.strip().lower(): value for value in values}

@@ -46,6 +46,7 @@ def prepare(
         "dataset": dataset,
         "rows": profile["rows"],
         "splits": made.splits,
+        **({"left_out": profile["left_out"]} if data.where is not None else {}),
         "refused": profile["refused"],
         **({"duplicates": profile["duplicates"]} if profile["duplicates"] else {}),
         "tables": profile["tables"],

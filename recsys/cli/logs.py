@@ -201,5 +201,8 @@ def _sentences(profile: "LogProfile") -> Iterator[str]:
     if profile.outcomes_auc is not None:
         beside = "" if profile.others_auc is None else f", the other columns {profile.others_auc:.3f}"
         yield f"Together the columns that look like outcomes have AUC {profile.outcomes_auc:.3f} of the label{beside}."
+    for exclusion in profile.exclusions:
+        left_out = f"`where: {exclusion.condition}` in a config leaves them out"
+        yield f"{percent(exclusion.share)} of the rows {exclusion.reason}: {left_out}."
     for combination in profile.combinations:
         yield f"Look at this: {combination}, as if one of them were recorded after it."

@@ -33,6 +33,7 @@ class DatasetSummary(BaseModel):
         log: Where its rows are from.
         splits: Rows of each split.
         refused: Rows refused, by reason.
+        left_out: Rows that the condition `data.where` left out.
         features: Kind of each encoded feature.
         tables: Rows of each table.
         label_mean_in_train: By task.
@@ -46,6 +47,7 @@ class DatasetSummary(BaseModel):
     log: Any
     splits: dict[str, int]
     refused: Any
+    left_out: int
     features: dict[str, str]
     tables: dict[str, int]
     label_mean_in_train: dict[str, Value]
@@ -102,6 +104,7 @@ def dataset_summary(path: Path) -> DatasetSummary:
         log=dataset.manifest.meta["log"],
         splits=dataset.splits,
         refused=dataset.profile["refused"],
+        left_out=dataset.profile.get("left_out", 0),
         features=sparse | dense,
         tables={table.name: table.rows for table in dataset.schema.tables},
         label_mean_in_train=dict(zip(dataset.schema.tasks, np.nanmean(labels, axis=0).tolist(), strict=True)),

@@ -1,5 +1,6 @@
 """The rows of a scoring request, from JSON or an Arrow IPC stream; memory is bounded before it is allocated."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -28,6 +29,8 @@ _DECOMPRESSED = 8 << 20
 _TOP_KEYS = 16
 _PIECE = 1 << 20
 _MOST_BITS = 128
+_LONGEST_KEY = 200
+_KEY = re.compile(rb'"([^"]*)"\s*:[\s\[]*\Z')
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class Limits:
     rows: int = 10_000
     seconds: float = 30.0
     held_bytes: int = 256 << 20
+
+
+class _LongNumberError(ValueError):
+    """A whole number whose text would take long to write; ``row`` says where."""
+
+    def __init__(self, row: int) -> None:
+        self.row = row
 
 
 class ScoreRows(BaseModel):
@@ -79,6 +89,8 @@ def read_json(content: bytes, limits: Limits) -> tuple[ScoreRows, pl.DataFrame]:
             raise HTTPException(413, f"rows: more than {_COLUMNS} columns: send those that the artifact reads")
     if len(names) * len(rows) > _CELLS:
         raise HTTPException(413, f"rows: more than {_CELLS:,} cells (rows times columns): submit a job instead")
+    if rows and not names:
+        raise HTTPException(422, 'rows: no row has a column: send what the artifact reads, such as {"user": 7}')
     frame = pl.DataFrame({name: _column(name, [row.get(name) for row in rows]) for name in names})
     return asked, frame
 
@@ -135,6 +147,9 @@ def _column(name: str, values: Sequence[Any]) -> pl.Series:
         values = [_as_list(name, row, value) for row, value in enumerate(values)]
     try:
         column = _lists(values) if lists else _plain(values)
+    except _LongNumberError as error:
+        beyond = f"{name} is a whole number beyond {_MOST_BITS} bits: send it as text"
+        raise HTTPException(422, f"rows: {beyond}" if lists else f"rows[{error.row}]: {beyond}") from None
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, pl.exceptions.PanicException):
         raise HTTPException(422, f"rows: the values of {name!r} are of several types") from None
     items = column.explode() if column.dtype == pl.List else column
@@ -175,8 +190,9 @@ def _plain(values: Sequence[Any]) -> pl.Series:
         try:
             return pl.Series(values, dtype=pl.Int64 if kinds else pl.Null)
         except (OverflowError, TypeError):
-            if any(value is not None and value.bit_length() > _MOST_BITS for value in values):
-                raise
+            for row, value in enumerate(values):
+                if value is not None and value.bit_length() > _MOST_BITS:
+                    raise _LongNumberError(row) from None
             return pl.Series([None if value is None else str(value) for value in values])
     elif len(kinds) == 1:
         return pl.Series(values)
@@ -206,8 +222,10 @@ def _scan_json(content: bytes) -> None:
         opened = (structure == ord("{")) | (structure == ord("["))
         closed = (structure == ord("}")) | (structure == ord("]"))
         depths = depth + np.cumsum(opened.astype(np.int32) - closed.astype(np.int32), dtype=np.int32)
-        if np.any((structure == ord("{")) & (depths > _ROW_DEPTH)):
-            raise HTTPException(422, "rows: an object inside a row: send its fields as columns, such as user.id")
+        inner = (structure == ord("{")) & (depths > _ROW_DEPTH)
+        if np.any(inner):
+            name = _key_before(plain, start + int(np.flatnonzero(outside)[inner.argmax()]))
+            raise HTTPException(422, f"rows: {name} is an object: send its fields as columns, such as user.id")
         if np.any(depths > _DEPTH):
             raise HTTPException(422, "rows: a list inside a list: send lists of plain values")
         depth = int(depths[-1]) if len(depths) else depth
@@ -217,6 +235,12 @@ def _scan_json(content: bytes) -> None:
             raise HTTPException(413, f"rows: more than {_JSON_VALUES:,} values: send an Arrow stream, or submit a job")
         if top_keys > _TOP_KEYS:
             raise HTTPException(422, "the body: unknown keys beside rows, artifact and logits")
+
+
+def _key_before(content: bytes, place: int) -> str:
+    """The key whose value holds the bracket at ``place``, in quotes."""
+    found = _KEY.search(content[max(0, place - _LONGEST_KEY) : place])
+    return repr(found[1].decode("utf-8", "replace")) if found else "a value"
 
 
 def _outside_strings(piece: NDArray[np.uint8], inside: bool) -> NDArray[np.bool_]:

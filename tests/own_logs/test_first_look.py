@@ -196,7 +196,7 @@ def test_purchases_become_a_log_of_positives(tmp_path: Path, rng: np.random.Gene
     assert config.data.sampling.corrects
     assert {"recent", "count_of_item", "count_of_user_and_item", "last_of_user_and_item"} <= config.data.features.keys()
     assert "Quantity" not in config.data.features
-    assert "# Quantity goes down to -1: if such rows are returns" in starter_config(profile)
+    assert "of the rows have a Quantity below 0, as returns and refunds do." in starter_config(profile)
     named = looked_at(tmp_path, frame.rename({"StockCode": "ding"}), item="ding")
     assert named.item == "ding"
 

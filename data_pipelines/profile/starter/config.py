@@ -48,6 +48,7 @@ def starter_config(profile: LogProfile) -> str:
         _log(profile.location),
         *_format(profile),
         *_sides(profile),
+        *_where(profile),
         *_time_and_user(profile),
         *_group(profile),
         *_task(profile),
@@ -179,6 +180,17 @@ def _sides(profile: LogProfile) -> Iterator[str]:
         yield line(f"    - {{table: {scalar(join.table)}, on: {on}{prefix}{format}}}", comment)
 
 
+def _where(profile: LogProfile) -> Iterator[str]:
+    """A condition, commented out, that leaves out rows that seem to be exceptions."""
+    conditions = [exclusion.condition for exclusion in profile.exclusions]
+    if not conditions:
+        return
+    for exclusion in profile.exclusions:
+        yield f"  # {percent(exclusion.share)} of the rows {exclusion.reason}."
+    whole = conditions[0] if len(conditions) == 1 else " AND ".join(f"({condition})" for condition in conditions)
+    yield line(f"  # where: {scalar(whole)}", "leaves these rows out, here and of all events that are added later")
+
+
 def _keys_of(join: Join) -> str:
     """The columns to join on, as YAML."""
     if isinstance(join.on, str):
@@ -236,10 +248,6 @@ def _group(profile: LogProfile) -> Iterator[str]:
 def _positives_only(profile: LogProfile) -> Iterator[str]:
     yield "  # The log has no label, so its rows are taken for positives, and negatives are drawn for each. Metrics of"
     yield "  # drawn negatives flatter: recsys evaluate RUN --ranking ranks all items, beside baselines."
-    for column in profile.of("number"):
-        if float(column.low or 0) < 0:
-            yield f"  # {scalar(column.name)} goes down to {column.low}: if such rows are returns, they are taken for"
-            yield "  # purchases here. Remove them from the log, and from all that is scored or added later."
     nulls = profile.column(str(profile.user)).nulls
     if nulls > 0:
         yield f"  # {percent(nulls)} of the rows have no user: they count for the items, and for nobody's past."

@@ -184,14 +184,31 @@ def test_json_of_pieces_is_read_or_refused(content):
         ("[1.0, -Infinity]", "'a'"),
         (r'"\ud800"', "Invalid JSON"),
         ("[[1]]", "a list inside a list"),
-        ('{"b": 1}', "an object inside a row"),
-        ("1" * 50, "'a'"),
+        ('{"b": 1}', "'a' is an object"),
+        ('[1, {"b": 1}]', "a value is an object"),
+        ("1" * 50, r"rows\[0\]: a is a whole number beyond 128 bits"),
+        ("[" + "1" * 50 + "]", "a is a whole number beyond 128 bits"),
     ],
 )
 def test_values_that_cannot_be_read_are_refused_by_name(value, where):
     with pytest.raises(HTTPException, match=where) as refused:
         read_json(f'{{"rows": [{{"a": {value}}}]}}'.encode(), SMALL)
     assert refused.value.status_code == 422
+
+
+def test_the_column_and_the_row_at_fault_are_named():
+    rows = [{"a": 1, 'the "user"': {"id": 1}}]
+    with pytest.raises(HTTPException, match="'the __user__' is an object: send its fields as columns"):
+        read_json(json.dumps({"rows": rows}).encode(), SMALL)
+    with pytest.raises(HTTPException, match=r"rows\[1\]: a is a whole number"):
+        read_json(json.dumps({"rows": [{"a": 1}, {"a": 10**40}, {"a": None}]}).encode(), SMALL)
+
+
+def test_rows_without_a_column_are_refused_and_not_lost():
+    with pytest.raises(HTTPException, match="no row has a column"):
+        read_json(b'{"rows": [{}, {}]}', SMALL)
+    assert read_json(b'{"rows": [{}, {"a": 1}]}', SMALL)[1]["a"].to_list() == [None, 1]
+    assert len(read_json(b'{"rows": []}', SMALL)[1]) == 0
 
 
 def test_brackets_and_quotes_inside_strings_are_no_structure():
