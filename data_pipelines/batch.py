@@ -81,7 +81,7 @@ class Schema(Config):
 
     @property
     def chains(self) -> tuple[tuple[int, int], ...]:
-        """The columns of each task that happens only after another one, and of that one; first tasks come first."""
+        """For each task with ``after``: its column and that of the earlier task, in the order of the chain."""
 
         def before(task: str) -> int:
             return 1 + before(self.after[task]) if task in self.after else 0
@@ -90,10 +90,12 @@ class Schema(Config):
         return tuple((self.tasks.index(task), self.tasks.index(first)) for task, first in ordered)
 
     def table(self, name: str) -> TableSpec:
+        """The id space of the table ``name``."""
         return next(table for table in self.tables if table.name == name)
 
     @property
     def dense_width(self) -> int:
+        """The number of columns of the dense matrix."""
         return sum(feature.width for feature in self.dense)
 
     @property
@@ -104,6 +106,7 @@ class Schema(Config):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
+        """The names of all features: sparse ones first, then dense ones."""
         return tuple(f.name for f in self.sparse) + tuple(f.name for f in self.dense)
 
 

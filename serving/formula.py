@@ -59,7 +59,7 @@ class Formula:
 
     @staticmethod
     def parse(text: str, tasks: Collection[str]) -> "Formula":
-        """The formula that ``text`` says.
+        """Parse the formula in ``text``.
 
         Args:
             text: The formula.

@@ -99,7 +99,7 @@ class Task(Config):
     @model_validator(mode="after")
     def _one_rule(self) -> "Task":
         if self.positive and (self.kind != "binary" or self.at_least is not None):
-            raise ValueError("positive makes a binary label, and needs no at_least")
+            raise ValueError("set either positive or at_least: each makes a binary label")
         return self
 
 

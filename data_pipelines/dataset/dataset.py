@@ -115,7 +115,7 @@ class Dataset:
 
     @staticmethod
     def open(path: Path, verify: Literal["full", "sizes"] = "full") -> "Dataset":
-        """Open the data set at ``path``, its checksums compared (or, quicker, only sizes).
+        """Open the data set at ``path`` after comparing its checksums (or only its sizes, which is faster).
 
         Raises:
             UserError: There is no data set, or it is damaged.

@@ -112,9 +112,10 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken. At another batch size or number of ranks: with the rows that were left.
+        """Continue after the batches that had been returned when ``state`` was taken.
 
-        (Fewer rows than there are ranks are left out, since every rank must have as many batches as the others.)
+        At another batch size or number of ranks, the remaining rows are divided anew. Fewer remaining rows than
+        there are ranks are left out, because every rank must have the same number of batches.
         """
         self._epoch, self._next, self._resumed = state["epoch"], state["next"], True
         self._ranges = [(start, stop) for start, stop in state["ranges"]]

@@ -107,7 +107,7 @@ def write(
         if grouped:
             _arrange(plan, encoder, location, scratch / "splits", folder / "splits")
     if splits["train"] == 0:
-        raise UserError(f"{location}: no row falls into the training split; look at the key `split`.")
+        raise UserError(f"{location}: no row falls into the training split: check the key `split`.")
     warn_of_empty(plan, splits, survey)
     saved.result()
     profile = {"rows": total, "left_out": log.left_out, "refused": refused, "splits": splits, "tables": _sizes(encoder)}

@@ -40,7 +40,7 @@ class Records(Protocol):
 
 
 class ByRow:
-    """Records ``(row, value, ...)``, written in batches that are sorted by row, and read in the order of the rows.
+    """Records ``(row, value, ...)``, written in batches that are each sorted by row, and read in the order of the rows.
 
     Args:
         path: The file to write.
@@ -63,7 +63,7 @@ class ByRow:
         self._ends.append(self._ends[-1] + len(rows))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """All records up to the last of ``rows`` that were not taken before: ordered by batch, not by row."""
+        """Records not taken before, up to the last of the ascending ``rows``: batch by batch, not in row order."""
         if self._readers is None:
             self._file.flush()
             ahead = _READ_AHEAD // len(self._ends)

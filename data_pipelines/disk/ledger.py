@@ -49,7 +49,7 @@ def append_entry(path: Path, entry: BaseModel) -> None:
 
 
 def write_entries(path: Path, entries: Iterable[BaseModel], *, head: str | None = None) -> None:
-    """Write the file at ``path`` again, complete or as it was.
+    """Rewrite the file at ``path``: afterwards it holds all entries, or what it held before.
 
     Args:
         head: A first line that is no entry.

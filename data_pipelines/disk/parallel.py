@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """Has ``work`` done for each item somewhere, several side by side; gives the results in the order of the items.
+    """Runs ``work`` on each item, several at the same time; yields the results in the order of the items.
 
     Work may be done twice where a worker dies. The built-in ``map`` is the engine of this process.
     """
@@ -41,7 +41,7 @@ class Part:
 
 
 def parts_of(rows: int, size: int | None = None) -> list[Part]:
-    """Parts of ``size`` rows, ``PART_ROWS`` if absent; one without rows if there are none."""
+    """Parts of ``size`` rows (by default ``PART_ROWS``); one empty part if there are no rows."""
     size = size or PART_ROWS
     return [Part(number, start, size) for number, start in enumerate(range(0, max(rows, 1), size))]
 
@@ -49,7 +49,9 @@ def parts_of(rows: int, size: int | None = None) -> list[Part]:
 def merged(
     parts: Iterator[list[pl.DataFrame]], merge: Callable[[Sequence[pl.DataFrame]], pl.DataFrame]
 ) -> list[pl.DataFrame]:
-    """The frames of all parts, merged by their place in a part; memory holds a few times as many rows as that leaves.
+    """Merge the first frames of all parts, the second ones, and so on.
+
+    Memory holds a few times as many rows as the result.
 
     Args:
         merge: Makes one frame of several, or of one, and may be given frames that it made.

@@ -56,7 +56,7 @@ class Division:
 
     @property
     def spans(self) -> int:
-        """How many there are."""
+        """The number of spans."""
         return 1 << self.coarse
 
     def within(self, span: int, chunks: Iterable[pl.DataFrame], empty: pl.DataFrame) -> Iterator[Partition]:

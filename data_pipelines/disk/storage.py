@@ -284,7 +284,7 @@ def open_directory(
             raise UserError(f"{file} is missing: {remedy}.")
         actual = checksum(file) if verify == "full" else entry
         if file.stat().st_size != entry.bytes or actual != entry:
-            raise UserError(f"{file} is damaged (its checksum is off): {remedy}.")
+            raise UserError(f"{file} is damaged (its checksum does not match): {remedy}.")
     return manifest
 
 

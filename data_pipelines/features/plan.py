@@ -23,7 +23,7 @@ from data_pipelines.names import DRAWN, LIST, LOG_Q, POSITIVE, ROW, SPLIT, UNLAB
 
 @dataclass(frozen=True)
 class Plan:
-    """What a ``data:`` block comes to.
+    """The features, tasks and columns of a ``data:`` block, resolved once.
 
     Attributes:
         config: The block itself.
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def has_lists(self) -> bool:
-        """Whether a data set stores which rows are compared with each other."""
+        """Whether a data set stores the list of each row: the rows that it is compared with."""
         return self.config.group is not None or self.config.drawing is not None
 
     def list_key(self, raw: RawColumns) -> pl.Expr:

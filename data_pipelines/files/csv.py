@@ -54,7 +54,7 @@ class CsvFormat(FileFormat):
     def _one_character(cls, value: str) -> str:
         bare = value.strip(" ") or value[:1]
         if len(bare.encode()) != 1:
-            raise ValueError(f"a delimiter is one character, and {value!r} is not")
+            raise ValueError(f"a delimiter must be one character, not {value!r}")
         return bare
 
     def scan(self, location: str, paths: Sequence[str], needed: frozenset[str] | None = None) -> Scan:

@@ -79,7 +79,7 @@ def format_of(location: str, paths: Sequence[str]) -> FileFormat:
 
 
 def by_suffix(name: str) -> FileFormat | None:
-    """The format that a file's suffix stands for, compression left out; ``None`` where there is none."""
+    """The format of a file by its suffix, without that of a compression; ``None`` if no format has this suffix."""
     path = Path(name)
     while path.suffix in _COMPRESSIONS:
         path = path.with_suffix("")

@@ -148,7 +148,7 @@ def clean_copy(path: str, dialect: Dialect, encoding: str, out: Path) -> pl.Data
                 _refuse_unclosed(path, readable)
                 writer.write_batch(readable)
     except UnicodeError:
-        raise UserError(f"{path} is not {encoding}: set the key format.encoding to what it is.") from None
+        raise UserError(f"{path} is not {encoding}: set the key format.encoding to its encoding.") from None
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{path} cannot be cut into {expected} fields per line: check format.quote ({error})."
@@ -163,7 +163,7 @@ def _refuse_unclosed(path: str, batch: pa.RecordBatch) -> None:
             value = column[pc.index(breaks, pc.max(breaks)).as_py()].as_py()
             lines = value.count("\n")
             raise UserError(
-                f"{path}: the field that starts with {value[:40]!r} has {lines:,} line breaks, so that its quote is "
+                f"{path}: the field that starts with {value[:40]!r} has {lines:,} line breaks, so its quote is "
                 "probably never closed: fix that line, or set the key format.quote to null if quotes are text here."
             )
 

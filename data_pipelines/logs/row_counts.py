@@ -63,8 +63,8 @@ def take_survey(plan: Plan, rows: pl.LazyFrame, location: str, lines: pl.DataFra
         raise UserError(f"{location} holds no rows{which}.")
     if total > MOST_NUMBERED:
         raise UserError(
-            f"{location} has {total:,} rows, and one prepare numbers {MOST_NUMBERED:,}: prepare the first days, "
-            "and add the others with `recsys prepare --extend`."
+            f"{location} has {total:,} rows, and one `recsys prepare` can number {MOST_NUMBERED:,}: "
+            "prepare the first days, and add the others with `recsys prepare --extend`."
         )
     refused: dict[str, int] = {}
     if len(accepted) < len(found) or len(lines):

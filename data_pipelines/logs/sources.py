@@ -123,8 +123,8 @@ def unmatched_shares(plan: Plan, rows: pl.LazyFrame) -> dict[str, float]:
     for side, share in zip(joined, shares, strict=True):
         if share > _MOST_UNMATCHED:
             warnings.warn(
-                f"the side table {side.table} has no row for {share:.1%} of the rows: look at the values of its key, "
-                f"{', '.join(side.table_keys)}, beside those of {', '.join(side.keys)} in the log.",
+                f"the side table {side.table} has no row for {share:.1%} of the rows: compare the values of its key, "
+                f"{', '.join(side.table_keys)}, with those of {', '.join(side.keys)} in the log.",
                 Notice,
                 stacklevel=2,
             )

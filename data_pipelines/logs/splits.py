@@ -228,7 +228,7 @@ def _warn_of_ties(plan: Plan, survey: Survey, valid: _Cut, test: _Cut) -> None:
     """Say (:class:`Notice`) if many rows of one time are on both sides of a border, told apart by their order only."""
     if valid.tied == survey.rows > 1:
         warnings.warn(
-            f"`split`: every row has the time {to_text(valid.time)} ({plan.time}), so that the order of the rows alone "
+            f"`split`: every row has the time {to_text(valid.time)} ({plan.time}), so only the order of the rows "
             "divides them: set data.time to a column that tells rows apart, or data.split to {by: random}.",
             Notice,
             stacklevel=2,
@@ -237,9 +237,9 @@ def _warn_of_ties(plan: Plan, survey: Survey, valid: _Cut, test: _Cut) -> None:
     for name, cut in {"valid": valid, "test": test}.items():
         if cut.tied_before and cut.tied >= max(_FEW_TIED, _MOSTLY_APART * survey.rows):
             warnings.warn(
-                f"`split`: {name} begins amid {cut.tied:,} rows of the time {to_text(cut.time)} ({plan.time}), of "
-                f"which {cut.tied_before:,} are in the split before it: to keep rows of one time together, set dates, "
-                f"such as `{name}: {to_text(cut.time)}`.",
+                f"`split`: {name} begins among {cut.tied:,} rows of the time {to_text(cut.time)} ({plan.time}), of "
+                f"which {cut.tied_before:,} are in the split before it: to keep rows with the same time together, "
+                f"set dates, such as `{name}: {to_text(cut.time)}`.",
                 Notice,
                 stacklevel=2,
             )

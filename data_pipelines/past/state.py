@@ -76,7 +76,7 @@ class State:
 
     @staticmethod
     def open(folder: Path, verify: Literal["full", "sizes"] = "full") -> "State":
-        """Open the state at ``folder``, its checksums compared (or, quicker, only sizes).
+        """Open the state at ``folder`` after comparing its checksums (or only its sizes, which is faster).
 
         Raises:
             UserError: There is no state, or it is damaged.

@@ -12,7 +12,7 @@ _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 def shown(value: str, longest: int = 40) -> str:
-    """A value as it is where that is unmistakable; in double quotes where it holds quotes, commas or outer blanks.
+    """A value for a message, in double quotes if it holds quotes, commas or outer blanks, and cut if it is long.
 
     Example:
         >>> print(shown("Berlin"), shown("Paris, France"), shown("' No'"))
@@ -23,7 +23,7 @@ def shown(value: str, longest: int = 40) -> str:
 
 
 def listed(values: Iterable[str], most: int = _SHOWN) -> str:
-    """Values as a shell takes them, separated by commas; the first ``most`` of them."""
+    """The first ``most`` values, quoted for a shell and separated by commas, and how many more there are."""
     chosen = list(values)
     more = f" and {len(chosen) - most:,} more" if len(chosen) > most else ""
     return ", ".join(map(shlex.quote, chosen[:most])) + more

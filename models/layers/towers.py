@@ -91,7 +91,7 @@ class DenseTowerConfig(TowerConfig):
 
     def build(self, width: int, *, context: int | None, sharing: TasksConfig, tasks: int) -> "DenseTower":
         if context is not None:
-            raise UserError("model.context steers a router: set model.tower.kind to 'moe', or leave it out.")
+            raise UserError("only routers read model.context: set model.tower.kind to 'moe', or remove the key.")
         if sharing.routes_by_task:
             raise UserError(f"model.tasks.kind {sharing.kind!r} is built on experts: set model.tower.kind to 'moe'.")
         return DenseTower(width, self)

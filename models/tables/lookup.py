@@ -135,8 +135,8 @@ class SparseTables(nn.Module):
         rows = next(layout.rows for layout in self.layouts if layout.vocabulary == vocabulary)
         if len(keep) != rows:
             raise UserError(
-                f"model.tables.{vocabulary}.rows: ids of {vocabulary!r} have no rows of their own, so that none can be "
-                "pruned; leave rows out, or leave this table out of the pruning."
+                f"model.tables.{vocabulary}.rows: ids of {vocabulary!r} share rows over time, so none can be "
+                "pruned: remove the key rows, or leave this table out of the pruning."
             )
         keep = keep.clone()
         keep[: OOV_ID + 1] = True

@@ -45,7 +45,8 @@ class Target:
             raise UserError(f"ablation.task: {dataset.path} has no task `{self.task}`; it has {tasks}.")
         if not dataset.splits.get("test") or not dataset.splits.get("valid"):
             raise UserError(
-                f"{dataset.path} lacks a valid or a test split: a study selects on one and judges on the other."
+                f"{dataset.path} lacks a valid or a test split: a study chooses on the valid split and judges on the "
+                "test split."
             )
         self.kind: TaskKind = dataset.config.tasks[self.task].kind
         self.metrics = self._metrics()

@@ -72,13 +72,17 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the config, e.g. train.batch_size=4096."),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Trials at a time; as many as fit if absent.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Trials that run at the same time; by default, as many as fit.")
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of each trial.")]
 EngineName = Annotated[
-    Literal["local", "ray"], typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")
+    Literal["local", "ray"], typer.Option("--engine", help="Run on processes of this machine, or on a Ray cluster.")
 ]
 LateEvents = Literal["refuse", "drop", "count"]
-Address = Annotated[str | None, typer.Option("--address", help="Of the Ray cluster; one of this machine if absent.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Address of the Ray cluster; by default, Ray starts on this machine.")
+]
 
 
 def say(step: str) -> None:

@@ -48,10 +48,10 @@ def daily_verb(
             with progress_bar("training") as advance:
                 day, new = run_day(experiment, history, log, say=say, on_step=advance)
         except InterruptedTrainingError:
-            say("stopped: the same command continues the day")
+            say("stopped: run the same command again to continue the day")
             raise typer.Exit(1) from None
         if not new:
-            say(f"the day of {log} is done as day {day.number}: nothing has changed")
+            say(f"{log} is finished already, as day {day.number}: nothing has changed")
         elif not day.switched:
             say(f"the model of the day was refused, and the earlier one stays: {'; '.join(day.reasons)}")
         if jobs_db is not None:

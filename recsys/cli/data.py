@@ -23,10 +23,14 @@ def prepare(
     ] = None,
     late: Annotated[
         LateEvents,
-        typer.Option(help="With --extend: rows not later than its latest event, which it may have already."),
+        typer.Option(help="With --extend: what to do with rows that are not later than its latest event."),
     ] = "refuse",
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a Ray cluster.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; one of this machine if absent.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Run in this process, or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster; by default, Ray starts on this machine.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Encode a log into a data set: vocabularies, splits, histories, statistics."""
@@ -76,7 +80,7 @@ def update(
     out: Annotated[Path | None, typer.Option(help="Write the new state here, and leave the old one.")] = None,
     late: Annotated[
         LateEvents,
-        typer.Option(help="Events that are not later than the state's latest: it may have them already."),
+        typer.Option(help="What to do with events that are not later than the state's latest event."),
     ] = "refuse",
     json: Json = False,
 ) -> None:

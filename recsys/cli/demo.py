@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder of everything the demo makes.")] = Path("demo"),
     rows: Annotated[
-        int | None, typer.Option(help="Rows of the generated log; 300,000 if absent, 20,000 of lists.", min=10_000)
+        int | None, typer.Option(help="Rows of the generated log; by default 300,000, with --lists 20,000.", min=10_000)
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same log.", min=0)] = 0,
     lists: Annotated[

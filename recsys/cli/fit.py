@@ -19,7 +19,7 @@ def fit_verb(
     log: Annotated[str, typer.Argument(metavar="LOG", help="File, folder, glob or address of the log.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write, or to continue.")],
     minutes: Annotated[float, typer.Option(min=0.001, help="Budget of the search, in minutes of trials.")] = 10.0,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trials that run at the same time.")] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of each trial.")] = None,
     engine: EngineName = "local",
     address: Address = None,

@@ -21,24 +21,24 @@ class LogOptions:
     A verb that is decorated with :func:`takes_log_options` has one option per attribute.
     """
 
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The label, if it is not guessed right.")] = None
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The label, if the guess is wrong.")] = None
     positive: Annotated[
         list[str] | None,
         typer.Option(metavar="VALUE", help="A value of the label that counts as positive, if it is text."),
     ] = None
     at_least: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Numbers of the label from this value on count as positive.")
+        float | None, typer.Option(metavar="NUMBER", help="Labels of at least this number count as positive.")
     ] = None
-    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="The time, if it is not guessed right.")] = None
-    user: Annotated[str | None, typer.Option(metavar="COLUMN", help="The user, if it is not guessed right.")] = None
-    item: Annotated[str | None, typer.Option(metavar="COLUMN", help="The item, if it is not guessed right.")] = None
+    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="The time, if the guess is wrong.")] = None
+    user: Annotated[str | None, typer.Option(metavar="COLUMN", help="The user, if the guess is wrong.")] = None
+    item: Annotated[str | None, typer.Option(metavar="COLUMN", help="The item, if the guess is wrong.")] = None
     format: Annotated[
         str | None,
-        typer.Option(metavar="FORMAT", help="The format, if it is not guessed right: csv, or keys as in a config."),
+        typer.Option(metavar="FORMAT", help="The format, if the guess is wrong: csv, or keys as in a config."),
     ] = None
-    side: Annotated[list[str] | None, typer.Option(metavar="TABLE", help="A side table to join; its key is found.")] = (
-        None
-    )
+    side: Annotated[
+        list[str] | None, typer.Option(metavar="TABLE", help="A side table to join; its key is guessed.")
+    ] = None
 
     def arguments(self, location: str) -> dict[str, Any]:
         """As :func:`~data_pipelines.profile.inspection.inspect_log` takes them.

@@ -67,7 +67,7 @@ def inspect(
     *,
     options: LogOptions,
 ) -> None:
-    """Say what is in a log (types, nulls, skew, suspicious columns), or in anything that recsys wrote."""
+    """Describe a log (types, nulls, skew, suspicious columns), or anything that recsys wrote."""
     from recsys.reports.summaries import kind_of
 
     kind = kind_of(Path(path))

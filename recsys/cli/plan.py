@@ -29,12 +29,14 @@ def plan_verb(
         list[str] | None, typer.Option(metavar="FEATURE=N", help="Without DATASET: mean ids per row of a bag.")
     ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="Processes to plan for; they need not exist.")] = 1,
-    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes on one machine; all if absent.")] = None,
+    ranks_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Processes per machine; by default, all on one machine.")
+    ] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(
             min=0.001,
-            help="Memory of each rank (with cuda, of its GPU); this machine's, shared by its ranks, if absent.",
+            help="Memory of each rank (with cuda, of its GPU); by default, this machine's, divided among its ranks.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -49,10 +51,10 @@ def plan_verb(
     from recsys.config.experiment import load_config
 
     if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: say cpu or cuda.")
+        raise UserError(f"--device must be cpu or cuda, not {device}.")
     if device == "cuda" and memory_gb is None and not torch.cuda.is_available():
         raise UserError(
-            "--device cuda: Torch sees no GPU here, so name the memory of the one to plan for: --memory-gb."
+            "--device cuda: Torch sees no GPU here, so give the memory of the GPU to plan for with --memory-gb."
         )
     overrides = overrides or []
     if dataset is not None and "=" in dataset.name and not dataset.exists():

@@ -22,7 +22,7 @@ from recsys.cli.common import (
 ArtifactFolder = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="What `recsys export` wrote.", parser=local_folder)
 ]
-DatasetOption = Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")]
+DatasetOption = Annotated[Path | None, typer.Option(help="Data set; by default, the one of the training.")]
 DataRoots = Annotated[
     list[Path], typer.Option("--data-root", metavar="DIR", help="Jobs read and write only below such folders.")
 ]
@@ -33,7 +33,7 @@ Device = Annotated[
 ]
 AllowedAddresses = Annotated[
     list[str] | None,
-    typer.Option("--allow-address", metavar="ADDRESS", help="Artifacts may read side tables below it, too."),
+    typer.Option("--allow-address", metavar="ADDRESS", help="Address below which artifacts may read side tables, too."),
 ]
 
 
@@ -46,9 +46,7 @@ def export_verb(
     replace: Annotated[bool, typer.Option("--replace", help="Replace what is at ARTIFACT.")] = False,
     format: Annotated[
         Literal["artifact", "portable", "onnx", "mlflow"],
-        typer.Option(
-            help="For `recsys score`; for NumPy alone; that with a graph for ONNX Runtime; or as a model of MLflow."
-        ),
+        typer.Option(help="For `recsys score`, for NumPy alone, for ONNX Runtime, or as a model of MLflow."),
     ] = "artifact",
     json: Json = False,
 ) -> None:
@@ -97,7 +95,7 @@ def verify_verb(
     artifact: ArtifactFolder,
     against: Annotated[Path, typer.Option(metavar="RUN", help="The run it was exported from.")],
     dataset: DatasetOption = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows to score, from the split's beginning.")] = 50_000,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows to score, from the start of the split.")] = 50_000,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     json: Json = False,
 ) -> None:
@@ -120,26 +118,37 @@ def score_verb(
     ] = None,
     late: Annotated[
         LateEvents,
-        typer.Option(help="With --events: those not later than the state's latest, which it may have already."),
+        typer.Option(help="With --events: what to do with those that are not later than the state's latest event."),
     ] = "refuse",
     bad_rows: Annotated[
-        Literal["quarantine", "score"], typer.Option(help="Leave them out with the reason, or read bad values as null.")
+        Literal["quarantine", "score"],
+        typer.Option(help="Rows with unreadable values: quarantine them, or score them with these values as null."),
     ] = "quarantine",
     logits: Annotated[bool, typer.Option("--logits", help="Add the logits.")] = False,
     candidates: Annotated[
         str | None, typer.Option(help="Table of candidates: each row is then a user, scored with all of them.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Keep only so many candidates per user.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Keep only this many candidates per user, the best ones.")
+    ] = None,
     warn_unknown: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of values never seen in training from which to warn.")
+        float,
+        typer.Option(min=0, max=1, help="Warn if a larger share of a feature's values was never seen in training."),
     ] = 0.5,
-    max_unknown: Annotated[float, typer.Option(min=0, max=1, help="Share of such values above which to fail.")] = 0.99,
-    threads: Annotated[int | None, typer.Option(min=1, help="Parts at a time; one per processor if absent.")] = None,
+    max_unknown: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Fail if a larger share of a feature's values was never seen in training."),
+    ] = 0.99,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Parts that are scored at the same time; by default, one per processor.")
+    ] = None,
     device: Device = "cpu",
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="Threads of this process, or a Ray cluster.")
+        Literal["local", "ray"], typer.Option(help="Score on threads of this process, or on a Ray cluster.")
     ] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; one of this machine if absent.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster; by default, Ray starts on this machine.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score rows of any size; resumable after a crash."""
@@ -187,20 +196,24 @@ def serve_verb(
         typer.Option(
             "--state",
             metavar="[NAME=]PATH",
-            help="State that an artifact (the first, if no NAME) reads the past from; read again when it is updated.",
+            help="State that an artifact (by default the first) reads the past from; reloaded when it is updated.",
         ),
     ] = None,
     allowed: AllowedAddresses = None,
     jobs_db: Annotated[
         str, typer.Option(envvar="RECSYS_JOBS_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
     ] = "sqlite:///jobs.db",
-    host: Annotated[str, typer.Option(help="Address to listen on; off loopback, tokens are required.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond loopback, tokens are required.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     workers: Annotated[int, typer.Option(min=0, help="Processes that run jobs, on the CPU.")] = 1,
     device: Device = "cpu",
     allowed_hosts: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME", help="Name that clients call it by, beside localhost and --host."),
+        typer.Option(
+            "--allow-host", metavar="NAME", help="Host name that clients may use, in addition to localhost and --host."
+        ),
     ] = None,
 ) -> None:
     """Serve scores over HTTP, run jobs, and show both on a page."""
@@ -229,7 +242,7 @@ def worker_verb(
     allowed: AllowedAddresses = None,
     jobs_db: JobsDatabase = "sqlite:///jobs.db",
 ) -> None:
-    """Work off the jobs of a service, on this machine or another one; SIGTERM parks the job in work."""
+    """Run jobs of a service, on this machine or another one; SIGTERM gives the running job back to the queue."""
     with optional_part():
         from serving.http.worker import work
 

@@ -62,16 +62,20 @@ def frontier(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the result; replaced if it is there.")],
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=V1,V2,...", help="Values to try of a key, as YAML; all combinations are points."),
+        typer.Option(
+            metavar="KEY=V1,V2,...", help="A key and the values to try, as YAML; every combination is a point."
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Valid AUC (or RMSE, deviance) that the chosen point may lose.")
     ] = 0.001,
     budget: Annotated[int | None, typer.Option(min=1, help="Bytes that the chosen point's artifact may take.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each point.")] = 1,
-    points: Annotated[int | None, typer.Option(min=1, help="Try only so many combinations, drawn at random.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per point, each with its own seed.")] = 1,
+    points: Annotated[
+        int | None, typer.Option(min=1, help="Try at most this many combinations, drawn at random.")
+    ] = None,
     trials: Annotated[
-        Path | None, typer.Option(help="Folder of finished trials; `trials` beside STUDY if absent.")
+        Path | None, typer.Option(help="Folder of finished trials; by default, `trials` next to STUDY.")
     ] = None,
     jobs: Jobs = None,
     json: Json = False,
@@ -108,7 +112,7 @@ def select(
         str, typer.Option(help="chi2, mutual_information, l1_path, gates or permutation.")
     ] = "mutual_information",
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Features to keep; if absent, those that carry information.")
+        int | None, typer.Option(min=1, help="Number of features to keep; by default, those that carry information.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="A finished run, for permutation.")] = None,
     json: Json = False,
@@ -129,8 +133,8 @@ def codes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the codes and their names.")],
     table: Annotated[str, typer.Option(help="The table whose rows are coded.")],
     method: Annotated[str, typer.Option(help="autoencoder or dictionary.")] = "autoencoder",
-    size: Annotated[int, typer.Option("--codes", min=2, help="Codes in the book.")] = 256,
-    active: Annotated[int, typer.Option(min=1, help="Codes active in each row.")] = 8,
+    size: Annotated[int, typer.Option("--codes", min=2, help="Number of codes.")] = 256,
+    active: Annotated[int, typer.Option(min=1, help="Active codes per row.")] = 8,
     dataset: Annotated[Path | None, typer.Option(help="Where the run's data set is, if it was moved.")] = None,
     json: Json = False,
 ) -> None:

@@ -20,7 +20,7 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="One run, or several to compare with the first.")
     ],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; RUN/report.html if absent.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; by default, RUN/report.html.")] = None,
     json: Json = False,
 ) -> None:
     """Write one HTML page about a run, or about several side by side."""
@@ -38,7 +38,8 @@ def ablate(
     overrides: Overrides = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print arms, expected time and disk, and run nothing.")] = False,
     trials: Annotated[
-        Path | None, typer.Option(help="Folder of finished trials, shared by studies; `trials` beside STUDY if absent.")
+        Path | None,
+        typer.Option(help="Folder of finished trials, shared by studies; by default, `trials` next to STUDY."),
     ] = None,
     jobs: Jobs = None,
     threads: Threads = 1,

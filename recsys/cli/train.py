@@ -35,7 +35,7 @@ Baselines = Annotated[
     bool | None,
     typer.Option(
         "--baselines/--no-baselines",
-        help="Compare with all baselines (SVD and FM too), or with none; if absent, with the quick ones.",
+        help="Compare with all baselines (SVD and FM too), or with none; by default, with the quick ones.",
     ),
 ]
 OffPolicy = Annotated[
@@ -78,9 +78,9 @@ def train_verb(
 def evaluate_verb(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="What `recsys train` wrote.", parser=local_folder)],
     overrides: PolicyKeys = None,
-    dataset: Annotated[Path | None, typer.Option(help="Data set; that of the training if absent.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Data set; by default, the one of the training.")] = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    slice_by: Annotated[str | None, typer.Option(help="Key column: metrics for each of its values.")] = None,
+    slice_by: Annotated[str | None, typer.Option(help="Also report metrics for each value of this key column.")] = None,
     baselines: Baselines = None,
     ranking: Annotated[
         bool,
@@ -90,12 +90,12 @@ def evaluate_verb(
     ] = False,
     k: Annotated[int, typer.Option("--k", min=1, help="With --ranking: length of the lists.")] = 20,
     item: Annotated[
-        str | None, typer.Option(help="With --ranking: the column of items, if the config does not say it.")
+        str | None, typer.Option(help="With --ranking: the column of items, if the config does not name it.")
     ] = None,
     off_policy: OffPolicy = False,
     json: Json = False,
 ) -> None:
-    """Score a split with a run's weights, measure everything, and say where the model stands."""
+    """Score a split with a run's weights, measure everything, and compare the model with baselines."""
     from data_pipelines.dataset.dataset import Dataset
     from data_pipelines.dataset.unseen import unseen_shares
     from data_pipelines.errors import Notice, UserError
@@ -125,8 +125,8 @@ def evaluate_verb(
         result["ranking"] = vars(rank(run, data, split, k=k, item=item))
     elif data.config.drawing is not None:
         warnings.warn(
-            f"the metrics compare each positive with {data.config.drawing.negatives} drawn negatives, so they flatter, "
-            "and need not order models as a ranking of all items does: see --ranking.",
+            f"the metrics compare each positive with {data.config.drawing.negatives} drawn negatives, so they are "
+            "too optimistic and may order models differently from a ranking of all items: see --ranking.",
             Notice,
             stacklevel=2,
         )

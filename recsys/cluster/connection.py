@@ -41,7 +41,9 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         listening: Any = ray.util.get_node_ip_address  # which has no annotations
         if own and not ip_address(listening()).is_loopback:
             ray.shutdown()
-            raise UserError("this process has joined a Ray cluster before: start one of this machine in a new process.")
+            raise UserError(
+                "this process has already joined a Ray cluster: use a new process to start one on this machine."
+            )
     try:
         yield ray
     finally:

@@ -19,7 +19,7 @@ class DailyConfig(Config):
         default=0.99,
         ge=0,
         le=1,
-        description="Share of the values of any one feature that no day before had; a day with more is refused, "
+        description="Share of the values of any one feature that no earlier day had; a day with more is refused, "
         "because its values are probably spelled differently.",
     )
     max_worse: float = Field(

@@ -196,8 +196,8 @@ class ExperimentConfig(Config):
     def _has_lists(self) -> "ExperimentConfig":
         if self.train.loss.needs_lists and self.data.group is None and self.data.drawing is None:
             raise ValueError(
-                f"train.loss.kind {self.train.loss.kind} compares the rows of a list: name with data.group the columns "
-                "that rows shown together share, or have data.sampling draw negatives, or set it to pointwise."
+                f"train.loss.kind {self.train.loss.kind} compares the rows of a list: set data.group to the columns "
+                "that rows shown together share, let data.sampling draw negatives, or set the kind to pointwise."
             )
         kinds = self.train.loss.tasks
         if kinds and not any(task.kind in kinds for task in self.data.tasks.values()):
@@ -214,7 +214,9 @@ class ExperimentConfig(Config):
     @model_validator(mode="after")
     def _places_are_in_lists(self) -> "ExperimentConfig":
         if self.off_policy is not None and self.off_policy.position is not None and self.data.group is None:
-            raise ValueError("off_policy.position is about places in lists: name with data.group what a list shares.")
+            raise ValueError(
+                "off_policy.position needs lists: set data.group to the columns that the rows of a list share."
+            )
         return self
 
     @model_validator(mode="after")

@@ -79,7 +79,10 @@ def stated_lengths(config: DataConfig, lengths: Mapping[str, float]) -> dict[str
         known = {"id": 1.0, "history": float(spec.max_length or 0)}.get(spec.kind)
         length = lengths.get(spec.name, lengths.get(name, known))
         if length is None:
-            raise UserError(f"without a data set the length of the bag {spec.name!r} is not known: --length {name}=3.")
+            raise UserError(
+                f"without a data set the length of the bag {spec.name!r} is not known: give it, "
+                f"such as --length {name}=3."
+            )
         found[spec.name] = length
     unknown = sorted(set(lengths) - set(found) - {name.partition(".")[0] for name in found})
     if unknown:

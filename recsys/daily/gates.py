@@ -76,7 +76,7 @@ def _check_known(config: DailyConfig, log: str, data: Dataset, before: Dataset) 
     if above:
         found = ", ".join(f"{share:.1%} of {name}" for name, share in above.items())
         raise UserError(
-            f"{log}: no day before had {found}, more than the share {config.max_unknown} that daily.max_unknown "
+            f"{log}: no earlier day had {found}, more than the share {config.max_unknown} that daily.max_unknown "
             "allows: they may be spelled differently, or be of another column; if this is right, set a larger share."
         )
 

@@ -63,7 +63,7 @@ class Day(BaseModel):
 
 
 class Begun(BaseModel):
-    """What the day in work is made from: the log, the checksum of its content, and the fingerprint of the config."""
+    """What the unfinished day is made from: the log, the checksum of its content, and the fingerprint of the config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     log: str
@@ -129,11 +129,11 @@ class History:
 
     @property
     def work(self) -> Path:
-        """The folder of the day in work."""
+        """The folder of the unfinished day."""
         return self.path(len(self.days) + 1)
 
     def begin(self, begun: Begun) -> Path:
-        """The folder of the day in work: a new one, or that of the same day, which a kill left there.
+        """Start a day: make its folder, or return the one that an interrupted call left for the same day.
 
         Raises:
             UserError: Another day was begun and not finished, or this one with another config.
@@ -157,7 +157,7 @@ class History:
         return self.work
 
     def discard(self) -> None:
-        """Remove what was made of the day in work."""
+        """Remove the folder of the unfinished day."""
         shutil.rmtree(self.work, ignore_errors=True)
 
     def record(self, day: Day) -> None:

@@ -76,7 +76,7 @@ class Catalog:
         past = pl.concat([now.clear(), *earlier]).filter(pl.col("time") < begin)
         if not len(now) or not len(past):
             raise UserError(
-                f"{dataset.path}: {split!r} and what precedes it must hold positives to rank: look at `split`."
+                f"{dataset.path}: {split!r} and what precedes it must both hold positives to rank: check `split`."
             )
         return _catalog(past, now, user, item, begin, users)
 

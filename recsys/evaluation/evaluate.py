@@ -108,7 +108,7 @@ def task_metrics(
     """Metrics of one task by name, over the rows that have a label.
 
     Args:
-        kind: Of the task.
+        kind: The kind of the task.
         labels_N: Labels, NaN where a row has none.
         logits_N: The ranker's logits.
         facts: Users, lists and weights of the rows; metrics that need missing ones are left out.

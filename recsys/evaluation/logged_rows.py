@@ -65,17 +65,17 @@ class LoggedRows:
 
     @property
     def kind(self) -> TaskKind:
-        """Of the task."""
+        """The kind of the task."""
         return list(self.dataset.config.tasks.values())[self.task].kind
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Of the features that the ranker reads."""
+        """The encoder of the features that the ranker reads."""
         return self.dataset.encoder.select(self.ranker.schema.feature_names)
 
     @property
     def plan(self) -> Plan:
-        """Of the features that the ranker reads."""
+        """The plan of the features that the ranker reads."""
         return self.encoder.plan.select(self.ranker.schema.feature_names)
 
     @cached_property
@@ -150,8 +150,8 @@ def propensities_of(frame: pl.DataFrame, column: str) -> Floats:
     if wrong.any():
         at = int(wrong.arg_true()[0])
         raise UserError(
-            f"off_policy.propensity: {int(wrong.sum()):,} rows have no {column} above 0 and up to 1, the first one has "
-            f"{frame[column][at]!r}: a propensity is the chance with which the logged policy chose the row."
+            f"off_policy.propensity: {int(wrong.sum()):,} rows have no {column} above 0 and at most 1; the first of them "
+            f"has {frame[column][at]!r}: a propensity is the chance with which the logged policy chose the row."
         )
     return values.to_numpy()
 

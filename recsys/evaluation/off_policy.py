@@ -48,7 +48,7 @@ class PolicyValue(BaseModel):
 
     @classmethod
     def of(cls, found: Estimate) -> "PolicyValue":
-        """The same numbers in one level."""
+        """An estimate with both intervals as four separate numbers."""
         (low, high), (change_low, change_high) = found.interval, found.change_interval
         return cls(
             value=found.value,
@@ -86,7 +86,7 @@ class OffPolicyResult(BaseModel):
     largest_weight: float
 
     def lines(self) -> dict[str, Any]:
-        """For people: one line per estimate."""
+        """One line per estimate, to print."""
         told = {"policy": self.policy, "rows": self.rows, "rewarded": self.rewarded}
         told |= {name: _told(value) for name, value in {"logged": self.logged, **self.estimates}.items()}
         names = ("effective_rows", "support", "mean_weight", "largest_weight")

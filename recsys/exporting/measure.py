@@ -69,7 +69,7 @@ class Measured(BaseModel):
 
 
 class MeasuredReport(SizeReport):
-    """A size report, with what the whole model does as trained and as served."""
+    """A size report, with quality, bytes and rates of the whole model as trained and as served."""
 
     whole: Measured
 

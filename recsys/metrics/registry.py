@@ -34,7 +34,7 @@ def register(metric: Metric) -> Metric:
     """
     known = _METRICS.get(metric.name, metric)
     if not same_definition(_function(known), _function(metric)):
-        raise ValueError(f"there is a metric {metric.name!r} already: give the new one another name")
+        raise ValueError(f"a metric {metric.name!r} is registered already: give the new one another name")
     _METRICS[metric.name] = metric
     return metric
 

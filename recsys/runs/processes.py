@@ -156,5 +156,6 @@ def _check_restarts() -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0":
         raise UserError(
             "torchrun --max-restarts needs --rdzv-backend c10d (or --standalone), and on every node the environment "
-            "variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without them restarted ranks look for dead ones."
+            "variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without them, restarted ranks wait for ranks that "
+            "no longer exist."
         )

@@ -151,7 +151,7 @@ def _found(
         reasons = " and ".join({reason: None for trial in ended if (reason := trial.user_attrs.get("reason"))})
         raise UserError(
             f"{study}: every trial diverged or was stopped early; search other values in tune.space, such as lower "
-            f"learning rates, in another folder. What was said: {reasons or 'nothing'}."
+            f"learning rates, in another folder. Reasons: {reasons or 'nothing'}."
         )
     assignments = {key: _value(span, search.best_params[key]) for key, span in space.items()}
     best = _parse(content, assignments, source).model_dump(mode="json")

@@ -274,8 +274,8 @@ class Artifact:
         for name in self.encoder.served.past:
             if kept.get(name) != wanted[name]:
                 raise UserError(
-                    f"{state} has no {name!r} as {self.path} reads it: give a state that `recsys state update` made of "
-                    "that of this artifact or of its data set."
+                    f"{state} does not hold {name!r} as {self.path} reads it: give a state that `recsys state update` "
+                    "made from the state of this artifact or of its data set."
                 )
         return manifest
 

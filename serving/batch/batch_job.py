@@ -87,7 +87,7 @@ def run_job(
     """
     plan, place = artifact.encoder.served, scoring_device(device)
     if engine is not None and place.type != "cpu":
-        raise UserError("only threads of this process score on a GPU: leave device at cpu for another engine.")
+        raise UserError("only the threads of this process can score on a GPU: set device to cpu for another engine.")
     rows = Input.find(source, plan, artifact.find)
     candidates = None if options.candidates is None else candidates_of(artifact, options.candidates)
     terms = _terms(artifact, rows, candidates, options, place, events=events, state=state, late=late)

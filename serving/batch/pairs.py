@@ -102,7 +102,7 @@ class PairScorer:
 
     @property
     def candidates(self) -> int:
-        """How many there are."""
+        """The number of candidates."""
         return len(self._candidates)
 
     def all_pairs(self, users: pl.DataFrame, *, counts: ValueCounts | None = None) -> pl.DataFrame:

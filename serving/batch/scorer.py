@@ -220,7 +220,7 @@ class Scorer:
         return MICROBATCH if self.device.type == "cpu" else _ENCODED
 
     def on_device(self, batch: Batch) -> Batch:
-        """``batch`` where it is computed."""
+        """``batch`` on the device that computes the scores: itself on a CPU, a copy on a GPU."""
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
     @contextmanager

@@ -28,8 +28,7 @@ class Roots:
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(
-                    f"--data-root {folder} is not a folder of this machine, and jobs of a service read and write "
-                    "nothing else: make it, mount it, or name another."
+                    f"--data-root {folder} is not a folder on this machine: create it, mount it, or name another."
                 )
         for address in addresses:
             if _address_parts(address) is None or redact(address) != address:

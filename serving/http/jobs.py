@@ -129,12 +129,13 @@ class JobStore(Database):
         return Job.model_validate(earlier), False
 
     def get(self, job: str) -> Job | None:
+        """The job with this id; ``None`` if there is none."""
         with self.reading() as session:
             row = session.get(JobRow, job)
             return None if row is None else Job.model_validate(row)
 
     def jobs(self, *, state: State | None = None, limit: int = 100, before: float | None = None) -> list[Job]:
-        """The newest first; ``before`` (seconds since 1970) goes back further."""
+        """Jobs, the newest first; with ``before`` (seconds since 1970), only those submitted earlier."""
         query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id).limit(limit)
         if state is not None:
             query = query.where(JobRow.state == state)

@@ -73,7 +73,7 @@ class Walk:
                 self._left -= 1
                 if self._left < 0 or time.monotonic() > self._end:
                     raise UserError(
-                        f"more than {self._most:,} files or {self._seconds:g} seconds to look through: name a folder "
-                        "nearer to the rows."
+                        f"the search exceeds {self._most:,} files or {self._seconds:g} seconds: name a folder that "
+                        "holds fewer other files."
                     )
                 yield entry

@@ -189,7 +189,7 @@ def _stop_with_parent(stop: threading.Event) -> None:
 
 
 def work(jobs_db: str, folders: Iterable[Path], addresses: Sequence[str] = (), *, supervised: bool = False) -> None:
-    """Work off jobs until SIGTERM or SIGINT; the job in work is parked then.
+    """Run jobs until SIGTERM or SIGINT; the running job is then parked, to be resumed by another worker.
 
     Args:
         jobs_db: URL of the jobs' database.

@@ -125,7 +125,7 @@ def test_schemas_without_dense_or_with_one_feature_work():
     ("settings", "sentence"),
     [
         ({"context": ["nobody"], "tower": MOE}, r"model\.context: there is no feature 'nobody'"),
-        ({"context": ["user"], "tower": MLP}, r"model\.context steers a router"),
+        ({"context": ["user"], "tower": MLP}, r"only routers read model\.context"),
         ({"tables": {"user": {"dim": 4}}, "interaction": {"kind": "fm"}}, "give all tables the same dim"),
         ({"tasks": {"kind": "mmoe"}, "tower": MLP}, r"set model\.tower\.kind to 'moe'"),
         ({"tasks": {"kind": "ple"}, "tower": {"kind": "moe", "experts": 2}}, r"model\.tower\.experts: 'ple' divides 2"),

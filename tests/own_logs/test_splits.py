@@ -79,7 +79,7 @@ def test_a_day_on_both_sides_of_a_split_is_said(backwards: bool, tmp_path: Path)
     days = [1_704_067_200 + n // 99 * DAY for n in range(ROWS)]
     found, said = splits_of(tmp_path, "{by: time}", times=days[::-1] if backwards else days)
     assert found == {"train": 800, "valid": 100, "test": 100}
-    assert "valid begins amid 99 rows of the time 2024-01-09 00:00:00 (time), of which 8 are in the split" in said
+    assert "valid begins among 99 rows of the time 2024-01-09 00:00:00 (time), of which 8 are in the split" in said
     assert "`test: 2024-01-10 00:00:00`" in said
 
 

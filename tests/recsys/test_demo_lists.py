@@ -61,8 +61,8 @@ def test_cold_softmax_is_greedy(demo: Demo) -> None:
     ("keys", "said"),
     [
         ({"propensity": "chance"}, r"off_policy\.propensity names the column 'chance', which the log does not have"),
-        ({"propensity": "price"}, r"rows have no price above 0 and up to 1, the first one has [\d.]+"),
-        ({"propensity": "clicked"}, r"rows have no clicked above 0 and up to 1, the first one has 0"),
+        ({"propensity": "price"}, r"rows have no price above 0 and at most 1; the first of them has [\d.]+"),
+        ({"propensity": "clicked"}, r"rows have no clicked above 0 and at most 1; the first of them has 0"),
         ({"position": "genre"}, r"'genre' has a missing value, or one that is not a number"),
         ({"position": "timestamp"}, "two rows of one list have timestamp"),
         ({"task": "buy"}, r"off_policy\.task is 'buy': the tasks are click"),
@@ -82,5 +82,5 @@ def test_a_run_without_the_block_is_refused(demo: Demo) -> None:
 def test_places_need_lists(demo: Demo) -> None:
     content = load_config(demo[0] / "config.yaml").model_dump()
     content["data"] |= {"group": None, "features": {"item": {"kind": "id"}}}
-    with pytest.raises(ValueError, match=r"off_policy\.position is about places in lists: name with data\.group"):
+    with pytest.raises(ValueError, match=r"off_policy\.position needs lists: set data\.group"):
         ExperimentConfig.model_validate(content)

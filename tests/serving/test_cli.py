@@ -84,4 +84,4 @@ def test_a_changed_byte_is_noticed(exported: Path, tiny_log, tmp_path):
     tables = bytearray((copy / "tables.safetensors").read_bytes())
     tables[-1] ^= 1
     (copy / "tables.safetensors").write_bytes(tables)
-    assert "checksum is off" in refused("score", copy, tiny_log, tmp_path / "out")
+    assert "checksum does not match" in refused("score", copy, tiny_log, tmp_path / "out")

@@ -48,7 +48,7 @@ class IdConfig(CategoricalConfig):
         if self.serve is not None and not self.input:
             raise ValueError("`serve` is for a feature that the ranker reads: remove `input: false`")
         if self.override and self.serve is None:
-            raise ValueError("`override` is about the value of `serve`, which is not set")
+            raise ValueError("`override` needs the key `serve`, whose value it overrides")
         if self.served and self.serve is None:
             raise ValueError("`served` is set by export, and needs `serve`")
         return self

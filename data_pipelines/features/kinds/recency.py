@@ -120,10 +120,11 @@ class RecencyFeature(PastNumber[RecencyConfig]):
 
 
 class RecencyWorker:
-    """Works out one recency for every row of a log.
+    """Computes one recency feature for every row of a log.
 
     Args:
-        records: Where to write the recency of each element of each row.
+        feature: The feature to compute.
+        records: Receives the recency of each row, or of each element of its bag.
     """
 
     def __init__(self, feature: RecencyFeature, records: ByRow) -> None:

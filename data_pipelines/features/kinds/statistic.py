@@ -60,7 +60,7 @@ class StatisticConfig(DelayedConfig):
 
     @property
     def microseconds(self) -> int | None:
-        """The window."""
+        """The window in microseconds; ``None`` if there is none."""
         return None if self.window is None else round(self.window * 1_000_000)
 
     def problems(self, name: str, data: "DataConfig") -> Iterator[str]:

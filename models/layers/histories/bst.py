@@ -34,7 +34,7 @@ class BstLayer(AttentionLayer):
         return key, value
 
     def queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., H) queries, divided by the square root of a head's width; and nothing else, (..., 0)."""
+        """(..., H) queries, divided by the square root of a head's width; and (..., 0), as it has no gates."""
         query = self.query(self.norm(x)) / HEAD_WIDTH**0.5
         return query, query[..., :0]
 

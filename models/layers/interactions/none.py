@@ -22,7 +22,7 @@ class NoInteractionConfig(InteractionConfig):
 
 
 class NoInteraction(Interaction):
-    """Hands the row on."""
+    """Returns the row unchanged."""
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """(B, D)."""

@@ -61,7 +61,7 @@ class QuantizationConfig(LeverConfig):
         if self.dense_step is not None and self.dense != "fp32":
             raise ValueError("dense_step implies int8: leave out dense, or dense_step")
         if self.activations is not None and self.dense in ("fp32", "bf16") and self.dense_step is None:
-            raise ValueError("activations of int8 meet matrices of int8: set dense to int8 or int4, or dense_step")
+            raise ValueError("activations in int8 need matrices in int8: set dense to int8 or int4, or set dense_step")
         if self.aware and (self.table_step is not None or self.dense_step is not None):
             raise ValueError("aware training rounds row by row: leave out table_step and dense_step, or aware")
         if self.byte_budget is not None and self.aware:

@@ -192,7 +192,7 @@ class CapturedLoss:
         self._failed = True
         warnings.warn(
             f"the dense part is not captured as CUDA graphs ({why}): steps of small batches take longer. "
-            "train.cuda_graphs=false leaves the attempt out.",
+            "train.cuda_graphs=false skips the attempt.",
             Notice,
             stacklevel=2,
         )

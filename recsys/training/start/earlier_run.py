@@ -31,8 +31,8 @@ def start_from_run(state: ModelState, run: Path, data: Dataset) -> None:
     known = open_directory(run, "run", verify="sizes").meta["dataset_fingerprint"]
     if known not in (data.manifest.fingerprint, *data.lineage):
         raise UserError(
-            f"train.start: {run} was trained on a data set that {data.path} neither is nor extends, so that ids mean "
-            "something else: prepare with --extend and that data set, or start from random."
+            f"train.start: {run} was trained on another data set, which {data.path} does not extend, so its ids have "
+            "other meanings: prepare with --extend and that data set, or start from random."
         )
     tables = state.ranker.tables
     assert isinstance(tables, SparseTables)

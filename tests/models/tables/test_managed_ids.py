@@ -115,5 +115,5 @@ def test_ranks_agree_on_rows_whatever_each_has_seen(tmp_path: Path):
 def test_senseless_numbers_of_rows_are_refused_and_pruning_too():
     with pytest.raises(UserError, match=r"model\.tables\.url\.rows must be between 3 and 1999999999"):
         make_ranker(rows=2)
-    with pytest.raises(UserError, match=r"model\.tables\.url\.rows: ids of 'url' have no rows of their own"):
+    with pytest.raises(UserError, match=r"model\.tables\.url\.rows: ids of 'url' share rows over time"):
         make_ranker().tables.set_keep("url", torch.ones(100, dtype=torch.bool))

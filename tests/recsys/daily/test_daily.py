@@ -259,7 +259,7 @@ def test_the_command_trains_from_the_model_that_was_kept_scores_and_switches_a_s
         result = json.loads(done.stdout.splitlines()[-1])
         assert (result["day"], result["new"], result["switched"], result["model"]) == (4, new, True, 4)
         assert result["scores"]["rows_out"] == ROWS
-    assert "is done as day 4: nothing has changed" in done.stderr
+    assert "is finished already, as day 4: nothing has changed" in done.stderr
     assert len(pl.read_parquet(tmp_path / "scores/*.parquet")) == ROWS
     start = load_config(road.folder / "days/0004/run/config.yaml").train.start
     assert start.endswith("days/0002/run")  # not from the refused model of day 3, though the data extend those of day 3

@@ -58,5 +58,5 @@ def test_the_main_metric_comes_first() -> None:
 
 def test_two_metrics_of_one_name_are_refused() -> None:
     other = Metric("auc", "another", ("binary",), lambda labels, scores, weights: 0.0)
-    with pytest.raises(ValueError, match="there is a metric 'auc' already"):
+    with pytest.raises(ValueError, match="a metric 'auc' is registered already"):
         registry.register(other)

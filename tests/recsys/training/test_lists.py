@@ -202,9 +202,7 @@ def test_rows_whose_lists_cannot_be_known_are_refused(
 
 def test_a_loss_over_lists_needs_lists(made: Made) -> None:
     data = made[0].data.model_dump() | {"group": None, "features": {"item": {"kind": "id"}}}
-    with pytest.raises(
-        ValueError, match=r"train\.loss\.kind calibrated compares the rows of a list: name with data\.group"
-    ):
+    with pytest.raises(ValueError, match=r"train\.loss\.kind calibrated compares the rows of a list: set data\.group"):
         ExperimentConfig.model_validate(SETTINGS | {"data": data})
 
 

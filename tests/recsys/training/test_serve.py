@@ -92,7 +92,7 @@ def test_rows_may_bring_their_own_value_where_it_is_allowed(tmp_path: Path) -> N
 
 
 def test_an_override_needs_a_value_to_serve(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`override` is about the value of `serve`, which is not set"):
+    with pytest.raises(ValueError, match="`override` needs the key `serve`, whose value it overrides"):
         config(tmp_path, {"kind": "id", "override": True})
 
 

@@ -189,7 +189,7 @@ def test_a_job_is_not_resumed_on_another_device(artifact, rows, tmp_path, monkey
 
 def test_another_engine_does_not_score_on_a_gpu(artifact, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_job, "scoring_device", lambda name: torch.device("cuda"))
-    with pytest.raises(UserError, match="only threads of this process score on a GPU"):
+    with pytest.raises(UserError, match="only the threads of this process can score on a GPU"):
         run_job(artifact, str(rows), tmp_path / "out", device="cuda", engine=lambda *_: pytest.fail("made workers"))
 
 
