@@ -150,8 +150,8 @@ def propensities_of(frame: pl.DataFrame, column: str) -> Floats:
     if wrong.any():
         at = int(wrong.arg_true()[0])
         raise UserError(
-            f"off_policy.propensity: {int(wrong.sum()):,} rows have no {column} above 0 and at most 1; the first of them "
-            f"has {frame[column][at]!r}: a propensity is the chance with which the logged policy chose the row."
+            f"off_policy.propensity: {int(wrong.sum()):,} rows have no {column} above 0 and at most 1; the first of "
+            f"them has {frame[column][at]!r}: a propensity is the chance with which the logged policy chose the row."
         )
     return values.to_numpy()
 
