@@ -43,7 +43,7 @@ class FeatureGates(Part):
         dense_gates_BG = self._sample(self.dense_G, len(dense_BD))
         return (
             {name: value * gates[name].unsqueeze(1) for name, value in pooled.items()},
-            dense_BD * dense_gates_BG.repeat_interleave(self.widths, 1),
+            dense_BD * dense_gates_BG.repeat_interleave(self.widths, 1, output_size=dense_BD.shape[1]),
             {name: value * gates[name].unsqueeze(1) for name, value in wide.items()},
         )
 

@@ -70,7 +70,8 @@ class ExpertParallel(Experts):
         gates_M1 = all_to_all_single_autograd(gates_M.unsqueeze(1), received, sent, group)
         # Rows arrive ordered by rank; products need them ordered by expert.
         local = arriving_Re.shape[1]
-        expert_M = torch.arange(local, device=x_MD.device).repeat(ranks).repeat_interleave(arriving_Re.flatten())
+        expert_M = torch.arange(local, device=x_MD.device).repeat(ranks)
+        expert_M = expert_M.repeat_interleave(arriving_Re.flatten(), output_size=sum(received))
         here = super().plan(expert_M.unsqueeze(1), arriving_Re.sum(0))
         w1_eDH, w2_eHD = (self._local(weight) for weight in (self.w1_EDH, self.w2_EHD))
         y_MD = self.compute(came_MD, gates_M1, here, w1_eDH, w2_eHD)

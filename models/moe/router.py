@@ -133,6 +133,10 @@ class Router(nn.Module):
         """Balance loss and z-loss (ST-MoE, arXiv 2202.08906) of the last training batch; ``None`` before one."""
         return self._auxiliary
 
+    def forget_batch(self) -> None:
+        """Drop the losses of the last training batch, and with them its autograd graph."""
+        self._auxiliary = None
+
     @torch.no_grad()
     def update_bias(self) -> None:
         """Move the bias one step against the load since the last call, summed over all ranks."""

@@ -176,7 +176,8 @@ def shard(
     parameters start with the values of rank 0. The global random state does not change.
 
     Args:
-        ranker: On ``device``, its tables preferably on the meta device.
+        ranker: Moved to ``device``; its tables preferably on the meta device.
+        device: Of this rank.
         plan: How each table is sharded; the planner chooses if absent.
 
     Raises:
@@ -190,6 +191,8 @@ def shard(
         nodes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
         plan = choose_plan(ranker, limits, ranks)
+    # At one rank nothing below moves the dense part; tables on the meta device are allocated where they are sharded.
+    ranker._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
     sharded = _shard_experts(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]

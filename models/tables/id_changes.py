@@ -97,8 +97,10 @@ def _rebuilt(bags: KeyedJaggedTensor, ids: Mapping[str, Tensor], mean_weighted: 
             values[own] = ids[key]
         if key in mean_weighted:
             lengths_B = bags[key].lengths()
-            totals_B = torch.segment_reduce(weights[own], "sum", lengths=lengths_B.long(), initial=0)
-            weights[own] /= totals_B.clamp(min=torch.finfo(weights.dtype).tiny).repeat_interleave(lengths_B)
+            # `unsafe` and `output_size` leave out checks of the lengths that would wait for a GPU.
+            totals_B = torch.segment_reduce(weights[own], "sum", lengths=lengths_B.long(), initial=0, unsafe=True)
+            totals_B = totals_B.clamp(min=torch.finfo(weights.dtype).tiny)
+            weights[own] /= totals_B.repeat_interleave(lengths_B, output_size=bounds[index + 1] - bounds[index])
     return KeyedJaggedTensor(
         keys=bags.keys(),
         values=values,

@@ -3,8 +3,8 @@
 Letters: L ids of a batch, M distinct ids of a step on all ranks.
 """
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,13 @@ class ManagedRows(nn.Module):
             eviction_interval=1,
             output_global_offset=reserved,
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the buffers; TorchRec's module keeps a second reference to those of its eviction policy."""
+        super()._apply(fn, recurse)
+        slots: Any = self.slots
+        slots._mch_metadata = {name: getattr(slots, f"_mch_{name}") for name in slots._mch_metadata}
+        return self
 
     def forward(self, ids_L: Tensor) -> Tensor:
         """(L,) rows."""

@@ -16,7 +16,10 @@ from data_pipelines.errors import UserError
 EXPLODED = 1000.0
 """A loss this many times its running mean (or 1, if that is more) has diverged."""
 
-_ALLOCATION = re.compile(r"tried to allocate (?:([\d.]+) ([KMGT]?i?B)|(\d+) bytes)")
+_ALLOCATION = re.compile(r"[Tt]ried to allocate (?:([\d.]+) ([KMGT]?i?B)|(\d+) bytes)")
+
+_FREE = re.compile(r"of which ([\d.]+) ([KMGT]?i?B) is free")
+"""What Torch says about a GPU of which too little memory is free."""
 
 
 class DivergedError(UserError):
@@ -76,8 +79,12 @@ def memory_guard(batch_size: int) -> Iterator[None]:
         asked = "more"
         if found is not None:
             asked = f"{int(found[3]) / 2**30:.1f} GiB" if found[3] else f"{found[1]} {found[2]}"
-        free = psutil.virtual_memory().available / 2**30
+        left, elsewhere = f"{psutil.virtual_memory().available / 2**30:.1f} GiB of main memory free", ""
+        if isinstance(error, torch.OutOfMemoryError):
+            free = _FREE.search(text)
+            left = f"{free[1]} {free[2]} of the GPU's memory free" if free else "too little of the GPU's memory free"
+            elsewhere = "set model.tables.<table>.memory of the largest table to cached or host, "
         raise UserError(
-            f"out of memory: {asked} asked for, {free:.1f} GiB of main memory free; lower train.batch_size (now "
-            f"{batch_size}), model.dim or the max_size of the largest vocabulary, or use more ranks."
+            f"out of memory: {asked} asked for, {left}; lower train.batch_size (now {batch_size}), model.dim or the "
+            f"max_size of the largest vocabulary, {elsewhere}or use more ranks."
         ) from None

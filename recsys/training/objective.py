@@ -77,7 +77,8 @@ class Objective:
         ids, state = IdChanges(batch), self._state
         self._unknown(ids)
         if self._captured is not None and self._captured.takes(batch):
-            looked_up = state.ranker.look_up(ids)
+            with self._autocast():
+                looked_up = state.ranker.look_up(ids)
             loss = self._captured.loss(looked_up, batch)
             if loss is not None:
                 return loss

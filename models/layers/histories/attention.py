@@ -47,7 +47,7 @@ class TargetAttention(HistoryPooling):
 
     def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C) weighted sums of the events; zeros where a row has none."""
-        rows = Rows.of(offsets.long())
+        rows = Rows.of(offsets.long(), len(events_LC))
         product_LQ = candidate_BQ.index_select(0, rows.row_L) * events_LC[:, : self.query]
         hidden_LH = self.event(torch.cat([events_LC, product_LQ], 1))
         hidden_LH = hidden_LH + self.candidate(candidate_BQ).index_select(0, rows.row_L)
@@ -63,7 +63,7 @@ class TargetAttention(HistoryPooling):
 
     def pool_candidates(self, candidate_BNQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """Terms without the candidate are computed once; products in pieces that fit into the cache."""
-        rows = Rows.of(offsets.long())
+        rows = Rows.of(offsets.long(), len(events_LC))
         event_weight_HC, product_weight_HQ = self.event.weight.tensor_split((events_LC.shape[1],), 1)
         alone_LH = linear(events_LC, event_weight_HC, self.event.bias) + self._positions(rows)
         pooled = []

@@ -28,7 +28,7 @@ class LocalConvolution(HistoryPooling):
     def forward(self, candidate_BQ: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C)."""
         offsets = offsets.long()
-        row_L = row_numbers(offsets)
+        row_L = row_numbers(offsets, len(events_LC))
         same_L1 = (row_L[1:] == row_L[:-1]).unsqueeze(1)
         edge = events_LC.new_zeros(min(1, len(events_LC)), events_LC.shape[1])
         before_LC = torch.cat([edge, events_LC[:-1] * same_L1])

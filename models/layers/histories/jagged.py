@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 
-def row_numbers(offsets: Tensor) -> Tensor:
-    """(L,) the row each event belongs to."""
+def row_numbers(offsets: Tensor, events: int) -> Tensor:
+    """(L,) the row each of so many events belongs to."""
     lengths = offsets.diff()
-    return torch.arange(len(lengths), device=offsets.device).repeat_interleave(lengths)
+    return torch.arange(len(lengths), device=offsets.device).repeat_interleave(lengths, output_size=events)
 
 
 def last_event(events_LC: Tensor, offsets: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ class Rows:
     from_newest_L: Tensor
 
     @classmethod
-    def of(cls, offsets: Tensor) -> "Rows":
-        """The rows whose events start at int64 ``offsets``."""
-        row_L = row_numbers(offsets)
+    def of(cls, offsets: Tensor, events: int) -> "Rows":
+        """The rows whose ``events``, L, start at int64 ``offsets``."""
+        row_L = row_numbers(offsets, events)
         place_L = torch.arange(len(row_L), device=offsets.device)
         return cls(offsets, row_L, offsets[1:].index_select(0, row_L) - 1 - place_L)
 

@@ -233,7 +233,7 @@ class SelfAttention(HistoryPooling):
 
     def forward(self, candidate: Tensor, events_LC: Tensor, offsets: Tensor) -> Tensor:
         """(B, C) for (B, Q) candidates, or (B, N, C) for (B, N, Q); zeros where a row has no events."""
-        rows = Rows.of(offsets.long())
+        rows = Rows.of(offsets.long(), len(events_LC))
         events = Events(events_LC[:, self.query :], rows, Blocks.of(rows, WINDOW))
         x_LH = self.token(events_LC)
         x = linear(candidate, self.token.weight[:, : self.query], self.token.bias) + self.now

@@ -97,9 +97,10 @@ class Ftrl(Lever):
             lengths, weights = batch.lengths_and_weights(lookup.feature)
             share = torch.ones(len(ids), device=ids.device) if weights is None else weights.float()
             if lookup.pooling is PoolingMode.MEAN or lookup.feature in ranker.tables.lookup_plan.mean_weighted:
-                totals = torch.segment_reduce(share, "sum", lengths=lengths.long(), initial=0)
-                share = share / totals.clamp(min=torch.finfo(share.dtype).tiny).repeat_interleave(lengths)
-            contribution = value_B1.squeeze(1).repeat_interleave(lengths) * share
+                totals = torch.segment_reduce(share, "sum", lengths=lengths.long(), initial=0, unsafe=True)
+                totals = totals.clamp(min=torch.finfo(share.dtype).tiny)
+                share = share / totals.repeat_interleave(lengths, output_size=len(ids))
+            contribution = value_B1.squeeze(1).repeat_interleave(lengths, output_size=len(ids)) * share
             gradient.index_add_(0, ids.cpu(), contribution.cpu())
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(gradient)

@@ -12,6 +12,7 @@ Letters: B rows of a batch, W columns of all lookups, D dense columns, T tasks.
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.errors import Notice
 from models.moe.experts import mixtures
 from models.moe.fused import can_fuse
+from models.moe.router import routers
 from models.ranker import LookedUp, Ranker
 from models.sparsity.lever import Lever
 
@@ -91,7 +93,10 @@ class _Dense(nn.Module):
         rest = list(others)
         weights_BT = rest.pop(0) if self._weighted else None
         log_q_BT = rest.pop(0) if self._corrected else None
-        return self._tail(ranker, logits_BT, labels_BT, weights_BT, log_q_BT)
+        loss = self._tail(ranker, logits_BT, labels_BT, weights_BT, log_q_BT)
+        for router in routers(self).values():
+            router.forget_batch()  # its autograd graph would tie the parameters to the stream of this pass
+        return loss
 
 
 @dataclass(frozen=True)
@@ -167,18 +172,20 @@ class CapturedLoss:
         devices = [samples[0].device] if samples[0].is_cuda else []
 
         def undisturbed(compute: Callable[[], Any]) -> Any:
-            with torch.random.fork_rng(devices):
-                result = compute()
-            with torch.no_grad():
-                for buffer, before in zip(dense.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
-            return result
+            try:
+                with torch.random.fork_rng(devices):
+                    return compute()
+            finally:
+                with torch.no_grad():
+                    for buffer, before in zip(dense.buffers(), buffers, strict=True):
+                        buffer.copy_(before)
 
-        expected = float(undisturbed(lambda: dense(*samples).detach()))
+        with torch.no_grad():
+            expected = float(undisturbed(lambda: dense(*samples)))
         if not math.isfinite(expected):
             return None  # a training that diverges says so itself
         try:
-            replay: Callable[..., Tensor] = undisturbed(lambda: self._make(dense, samples, allow_unused_input=True))
+            replay: Callable[..., Tensor] = undisturbed(lambda: self._recorded(dense, samples))
             found = float(undisturbed(lambda: replay(*samples).detach()))
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             self._give_up((str(error) or type(error).__name__).splitlines()[0])
@@ -187,6 +194,26 @@ class CapturedLoss:
             self._give_up(f"the loss of its first replay is {found:.6g}, not {expected:.6g}")
             return None
         return replay
+
+    def _recorded(self, dense: _Dense, samples: tuple[Tensor, ...]) -> Any:
+        """A replay of ``dense``; after an error, the stream and the allocator are as they were.
+
+        ``torch.cuda.graph`` leaves its own stream as the current one when a capture fails, and its pool open, so that
+        memory used on several streams, such as that of every batch, would never be freed.
+        """
+        device = samples[0].device
+        if device.type != "cuda":
+            return self._make(dense, samples, allow_unused_input=True)
+        # The graph's parameters belong to the stream that recorded them; the warning about it asks for nothing.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        stream, pool = torch.cuda.current_stream(device), torch.cuda.graph_pool_handle()
+        try:
+            return self._make(dense, samples, allow_unused_input=True, pool=pool)
+        except BaseException:
+            torch.cuda.set_stream(stream)
+            with suppress(RuntimeError):  # the pool was closed
+                torch._C._cuda_endAllocateToPool(device.index, pool)
+            raise
 
     def _give_up(self, why: str) -> None:
         self._failed = True

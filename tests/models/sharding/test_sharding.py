@@ -7,11 +7,13 @@ import torch
 from ranker_examples import SCHEMA, on_ranks, random_batch, take_rows
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
 
 from data_pipelines.errors import UserError
 from models.layers.heads import task_losses
 from models.moe.expert_parallel import by_placement
 from models.ranker import Ranker, RankerConfig
+from models.sharding import sharding
 from models.sharding.sharding import (
     TableOptimizerConfig,
     TableRule,
@@ -74,6 +76,17 @@ def train_under_every_plan(cases: list[tuple[str, str]]) -> dict[str, Tensor]:
         f"{sharding} {optimizer}": train(make_sharded(sharding, optimizer), optimizer) for sharding, optimizer in cases
     }
     return logits | {"experts_spread sgd": train(make_sharded("auto", "sgd", spread=True), "sgd")}
+
+
+def test_at_one_rank_the_dense_part_is_moved_to_the_device(one_rank: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sharding, "DistributedModelParallel", lambda ranker, **_: ranker)
+    monkeypatch.setattr(sharding, "initialise_tables", lambda ranker, seed: None)
+    config = make_config()
+    ranker = Ranker(config, SCHEMA, SparseTables(SCHEMA, config, device=torch.device("meta")))
+    ranker.tables.set_keep("user", torch.ones(50, dtype=torch.bool))
+    elsewhere = torch.device("meta")
+    sharding.shard(ranker, TableOptimizerConfig(), elsewhere, plan=ShardingPlan({}))
+    assert {tensor.device for tensor in (*ranker.parameters(), *ranker.buffers())} == {elsewhere}
 
 
 # Row-wise Adagrad keeps one statistic for each shard of a row, so cutting columns changes its steps by design.

@@ -55,6 +55,15 @@ def test_different_ids_never_share_a_row_while_there_are_rows():
     assert rows(torch.tensor([555])).tolist() == [1]
 
 
+def test_rows_that_were_moved_to_a_device_are_assigned_as_before():
+    stayed, moved = ManagedRows(4, reserved=2), ManagedRows(4, reserved=2)
+    moved._apply(torch.clone)  # what `.to(device)` does to buffers: new tensors in their place
+    for ids in ([10, 10, 20], [30, 30, 30], [10]):
+        assert moved.admit(torch.tensor(ids)).tolist() == stayed.admit(torch.tensor(ids)).tolist()
+    for name, buffer in stayed.state_dict().items():
+        assert torch.equal(moved.state_dict()[name], buffer), name
+
+
 def test_ids_gone_cold_lose_their_rows_to_new_ones():
     rows = ManagedRows(4, reserved=2)
     rows.admit(torch.tensor([10, 10, 10, 20]))

@@ -13,6 +13,16 @@ def test_memory_that_runs_out_says_how_much_and_what_to_lower() -> None:
             torch.empty(1 << 50, dtype=torch.uint8)
 
 
+def test_memory_of_a_gpu_that_runs_out_is_not_called_main_memory() -> None:
+    said = (
+        "CUDA out of memory. Tried to allocate 25.60 GiB. GPU 0 has a total capacity of 79.10 GiB of which 3.06 GiB is "
+        "free. Including non-PyTorch memory, this process has 76.03 GiB memory in use."
+    )
+    expected = r"25\.60 GiB asked for, 3\.06 GiB of the GPU's memory free; .*memory of the largest table to cached"
+    with pytest.raises(UserError, match=expected), memory_guard(64):
+        raise torch.OutOfMemoryError(said)
+
+
 def test_other_faults_pass_through() -> None:
     with pytest.raises(RuntimeError, match="shapes"), memory_guard(64):
         raise RuntimeError("shapes do not fit")

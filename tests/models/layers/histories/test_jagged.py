@@ -22,7 +22,7 @@ def test_last_is_the_newest_event_of_each_row(lengths):
 @given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=40))
 def test_blocks_hold_every_event_once_and_are_at_most_half_padding(lengths):
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    blocks = Blocks.of(Rows.of(offsets), 64)
+    blocks = Blocks.of(Rows.of(offsets, int(offsets[-1])), 64)
     assert torch.equal(blocks.events[blocks.places_L], torch.arange(sum(lengths)))
     assert len(blocks.events) <= 1.5 * sum(lengths)
     assert len(blocks.blocks) <= 2 * 13, "as many as classes of lengths, whatever the batch"
