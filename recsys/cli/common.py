@@ -7,6 +7,7 @@ A verb's module imports only this module at its top; everything heavy is importe
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -102,10 +103,25 @@ def local_folder(location: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
+@contextmanager
 def trial_engine(
     name: Literal["local", "ray"], address: str | None, *, jobs: int | None, threads: int
+) -> Iterator["Engine"]:
+    """The engine of trials that the options ask for; SIGTERM and SIGINT end the verb with one sentence."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _engine(name, address, jobs=jobs, threads=threads) as engine:
+            yield engine
+    except KeyboardInterrupt:
+        say("stopped; what is finished is kept, and the same command continues")
+        raise typer.Exit(1) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _engine(
+    name: Literal["local", "ray"], address: str | None, *, jobs: int | None, threads: int
 ) -> AbstractContextManager["Engine"]:
-    """The engine of trials that the options ask for."""
     if name == "ray":
         from recsys.cluster.trials import ray_tasks
 

@@ -45,5 +45,6 @@ def fit_verb(
 def _finish(found: "Fit", json: bool) -> None:
     content: dict[str, Any] = found.model_dump(mode="json")
     if not json:
+        del content["chosen"]  # for people, what differs from the config tells more
         content["standing"] = {split: standing.lines() for split, standing in found.standing.items()}
     finish(content, json, command("score", found.artifact, "INPUT", "OUTPUT"))

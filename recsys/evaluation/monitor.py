@@ -115,6 +115,24 @@ class Monitor:
         return total
 
 
+def shown_value(weights: Mapping[str, float], value: float) -> str:
+    """A monitored value as text: the metric itself where only one is monitored.
+
+    Args:
+        weights: ``train.monitor``.
+        value: As :meth:`Monitor.value` gives it.
+
+    Example:
+        >>> shown_value({"logloss": -1}, -0.1269)
+        'logloss 0.12690'
+    """
+    [(key, weight), *others] = weights.items()
+    metric = find_metric(key.rpartition("/")[2])
+    if others or metric is None or metric.better == "closest to 1":
+        return f"monitored value {value:.5f}"
+    return f"{key} {value / weight:.5f}"
+
+
 def missing_groups(metric: Metric, groups: Collection[GroupKind]) -> str | None:
     """The key that the data lacks to compute ``metric`` within its groups; ``None`` if it lacks none."""
     if metric.within is None or metric.within in groups:

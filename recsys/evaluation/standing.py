@@ -23,7 +23,7 @@ from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import LOG_LOSS
 from recsys.metrics.bootstrap import interval
 from recsys.metrics.metric import Metric
-from recsys.metrics.registry import main_metric
+from recsys.metrics.registry import find_metric, main_metric
 from serving.artifact.card import Value
 
 BASE_RATE = "base_rate"
@@ -90,15 +90,22 @@ class Standing(BaseModel):
 
 
 def _sentence(figures: Mapping[str, Difference]) -> str:
-    parts = (
-        f"{name} {figure.baseline:.4f}, the model {figure.difference:+.4f} ({figure.low:+.4f} to {figure.high:+.4f})"
-        for name, figure in figures.items()
-    )
+    parts = "; ".join(_figures(name, figure) for name, figure in figures.items())
     verdicts = _verdicts(figures)
     if len(set(verdicts)) == 1:
-        return f"{verdicts[0]}: {'; '.join(parts)}"
+        return f"the model is {verdicts[0]}: {parts}"
     each = (f"{verdict} in {name}" for name, verdict in zip(figures, verdicts, strict=True))
-    return f"{', '.join(each)}: {'; '.join(parts)}"
+    return f"the model is {', '.join(each)}: {parts}"
+
+
+def _figures(name: str, figure: Difference) -> str:
+    """The model's metric, the baseline's, and their difference with its interval."""
+    metric = find_metric(name)
+    better = " (less is better)" if metric is not None and metric.better == "lower" else ""
+    return (
+        f"{name}{better} {figure.baseline + figure.difference:.4f}, the baseline's {figure.baseline:.4f}, "
+        f"difference {figure.difference:+.4f} (95% interval {figure.low:+.4f} to {figure.high:+.4f})"
+    )
 
 
 def _verdicts(figures: Mapping[str, Difference]) -> list[str]:

@@ -92,4 +92,7 @@ def why_it_loses(standing: Standing, dataset: Dataset, config: ExperimentConfig,
             "the config has no histories and no statistics: add the rates and counts of user and item "
             "(`kind: statistic`), and the user's last positives (`kind: history`)."
         )
-    return "the data shows no single reason: search the learning rates and sizes with `recsys tune` or `recsys fit`."
+    return (
+        "nothing that is checked explains it: search learning rates and sizes (`recsys fit`, or its --minutes raised), "
+        "or take the baseline."
+    )

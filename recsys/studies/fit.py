@@ -1,7 +1,6 @@
 """From a log to an artifact in one call, resumable: config, data set, search, comparison with baselines, export."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,17 @@ from data_pipelines.errors import UserError
 from data_pipelines.profile.inspection import inspect_log
 from data_pipelines.profile.starter.config import starter_config
 from data_pipelines.redaction import redact
-from recsys.config.experiment import stored_config
+from recsys.config.experiment import resolve_monitor, stored_config
 from recsys.config.yaml_files import read_yaml
 from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.monitor import shown_value
 from recsys.evaluation.standing import Standing, fit_baselines
 from recsys.exporting.export import export_run
 from recsys.reports.advice import standing
 from recsys.reports.report import write_report
+from recsys.studies.journal import optuna_library
 from recsys.studies.search_space import search_space
-from recsys.studies.tuning import Tuned, optuna_library, tune
+from recsys.studies.tuning import Tuned, own_values, tune
 from recsys.trials.engines import Engine
 from serving.artifact.card import SplitMetrics
 
@@ -39,18 +40,21 @@ class Fit(BaseModel):
 
     Attributes:
         summary: One sentence: whether a baseline wins on the valid split, or what the model is better than.
+        search: One sentence: whether the search found something better than the config itself.
         log: The log, without credentials.
         minutes: The budget of the search.
         config: The config that was chosen, ready for ``recsys train``.
         dataset, run, artifact, report: What was made.
         trials: Trials that ended, with those that failed.
         chosen: What the search chose, by key.
+        changed: What of that differs from the config itself.
         metrics: Of the chosen run, by split.
         standing: Against the baselines, by split; the choice was made on valid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     summary: str
+    search: str = ""
     log: str
     minutes: float
     config: Path
@@ -61,6 +65,7 @@ class Fit(BaseModel):
     trials: int
     failed: int
     chosen: dict[str, Any]
+    changed: dict[str, Any] = {}
     metrics: dict[str, SplitMetrics]
     standing: dict[str, Standing]
 
@@ -131,19 +136,12 @@ def fit(
         say(f"{folder / CONFIG} is used as it is: to read the log by other options, name another folder")
     with locked(folder, f"another fit is running in {folder}: wait for it, or name another folder."):
         dataset = _dataset(log, folder, say)
-        say("searching")
+        say(f"searching for {minutes:g} minutes; the first trial is the config itself")
         settings = (f"tune.minutes={minutes}", f"tune.trials={_MOST_TRIALS}")
-        tell = partial(_tell, say)
-        found = tune(_write_search(folder), dataset, folder / STUDY, engine, settings, report=tell)
-        if found.trials == 1:
-            say(f"{minutes:g} minutes were enough for the config itself only: a larger --minutes searches around it")
+        found = tune(_write_search(folder), dataset, folder / STUDY, engine, settings, report=lambda _, note: say(note))
         result = _result(log, folder, minutes, found, dataset, say)
         write_file(folder / RESULT, result.model_dump_json(indent=1))
     return result
-
-
-def _tell(say: Callable[[str], None], _trials: int, note: str) -> None:
-    say(f"trial ended: {note} (train.monitor on valid rows, higher is better)")
 
 
 def _result(log: str, folder: Path, minutes: float, found: Tuned, dataset: Dataset, say: Callable[[str], None]) -> Fit:
@@ -152,8 +150,11 @@ def _result(log: str, folder: Path, minutes: float, found: Tuned, dataset: Datas
     metrics, standings = _compare(found.run, dataset)
     say("exporting")
     export_run(found.run, folder / ARTIFACT, dataset=dataset.path, replace=True)
+    config = resolve_monitor(stored_config(folder / CONFIG))
+    own = own_values(config, search_space(config))
     return Fit(
         summary=_summary(standings["valid"]),
+        search=_searched(found, minutes, config.train.monitor or {}),
         log=redact(log),
         minutes=minutes,
         config=found.best,
@@ -164,6 +165,7 @@ def _result(log: str, folder: Path, minutes: float, found: Tuned, dataset: Datas
         trials=found.trials,
         failed=found.failed,
         chosen=found.chosen,
+        changed={key: value for key, value in found.chosen.items() if value != own[key]},
         metrics=metrics,
         standing=standings,
     )
@@ -204,6 +206,19 @@ def _compare(run: Path, dataset: Dataset) -> tuple[dict[str, SplitMetrics], dict
     return metrics, standings
 
 
+def _searched(found: Tuned, minutes: float, monitor: Mapping[str, float]) -> str:
+    """Whether the search found something better than the config itself, on valid rows."""
+    best = shown_value(monitor, found.value)
+    if found.trials == 1:
+        return f"{minutes:g} minutes were enough for the config itself only ({best}): a larger --minutes searches."
+    if found.own_value is None:
+        return f"The best of {found.trials} trials has {best}; the config itself did not end well."
+    if found.value > found.own_value:
+        own = shown_value(monitor, found.own_value)
+        return f"The best of {found.trials} trials has {best} on valid rows, the config itself {own}."
+    return f"None of {found.trials} trials was better on valid rows than the config itself ({best})."
+
+
 def _summary(valid: Standing) -> str:
     lost = valid.lost_to
     if lost:
@@ -211,7 +226,7 @@ def _summary(valid: Standing) -> str:
         metric, figure = next((name, figure) for name, figure in figures.items() if figure.verdict == "worse")
         return (
             f"A baseline wins on the valid split: {lost[0]} has {metric} {figure.baseline:.4f}, the model "
-            f"{figure.baseline + figure.difference:.4f}. To try: {valid.hint}"
+            f"{figure.baseline + figure.difference:.4f}. A likely reason, and what to try: {valid.hint}"
         )
     level = [name for name, figures in valid.against.items() if figures[valid.main].verdict == "level"]
     better = [name for name in valid.against if name not in level]

@@ -4,14 +4,12 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict
 
@@ -19,10 +17,19 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.storage import write_file
 from data_pipelines.errors import UserError
 from data_pipelines.notebook import html_table
-from recsys.config.experiment import ExperimentConfig, import_extensions
+from recsys.config.experiment import ExperimentConfig, import_extensions, resolve_monitor
 from recsys.config.tune import Range, TuneConfig
 from recsys.config.validation import parse_config
 from recsys.config.yaml_files import override, read_yaml
+from recsys.studies.journal import (
+    ended_trials,
+    has_best,
+    note_on,
+    open_search,
+    optuna_library,
+    value_of,
+    write_trials,
+)
 from recsys.training.faults import DivergedError
 from recsys.training.train import train
 from recsys.trials.engines import Engine
@@ -30,7 +37,7 @@ from recsys.trials.engines import Engine
 if TYPE_CHECKING:
     import optuna
 
-JOURNAL_FILE, BEST_FILE, TRIALS_FILE = "journal.log", "best.yaml", "trials.parquet"
+BEST_FILE = "best.yaml"
 
 
 class Tuned(BaseModel):
@@ -43,6 +50,7 @@ class Tuned(BaseModel):
         trials: Finished trials, with those that were pruned or failed.
         failed: How many of them failed.
         chosen: What the search chose, by key.
+        own_value: The monitored value of the config's own values; ``None`` if they were not tried, or gave none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +60,7 @@ class Tuned(BaseModel):
     trials: int
     failed: int
     chosen: dict[str, Any]
+    own_value: float | None = None
 
     def _repr_html_(self) -> str:
         found = {"value": self.value, "trials": self.trials, "failed": self.failed, "run": self.run}
@@ -84,7 +93,7 @@ def tune(
         study: Folder of the search.
         engine: Runs the trials.
         overrides: ``KEY=VALUE`` of the config.
-        report: Called after every trial with 1 and a note.
+        report: Called after every trial with 1 and a note: the trial's value and time, and the best value so far.
 
     Raises:
         UserError: Optuna is not installed, the space is empty or names an unknown key, ``study`` searches another
@@ -110,16 +119,17 @@ def tune(
         _parse(content, {key: span.choices[0] if span.choices else span.low}, str(config))
     if not dataset.splits.get("valid"):
         raise UserError(f"{dataset.path} has no valid split, on which trials are compared: set data.split.")
-    own = _own_values(experiment, space) if experiment.tune.include_config else None
+    own = _suggested(own_values(experiment, space), space) if experiment.tune.include_config else None
+    monitor = resolve_monitor(experiment).train.monitor or {}
     _open(study, content)
-    search = _search(library, study, experiment.name)
-    _try_first(library, search, space, own)
+    search = open_search(library, study, experiment.name)
+    _try_first(library, search, own)
     running: dict[int, optuna.Trial] = {}
 
     def calls() -> Iterator[Callable[[], _Outcome]]:
         """Trials, until enough have ended or are running."""
         for number in itertools.count():
-            ended = _ended(library, search)
+            ended = ended_trials(library, search)
             enough = len(ended) + len(running) >= experiment.tune.trials
             if enough or _budget_is_spent(experiment.tune, ended, engine.jobs):
                 return
@@ -132,10 +142,11 @@ def tune(
         trial = running.pop(number)
         trial.set_user_attr("reason", outcome.reason)
         search.tell(trial, outcome.value, library.trial.TrialState[outcome.state.upper()])
-        _write_trials(search, study)
+        write_trials(search, study)
         if report is not None:
-            report(1, f"best {search.best_value:.5f}" if _best(search) else "none has ended well")
-    return _found(library, search, study, content, space, str(config))
+            report(1, note_on(search, trial.number, monitor))
+    found = _found(library, search, study, content, space, str(config))
+    return found if own is None else found.model_copy(update={"own_value": value_of(search, own)})
 
 
 def _found(
@@ -146,8 +157,8 @@ def _found(
     Raises:
         UserError: No trial ended with a value.
     """
-    ended = _ended(library, search)
-    if not _best(search):
+    ended = ended_trials(library, search)
+    if not has_best(search):
         reasons = " and ".join({reason: None for trial in ended if (reason := trial.user_attrs.get("reason"))})
         raise UserError(
             f"{study}: every trial diverged or was stopped early; search other values in tune.space, such as lower "
@@ -167,7 +178,7 @@ def _found(
     )
 
 
-def _own_values(config: ExperimentConfig, space: dict[str, Range]) -> dict[str, Any]:
+def own_values(config: ExperimentConfig, space: Mapping[str, Range]) -> dict[str, Any]:
     """The values of the space's keys in ``config`` itself.
 
     Raises:
@@ -186,17 +197,21 @@ def _own_values(config: ExperimentConfig, space: dict[str, Range]) -> dict[str, 
     return values
 
 
-def _try_first(library: Any, search: "optuna.Study", space: dict[str, Range], values: dict[str, Any] | None) -> None:
-    """Try ``values`` before others, unless they were tried; a trial that was killed is tried again."""
-    if values is None:
+def _suggested(values: Mapping[str, Any], space: Mapping[str, Range]) -> dict[str, Any]:
+    """``values`` as Optuna holds them."""
+    return {key: json.dumps(value) if space[key].choices else value for key, value in values.items()}
+
+
+def _try_first(library: Any, search: "optuna.Study", suggested: Mapping[str, Any] | None) -> None:
+    """Try these values before others, unless they were tried; a trial that was killed is tried again."""
+    if suggested is None:
         return
-    suggested = {key: json.dumps(value) if space[key].choices else value for key, value in values.items()}
     states = library.trial.TrialState
     for trial in search.get_trials(deepcopy=False):
         asked = trial.system_attrs.get("fixed_params") if trial.state is states.WAITING else trial.params
         if trial.state is not states.RUNNING and asked == suggested:
             return
-    search.enqueue_trial(suggested)
+    search.enqueue_trial(dict(suggested))
 
 
 def _budget_is_spent(tune: TuneConfig, ended: "list[optuna.trial.FrozenTrial]", jobs: int) -> bool:
@@ -207,53 +222,25 @@ def _budget_is_spent(tune: TuneConfig, ended: "list[optuna.trial.FrozenTrial]", 
     return (sum(seconds) + sum(seconds) / len(seconds)) / jobs > 60 * tune.minutes
 
 
-def optuna_library() -> Any:
-    """Optuna, silenced.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise UserError("a search needs Optuna: pip install 'sparse-recsys[tune]'.") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-def _search(library: Any, study: Path, name: str) -> "optuna.Study":
-    backend = library.storages.journal.JournalFileBackend(str(study / JOURNAL_FILE))
-    try:
-        found: optuna.Study = library.create_study(
-            study_name=name,
-            storage=library.storages.JournalStorage(backend),
-            direction="maximize",
-            sampler=library.samplers.RandomSampler(),  # draws nothing: each request for a trial has its own sampler
-            pruner=library.pruners.MedianPruner(),
-            load_if_exists=True,
-        )
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{study / JOURNAL_FILE} is damaged ({type(error).__name__}): restore it, or search in another folder."
-        ) from error
-    return found
-
-
 def _carry_out(config: ExperimentConfig, dataset: Path, study: Path, number: int) -> _Outcome:
     """Train one trial; runs wherever the engine starts it."""
     library = optuna_library()
-    search = _search(library, study, config.name)
+    search = open_search(library, study, config.name)
     trial = library.trial.Trial(search, search.get_trials(deepcopy=False)[number]._trial_id)
 
+    data = Dataset.open(dataset, verify="sizes")
+    steps_per_epoch = math.ceil(data.splits["train"] / config.train.batch_size)
+
     def on_eval(step: int, value: float) -> None:
-        trial.report(value, step)
+        # Trials may have batches of other sizes: they are compared after the same part of their epochs.
+        trial.report(value, round(100 * step / steps_per_epoch))
         if config.tune.prune and trial.should_prune():
             raise library.TrialPruned
 
     run = _run_of(study, number)
     shutil.rmtree(run, ignore_errors=True)
     try:
-        value = train(config, Dataset.open(dataset, verify="sizes"), run, on_eval=on_eval).value
+        value = train(config, data, run, on_eval=on_eval).value
     except library.TrialPruned:
         return _Outcome(state="pruned", reason="it was stopped early")
     except DivergedError as error:
@@ -303,27 +290,3 @@ def _suggest(trial: "optuna.Trial", key: str, span: Range) -> Any:
 def _value(span: Range, suggested: Any) -> Any:
     """A choice may be a list, which Optuna cannot hold: it is kept as JSON."""
     return json.loads(suggested) if span.choices is not None else suggested
-
-
-def _best(search: "optuna.Study") -> bool:
-    """Whether any trial has ended with a finite value."""
-    return any(trial.value is not None and math.isfinite(trial.value) for trial in search.get_trials(deepcopy=False))
-
-
-def _ended(library: Any, search: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    """Trials that ended: completed, pruned or failed."""
-    states = (library.trial.TrialState.COMPLETE, library.trial.TrialState.PRUNED, library.trial.TrialState.FAIL)
-    return search.get_trials(deepcopy=False, states=states)
-
-
-def _write_trials(search: "optuna.Study", study: Path) -> None:
-    """One row per trial: number, state, value, why there is no value, and the values of the keys."""
-    rows = [
-        {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value}
-        | {"reason": trial.user_attrs.get("reason", "")}
-        | {key: str(value) for key, value in trial.params.items()}
-        for trial in search.get_trials(deepcopy=False)
-    ]
-    buffer = BytesIO()
-    pl.DataFrame(rows, infer_schema_length=None).write_parquet(buffer)
-    write_file(study / TRIALS_FILE, buffer.getvalue())

@@ -1,6 +1,7 @@
 """Engines, which run the trials of studies and searches, several at a time, on this machine or others."""
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -84,6 +85,10 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
     ):
         try:
             yield Engine(jobs, threads, pool.submit)
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.terminate()  # else the pool waits for trials to end
+            raise
         except BrokenProcessPool:
             raise RuntimeError(
                 f"a process with a trial died (out of memory?): use fewer jobs than {jobs}; finished trials are kept."
@@ -92,6 +97,7 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
 
 def _begin() -> None:
     """The first call in a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes: the parent ends this one
     tune_process()
     _end_with_parent()
 

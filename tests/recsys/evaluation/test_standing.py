@@ -52,14 +52,14 @@ def test_a_model_is_level_with_itself_and_better_or_worse_outside_the_interval(d
     assert reverse.lost_to == ["linear"]
     assert reverse.against["linear"]["logloss"].verdict == "worse"  # of log loss, lower is better
     assert reverse.against["linear"]["auc"].difference == -found.against["noise"]["auc"].difference
-    assert reverse.lines()["linear"].startswith("worse: auc 0.")
+    assert reverse.lines()["linear"].startswith("the model is worse: auc 0.")
 
 
 def test_a_model_that_orders_well_and_predicts_badly_has_lost(dataset: Dataset) -> None:
     fitted, _ = fit_baselines(dataset, names=["linear"])
     linear_N = fitted["linear"].logits("test")
     found = compare(dataset, "test", linear_N - 2, {"linear": linear_N})
-    assert found.lines()["linear"].startswith("level in auc, worse in logloss: auc 0.")
+    assert found.lines()["linear"].startswith("the model is level in auc, worse in logloss: auc 0.")
     assert found.lost_to == ["linear"]
 
 

@@ -1,6 +1,8 @@
 """One call from a log to an artifact: it continues wherever it was stopped, and says where the model stands."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +19,7 @@ from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.studies import fit as fitting
 from recsys.studies.fit import Fit, finished_fit, fit
 from recsys.studies.search_space import search_space
+from recsys.studies.tuning import Tuned
 from recsys.trials.engines import Engine
 from serving.artifact.artifact import Artifact
 
@@ -68,7 +71,11 @@ def test_a_fit_that_is_killed_at_every_step_continues_to_the_end(small: None, ti
         except _Killed:
             assert finished_fit(str(tiny_log), folder, 5) is None
     assert found is not None
-    assert {"inspecting the log", "preparing the data set", "searching", "exporting"} <= set(steps)
+    searching = "searching for 5 minutes; the first trial is the config itself"
+    assert {"inspecting the log", "preparing the data set", searching, "exporting"} <= set(steps)
+    ended = [step for step in steps if step.startswith("trial ")]
+    assert [step.split(":")[0] for step in ended] == ["trial 0", "trial 1"]
+    assert all("best: " in step and " minutes" in step for step in ended)
     trials = pl.read_parquet(folder / "study" / "trials.parquet")
     assert trials["state"].to_list() == ["complete", "complete"]  # none was lost, none repeated
     own = load_config(folder / "config.yaml")
@@ -79,6 +86,8 @@ def test_a_fit_that_is_killed_at_every_step_continues_to_the_end(small: None, ti
     finished = finished_fit(str(tiny_log), folder, 5)
     assert finished is not None
     assert (finished.summary, finished.run, finished.chosen) == (found.summary, found.run, found.chosen)
+    assert ("None of 2 trials" in found.search) == (found.changed == {})
+    assert found.changed.items() <= found.chosen.items()
     again = CliRunner().invoke(app, ["fit", str(tiny_log), str(folder), "--minutes", "5", "--json"])
     assert "has finished; a larger --minutes than 5 continues it" in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["summary"] == found.summary
@@ -147,3 +156,33 @@ def test_a_log_is_described_to_fit_as_to_init(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "fit" / "config.yaml").read_text() == (tmp_path / "init.yaml").read_text()
     again = CliRunner().invoke(app, ["fit", str(log), str(tmp_path / "fit"), "--label", "seen"])
     assert "is used as it is: to read the log by other options, name another folder" in again.stderr
+
+
+def test_the_result_says_whether_the_search_paid() -> None:
+    def searched(value: float, own: float | None, trials: int = 4) -> str:
+        found = Tuned(
+            best=Path(), run=Path(), value=value, trials=trials, failed=0, chosen={"model.dim": 8}, own_value=own
+        )
+        return fitting._searched(found, 3, {"logloss": -1})
+
+    assert searched(-0.2, -0.3) == (
+        "The best of 4 trials has logloss 0.20000 on valid rows, the config itself logloss 0.30000."
+    )
+    assert searched(-0.3, -0.3).startswith("None of 4 trials was better on valid rows than the config itself")
+    assert "the config itself did not end well" in searched(-0.3, None)
+    assert searched(-0.3, -0.3, trials=1).startswith("3 minutes were enough for the config itself only")
+
+
+def test_a_fit_that_is_stopped_says_how_to_continue(
+    tiny_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(fitting, "fit", stop)
+    stopped = CliRunner().invoke(app, ["fit", str(tiny_log), str(tmp_path / "fit")])
+    assert stopped.exit_code == 1
+    assert stopped.stderr == "recsys: stopped; what is finished is kept, and the same command continues\n"
+    assert signal.getsignal(signal.SIGTERM) == before

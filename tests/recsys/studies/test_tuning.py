@@ -1,7 +1,10 @@
 """A search finds the better value, goes on after it was stopped, and refuses what it cannot search."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,9 @@ from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
 from recsys.config.experiment import ExperimentConfig, load_config
 from recsys.studies import tuning
+from recsys.studies.journal import open_search, optuna_library
 from recsys.studies.tuning import tune
+from recsys.training.faults import DivergedError
 from recsys.trials.engines import Engine, processes
 
 pytest.importorskip("optuna")
@@ -170,10 +175,71 @@ def test_the_configs_own_values_are_first_also_after_a_kill_and_the_budget_ends_
     found = tune(written(content, tmp_path), dataset, tmp_path / "study", here)
     trials = pl.read_parquet(tmp_path / "study" / "trials.parquet").filter(pl.col("state") == "complete")
     own = {"train.tables.learning_rate": "0.02", "model.tower.hidden": "[8, 8]"}
-    assert found.trials == 3
+    assert (found.trials, found.own_value) == (3, 0.5)
     assert trials.select(*own).row(0, named=True) == own  # tried once, and not again
     assert len(trials.filter(pl.col("train.tables.learning_rate") == "0.02")) == 1
 
     content["train"]["tables"] = {"learning_rate": 0.9}
     with pytest.raises(UserError, match=r"tables.learning_rate is 0.9, which is not in tune.space"):
         tune(written(content, tmp_path), dataset, tmp_path / "other", here)
+
+
+def _here(call: Callable[[], Any]) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(call())
+    return future
+
+
+def test_trials_with_batches_of_other_sizes_are_compared_after_the_same_part_of_an_epoch(
+    content: dict[str, Any], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def train(config: ExperimentConfig, data: Dataset, run: Path, *, on_eval: Callable[[int, float], None]) -> Any:
+        steps = math.ceil(data.splits["train"] / config.train.batch_size)
+        sizes.append(config.train.batch_size)
+        for epoch in (1, 2):
+            on_eval(epoch * steps, 0.5)
+        return SimpleNamespace(value=0.5)
+
+    monkeypatch.setattr(tuning, "train", train)
+    content["tune"] = {"trials": 6, "space": {"train.batch_size": {"choices": [7, 50, 400]}}}
+    tune(written(content, tmp_path), dataset, tmp_path / "study", Engine(1, 1, _here))
+    search = open_search(optuna_library(), tmp_path / "study", load_config(tmp_path / "config.yaml").name)
+    assert len(set(sizes)) > 1
+    assert [list(trial.intermediate_values) for trial in search.trials] == [[100, 200]] * 6
+
+
+def test_trials_that_diverge_after_an_evaluation_are_not_the_best(
+    content: dict[str, Any], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = []
+
+    def train(*_: Any, on_eval: Callable[[int, float], None]) -> Any:
+        on_eval(1, 0.9)
+        raise DivergedError("the loss became 1e+30 at step 2: lower the rate.")
+
+    monkeypatch.setattr(tuning, "train", train)
+    with pytest.raises(UserError, match="every trial diverged or was stopped early"):
+        tune(
+            written(content, tmp_path),
+            dataset,
+            tmp_path / "study",
+            Engine(1, 1, _here),
+            report=lambda _, note: notes.append(note),
+        )
+    assert notes[0].startswith("trial 0: the loss became 1e+30 at step 2 after ")
+    assert notes[0].endswith("; none has ended well")
+
+
+def test_an_interruption_ends_trials_that_are_running() -> None:
+    running = []
+
+    def stop_after_a_start() -> None:
+        with processes(jobs=1) as started:
+            running.append(started.submit(partial(time.sleep, 3600)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_a_start()
+    assert running[0].done()
