@@ -42,6 +42,7 @@ FEATURES: dict[str, Any] = {
     "price": {"kind": "number", "transform": "standardize", "clip": [-10, 50], "indicator": True},
     "bucket": {"kind": "number", "column": "price", "transform": "buckets", "buckets": 6},
     "age": {"kind": "number", "transform": "log1p"},
+    "bends": {"kind": "number", "column": "price", "transform": "piecewise", "buckets": 3, "indicator": True},
 }
 
 

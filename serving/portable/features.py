@@ -5,6 +5,7 @@ Letters: B rows, L ids of all rows, d width of an embedding.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,13 +62,13 @@ class Sparse:
 
 
 class Dense:
-    """A feature that is one number per row, or a number and whether it is missing."""
+    """A feature that is one number per row, or one per piece; and whether it is missing, if that is asked for."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.name, self.spec = str(spec["name"]), spec
 
     def encode(self, rows: Sequence[Row]) -> Floats:
-        """(B, 1) float32, or (B, 2) with an indicator."""
+        """(B, numbers) float32: one, or one per piece, and one more with an indicator."""
         raw_B = np.array([number(value) for value in _column(rows, self.spec)], np.float64).reshape(-1)
         missing_B = np.isnan(raw_B)
         value_B = raw_B if self.spec["clip"] is None else np.clip(raw_B, *self.spec["clip"])
@@ -76,9 +77,14 @@ class Dense:
         elif self.spec["transform"] == "standardize":
             mean, deviation = self.spec["numbers"]
             value_B = (value_B - mean) / deviation
-        value_B = np.where(missing_B, 0.0, np.clip(value_B, -_LARGEST, _LARGEST))
-        columns = [value_B, missing_B] if self.spec["indicator"] else [value_B]
-        return np.stack(columns, 1).astype(np.float32)
+        parts = self._pieces(value_B) if self.spec["transform"] == "piecewise" else [value_B]
+        columns = [np.where(missing_B, 0.0, np.clip(part_B, -_LARGEST, _LARGEST)) for part_B in parts]
+        return np.stack([*columns, missing_B] if self.spec["indicator"] else columns, 1).astype(np.float32)
+
+    def _pieces(self, value_B: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        edges = self.spec["numbers"]
+        pieces = [(np.clip(value_B, low, high) - low) / (high - low) for low, high in pairwise(edges)]
+        return pieces + [np.zeros_like(value_B)] * (self.spec["pieces"] - len(pieces))
 
 
 def _column(rows: Sequence[Row], spec: Mapping[str, Any]) -> Iterator[Any]:

@@ -47,7 +47,7 @@ def onnx_model(folder: Path, model: Mapping[str, Any]) -> onnx.ModelProto:
             if table is not None:
                 lookup = _Lookup(graph, table, model["tables"][table])
                 into[name] = lookup.bag(f"{IDS}{name}", feature["pooling"]) if is_bag else lookup(f"{IDS}{name}", 1)
-    width = sum(1 + bool(feature["indicator"]) for feature in model["dense"])
+    width = sum(feature["pieces"] + bool(feature["indicator"]) for feature in model["dense"])
     if width:
         inputs.append(helper.make_tensor_value_info(NUMBERS, TensorProto.FLOAT, ["rows", width]))
     logits = _Network(graph, model["network"])(pooled, wide, NUMBERS if width else None)

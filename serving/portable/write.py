@@ -169,6 +169,7 @@ def _dense(artifact: Artifact, name: str) -> dict[str, Any]:
         "name": name,
         "column": config.column,
         "transform": config.transform,
+        "pieces": config.buckets if config.transform == "piecewise" else 1,
         "clip": config.clip,
         "indicator": config.indicator,
         "numbers": artifact.encoder.numbers.get(name, []),

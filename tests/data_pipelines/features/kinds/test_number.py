@@ -1,6 +1,7 @@
 """The kind ``number``: transforms, buckets and what is refused."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ def test_numbers_too_large_to_standardise_are_refused() -> None:
 @settings(max_examples=40, deadline=None)
 @given(train=st.lists(FLOATS, min_size=1, max_size=30), rows=st.lists(FLOATS, min_size=1, max_size=10))
 def test_transforms_do_what_a_plain_loop_does(train: list[float | None], rows: list[float | None]) -> None:
-    transforms = ("none", "log1p", "standardize", "buckets")
+    transforms = ("none", "log1p", "standardize", "buckets", "piecewise")
     features = {name: {"kind": "number", "column": "f", "transform": name, "buckets": 4} for name in transforms}
+    features["piecewise"]["indicator"] = True
     plan = Plan.of(make(features))
     encoder = Encoder.fit(plan, pl.LazyFrame({"f": train}, schema={"f": pl.Float64}))
     encoded = encoder.encode(pl.LazyFrame({"f": rows}, schema={"f": pl.Float64})).collect()
@@ -68,9 +70,43 @@ def test_transforms_do_what_a_plain_loop_does(train: list[float | None], rows: l
     for row, value in zip(encoded.iter_rows(named=True), rows, strict=True):
         if value is None or not math.isfinite(value):
             assert (row["none"], row["log1p"], row["standardize"], row["buckets"]) == (0, 0, 0, 0)
+            assert row["piecewise"] == [0, 0, 0, 0, 1]
             continue
         assert row["none"] == np.float32(value)
         assert math.isclose(row["log1p"], math.copysign(math.log1p(abs(value)), value), rel_tol=1e-6, abs_tol=1e-12)
         if deviation > 1e-3 * (1 + abs(mean)):
             assert math.isclose(row["standardize"], (value - mean) / deviation, rel_tol=1e-4, abs_tol=1e-4)
         assert row["buckets"] == 2 + sum(value >= edge for edge in edges)
+        ends = {min(known), max(known)} if known else set()
+        assert row["piecewise"] == pytest.approx([*_pieces(value, sorted({*edges, *ends}), 4), 0], abs=1e-5)
+
+
+def _pieces(value: float, edges: list[float], count: int) -> list[float]:
+    """Equation 1 of https://arxiv.org/abs/2203.05556, with 0 and 1 beyond the ends."""
+    found = [0.0] * count
+    for piece, (low, high) in enumerate(pairwise(edges)):
+        if value >= high:
+            found[piece] = 1.0
+        elif value > low:
+            found[piece] = (value - low) / (high - low)
+    return found
+
+
+def test_a_linear_model_of_pieces_can_bend() -> None:
+    config = make({"p": {"kind": "number", "column": "f", "transform": "piecewise", "buckets": 8}})
+    values = [0.0] * 90 + [float(value) for value in range(1, 11)]
+    encoder = Encoder.fit(Plan.of(config), pl.LazyFrame({"f": values}))
+    encoded_NW = encoder.encode(pl.LazyFrame({"f": values})).collect()["p"].to_numpy()
+    bent_N = np.abs(np.array(values) - 4)
+    design_NC = np.column_stack([encoded_NW, np.ones(len(values))])
+    fitted_N = design_NC @ np.linalg.lstsq(design_NC, bent_N, rcond=None)[0]
+    assert np.abs(fitted_N - bent_N).max() < 1
+    beyond = encoder.encode(pl.LazyFrame({"f": [-50.0, 1e300]})).collect()["p"].to_list()
+    assert beyond == [encoded_NW[0].tolist(), encoded_NW[-1].tolist()]  # as at the ends of the training rows
+
+
+@pytest.mark.parametrize("edges", [[0.0, 1.0, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], None])
+def test_edges_that_cannot_be_those_of_pieces_are_refused(edges: list[float] | None) -> None:
+    config = make({"p": {"kind": "number", "column": "f", "transform": "piecewise", "buckets": 4}})
+    with pytest.raises(ValueError, match="edges"):
+        Plan.of(config).feature("p").check_fitted(edges)
