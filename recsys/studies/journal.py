@@ -98,7 +98,8 @@ def write_trials(search: "optuna.Study", study: Path) -> None:
 def note_on(search: "optuna.Study", number: int, monitor: Mapping[str, float]) -> str:
     """What a trial gave, after how long, and the best so far."""
     trial = search.get_trials(deepcopy=False)[number]
-    gave = trial.user_attrs["reason"] or shown_value(monitor, trial.value)
+    reason = trial.user_attrs["reason"]
+    gave = reason if reason or trial.value is None else shown_value(monitor, trial.value)
     took = "" if trial.duration is None else f" after {trial.duration.total_seconds() / 60:.1f} minutes"
     best = "none has ended well"
     if has_best(search):
