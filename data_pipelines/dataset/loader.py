@@ -114,7 +114,7 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that had been returned when ``state`` was taken.
 
-        At another batch size or number of ranks, the remaining rows are divided anew. Fewer remaining rows than
+        At another batch size or number of ranks, the remaining rows are divided again. Fewer remaining rows than
         there are ranks are left out, because every rank must have the same number of batches.
         """
         self._epoch, self._next, self._resumed = state["epoch"], state["next"], True
