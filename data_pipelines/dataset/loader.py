@@ -219,7 +219,9 @@ def collate(schema: Schema, frame: pl.DataFrame, rows: npt.NDArray[np.int64]) ->
     """The batch of an encoded frame (what ``Encoder.encode`` gives, histories as lists), without labels.
 
     Args:
-        rows: (B,) the positions the batch says its rows have.
+        schema: The encoded features.
+        frame: B encoded rows.
+        rows: (B,) positions to store as ``Batch.rows``.
     """
     columns = Columns(to_arrow(frame).combine_chunks().to_batches(), schema, {}, labelled=False)
     block = columns.block([(0, len(frame))])
