@@ -1,4 +1,4 @@
-"""How well models score on real data, and whether a mixture of experts earns its place.
+"""How well models score on real data, and whether a mixture of experts improves them.
 
 Frappe and MovieLens-1M: each config of ``examples/``, trained with three seeds, beside FuxiCTR's models, trained by
 FuxiCTR with the same seeds on the very same encoded rows (Adam, batch 4096, early stop by valid AUC; hyperparameters in
@@ -7,9 +7,9 @@ MovieLens-1M and the demo log, whose segments are planted: the same config with 
 mixture of top-2 of 8 or the other way round, at equal active FLOPs. Beside the test metrics stand the size of what is
 kept, our int8 artifact or a peer's checkpoint, and the rate of scoring: ours from raw rows, a peer's from encoded ones.
 
-Early stops and the last settings were chosen on the valid split; while the shapes of ``ml-1m.yaml`` and of the first
-``frappe.yaml`` were sought, test figures were on screen. Without ``RECSYS_DATA`` there is the demo log only. One data
-set alone is measured by ``python -m benchmarks.accuracy frappe``.
+Early stops and the last settings were chosen on the valid split; test figures were visible while the shapes of
+``ml-1m.yaml`` and of the first ``frappe.yaml`` were chosen. Without ``RECSYS_DATA`` only the demo log is measured.
+``python -m benchmarks.accuracy frappe`` measures one data set alone.
 """
 
 import json

@@ -1,11 +1,11 @@
 """What SIGKILL costs: nothing. Scoring, training, and jobs of several workers on PostgreSQL.
 
-Every trial has a folder of its own. A victim tells of each step (a training step, a finished part), and is killed a
+Every trial has a folder of its own. A victim reports each step (a training step, a finished part), and is killed a
 random moment after a random step. In three of four trials of scoring, a finished part is removed, cut short or has a
 bit flipped between the kill and the restart. What then comes out is compared with an undisturbed run: scores byte by
 byte, weights number by number, jobs row by row.
 
-Victims are forked from a process that has imported everything, so that the kills hit the work and not its imports.
+Victims are forked from a process that has imported everything, so that kills interrupt the work and not the imports.
 (That process must not use Polars itself before the last fork: a fork does not inherit its threads.)
 ``python -m benchmarks.faults --kills 20 --trainings 5 --jobs 100`` for a quicker look.
 """

@@ -1,14 +1,16 @@
 """Whether the config that ``init`` writes is good untouched: beside logistic regression, popularity and LightGBM.
 
-Every public log that is at hand, whole and by subsamples of a tenth and a hundredth of its rows, goes the way of a
+Every available public log, whole and in subsamples of a tenth and a hundredth of its rows, goes through the steps of a
 newcomer: ``init``, ``prepare``, ``train``, ``evaluate``. The baselines learn from the features that ``init`` chose;
-those called raw, from the same without what is computed from the past. Their strengths and rounds are chosen on valid
-rows, all figures are of test rows, and ours are means over seeds. The interval of a difference covers test rows and
-seeds. Times are of the processor, over all threads, so a busy machine does not change them. A log of positives only,
-``online-retail``, is ranked over all items beside what each user took before (``benchmarks/first_positives.py``).
+those called raw learn from the same features, without those computed from the past. Their penalties and rounds are
+chosen on valid rows, all figures are of test rows, and ours are means over seeds. The interval of a difference covers
+test rows and seeds. Times are processor time over all threads, so a busy machine hardly changes them. A log of
+positives only, ``online-retail``, is ranked over all items beside what each user took before
+(``benchmarks/first_positives.py``).
 
-A log with fewer than 20 positive test or valid rows tells nothing and is left out: Open Bandit, and a hundredth of the
-impressions and of the census. ``below_...`` in the JSON counts the sets on which ours is below outside the interval.
+A log with fewer than 20 positive test or valid rows is too small to tell and is left out: Open Bandit, and a hundredth
+of the impressions and of the census. ``below_...`` in the JSON counts the sets on which ours is below outside the
+interval.
 
 Real data is read from the folder that ``RECSYS_DATA`` names; without it there is the demo log only. Each result is kept
 in the folder that ``RECSYS_RESULTS`` names, so a stopped run resumes;

@@ -3,7 +3,7 @@
 Inputs are made from a seed (``hostile_inputs.py``). Commands run one after the other in a process of their own, which
 is started again when one of them kills it; requests go to a service on loopback. A folder outside is compared after
 every case, and no answer may hold what its file holds. Memory is the growth of the process over four times the input
-plus 64 MB: 1 is the most there should be. ``/healthz`` is asked all the while.
+plus 64 MB: 1 is the most there should be. ``/healthz`` is requested throughout.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Every row is trained with its lever, exported (mapped, not packed), and measured as it is served: test AUC, bytes of
 weights, vocabularies and encoder, multiplications and additions per row. Their effect on rows per second is
-the business of the benchmarks of zeros and of scoring.
+measured by the benchmarks of zeros and of scoring.
 
 ``python -m benchmarks.levers [--scratch FOLDER]``; runs in the scratch folder are not trained again.
 """

@@ -1,11 +1,12 @@
 """How fast and how small preparing is: beside FuxiCTR, beside reading and writing alone, and at ten times the rows.
 
 The log is a demo log with ids as text: three ids (one of 200,000 users), a bag of tags, a number. The floor is Polars'
-streaming engine as it comes, copying the same columns from Parquet to Arrow IPC without encoding. Every measurement is
-a process of its own, timed after its imports; candidates take turns, and medians are compared. The least of a history
-is what none can do without: its columns read, rows put in order of user and time, events counted, eight bytes a row
-written; no event is encoded or kept. It is timed after a prepare in the same process. The loader is measured alone, and
-by what a trainer loses that waits for it, in turns with batches that are all in memory: the median ratio of neighbours.
+streaming engine with its defaults, copying the same columns from Parquet to Arrow IPC without encoding. Every
+measurement is a process of its own, timed after its imports; candidates take turns, and medians are compared. The
+minimum of a history is the work that every implementation must do: read its columns, sort rows by user and time, count
+events, and write eight bytes per row; no event is encoded or kept. It is timed after a prepare in the same process. The
+loader is measured alone, and by how much it slows down a trainer, compared with batches that are all in memory: runs
+alternate, and the figure is the median ratio of neighbouring runs.
 
 ``python -m benchmarks.prepare --rows 1000000 10000000 50000000`` for more sizes than the two by default.
 """

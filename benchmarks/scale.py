@@ -2,7 +2,7 @@
 
 The prediction adds what a step's parts cost on one core when measured alone (tables, dense part, making the batch), the
 bytes that a rank would send by the sharding plan for so many ranks, and what a message costs (latency and bandwidth)
-from an all-to-all of two processes here. It is held against the one and the two ranks that were measured. Ranks keep
+from an all-to-all of two processes here. It is compared with the measurements of one and two ranks. Ranks keep
 4096 rows each, so more ranks do more work in the same time. Beside the two ranks: one process with two threads.
 
 Memory is the most that a rank held, less what it held before it trained, on tables that fill it (26 of 200,000 rows).

@@ -2,16 +2,16 @@
 
 The log and the model's shape are FuxiCTR's benchmark: three ids, a bag of tags and a number; embeddings of 16, three
 cross layers, a 400-400 tower. The artifact has int8 rows and, in turns, a dense part in float32, in bfloat16, and in
-int8 (`sparsity.quantization.activations`); of the same weights, whose scores are compared with those in float32. The
+int8 (`sparsity.quantization.activations`), all with the same weights; scores are compared with those in float32. The
 figures without a precision are those of int8. Each of our stages is measured alone over the same rows with all cores:
-the same threads, and nothing else to do. FuxiCTR's clock stands still while it imports, starts Ray, fits its features
-and builds its model; it computes in float32. ONNX Runtime computes the same cross layers, tower and head, in float32,
+the same threads, and nothing else to do. FuxiCTR's time excludes imports, the start of Ray, fitting its features
+and building its model; it computes in float32. ONNX Runtime computes the same cross layers, tower and head, in float32,
 from rows that are looked up and joined already.
 
-Pairs are 1,000 candidates for each of 1,000 users, beside flat rows of such pairs, of some of the users. Of a user the
-model knows the last 200 clicks, attended by the candidate or pooled by their mean, or the id alone. The tower sees
-every pair, and bounds their rate by its own: where a flat row is little more than the tower, as with ids alone, pairs
-gain little.
+Pairs are 1,000 candidates for each of 1,000 users, compared with flat rows of such pairs, for some of the users. The
+model reads the last 200 clicks of a user (attended by the candidate, or pooled by their mean), or the user's id alone.
+The tower computes every pair, so pairs are never faster than the tower: if a flat row costs little more than the tower,
+as with ids alone, pairs gain little.
 
 Peak memory is that of a process of its own, over the log once and over the same log as 20 files.
 """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
 from models.layers.additive import AdditiveTerms
+from models.layers.batch_norm import BatchNorm
 from models.layers.chains import logits_over_all_rows
 from models.layers.gates import FeatureGates
 from models.layers.heads import Heads, TasksConfig
@@ -20,7 +21,6 @@ from models.layers.histories import Histories
 from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Interaction
 from models.layers.normalization import Standardize
 from models.layers.part import Component, Int8Input, Part, UnitGroup, module_components, own_tensors
-from models.layers.row_norm import RowNorm
 from models.layers.task_weights import UncertaintyWeights
 from models.layers.towers import AnyTower, Tower
 from models.layers.wide import Wide
@@ -53,7 +53,7 @@ class RankerConfig(TablesConfig):
     )
     batch_norm: bool = Field(
         default=False,
-        description="Normalise the row before the interaction (see `models.layers.row_norm.RowNorm`).",
+        description="Normalise the row before the interaction (see `models.layers.batch_norm.BatchNorm`).",
     )
 
 
@@ -113,7 +113,7 @@ class Ranker(nn.Module):
         widths = feature_widths(config, schema)
         fields = Fields(tuple(widths[name] for name in self.fields), schema.dense_width, config.dim)
         self.interaction = config.interaction.build(fields)
-        self.norm = RowNorm(self.interaction.in_width) if config.batch_norm else None
+        self.norm = BatchNorm(self.interaction.in_width) if config.batch_norm else None
         enriched, tasks = self.interaction.out_width, len(schema.tasks)
         context = _context_width(config, widths)
         self.tower = config.tower.build(enriched, context=context, sharing=config.tasks, tasks=tasks)

@@ -83,7 +83,7 @@ class Task(Config):
     label_window: float = Field(
         default=0.0,
         ge=0,
-        description="Seconds for which a label may still change: rows of the last so many seconds of the log have no "
+        description="Seconds for which a label may still change: rows within this time of the log's end have no "
         "label for this task, because a 0 may yet become a 1.",
     )
     where: str | None = Field(

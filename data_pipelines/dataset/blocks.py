@@ -110,7 +110,7 @@ def make_batch(schema: Schema, pieces: Sequence[tuple[Block, int, int]]) -> Batc
     """The batch of rows ``(block, start, stop)``, one piece after the other, features in the order of ``schema``.
 
     Raises:
-        UserError: An id is outside its table: kernels that look rows up do not ask.
+        UserError: An id is outside its table: the kernels of a lookup do not check this.
     """
     limits = {feature.name: schema.table(feature.table).rows for feature in schema.sparse}
     picked = [(block, block.pick(start, stop)) for block, start, stop in pieces]

@@ -23,7 +23,7 @@ def psi(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:
 
 
 def drift(old_schema: Schema, old: pl.LazyFrame, new_schema: Schema, new: pl.LazyFrame) -> dict[str, dict[str, Any]]:
-    """Drift of each id, bag and number between encoded training rows, the largest index first.
+    """Drift of each id, bag and number from ``old`` to ``new`` encoded training rows, the largest index first.
 
     ``new_values`` and ``vanished_values`` count the values that only the new rows, or only the old, have.
     """

@@ -114,7 +114,7 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that had been returned when ``state`` was taken.
 
-        At another batch size or number of ranks, the remaining rows are divided anew. Fewer remaining rows than
+        At another batch size or number of ranks, the remaining rows are divided again. Fewer remaining rows than
         there are ranks are left out, because every rank must have the same number of batches.
         """
         self._epoch, self._next, self._resumed = state["epoch"], state["next"], True
@@ -219,7 +219,9 @@ def collate(schema: Schema, frame: pl.DataFrame, rows: npt.NDArray[np.int64]) ->
     """The batch of an encoded frame (what ``Encoder.encode`` gives, histories as lists), without labels.
 
     Args:
-        rows: (B,) the positions the batch says its rows have.
+        schema: The encoded features.
+        frame: B encoded rows.
+        rows: (B,) positions to store as ``Batch.rows``.
     """
     columns = Columns(to_arrow(frame).combine_chunks().to_batches(), schema, {}, labelled=False)
     block = columns.block([(0, len(frame))])

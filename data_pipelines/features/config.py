@@ -26,7 +26,7 @@ class DataConfig(Config):
     """Where the log is, what to predict, how to split, and what each feature means."""
 
     log: Location = Field(description="Path of a file or folder, a glob, or an object-store address.")
-    format: Format | None = Field(default=None, description="How to read it; by the suffix if absent.")
+    format: Format | None = Field(default=None, description="Format of the log; by default, that of its suffix.")
     joins: list[Join] = Field(default=[], description="Side tables whose columns are added to each row.")
     where: str | None = Field(
         default=None,
@@ -58,7 +58,7 @@ class DataConfig(Config):
     sampling: Sampling | None = Field(default=None, description="Negatives to draw, for logs that hold only positives.")
     features: dict[str, AnyFeature] = Field(min_length=1, description="What columns mean, by the name of the feature.")
     groups: dict[str, list[str]] = Field(
-        default={}, description="Features that ablations take away together, by the name of the group."
+        default={}, description="Groups of features that ablations remove together, by name."
     )
     event_key: list[str] = Field(
         default=[],
@@ -71,7 +71,7 @@ class DataConfig(Config):
         description="Seconds before the latest event for which a state remembers the keys of events.",
     )
     max_quarantined: float = Field(
-        default=0.01, ge=0, le=1, description="The share of refused rows from which the log is refused as a whole."
+        default=0.01, ge=0, le=1, description="The log is refused as a whole if a larger share of its rows is refused."
     )
 
     @model_validator(mode="before")

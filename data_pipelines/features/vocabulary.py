@@ -27,7 +27,7 @@ class VocabularyConfig(Config):
         default=1, ge=1, description="Values seen less often in the training split get no id of their own."
     )
     max_size: int | None = Field(
-        default=None, ge=1, description="Only so many values get an id of their own, the most frequent ones."
+        default=None, ge=1, description="At most this many values, the most frequent ones, get an id of their own."
     )
     oov_buckets: int = Field(default=1, ge=1, description="Ids that all other values share, by hash.")
     table: str = Field(

@@ -37,10 +37,10 @@ class CsvFormat(FileFormat):
     )
     quote: str | None = Field(default='"', description="The character around fields that hold the delimiter, or null.")
     encoding: str = Field(default="utf-8", description="Encoding of the text, such as `cp1252` or `utf-16`.")
-    decimal: Literal[".", ","] = Field(default=".", description="What separates a number from its fraction.")
+    decimal: Literal[".", ","] = Field(default=".", description="The decimal mark of numbers.")
     thousands: Literal[",", ".", " ", "'"] | None = Field(
         default=None,
-        description="What groups the digits of a number, as the comma in `1,234.50`; with decimal commas, the dot.",
+        description="The mark that groups digits, as the comma in `1,234.50`; with decimal commas, the dot by default.",
     )
 
     @model_validator(mode="after")

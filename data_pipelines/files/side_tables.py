@@ -20,7 +20,7 @@ class Join(Config):
         default=None, min_length=1, description="Columns of the table to add; all that the config reads if absent."
     )
     prefix: str = Field(
-        default="", description="Put before the names of the added columns: with `item_`, `year` becomes `item_year`."
+        default="", description="Prefix of the names of the added columns: with `item_`, `year` becomes `item_year`."
     )
     time: str | None = Field(
         default=None,
@@ -29,7 +29,7 @@ class Join(Config):
     time_format: str | None = Field(
         default=None, description="How the times of the table are written, as in `data.time_format`."
     )
-    format: Format | None = Field(default=None, description="How to read the table; told by the suffix where absent.")
+    format: Format | None = Field(default=None, description="Format of the table; by default, that of its suffix.")
 
     @property
     def keys(self) -> list[str]:

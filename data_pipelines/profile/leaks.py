@@ -22,7 +22,7 @@ _TREE_COLUMNS = 3
 
 
 def alone_auc(values: pl.Series, label: npt.NDArray[np.float64]) -> float | None:
-    """AUC of the label's rate by value of ``values``, learnt on the even rows and tested on the odd ones.
+    """AUC of the label's rate by value of ``values``, learned on the even rows and tested on the odd ones.
 
     Numbers are cut at their percentiles first; null is a value like any other. Values that only the odd rows have get
     the overall rate, so that a column of distinct values does not look as if it knew the label.

@@ -134,7 +134,7 @@ class CalibratedConfig(LossConfig):
     """
 
     kind: Literal["calibrated"] = "calibrated"
-    share: float = Field(default=0.5, gt=0, lt=1, description="The share of the loss that is about the order of lists.")
+    share: float = Field(default=0.5, gt=0, lt=1, description="The share of the loss over lists in the total loss.")
 
     def loss(self, logits_B: Tensor, labels_B: Tensor, lists_B: Tensor, weights_B: Tensor) -> Tensor:
         log_odds_B = F.logsigmoid(logits_B)

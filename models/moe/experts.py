@@ -32,7 +32,7 @@ class ExpertsConfig(RouterConfig):
     """
 
     hidden: int = Field(default=256, ge=1, description="Width of an expert's hidden layer.")
-    shared: bool = Field(default=False, description="One more expert that sees every row.")
+    shared: bool = Field(default=False, description="Add an expert that computes every row.")
     k_winners: float | None = Field(
         default=None,
         gt=0,

@@ -43,7 +43,7 @@ class TableConfig(Config):
     rows: int | None = Field(
         default=None,
         ge=1,
-        description="Keep only so many rows, for the ids in use: for a `hash` feature of very many ids (see "
+        description="Keep only this many rows, for the ids in use: for a `hash` feature of very many ids (see "
         "`models.tables.managed_ids.ManagedRows`). If absent, every id has a row.",
     )
 

@@ -153,9 +153,9 @@ class _Drawing:
         return (
             "What is lost without both, beyond what each costs alone. "
             + (
-                "Above zero (teal) the two stand in for each other; below zero (rose) they work only together."
+                "Above zero (teal) the two replace each other; below zero (rose) they work only together."
                 if self.findings.metric.better == "lower"
-                else "Below zero (rose) the two stand in for each other; above zero (teal) they work only together."
+                else "Below zero (rose) the two replace each other; above zero (teal) they work only together."
             )
             + " Bold: significant after correction."
         )

@@ -52,8 +52,8 @@ class StudyPage:
     def _alerts(self) -> Iterator[str]:
         for unit, share in self.findings.leaks.items():
             yield (
-                f"Without {unit} the model loses {share:.0%} of its AUC above 0.5. That much from one feature often "
-                "means that it knows the label: check how it is made, and whether it is known when a row is scored."
+                f"Without {unit} the model loses {share:.0%} of its AUC above 0.5. A feature with such an effect "
+                "often leaks the label: check how it is computed, and whether it is known when a row is scored."
             )
         for row in self.findings.arms.filter(pl.col("failed") != "").iter_rows(named=True):
             yield f"{row['arm']} failed and is not compared: {row['failed']}."
@@ -217,7 +217,7 @@ class StudyPage:
         text = (
             "All arms share the split and the seeds, and have the same hyperparameters, epochs and rule for stopping "
             "early, unless a key of theirs is what the arm varies. Effects are differences on the same test rows. "
-            "Their intervals hold two sources of doubt: which users are in the test rows (clustered DeLong for AUC, a "
+            "Their intervals cover two uncertainties: which users are in the test rows (clustered DeLong for AUC, a "
             "bootstrap over users for the rest), and which seed trained the model (variance between seeds, shrunk "
             "towards what all arms show). "
             f"Verdicts and intervals are at the {self.level} level after correction for all arms. To repeat an arm, "

@@ -12,7 +12,7 @@ class DailyConfig(Config):
         default=0.01,
         ge=0,
         le=1,
-        description="Share of the rows of a day that may be at or before the last row of the days before; a day with "
+        description="Share of the rows of a day that may be at or before the last row of earlier days; a day with "
         "more is refused. Late rows up to this share are used.",
     )
     max_unknown: float = Field(
@@ -35,5 +35,5 @@ class DailyConfig(Config):
         "the first task: what pruning and quantization may cost.",
     )
     keep: int = Field(
-        default=7, ge=1, description="Days whose files are kept. What the next day needs is kept in any case."
+        default=7, ge=1, description="Number of days whose files are kept. What the next day needs is kept in any case."
     )

@@ -77,7 +77,7 @@ class TrainConfig(Config):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="fp32",
-        description="Of the dense part's products; `auto` is bf16 if the device computes it in hardware, "
+        description="Precision of the dense part's products; `auto` is bf16 if the device computes it in hardware, "
         "otherwise fp32. Tables, losses and the router are float32.",
     )
     cuda_graphs: bool = Field(

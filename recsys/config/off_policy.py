@@ -30,12 +30,14 @@ class OffPolicyConfig(Config):
         description="`greedy` takes the action of the highest score, or orders lists by it. `softmax` draws actions, "
         "or orders (Plackett-Luce), by exp(logit / temperature). `uniform` reads no scores: all actions are alike.",
     )
-    temperature: float = Field(default=1.0, gt=0, description="Of `softmax`: the higher, the more alike the chances.")
+    temperature: float = Field(
+        default=1.0, gt=0, description="Temperature of `softmax`: the higher, the more equal the chances."
+    )
     clip: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Propensities below this count as this: a smaller variance, and a bias.",
+        description="Smaller propensities are raised to this value: a smaller variance, at the price of a bias.",
     )
     task: str | None = Field(default=None, description="The task whose label is the reward; the first one if absent.")
     draws: int = Field(default=1000, ge=10, description="Bootstrap draws of the intervals.")

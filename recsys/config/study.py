@@ -39,7 +39,9 @@ class StudyConfig(Config):
     hyperparameters of the experiment unless an arm varies them.
     """
 
-    seeds: int = Field(default=3, ge=1, description="Trainings of each arm; fewer than 3 say little.")
+    seeds: int = Field(
+        default=3, ge=1, description="Trainings per arm, each with its own seed; fewer than 3 give wide intervals."
+    )
     leave_one_out: list[str] = Field(default=["features", "groups"], description="Train without each of these.")
     core: list[str] = Field(default=[], description="The features that `add_one_in` and forward selection start from.")
     add_one_in: list[str] = Field(default=[], description="Train with `core` and each of these.")
@@ -69,7 +71,7 @@ class StudyConfig(Config):
     grid: dict[str, list[Any]] = Field(default={}, description="Values of config keys, in all combinations.")
     selection: Literal["none", "forward", "backward", "path"] = Field(
         default="path",
-        description="Search for a small set of features: greedily up, greedily down, or down in order of effect.",
+        description="Search for a small set of features: add greedily, drop greedily, or drop in order of effect.",
     )
     slices: dict[str, SliceConfig] | None = Field(default=None, description="Parts of the test rows; a few by default.")
     metrics: list[str] | None = Field(

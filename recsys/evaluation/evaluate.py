@@ -234,7 +234,17 @@ def measure(
     draws: int = 200,
     score: Formula | None = None,
 ) -> Evaluation:
-    """All metrics of ``logits_NT``, rows in the order of ``split``, of which ``by_task`` holds the facts."""
+    """All metrics of predictions on a split.
+
+    Args:
+        dataset: The data set that holds the labels.
+        split: The split that was predicted.
+        logits_NT: Logits of its rows, in their order.
+        by_task: Users, lists and weights of the rows by task (see :func:`facts_by_task`).
+        slice_by: A key column for whose values metrics are reported, too.
+        draws: Bootstrap draws of the intervals.
+        score: The formula by which rows are ranked, to measure its order.
+    """
     labels_NT, keys = dataset.labels(split), dataset.keys(split)
     kinds = [task.kind for task in dataset.config.tasks.values()]
     tasks, intervals = {}, {}

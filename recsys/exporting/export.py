@@ -242,7 +242,7 @@ def verify_artifact(
 def compare_with_run(
     artifact: Artifact, run: Path, data: Dataset, split: str, *, max_rows: int | None = None
 ) -> tuple[Verification, NDArray[np.float32]]:
-    """What :func:`verify_artifact` returns, of an opened data set, and the (N, T) logits of the artifact.
+    """As :func:`verify_artifact`, with an opened data set; also returns the (N, T) logits of the artifact.
 
     Raises:
         UserError: The artifact was not exported from this run.

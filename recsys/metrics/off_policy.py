@@ -56,7 +56,7 @@ class Decisions:
         """(N,) importance weights: chance of the new policy / chance of the logged one.
 
         Args:
-            clip: Propensities below this count as this: a smaller variance, and a bias.
+            clip: Smaller propensities are raised to this value: a smaller variance, at the price of a bias.
         """
         return np.asarray(self.chosen_N / np.maximum(self.propensities_N, clip))
 

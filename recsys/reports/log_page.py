@@ -26,7 +26,7 @@ def write_log_page(profile: LogProfile, out: Path) -> Path:
         out,
         title=Path(profile.location).name,
         kind="A look at a log",
-        lead=f"{profile.location}. What its columns seem to be is guessed from names, types and values.",
+        lead=f"{profile.location}. The roles of its columns are guessed from names, types and values.",
         alerts=[
             *(f"{column_name(column)} {why}." for column in profile.columns for why in column.suspicions),
             *(f"{sentence}." for sentence in profile.combinations),
@@ -105,7 +105,9 @@ def _sections(profile: LogProfile) -> Iterator[Section]:
     shapes = list(islice(_shapes(profile), _HISTOGRAMS))
     if shapes:
         yield Section(
-            "Distributions", "Of an even sample; the outermost half percents are in the last bars.", figures=shapes
+            "Distributions",
+            "Of an even sample; the lowest and the highest 0.5% are in the outermost bars.",
+            figures=shapes,
         )
 
 

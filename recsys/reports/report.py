@@ -146,7 +146,7 @@ def _task_sections(runs: Sequence[RunFiles], task: str, extras: Extras) -> Itera
         f"How good: {task}",
         "Small figures are 95% intervals of a bootstrap over "
         + ("users." if runs[0].config.data.user else "rows.")
-        + " Calibration is expected over observed positives: above 1 the model promises too much.",
+        + " Calibration is the ratio of expected to observed positives: above 1, predictions are too high.",
         [Grid(["", *columns], lines)],
         list(_quality_figures(runs, task, splits[0], extras)),
     )
@@ -168,7 +168,7 @@ def _quality_figures(runs: Sequence[RunFiles], task: str, split: str, extras: Ex
         marks.append(plots.Mark(run.path.name, measured.value, *measured.interval, strong=True))
     yield (
         svg(plots.reliability("Reliability", points), f"Reliability plot of {task}"),
-        "Each point holds as many rows, with a 95% interval. On the diagonal the promised share of rows is positive.",
+        "Each point stands for the same number of rows, with a 95% interval. On the diagonal, both rates agree.",
     )
     found = runs[0].rows(split, task)
     assert found is not None

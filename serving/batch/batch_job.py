@@ -66,9 +66,9 @@ def run_job(
         events: A log of what happened since the state. Histories and statistics include it.
         state: The state to read the past from; the artifact's own if absent.
         late: What to do with ``events`` that are not later than the state's latest event.
-        threads: Parts in work at a time; one a processor by default.
+        threads: Parts that are scored at the same time; by default, one per processor.
         progress: Called with rows newly done (first with those done before a kill) and rows in all.
-        stop: When set, the parts in work are finished and :class:`ParkedError` is raised.
+        stop: When set, the running parts are finished and :class:`ParkedError` is raised.
         device: Where this process computes (see :class:`serving.batch.scorer.Scorer`). A job that was started on a GPU
             is not resumed on a CPU, nor the other way round: its scores would be of two precisions.
         engine: Who scores the parts; ``threads`` threads of this process if absent. Only this process writes.

@@ -92,7 +92,17 @@ class JobStore(Database):
         options: dict[str, Any],
         idempotency_key: str | None = None,
     ) -> tuple[Job, bool]:
-        """Queue a job; with a key seen before, return that job and false.
+        """Queue a job, unless one was submitted with the same idempotency key.
+
+        Args:
+            artifact: Name of a registered artifact.
+            source: Path of the rows to score.
+            output: Path of the folder to write.
+            options: The fields of :class:`~serving.batch.options.JobOptions` that differ from their defaults.
+            idempotency_key: Names the request; a repeated one gives the job of the first.
+
+        Returns:
+            The job, and whether it is new.
 
         Raises:
             ConflictError: No such artifact; the key belongs to a different job; an unfinished job writes there.

@@ -38,7 +38,7 @@ class Network:
             last_BD = self.linear("interaction.dense_field", dense_BD)
         x_BD = np.concatenate([*fields, last_BD], 1)
         if model["norm"]:
-            x_BD = self._row_norm(x_BD)
+            x_BD = self._batch_norm(x_BD)
         x_BD = self._interaction(x_BD)
         logits_BT = self.linear("heads.linear", np.concatenate([x_BD, self._tower(x_BD, pooled, dense_BD)], 1))
         for name in model["additive"]:
@@ -60,7 +60,7 @@ class Network:
         bias = self._tensors.get(f"{name}.bias")
         return y if bias is None else y + bias
 
-    def _row_norm(self, x_BD: Floats) -> Floats:
+    def _batch_norm(self, x_BD: Floats) -> Floats:
         mean, variance, weight, bias = (
             self._tensors[f"norm.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
         )

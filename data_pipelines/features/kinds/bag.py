@@ -28,7 +28,7 @@ class BagConfig(CategoricalConfig):
         default=None, description="Where to cut text; where absent, text is read as a list such as `[6285, 194]`."
     )
     weights: str | None = Field(default=None, description="A column with one weight per value.")
-    max_length: int | None = Field(default=None, ge=1, description="Keep only so many values, the first ones.")
+    max_length: int | None = Field(default=None, ge=1, description="Keep at most this many values, the first ones.")
 
     @property
     def bag_column(self) -> str | None:

@@ -46,7 +46,7 @@ class HistoryConfig(DelayedConfig):
     )
     where: str | None = Field(default=None, description="A SQL condition: which rows are events; all where absent.")
     last: int = Field(default=50, ge=1, le=65535, description="Events per row at most.")
-    entity: str = Field(description="The column whose past it is; by default `data.user`.")
+    entity: str = Field(description="The column of the entity whose past is read; by default `data.user`.")
     age: bool = Field(
         default=False, description="Add how long ago each event was, as an id of buckets by log2 of the seconds."
     )

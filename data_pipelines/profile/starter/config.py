@@ -247,7 +247,7 @@ def _group(profile: LogProfile) -> Iterator[str]:
 
 def _positives_only(profile: LogProfile) -> Iterator[str]:
     yield "  # The log has no label, so its rows are taken for positives, and negatives are drawn for each. Metrics of"
-    yield "  # drawn negatives flatter: recsys evaluate RUN --ranking ranks all items, beside baselines."
+    yield "  # metrics of drawn negatives are too optimistic: recsys evaluate RUN --ranking ranks all items."
     nulls = profile.column(str(profile.user)).nulls
     if nulls > 0:
         yield f"  # {percent(nulls)} of the rows have no user: they count for the items, and for nobody's past."

@@ -70,13 +70,12 @@ class _Asking:
 class AttentionLayer(nn.Module, ABC):
     """One layer: every token attends to itself and to earlier ones.
 
-    The score of a pair is the product of query and key, plus a bias for how many tokens lie between them, plus, where
-    events have further columns, a bias for time: a product of a query and a key of these columns alone. With ages in
-    them it is a function of how long ago both events were, which is as much as a history knows of the time between
-    them.
+    The score of a pair of tokens is the product of query and key, plus a bias for the number of tokens between them.
+    If events have further columns, such as their age, a second product is added, of a query and a key computed from
+    these columns alone: a bias that depends on how long ago both events were.
 
     Args:
-        side: S.
+        side: S, the width of the further columns of an event; 0 if there are none.
     """
 
     def __init__(self, side: int) -> None:

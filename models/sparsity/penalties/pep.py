@@ -78,7 +78,7 @@ def soft_threshold(weight: Tensor, threshold: Tensor) -> Tensor:
 
 
 class Pep(Lever):
-    """PEP on sharded tables."""
+    """Learned thresholds on the values of sharded tables (see :class:`PepConfig`)."""
 
     name: ClassVar[str] = "pep"
     _KEY = "sparsity.pep"

@@ -55,9 +55,9 @@ def write_baselines(
     *,
     fitted: Mapping[str, Fitted] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Measure baselines, of ``names`` those that are installed, on ``split``; keep the figures for the run's report.
+    """Measure the baselines ``names`` on ``split``, and store their metrics for the run's report.
 
-    Those that are ``fitted`` are not trained again.
+    Baselines that are not installed are left out; those in ``fitted`` are not trained again.
 
     Example:
         >>> measured = rs.write_baselines(Path("run"), rs.Dataset.open(Path("dataset")), "test", ["popularity"])

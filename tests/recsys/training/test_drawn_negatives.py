@@ -110,5 +110,5 @@ def test_a_linear_start_is_corrected_too(tmp_path: Path, dataset: Dataset) -> No
 def test_a_loss_over_lists_needs_lists() -> None:
     content = experiment("log.parquet", loss={"kind": "pairwise"}).model_dump()
     content["data"]["sampling"] = None
-    with pytest.raises(ValidationError, match=r"train.loss.kind pairwise .* or have data.sampling draw negatives"):
+    with pytest.raises(ValidationError, match=r"train.loss.kind pairwise .* let data.sampling draw negatives"):
         ExperimentConfig.model_validate(content)

@@ -13,7 +13,7 @@ _MOMENTUM = 0.1
 _EPS = 1e-5
 
 
-class RowNorm(Part):
+class BatchNorm(Part):
     """Every column has mean 0 and variance 1 over the batch (Ioffe & Szegedy, arXiv 1502.03167), then scale and shift.
 
     The layers after it do not see how large embeddings are, so strong weight decay can keep them small: embeddings of
