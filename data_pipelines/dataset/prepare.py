@@ -84,6 +84,8 @@ def write(
         total, refused = survey.total, survey.refused
         rows = accepted(plan, source, scratch, engine) if refused else rows
         fresh = fresh_events(plan, rows, location, None if earlier is None else earlier.state, late)
+        if survey.rows == fresh.duplicates + fresh.dropped:
+            raise UserError(f"{location}: every event was counted before, so there is nothing to add.")
         if fresh.duplicates or fresh.dropped:
             rows, survey = fresh.rows, take_survey(plan, fresh.rows, location, log.refused)
             rows = copied(rows, scratch / "fresh.arrow", engine)

@@ -17,6 +17,7 @@ from data_pipelines.features.kinds.relative import RelativeFeature
 from data_pipelines.features.labels import label, label_checks
 from data_pipelines.features.raw_columns import RawColumns, unreadable
 from data_pipelines.features.row_weights import negative, row_weight, weight_checks
+from data_pipelines.files.side_tables import Join
 from data_pipelines.hashing import key_of
 from data_pipelines.names import DRAWN, LIST, LOG_Q, POSITIVE, ROW, SPLIT, UNLABELLED
 
@@ -211,6 +212,16 @@ class Plan:
     def optional_columns(self) -> frozenset[str]:
         """Every column that features read of new rows that have it."""
         return frozenset().union(*(feature.optional_columns() for feature in self.features.values()))
+
+    @cached_property
+    def row_joins(self) -> list[Join]:
+        """The side tables that a new row may need; not those whose ``columns`` only give labels, weights or splits."""
+        read, found = self.row_columns | self.optional_columns, list[Join]()
+        for join in reversed(self.config.joins):
+            if join.columns is None or read.intersection(join.added(()).values()):
+                found.insert(0, join)
+                read = read.union(join.keys)
+        return found
 
     def label(self, task: str, raw: RawColumns) -> pl.Expr:
         """Float32 labels of a task; null where a row has none, and 0 where the task that it comes after has 0.

@@ -15,6 +15,7 @@ _DATES = (
     *("%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y"),
 )
 _CLOCKS = (" %H:%M", " %H:%M:%S", " %H:%M:%S%.f", "", " %I:%M %p", " %I:%M:%S %p", ", %I:%M:%S %p", ", %H:%M:%S")
+_FRACTION = "%.f"
 _WHOLE = (
     *("%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S %z", "%a %b %d %H:%M:%S %z %Y"),
     *("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%#z", "%Y.%m.%d %H:%M:%S", "%Y.%m.%d"),
@@ -47,6 +48,9 @@ def formats_of(values: pl.Series) -> list[str]:
         return []
     some = given.gather_every(-(-len(given) // _LOOKED_AT))
     fits = [f for f in _PATTERNS if _share(some, f) >= _NEARLY_ALL and _share(given, f) >= _NEARLY_ALL]
+    for format in [f for f in fits if f + _FRACTION in fits]:  # the fraction is optional where a pattern has one
+        more = _share(given, format + _FRACTION) > _share(given, format)
+        fits.remove(format if more else format + _FRACTION)
     return sorted(fits, key=lambda format: _steps_back(given, format))
 
 

@@ -84,14 +84,15 @@ def join_sides(
     """``frame`` with the columns of side tables that ``plan`` reads, rows in their order.
 
     Args:
-        filling: Columns that ``frame`` already has are kept; otherwise they are refused.
+        filling: The rows are new ones: only side tables that they need are read, and columns that ``frame`` already has
+            are kept. Otherwise they are refused.
         partial: Skip side tables of a time, and those on columns that ``frame`` lacks.
         find: Gives the files of a side table, or refuses it; :func:`data_pipelines.files.find.find_files` if absent.
 
     Raises:
         UserError: A side table cannot be read, a column to join on is missing, or one to add is there already.
     """
-    for side in plan.config.joins:
+    for side in plan.row_joins if filling else plan.config.joins:
         if partial and (side.time is not None or not {*side.keys} <= {*frame.collect_schema().names()}):
             continue
         location = expand(side.table)

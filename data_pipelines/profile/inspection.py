@@ -25,14 +25,14 @@ from data_pipelines.logs.joins import join
 from data_pipelines.logs.outcomes import Labels
 from data_pipelines.logs.splits import NAMED_SPLITS
 from data_pipelines.names import ROW
-from data_pipelines.profile.baskets import find_basket, repeated_share
 from data_pipelines.profile.columns import Column, figures, iso, readable
-from data_pipelines.profile.exclusions import Exclusion, find_exclusions
 from data_pipelines.profile.formats import guess_format
 from data_pipelines.profile.labels import Label, LabelKind, guess_label
 from data_pipelines.profile.leaks import alone_auc, joint_auc, telling_combinations
-from data_pipelines.profile.lists import ShownLists, find_lists
 from data_pipelines.profile.roles import Role, Roles, guess_roles
+from data_pipelines.profile.rows.baskets import find_basket, repeated_share
+from data_pipelines.profile.rows.exclusions import Exclusion, find_exclusions
+from data_pipelines.profile.rows.lists import ShownLists, find_lists
 from data_pipelines.profile.sides import SideTable, fit_side
 from data_pipelines.profile.suspicions import outcome_of, repeated_columns, repeats_time, suspicions
 from data_pipelines.profile.types import with_numbers, with_times

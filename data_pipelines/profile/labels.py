@@ -127,7 +127,9 @@ def _chosen(column: str, values: list[str], positive: Sequence[str]) -> Label:
             )
     if set(wanted) == set(values):
         raise UserError(f"--positive names every value of the label {column!r}: name only those that are positive.")
-    return Label(column, positive=tuple(wanted))
+    others = [value for value in values if value not in wanted]
+    note = f"{listed(others, 5)} count as 0: `where` leaves out those that are no answer" if len(others) > 1 else ""
+    return Label(column, positive=tuple(wanted), note=note)
 
 
 def _bare(value: str) -> str:

@@ -12,7 +12,7 @@ from data_pipelines.features.values import is_missing
 from data_pipelines.logs.splits import NAMED_SPLITS
 from data_pipelines.profile import words
 from data_pipelines.profile.labels import find_label
-from data_pipelines.profile.types import SURE_SHARE
+from data_pipelines.profile.types import CODE, SURE_SHARE
 
 Role = (
     Literal["label", "time", "user", "item", "id", "bag", "number", "vector"]
@@ -163,7 +163,8 @@ def _text_role(values: pl.Series, distinct: int, roles: Roles) -> Role:
     if given.is_empty():
         return "constant" if is_missing(values).all() else "id"
     numbers = given.str.strip_chars().cast(pl.Float64, strict=False).is_finite().fill_null(False).mean()
-    if isinstance(numbers, float) and numbers >= SURE_SHARE and not words.is_category(values.name):
+    codes = words.is_category(values.name) or given.str.contains(CODE).any()
+    if isinstance(numbers, float) and numbers >= SURE_SHARE and not codes:
         return "number"
     dated = given.filter(given.str.contains(r"^\s*\d{4}[-/]\d{1,2}[-/]\d{1,2}"))
     times = dated.to_frame().select(epoch(pl.col(dated.name), pl.String())).to_series().count()

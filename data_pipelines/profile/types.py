@@ -10,7 +10,7 @@ from data_pipelines.features.values import MISSING
 
 SURE_SHARE = 0.99
 """Of the values of a column of numbers or times: a few may be damaged."""
-_CODE = r"^[+-]?0\d"
+CODE = r"^\s*[+-]?0\d"
 """A leading zero: ``007`` is a code, not the number 7."""
 
 
@@ -56,7 +56,7 @@ def with_numbers(frame: pl.LazyFrame) -> pl.LazyFrame:
             value.is_in(MISSING).not_().sum(),
             value.cast(pl.Float64, strict=False).is_not_null().sum(),
             value.cast(pl.Int64, strict=False).is_not_null().sum(),
-            value.str.contains(_CODE).sum(),
+            value.str.contains(CODE).sum(),
         ).alias(name)
         for name in names
         for value in (pl.col(name).str.strip_chars().str.to_lowercase(),)

@@ -282,8 +282,8 @@ class Artifact:
     @property
     def side_tables(self) -> list[str]:
         """Side tables that scoring may read: paths and addresses outside the artifact, as its configs name them."""
-        configs = [self.encoder.config] + ([] if self.state is None else [State(self.state).plan.config])
-        return list(dict.fromkeys(join.table for config in configs for join in config.joins))
+        of_events = [] if self.state is None else State(self.state).plan.config.joins
+        return list(dict.fromkeys(join.table for join in (*self.encoder.served.row_joins, *of_events)))
 
     @property
     def fingerprint(self) -> str:

@@ -103,7 +103,7 @@ class Scorer:
         Columns of histories and statistics that the rows already have (such as ``likes.item``) are kept.
         """
         wanted = self._plan.row_columns
-        if not wanted <= set(rows.collect_schema().names()) and self._plan.config.joins:
+        if not wanted <= set(rows.collect_schema().names()) and self._plan.row_joins:
             rows = join_sides(self._plan, rows, self.artifact.find, filling=True)
         wanted |= {ROW, *self._schema.feature_names} | self._plan.optional_columns
         return rows.select(name for name in rows.collect_schema().names() if name in wanted)

@@ -106,7 +106,7 @@ class Roots:
                 an address that is not allowed.
         """
         artifact = Artifact.open(path, verify="full", find=self.find)
-        for table in artifact.side_tables:
+        for table in [join.table for join in artifact.encoder.served.row_joins]:
             try:
                 self.find(expand(table))
             except UserError:

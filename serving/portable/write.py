@@ -113,7 +113,7 @@ def _refuse(artifact: Artifact) -> None:
     why = []
     if artifact.model.activations is not None:
         why.append("dense layers that compute in int8 (export with sparsity.quantization.activations=null)")
-    if plan.config.joins and artifact.side_tables:
+    if plan.row_joins:
         why.append("side tables (data.joins)")
     for name, feature in plan.features.items():
         if not isinstance(feature, IdFeature | BagFeature | NumberFeature):

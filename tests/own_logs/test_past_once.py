@@ -89,6 +89,8 @@ def test_what_is_extended_is_counted_once(tmp_path: Path) -> None:
         dropped = prepare(config, tmp_path / "dropped", late="drop", **arguments)  # type: ignore[arg-type]
     assert dropped.state is not None
     assert (counted(dropped.state), dropped.splits["train"]) == (50, 20)
+    with pytest.raises(UserError, match=r"first\.parquet: every event was counted before, so there is nothing to add"):
+        prepare(config, tmp_path / "empty", log=config.log, extend=tmp_path / "dropped", late="drop")
     both = prepare(config, tmp_path / "both", late="count", **arguments).state  # type: ignore[arg-type]
     assert both is not None
     assert counted(both) == 60

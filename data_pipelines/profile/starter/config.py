@@ -9,6 +9,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.files.base import FileFormat
 from data_pipelines.files.side_tables import Join
 from data_pipelines.profile import words
+from data_pipelines.profile.columns import Column
 from data_pipelines.profile.inspection import LogProfile
 from data_pipelines.profile.starter.features import features, in_lists, left_out, past, task_name, unknown_shares
 from data_pipelines.profile.wording import line, listed, percent, scalar
@@ -17,6 +18,8 @@ _FEWEST_DAYS = 10
 """Days from which times that are dates are split between days."""
 _LATEST_SHARES = (0.1, 0.2)
 """Shares of the rows from the first day of test, and of valid, on."""
+_FEWEST_USERS = 30
+"""Distinct values from which a column of ids may hold users."""
 _WEIGHTED = {"sample", "instance", "row", "case", "survey", "frequency"}
 """Words that say that a weight is that of a row, and not that of an item."""
 _SMALL_TABLES = 200_000
@@ -176,8 +179,13 @@ def _sides(profile: LogProfile) -> Iterator[str]:
         on = _keys_of(join)
         prefix = f", prefix: {scalar(join.prefix)}" if join.prefix else ""
         format = "" if join.format is None else f", format: {_flow(join.format)}"
-        comment = f"{len(side.added)} columns; {percent(side.unmatched)} of the rows have no row in it"
-        yield line(f"    - {{table: {scalar(join.table)}, on: {on}{prefix}{format}}}", comment)
+        columns = f"{len(side.added)} column{'s' * (len(side.added) != 1)}"
+        comment = f"{columns}; {percent(side.unmatched)} of the rows have no row in it"
+        only = ""
+        if list(side.added) == [profile.label]:
+            label = str(profile.label).removeprefix(join.prefix)
+            only, comment = f", columns: [{scalar(label)}]", f"the label: not read to score; {comment}"
+        yield line(f"    - {{table: {scalar(join.table)}, on: {on}{only}{prefix}{format}}}", comment)
 
 
 def _where(profile: LogProfile) -> Iterator[str]:
@@ -211,6 +219,17 @@ def _time_and_user(profile: LogProfile) -> Iterator[str]:
                 yield line(f"  time_format: {scalar(first)}", reason)
     if profile.user is not None:
         yield line(f"  user: {scalar(profile.user)}", "of whom rows are: per-user metrics, histories")
+    elif profile.time is not None:
+        likely = max(_possible_users(profile), key=lambda column: column.distinct or 0, default=None)
+        if likely is not None:
+            reason = "the likeliest column: if it holds users, init --user writes features of their past"
+            yield line(f"  # user: {scalar(likely.name)}", reason)
+
+
+def _possible_users(profile: LogProfile) -> list[Column]:
+    """Columns of ids that new rows have, too, and that have several rows per value."""
+    ids = [column for column in profile.of("id") if not column.suspicions and column.side is None]
+    return [column for column in ids if _FEWEST_USERS <= (column.distinct or 0) <= profile.rows // 2]
 
 
 def _task(profile: LogProfile) -> Iterator[str]:
