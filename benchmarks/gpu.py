@@ -65,9 +65,10 @@ def run_apart(name: str) -> dict[str, float] | str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GROUP_S)
     except subprocess.TimeoutExpired:
         return f"stopped after {GROUP_S} s"
-    *shown, last = done.stdout.splitlines() or [""]
-    print("\n".join(shown if done.returncode == 0 else [*shown, last]), "\n", flush=True)
-    if done.returncode:
+    lines = done.stdout.splitlines()
+    last = next((line for line in reversed(lines) if line.startswith("{")), None)  # libraries may print at the end
+    print("\n".join(line for line in lines if line is not last), "\n", flush=True)
+    if done.returncode or last is None:
         print(done.stderr[-3000:], file=sys.stderr, flush=True)
         return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
     figures: dict[str, float] = json.loads(last)

@@ -43,6 +43,6 @@ class KWinners(nn.Module):
         winners_Bk = ranked_BH.topk(self.k, dim=-1).indices
         mask_BH = torch.zeros_like(x_BH).scatter_(-1, winners_Bk, 1.0)
         if self.training:
-            share_H = (mask_BH * (x_BH > 0)).flatten(0, -2).mean(0)
+            share_H = (mask_BH * (x_BH > 0)).flatten(0, -2).mean(0, dtype=self.duty_H.dtype)
             self.duty_H.lerp_(share_H.detach(), 0.01)
         return x_BH * mask_BH

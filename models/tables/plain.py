@@ -3,7 +3,8 @@
 Letters: R rows of a table, d its stored width, D its width in the ranker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -41,6 +42,12 @@ class PlainTables(nn.Module):
     def tables(self) -> dict[str, Tensor]:
         """The parameters by table name."""
         return {name: self._rows[index] for name, index in self._names.items()}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._keep = {name: fn(keep_R) for name, keep_R in self._keep.items()}
+        self._factors = {name: fn(factor_dD) for name, factor_dD in self._factors.items()}
+        return self
 
     def forward(self, batch: Batch | IdChanges) -> Embedded:
         embedded = Embedded({}, {}, {})

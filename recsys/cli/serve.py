@@ -97,13 +97,15 @@ def verify_verb(
     dataset: DatasetOption = None,
     rows: Annotated[int, typer.Option(min=1, help="Number of rows to score, from the start of the split.")] = 50_000,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Score the same rows with an artifact and with its run, and compare."""
     from recsys.exporting.export import verify_artifact
     from serving.artifact.artifact import Artifact
 
-    result = verify_artifact(Artifact.open(artifact, verify="full"), against, dataset=dataset, rows=rows, split=split)
+    opened = Artifact.open(artifact, verify="full")
+    result = verify_artifact(opened, against, dataset=dataset, rows=rows, split=split, device=device)
     finish(result, json, command("score", artifact, "INPUT", "OUTPUT"))
 
 

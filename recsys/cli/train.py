@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,10 @@ Baselines = Annotated[
 ]
 OffPolicy = Annotated[
     bool, typer.Option("--off-policy", help="Estimate what the model's policy would have earned on logged decisions.")
+]
+ScoredOn = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", help="Where rows are scored, in float32; auto is the GPU that Torch sees."),
 ]
 PolicyKeys = Annotated[
     list[str] | None,
@@ -93,6 +97,7 @@ def evaluate_verb(
         str | None, typer.Option(help="With --ranking: the column of items, if the config does not name it.")
     ] = None,
     off_policy: OffPolicy = False,
+    device: ScoredOn = "cpu",
     json: Json = False,
 ) -> None:
     """Score a split with a run's weights, measure everything, and compare the model with baselines."""
@@ -111,7 +116,7 @@ def evaluate_verb(
         raise UserError(f"{overrides[0]!r} is for --off-policy: add the option, or remove the key.")
     data = Dataset.open(dataset or dataset_of(run))
     decided = _off_policy(run, data, split, overrides or ()) if off_policy else None
-    evaluation = evaluate(run, data, split, slice_by=slice_by)
+    evaluation = evaluate(run, data, split, slice_by=slice_by, device=device)
     result: dict[str, Any] = {split: evaluation.summary().model_dump()}
     result["effective_rank"] = shown_ranks(evaluation.ranks, as_json=json)
     unseen = unseen_shares(data.schema, data.frame(split))

@@ -40,6 +40,7 @@ from recsys.metrics.regression import POISSON_DEVIANCE, RMSE
 from recsys.metrics.rows import NO_FACTS, GroupKind, RowFacts
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.card import SplitMetrics
+from serving.artifact.device import DeviceName, scoring_device
 from serving.formula import SCORE, Formula
 
 _WITH_INTERVAL = (AUC, LOG_LOSS, POISSON_DEVIANCE, RMSE, *LIST_METRICS)
@@ -181,6 +182,7 @@ def evaluate(
     slice_by: str | None = None,
     draws: int = 200,
     score: Formula | None = None,
+    device: DeviceName = "cpu",
 ) -> Evaluation:
     """Score ``split`` with a run's final weights (or any) and measure everything.
 
@@ -189,9 +191,10 @@ def evaluate(
         slice_by: One of the data set's key columns: metrics for each of its values.
         draws: Bootstrap draws for the intervals; 0 for none.
         score: The formula by which rows are ranked; if absent, that of the run's config.
+        device: Where the split is scored, in float32: ``cpu``, ``cuda``, or ``auto`` for the GPU that Torch sees.
 
     Raises:
-        UserError: No such run, split or column.
+        UserError: No such run, split, column or device.
 
     Example:
         >>> evaluation = rs.evaluate(Path("run"), rs.Dataset.open(Path("dataset")), "valid")
@@ -200,12 +203,14 @@ def evaluate(
     """
     if split not in dataset.splits:
         raise UserError(f"{dataset.path} has no split {split!r}: it has {', '.join(dataset.splits)}.")
+    place = scoring_device(device)
     weights = load_weights(source) if isinstance(source, Path) else source
     if score is None and isinstance(source, Path):
         score = stored_config(source / CONFIG_FILE).formula
     loader = Loader(dataset, split, batch_size=batch_size, features=weights.schema.feature_names)
     ranker = weights.to_ranker()
-    rows_N, logits_NT = predict(ranker, loader, torch.device("cpu"))
+    rows_N, logits_NT = predict(ranker.to(place), loader, place)
+    ranker = ranker.cpu()
     in_order_NT = logits_NT.numpy()[rows_N.argsort().numpy()]
     facts = facts_by_task(dataset, split)
     measured = measure(dataset, split, in_order_NT, facts, slice_by=slice_by, draws=draws, score=score)

@@ -27,6 +27,7 @@ from recsys.metrics.rows import RowFacts
 from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.artifact import Artifact
 from serving.artifact.card import ModelCard, TrainingFacts, Value
+from serving.artifact.device import DeviceName
 from serving.artifact.export import export
 from serving.artifact.id_remap import Translation
 from serving.batch.scorer import Scorer
@@ -217,7 +218,13 @@ class Verification(BaseModel):
 
 
 def verify_artifact(
-    artifact: Artifact, run: Path, *, dataset: Path | None = None, rows: int = 50_000, split: str = "test"
+    artifact: Artifact,
+    run: Path,
+    *,
+    dataset: Path | None = None,
+    rows: int = 50_000,
+    split: str = "test",
+    device: DeviceName = "cpu",
 ) -> Verification:
     """Score the same rows with a run and with an artifact of it.
 
@@ -227,20 +234,28 @@ def verify_artifact(
         dataset: Where the run's data set is, if it was moved.
         rows: How many rows to score, from the beginning of the split.
         split: The split; the train split if it has no rows.
+        device: Where the artifact is scored, as in :class:`~serving.batch.scorer.Scorer`; the run is on the CPU.
 
     Raises:
-        UserError: The artifact was not exported from this run.
+        UserError: There is no such device, or the artifact was not exported from this run.
 
     Example:
         >>> rs.verify_artifact(rs.Artifact.open(Path("artifact")), Path("run")).rows
         60
     """
     data = Dataset.open(dataset or dataset_of(run))
-    return compare_with_run(artifact, run, data, split if data.splits.get(split) else "train", max_rows=rows)[0]
+    split = split if data.splits.get(split) else "train"
+    return compare_with_run(artifact, run, data, split, max_rows=rows, device=device)[0]
 
 
 def compare_with_run(
-    artifact: Artifact, run: Path, data: Dataset, split: str, *, max_rows: int | None = None
+    artifact: Artifact,
+    run: Path,
+    data: Dataset,
+    split: str,
+    *,
+    max_rows: int | None = None,
+    device: DeviceName = "cpu",
 ) -> tuple[Verification, NDArray[np.float32]]:
     """As :func:`verify_artifact`, with an opened data set; also returns the (N, T) logits of the artifact.
 
@@ -254,7 +269,7 @@ def compare_with_run(
     features = weights.schema.feature_names
     batches = Loader(data, split, batch_size=_BATCH, features=features, max_rows=max_rows, threads=0)
     run_NT = predict(weights.to_ranker(), batches, torch.device("cpu"))[1].numpy()
-    artifact_NT = artifact_logits(artifact, data, split, max_rows=max_rows)
+    artifact_NT = artifact_logits(artifact, data, split, max_rows=max_rows, device=device)
     difference = np.abs(run_NT - artifact_NT)
     labels_NT, facts = data.labels(split), facts_by_task(data, split)
     verification = Verification(
@@ -269,7 +284,7 @@ def compare_with_run(
 
 
 def artifact_logits(
-    artifact: Artifact, data: Dataset, split: str, *, max_rows: int | None = None
+    artifact: Artifact, data: Dataset, split: str, *, max_rows: int | None = None, device: DeviceName = "cpu"
 ) -> NDArray[np.float32]:
     """(N, T) logits of the labels of ``split`` with an artifact, or of its first ``max_rows`` rows.
 
@@ -279,7 +294,7 @@ def artifact_logits(
     """
     features = artifact.model.encoded.feature_names
     batches = Loader(data, split, batch_size=_BATCH, features=features, max_rows=max_rows, threads=0)
-    translation, scorer = Translation(data.encoder, artifact.encoder), Scorer(artifact)
+    translation, scorer = Translation(data.encoder, artifact.encoder), Scorer(artifact, device=device)
     logits = ((batch, torch.from_numpy(scorer.logits(translation(batch)))) for batch in batches)
     return np.concatenate([batch.of_sample(logits_BT).numpy() for batch, logits_BT in logits])
 

@@ -126,7 +126,7 @@ def test_a_table_off_the_card_trains_as_one_on_the_card(memory: str):
         torch.manual_seed(0)
         dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
         try:
-            ranker = Ranker(config, SCHEMA, SparseTables(SCHEMA, config, device=torch.device("meta"))).to(cuda)
+            ranker = Ranker(config, SCHEMA, SparseTables(SCHEMA, config, device=torch.device("meta")))
             model = shard(ranker, TableOptimizerConfig(learning_rate=0.1), cuda)
             for step in range(5):
                 model(random_batch(64, seed=step).to(cuda)).square().sum().backward()

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,16 @@ def fails(*_: Any, **__: Any) -> Replay:
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
+class FailsAfterWarmUp(Recorder):
+    def __call__(self, module: nn.Module, samples: tuple[Tensor, ...], *, allow_unused_input: bool) -> Replay:
+        super().__call__(module, samples, allow_unused_input=allow_unused_input)
+        raise RuntimeError("capturing stream has unjoined work")
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
+        (FailsAfterWarmUp(), r"\(capturing stream has unjoined work\)"),
         (fails, r"\(operation not permitted when stream is capturing\)"),
         (Recorder(lambda loss: 2 * loss), r"the loss of its first replay is .*, not "),
     ],
@@ -122,6 +130,52 @@ def test_steps_that_change_or_wait_are_not_captured(
 ) -> None:
     with Trainer(configure(experiment, **changes), dataset, tmp_path / "run") as trainer:
         assert may_capture(trainer.state.ranker, trainer.state.levers, half=half) is may
+
+
+def test_a_recorded_pass_leaves_no_graph_that_ties_parameters_to_its_stream(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    with Trainer(configure(experiment), dataset, tmp_path / "run") as trainer:
+        objective, ranker = trainer._objective, trainer.state.ranker
+        objective._captured = CapturedLoss(
+            ranker, objective._tail, rows=len(next(iter(trainer.loader))), half=False, make=Recorder()
+        )
+        objective.loss(next(iter(trainer.loader)))
+        assert ranker.auxiliary_loss() is None
+
+
+def _read_back(tail: Callable[..., Tensor], *parts: Any) -> Tensor:
+    loss = tail(*parts)
+    return loss + 0 * loss.item()
+
+
+@pytest.mark.gpu
+def test_a_capture_that_waits_for_the_gpu_fails_and_leaves_stream_and_memory_as_they_were(
+    experiment: dict[str, Any], dataset: Dataset, tmp_path: Path
+) -> None:
+    tower, found = {"kind": "mlp", "hidden": [16]}, []
+    for graphs in (False, True):
+        config = configure(experiment, model__tower=tower, train__cuda_graphs=graphs, train__device="cuda")
+        with Trainer(config, dataset, tmp_path / str(graphs)) as trainer, warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", Notice)
+            captured = trainer._objective._captured
+            assert (captured is not None) is graphs
+            if captured is not None:
+                captured._tail = partial(_read_back, captured._tail)
+            trainer.fit()
+        assert len([each for each in said if "not captured as CUDA graphs" in str(each.message)]) == int(graphs)
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+        found.append(final_tensors(tmp_path / str(graphs)))
+    assert_same(*found)
+    side, used = torch.cuda.Stream(), torch.cuda.memory_allocated()
+    for _ in range(20):
+        with torch.cuda.stream(side):
+            part = torch.ones(1 << 20, device="cuda")
+        part.record_stream(torch.cuda.current_stream())
+        del part
+        torch.cuda.synchronize()
+    torch.ones(1, device="cuda")
+    assert torch.cuda.memory_allocated() - used < 5 * (4 << 20)
 
 
 @pytest.mark.gpu
