@@ -9,7 +9,7 @@ Letters: N texts that are asked for.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from data_pipelines.disk.damage import intact
 from data_pipelines.disk.tensor_files import stored_tensors
 from data_pipelines.errors import UserError
-from data_pipelines.hashing import stable_hash
+from data_pipelines.hashing import hashes
 
 FEW = 1 << 13
 """Up to so many texts an Enum is faster: its table stays in the processor's cache."""
@@ -40,11 +40,19 @@ _TYPES: Mapping[str, Mapping[str, np.dtype[Any]]] = {
 """Types of the tensors in a file, by the names that safetensors gives them."""
 
 
+FromPlaces = Callable[[pl.Series, pl.Series], pl.Series]
+"""Maps (N,) texts and their places to (N,) Int32."""
+
+
 class TextIndex(Protocol):
     """Finds texts."""
 
-    def places(self, text: pl.Expr) -> pl.Expr:
-        """The place of each text as Int32; null for null and for texts that the index does not have."""
+    def places(self, text: pl.Expr, then: FromPlaces | None = None) -> pl.Expr:
+        """The place of each text as Int32; null for null and for texts that the index does not have.
+
+        Args:
+            then: Gives the values of the expression instead, from the texts and their places.
+        """
 
 
 def index_of(texts: pl.Series) -> TextIndex:
@@ -66,8 +74,16 @@ class EnumIndex:
         except (ValueError, pl.exceptions.PolarsError) as error:
             raise _damaged(str(error)) from None
 
-    def places(self, text: pl.Expr) -> pl.Expr:
-        return text.cast(self._type, strict=False).to_physical().cast(pl.Int32)
+    def places(self, text: pl.Expr, then: FromPlaces | None = None) -> pl.Expr:
+        places = text.cast(self._type, strict=False).to_physical().cast(pl.Int32)
+        if then is None:
+            return places
+
+        def values(found: pl.Series) -> pl.Series:
+            return then(found.struct.field("text"), found.struct.field("place"))
+
+        found = pl.struct(text.alias("text"), places.alias("place"))
+        return found.map_batches(values, return_dtype=pl.Int32, is_elementwise=True)
 
 
 class HashIndex(ABC):
@@ -91,12 +107,15 @@ class HashIndex(ABC):
     def _at(self, places_N: NDArray[np.int64]) -> pl.Series:
         """(N,) the texts at some places below the size, as Binary."""
 
-    def places(self, text: pl.Expr) -> pl.Expr:
-        asked = text.cast(pl.Binary), stable_hash(text).fill_null(0)
-        return pl.map_batches(asked, self._places, return_dtype=pl.Int32, is_elementwise=True)
+    def places(self, text: pl.Expr, then: FromPlaces | None = None) -> pl.Expr:
+        def values(texts: pl.Series) -> pl.Series:
+            return self.find(texts) if then is None else then(texts, self.find(texts))
 
-    def _places(self, asked: Sequence[pl.Series]) -> pl.Series:
-        texts, prints_N = asked[0], _prints(asked[1])
+        return text.map_batches(values, return_dtype=pl.Int32, is_elementwise=True)
+
+    def find(self, texts: pl.Series) -> pl.Series:
+        """(N,) the place of each text as Int32; null for null and for texts that the index does not have."""
+        prints_N, asked = _prints(hashes(texts)), texts.cast(pl.Binary)
         # A method of a series that is an expression costs a query; indexing costs none.
         rows = np.flatnonzero(texts.is_not_null().to_numpy()) if texts.null_count() else np.arange(len(texts))
         places_N = np.full(len(texts), -1, np.int32)
@@ -107,7 +126,7 @@ class HashIndex(ABC):
             rows, prints, slots, found = rows[there], prints[there], slots[there] + 1, found[there]
             if len(found) and found.max() >= self._size:
                 raise self._damaged("places beyond its texts")
-            same = (self._at(found) == (texts if len(rows) == len(texts) else texts[rows])).to_numpy()
+            same = (self._at(found) == (asked if len(rows) == len(asked) else asked[rows])).to_numpy()
             places_N[rows[same]] = found[same]
             rows, prints, slots = rows[~same], prints[~same], slots[~same]  # equal prints of different texts are rare
         places = pl.Series(places_N)
@@ -207,8 +226,8 @@ class MappedTexts(HashIndex):
         return pa.Array.from_buffers(kind, self._size, buffers)
 
 
-def _prints(hashes: pl.Series) -> NDArray[np.uint64]:
-    prints_N: NDArray[np.uint64] = np.minimum(hashes.to_numpy() >> _HIGH, _LARGEST_PRINT)
+def _prints(hashes_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    prints_N: NDArray[np.uint64] = np.minimum(hashes_N >> _HIGH, _LARGEST_PRINT)
     return prints_N
 
 
@@ -229,7 +248,7 @@ def _build(texts: pl.Series) -> NDArray[np.uint64]:
         UserError: A text is there twice.
     """
     size = len(texts)
-    prints = _prints(texts.to_frame("text").select(stable_hash(pl.col("text"))).to_series())
+    prints = _prints(hashes(texts))
     entries = np.sort(prints << _HIGH | np.arange(size, dtype=np.uint64))
     prints = entries >> _HIGH
     again = np.flatnonzero(prints[1:] == prints[:-1])

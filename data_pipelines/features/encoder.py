@@ -116,15 +116,31 @@ class Encoder:
         Raises:
             UserError: ``rows`` lack a column, or have it in a type the feature cannot read.
         """
-        schema = rows.collect_schema()
+        expressions, waiting = self._expressions(rows.collect_schema(), relate=relate)
+        encoded = rows.select(*expressions, *carry)
+        return self.relate(encoded).drop(LIST) if waiting else encoded
+
+    def encode_few(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """What :meth:`encode` gives for a few rows, in a third of the time: one feature after the other.
+
+        Expressions that Polars evaluates side by side call Python from its threads, which then wait for each other.
+        """
+        expressions, waiting = self._expressions(rows.schema, relate=True)
+        names = (expression.meta.output_name() for expression in expressions)
+        # with_columns repeats a constant in every row
+        encoded = pl.DataFrame([rows.with_columns(e)[name] for e, name in zip(expressions, names, strict=True)])
+        return self.relate(encoded).drop(LIST) if waiting else encoded
+
+    def _expressions(self, schema: pl.Schema, *, relate: bool) -> tuple[list[pl.Expr], bool]:
+        """What encodes rows of ``schema``, and whether :meth:`relate` has to follow, for which there are lists then."""
         key = tuple((name, str(dtype)) for name, dtype in schema.items())
         if key not in self._cache:
             self._cache[key] = self._compile(schema)
         raw = RawColumns(schema)
         if not (relate and self._waiting(raw)):
-            return rows.select(*self._cache[key], *carry)
+            return self._cache[key], False
         lists = pl.col(LIST) if LIST in schema else self.plan.list_key(raw).alias(LIST)
-        return self.relate(rows.select(*self._cache[key], *carry, lists)).drop(LIST)
+        return [*self._cache[key], lists], True
 
     def relate(self, encoded: RowsT) -> RowsT:
         """Rows of whole lists, encoded without ``relate``, with their relative features."""

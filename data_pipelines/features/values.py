@@ -55,19 +55,21 @@ def canonical(values: pl.Series) -> pl.Series:
     """Canonical text of a column of text.
 
     Nearly all text is canonical already, and looking at whole values would take longer than encoding them: the few
-    that may not be are found by their first and last bytes.
+    that may not be are found by their first and last bytes. (A method of a series that is an expression is a query of
+    its own, which a request of a few rows would wait for.)
     """
-    content = values.cast(pl.Binary).bin
-    first, last = (content.get(place, null_on_oob=True).fill_null(0).to_numpy() for place in (0, -1))
+    content = pl.col("text").cast(pl.Binary).bin
+    ends = [content.get(place, null_on_oob=True).fill_null(0).alias(name) for name, place in _PLACES.items()]
+    first, last = (end.to_numpy() for end in values.to_frame("text").select(ends))
     suspects = np.flatnonzero(_ENDS[first, last])
     if not len(suspects):
         return values
-    found = values.gather(suspects)
-    with_point = found.str.contains(".", literal=True).fill_null(False).to_numpy()
+    found = values[suspects].to_frame("text")
+    with_point = found.select(pl.col("text").str.contains(".", literal=True).fill_null(False)).to_series().to_numpy()
     likely = (last[suspects] != ord("0")) | with_point | _BLANK_FIRST[first[suspects]]
     if not likely.any():
         return values
-    suspects, found = suspects[likely], found.filter(likely)
+    suspects, found = suspects[likely], found.to_series().filter(likely)
     changed = _rewritten(found)
     return values if found.equals(changed) else values.clone().scatter(suspects, changed)
 
@@ -77,6 +79,7 @@ def _bytes(characters: bytes) -> np.ndarray:
     return np.isin(np.arange(256), list(characters))
 
 
+_PLACES = {"first": 0, "last": -1}
 _BLANK_FIRST = _bytes(bytes(range(33)) + "\u00a0".encode()[:1])
 _ENDS = (
     _BLANK_FIRST[:, None] | _bytes(b"0" + BLANKS.encode())[None, :] | (_bytes(b"TF")[:, None] & _bytes(b"eE")[None, :])

@@ -90,7 +90,7 @@ class Vocabulary:
 
     def ids(self, text: pl.Expr) -> pl.Expr:
         """Int32 ids of an expression of canonical text."""
-        known = self._known(text)
+        known = self._index.places(text) + self.reserved
         if self.oov_buckets == 1:
             unknown: pl.Expr = pl.lit(NULL_ID + 1, dtype=pl.Int32)
         else:
@@ -103,24 +103,20 @@ class Vocabulary:
         Text that is among the values is canonical, and so only the rest is brought into that form: a look at every text
         would take as long as its lookup.
         """
-        looked_up = pl.struct(text.alias("text"), self._known(text).alias("id"))
-        return looked_up.map_batches(self._spelled_otherwise, return_dtype=pl.Int32, is_elementwise=True)
+        return self._index.places(text, self._ids_of_places)
 
-    def _known(self, text: pl.Expr) -> pl.Expr:
-        """Int32 ids of the texts that are values; null for the rest."""
-        return self._index.places(text) + self.reserved
-
-    def _spelled_otherwise(self, looked_up: pl.Series) -> pl.Series:
-        ids = looked_up.struct.field("id")
+    def _ids_of_places(self, texts: pl.Series, places: pl.Series) -> pl.Series:
+        """Int32 ids of texts in any spelling, from the places that those have which are values."""
+        ids = places + self.reserved
         if not ids.null_count():
             return ids
-        unknown = ids.is_null().arg_true()
-        given = looked_up.struct.field("text").gather(unknown)
+        unknown = np.flatnonzero(ids.is_null().to_numpy())
+        given = texts[unknown]
         distinct = given.unique()
         found = pl.DataFrame({"text": distinct, "canonical": canonical(distinct)})
         found = found.select("text", id=self.ids(pl.col("canonical")))
         if len(found) > 1:
-            found = given.to_frame().join(found, on="text", how="left", nulls_equal=True, maintain_order="left")
+            found = given.to_frame("text").join(found, on="text", how="left", nulls_equal=True, maintain_order="left")
         return ids.clone().scatter(unknown, found["id"])
 
     def slot_ids(self, slot: pl.Expr) -> pl.Expr:

@@ -7,7 +7,7 @@ Letters: B rows of a batch, T tasks.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ MICROBATCH = 4096
 """Rows per lookup and forward pass on a CPU: enough to keep the kernels busy, few enough for the caches."""
 _ENCODED = 1 << 15
 """Rows that are encoded together: with a long history on each, more would take gigabytes."""
-
+_FEW = MICROBATCH
 
 _LONGEST_SHOWN = 80
 
@@ -158,19 +158,23 @@ class Scorer:
         self.artifact.check_mapped()
         if counts is not None:
             counts.observe_rows(frame, self._plan.row_columns)
-        parts = []
+        parts = [np.empty((0, len(self.tasks)), np.float32)]
+        predicted = [self.predict(parts[0])]
         for batch in self.encode(frame):
             parts.append(self.logits(batch))
+            predicted.append(self.predict(parts[-1]))
             if counts is not None:
                 counts.observe(self._schema, batch)
             if drift is not None and np.isfinite(parts[-1]).all():
-                drift.observe(batch, self.predict(parts[-1]))
-        logits_NT = np.concatenate(parts) if parts else np.empty((0, len(self.tasks)), np.float32)
-        self.check_finite(logits_NT, frame[ROW].to_numpy() if ROW in frame.columns else np.arange(len(frame)))
+                drift.observe(batch, predicted[-1])
+        logits_NT = np.concatenate(parts)
+        predictions = {name: np.concatenate([found[name] for found in predicted]) for name in predicted[0]}
+        rows_N = frame[ROW].to_numpy() if ROW in frame.columns else np.arange(len(frame))
+        self.check_finite(logits_NT, rows_N, predictions)
         keys = dict.fromkeys(self._plan.config.keys)
         taken = self.artifact.outputs.names
         columns = [frame[key].alias(key_name(key, taken)) for key in keys if key in frame.columns]
-        columns += [pl.Series(task, values) for task, values in self.predict(logits_NT).items()]
+        columns += [pl.Series(task, values) for task, values in predictions.items()]
         if logits:
             columns += [pl.Series(f"{task}:logit", logits_NT[:, t]) for t, task in enumerate(self.tasks)]
         return pl.DataFrame(columns)
@@ -206,7 +210,7 @@ class Scorer:
         rows = frame.lazy()
         if self._state is not None:
             rows = self._state.attach(rows.drop(ROW, strict=False), encoder.served)
-        return encoder.encode(rows).collect()
+        return encoder.encode_few(rows.collect()) if len(frame) <= _FEW else encoder.encode(rows).collect()
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         """(B, T) logits of encoded rows."""
@@ -247,13 +251,20 @@ class Scorer:
 
     def predict(self, logits_BT: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """(B,) values by column, from logits: the artifact's :class:`~serving.artifact.outputs.Outputs`."""
-        return self.artifact.outputs(logits_BT)
+        with np.errstate(over="ignore", invalid="ignore"):  # check_finite says where
+            return self.artifact.outputs(logits_BT)
 
-    def check_finite(self, logits_NT: NDArray[np.float32], rows_N: NDArray[np.integer[Any]]) -> None:
+    def check_finite(
+        self,
+        logits_NT: NDArray[np.float32],
+        rows_N: NDArray[np.integer[Any]],
+        predictions: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None:
         """Refuse scores that are NaN or infinite: the artifact is at fault.
 
         Args:
             rows_N: Number of the row of each score.
+            predictions: What :meth:`predict` gives for the logits, if it is known already.
 
         Raises:
             UnavailableError: A prediction is NaN or infinite.
@@ -262,8 +273,7 @@ class Scorer:
         finite_N: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits_NT), axis=1)
         outputs = self.artifact.outputs
         if outputs.score is not None or any(task.kind != "binary" for task in outputs.tasks.values()):
-            with np.errstate(over="ignore", invalid="ignore"):
-                found = self.predict(logits_NT)
+            found = dict(self.predict(logits_NT) if predictions is None else predictions)
             score_N = found.pop(SCORE, None)
             for values in found.values():
                 finite_N &= np.isfinite(values)

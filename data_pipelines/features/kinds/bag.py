@@ -12,6 +12,7 @@ from data_pipelines.features.kinds.base import Check, Fitted, Specs
 from data_pipelines.features.kinds.categorical import CategoricalConfig, CategoricalFeature
 from data_pipelines.features.raw_columns import RawColumns, wrong_type
 from data_pipelines.features.values import texts
+from data_pipelines.features.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from data_pipelines.features.config import DataConfig
@@ -66,6 +67,24 @@ class BagFeature(CategoricalFeature[BagConfig]):
         except TypeError:
             wanted = "lists, or text to cut into one"
             raise wrong_type(self.reader, self.config.column, dtype, wanted) from None
+        return self._cut(lists)
+
+    def written(self, raw: RawColumns) -> pl.Expr:
+        lists = self._as_texts(raw)
+        return self.values(raw) if lists is None else lists
+
+    def ids(self, table: Vocabulary, raw: RawColumns) -> pl.Expr:
+        lists = self._as_texts(raw)
+        return super().ids(table, raw) if lists is None else lists.list.eval(table.ids_of_text(pl.element()))
+
+    def _as_texts(self, raw: RawColumns) -> pl.Expr | None:
+        """The column as it is where it is lists of text; ``None`` where it has another type."""
+        column, dtype = raw.column(self.reader, self.config.column)
+        if dtype != pl.List(pl.String):
+            return None
+        return self._cut(column.fill_null(pl.lit([], dtype=dtype)))
+
+    def _cut(self, lists: pl.Expr) -> pl.Expr:
         return lists if self.config.max_length is None else lists.list.head(self.config.max_length)
 
     def _weights(self, column: str, raw: RawColumns) -> pl.Expr:
@@ -77,9 +96,7 @@ class BagFeature(CategoricalFeature[BagConfig]):
             lists = texts(expression, dtype, self.config.delimiter)
         else:
             raise wrong_type(self.reader, column, dtype, "lists of weights")
-        lists = lists.cast(pl.List(pl.Float32), strict=False)
-        if self.config.max_length is not None:
-            lists = lists.list.head(self.config.max_length)
+        lists = self._cut(lists.cast(pl.List(pl.Float32), strict=False))
         return lists.fill_null(pl.lit([], dtype=pl.List(pl.Float32)))
 
     def checks(self, raw: RawColumns) -> Iterator[Check]:

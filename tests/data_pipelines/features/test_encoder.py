@@ -69,6 +69,7 @@ def test_a_row_does_not_depend_on_its_batch(train: list[dict[str, Any]], rows: l
     alone = pl.concat([encoder.encode(frame([row]).lazy()).collect() for row in rows])
     assert_frame_equal(together, alone)
     assert_frame_equal(together, encoder.encode(frame(rows).lazy()).collect(engine="streaming"))
+    assert_frame_equal(together, encoder.encode_few(frame(rows)))
 
 
 @PROPERTY
@@ -155,6 +156,26 @@ def test_the_same_value_in_any_type_has_the_same_id() -> None:
         assert encoded["l"].explode().to_list() == wanted
 
 
+def test_few_rows_have_their_constants_and_lists() -> None:
+    config = DataConfig.model_validate(
+        {
+            "log": "unused",
+            "tasks": {"y": {"column": "y"}},
+            "group": ["query"],
+            "features": {
+                "position": {"kind": "id", "serve": 1},
+                "price": {"kind": "number"},
+                "dearer": {"kind": "relative", "of": "price"},
+            },
+        }
+    )
+    rows = pl.DataFrame({"query": [1, 1, 2], "position": [1, 2, 1], "price": [3.0, 5.0, 4.0]})
+    encoder = Encoder.fit(Plan.of(config), rows.lazy()).as_served()
+    for some in (rows, rows.clear()):
+        assert_frame_equal(encoder.encode_few(some), encoder.encode(some.lazy()).collect())
+    assert encoder.encode_few(rows)["position"].to_list() == [2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("column", "delimiter"),
     [
@@ -162,6 +183,7 @@ def test_the_same_value_in_any_type_has_the_same_id() -> None:
         (["[a, b, a]", "[]", None, " "], None),
         (["['a', \"b\", 'a']", "()", None, ""], None),
         ([["a", "b", "a"], [], None, []], None),
+        ([["a ", "b", "\ta"], [], None, []], None),
     ],
 )
 def test_bags_in_any_form(column: list[Any], delimiter: str | None) -> None:
