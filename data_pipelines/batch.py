@@ -64,6 +64,7 @@ class Schema(Config):
 
     Attributes:
         after: For each task that happens only after another one, that other task.
+        levels: For each ordinal task, the values of its levels in ascending order.
 
     Example:
         >>> schema = rs.Dataset.open(Path("dataset")).schema
@@ -78,6 +79,7 @@ class Schema(Config):
     dense: tuple[DenseSpec, ...]
     tasks: tuple[str, ...]
     after: dict[str, str] = Field(default={})
+    levels: dict[str, tuple[float, ...]] = Field(default={})
 
     @property
     def chains(self) -> tuple[tuple[int, int], ...]:

@@ -20,6 +20,7 @@ from models.layers.heads import Heads, TasksConfig
 from models.layers.histories import Histories
 from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Interaction
 from models.layers.normalization import Standardize
+from models.layers.ordinal import OrdinalTasks
 from models.layers.part import Component, Int8Input, Part, UnitGroup, module_components, own_tensors
 from models.layers.task_weights import UncertaintyWeights
 from models.layers.towers import AnyTower, Tower
@@ -121,6 +122,7 @@ class Ranker(nn.Module):
         added = {f.name: config.table_dim(f.table) for f in schema.sparse if f.additive}
         self.additive = AdditiveTerms(added, tasks) if added else None
         self.wide = Wide(schema.dense_width, tasks) if config.wide else None
+        self.ordinal = OrdinalTasks(schema) if schema.levels else None
         self.task_weights = UncertaintyWeights(tasks) if config.tasks.weights == "uncertainty" else None
         self.apply(_start_linear)
         if self.wide is not None:
@@ -130,7 +132,8 @@ class Ranker(nn.Module):
         """Logits (B, T), float32, in the order of the schema's tasks.
 
         That of a task that happens only after another one is of its probability over all rows
-        (:func:`models.layers.chains.logits_over_all_rows`).
+        (:func:`models.layers.chains.logits_over_all_rows`). The column of an ordinal task holds latent scores in
+        training mode and expected levels in evaluation mode (:class:`models.layers.ordinal.OrdinalTasks`).
         """
         return self.rank(*self.look_up(batch))
 
@@ -162,7 +165,8 @@ class Ranker(nn.Module):
             logits_BT = logits_BT + self.additive(pooled)
         if self.wide is not None:
             logits_BT = logits_BT + self.wide(wide, dense_BD)
-        return logits_over_all_rows(cast(Tensor, logits_BT), self.schema.chains)
+        logits_BT = logits_over_all_rows(cast(Tensor, logits_BT), self.schema.chains)
+        return logits_BT if self.ordinal is None or self.training else self.ordinal(logits_BT)
 
     def _context(self, pooled: dict[str, Tensor], dense_BD: Tensor) -> Tensor:
         widths = [feature.width for feature in self.schema.dense]

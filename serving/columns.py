@@ -15,6 +15,9 @@ from serving.formula import SCORE, Formula
 CONDITIONAL = ":conditional"
 """Suffix of the column that holds the probability of a task given the one that it comes after."""
 
+VALUES = frozenset({"regression", "ordinal"})
+"""The kinds of tasks whose logit is the predicted value itself."""
+
 Values = NDArray[np.float32]
 
 

@@ -1,5 +1,6 @@
 """Artifacts with random weights whose models a portable artifact can hold: every interaction and tower of ours."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,19 @@ FEATURES: dict[str, Any] = {
 
 
 def write(
-    folder: Path, model: dict[str, Any], features: dict[str, Any] = FEATURES, *, score: str | None = None, **kept: Any
+    folder: Path,
+    model: dict[str, Any],
+    features: dict[str, Any] = FEATURES,
+    *,
+    score: str | None = None,
+    levels: Sequence[float] = (),
+    **kept: Any,
 ) -> Artifact:
-    """An artifact with random weights, one of whose tasks comes after another one."""
+    """An artifact with random weights, one of whose tasks comes after another one; with ``levels`` one is ordinal."""
+    stars = {"kind": "ordinal", "levels": levels} if levels else {"kind": "regression"}
     tasks = {
         "click": {"column": "click"},
-        "stars": {"column": "stars", "kind": "regression"},
+        "stars": {"column": "stars", **stars},
         "buy": {"column": "buy", "after": "click"},
     }
     data = DataConfig.model_validate({"log": "none", "tasks": tasks, "features": features, "keys": ["user"]})

@@ -3,6 +3,7 @@
 from datetime import date
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_pipelines.config.base import Config
@@ -57,10 +58,16 @@ class Task(Config):
     """
 
     column: str = Field(description="The column that holds the label.")
-    kind: Literal["binary", "regression", "count", "duration"] = Field(
+    kind: Literal["binary", "regression", "count", "duration", "ordinal"] = Field(
         default="binary",
         description="What the label is: 0 or 1, any number, a count from 0, or an amount from 0 such as seconds "
-        "watched, of which the expected value is learned by weighted logistic regression.",
+        "watched, of which the expected value is learned by weighted logistic regression. `ordinal`: one of `levels`, "
+        "such as stars, by a cumulative-link model.",
+    )
+    levels: tuple[float, ...] = Field(
+        default=(),
+        description="Of an ordinal label: its levels in ascending order. A label counts as the highest level that is "
+        "not above it, so `[0, 10, 60]` also divides seconds into levels. Rows below the first level are refused.",
     )
     at_least: float | None = Field(
         default=None, description="Numbers from this value on count as 1, smaller ones as 0."
@@ -99,7 +106,18 @@ class Task(Config):
     @model_validator(mode="after")
     def _one_rule(self) -> "Task":
         if self.positive and (self.kind != "binary" or self.at_least is not None):
-            raise ValueError("set either positive or at_least: each makes a binary label")
+            raise ValueError("positive makes a binary label: leave at_least out, and set kind: binary")
+        if self.levels and self.kind != "ordinal":
+            raise ValueError(f"levels are for kind: ordinal, not for kind: {self.kind}")
+        if self.kind == "ordinal":
+            if len(self.levels) < 2:
+                raise ValueError("kind: ordinal needs levels, at least two numbers, such as levels: [1, 2, 3, 4, 5]")
+            stored = np.array(self.levels, np.float32)
+            if not np.isfinite(stored).all() or (np.diff(stored) <= 0).any():
+                shown = ", ".join(f"{level:g}" for level in self.levels)
+                raise ValueError(f"levels must be finite numbers in ascending order, and are {shown}")
+            if self.at_least is not None:
+                raise ValueError("at_least makes a binary label: leave it out, or set kind: binary")
         return self
 
 

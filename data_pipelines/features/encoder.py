@@ -66,6 +66,7 @@ class Encoder:
             dense=self._dense,
             tasks=tuple(plan.tasks),
             after={name: task.after for name, task in plan.tasks.items() if task.after is not None},
+            levels={name: task.levels for name, task in plan.tasks.items() if task.levels},
         )
         self._relative = plan.select(self.schema.feature_names).relative
         compared = [feature.of.name for feature in self._relative.values() if feature.of is not None]

@@ -1,6 +1,6 @@
 """The labels of tasks: how they are read, and which rows have one that cannot be learned from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
@@ -22,6 +22,8 @@ def label(name: str, task: Task, raw: RawColumns) -> pl.Expr:
     except TypeError:
         wanted = SINGLE if task.positive else "numbers"
         raise wrong_type(f"task {name!r}", task.column, dtype, wanted) from None
+    if task.levels:
+        value = _level(value, task.levels)
     if task.where is not None:
         value = pl.when(condition(f"task {name!r}", task.where, raw.schema)).then(value)
     return value.cast(pl.Float32)
@@ -42,3 +44,15 @@ def label_checks(name: str, task: Task, raw: RawColumns) -> Iterator[tuple[str, 
         )
     elif task.kind in ("count", "duration"):
         yield f"{task.column}: a {task.kind} below 0", read < 0
+    elif task.levels:
+        lowest = f"{task.column}: below {task.levels[0]:g}, the first of the levels of task {name!r}"
+        yield lowest, read.is_not_null() & _level(read, task.levels).is_null()
+
+
+def _level(value: pl.Expr, levels: Sequence[float]) -> pl.Expr:
+    """The highest level that is not above a value, both in float32; null below the first."""
+    value, found = value.cast(pl.Float32), pl.lit(None, pl.Float32)
+    for level in levels:
+        step = pl.lit(level, pl.Float32)
+        found = pl.when(value >= step).then(step).otherwise(found)
+    return found

@@ -16,10 +16,11 @@ from torch import Tensor
 from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
 from models.layers.int8 import Int8Linear
+from models.layers.ordinal import OrdinalTasks
 from models.layers.part import Int8Input, Part, UnitSlice, narrow_linear
 from models.products import Linear, linear
 
-TaskKind = Literal["binary", "regression", "count", "duration"]
+TaskKind = Literal["binary", "regression", "count", "duration", "ordinal"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,12 @@ class Int8Heads(Part):
 
 
 def task_losses(
-    logits_BT: Tensor, labels_BT: Tensor, kinds: Sequence[TaskKind], weights_BT: Tensor | None = None
+    logits_BT: Tensor,
+    labels_BT: Tensor,
+    kinds: Sequence[TaskKind],
+    weights_BT: Tensor | None = None,
+    *,
+    ordinal: OrdinalTasks | None = None,
 ) -> Tensor:
     """(T,) mean loss of each task over the rows that have a label; 0 for a task without any in this batch.
 
@@ -147,16 +153,22 @@ def task_losses(
     so that a batch of rows with large weights moves the model more than one with small weights.
 
     Binary: cross entropy of the logit. Regression: squared error. Count: half the Poisson deviance of exp(logit).
-    Duration: see :func:`weighted_logistic`. All are at least 0. A missing label is NaN; it adds nothing to the loss nor
-    to any gradient.
+    Duration: see :func:`weighted_logistic`. Ordinal: the negative log likelihood of the level, of a ranker in training
+    mode, whose latent scores ``ordinal`` cuts into levels; without ``ordinal``, of a ranker in evaluation mode, the
+    squared error of the expected level. All are at least 0. A missing label is NaN; it adds nothing to the loss nor to
+    any gradient.
     """
+    losses = [_LOSSES[kind] for kind in kinds]
+    if ordinal is not None:
+        for t, levels in ordinal.parts.items():
+            losses[t] = levels.losses
     present_BT = ~labels_BT.isnan()
     labels_BT = torch.where(present_BT, labels_BT, 0.0)
     logits_BT = logits_BT.float()
     per_row_BT = torch.stack(
         [
-            _LOSSES[kind](logits_B, labels_B)
-            for kind, logits_B, labels_B in zip(kinds, logits_BT.unbind(1), labels_BT.unbind(1), strict=True)
+            loss(logits_B, labels_B)
+            for loss, logits_B, labels_B in zip(losses, logits_BT.unbind(1), labels_BT.unbind(1), strict=True)
         ],
         1,
     )
@@ -189,4 +201,5 @@ _LOSSES: dict[TaskKind, Callable[[Tensor, Tensor], Tensor]] = {
     "regression": partial(F.mse_loss, reduction="none"),
     "count": _half_poisson_deviance,
     "duration": weighted_logistic,
+    "ordinal": partial(F.mse_loss, reduction="none"),
 }

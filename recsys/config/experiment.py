@@ -102,9 +102,11 @@ class TrainConfig(Config):
         default=None,
         min_length=1,
         description="Early stopping and searches maximise this weighted sum of metrics of the valid split. A key is a "
-        "metric (its mean over the tasks that have it) or `<task>/<metric>`; metrics of which lower values are better "
-        "take a negative weight. Absent: the main metric of the first task, which is `auc: 1` for a binary task, "
-        "`rmse: -1` for a regression, and `deviance: -1` for a count or a duration.",
+        "metric (its mean over the tasks that have it), `<task>/<metric>`, or `<entry>/<metric>` for what `evaluate` "
+        "measures besides, such as `score/list_ndcg@10`, `score/click/auc` and `buy:conditional/auc`; metrics of which "
+        "lower values are better take a negative weight. Absent: the main metric of the first task, which is `auc: 1` "
+        "for a binary task, `deviance: -1` for a count or a duration, and `rmse: -1` for a regression or ordered "
+        "levels.",
     )
     patience: int = Field(default=2, ge=1, description="Stop after this many evaluations in a row without improvement.")
     evaluate_every: int | None = Field(

@@ -3,8 +3,9 @@
 Letters: N rows, T tasks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from recsys.metrics.arrays import Floats
 from recsys.metrics.binary import AUC
 from recsys.metrics.metric import Metric, measure_all
 from recsys.metrics.registry import metrics_of
-from recsys.metrics.rows import RowFacts
+from recsys.metrics.rows import GroupKind, RowFacts
 from serving.artifact.outputs import Outputs
 from serving.columns import CONDITIONAL
 from serving.formula import SCORE, Formula
@@ -29,20 +30,23 @@ class Derived:
     Attributes:
         name: Of the entry beside the tasks.
         labels_N: NaN where a row does not count.
-        outputs_N: Logits of a conditional probability, or the score.
+        outputs: From the logits (N, T) of the tasks to logits (N,) of a conditional probability, or to the score.
         facts: Users, lists and weights of the rows.
         metrics: What is measured.
     """
 
     name: str
     labels_N: Floats
-    outputs_N: Floats
+    outputs: Callable[[Floats], Floats]
     facts: RowFacts
     metrics: Sequence[Metric]
 
-    def measure(self) -> dict[str, float]:
-        """The metrics by name."""
-        return measure_all(self.metrics, "binary", self.labels_N, self.outputs_N, self.facts)
+    def measure(self, logits_NT: Floats) -> dict[str, float]:
+        """The metrics by name; NaN if the score of a row is NaN or infinite."""
+        outputs_N = self.outputs(logits_NT)
+        if not np.isfinite(outputs_N).all():
+            return {metric.name: float("nan") for metric in self.metrics}
+        return measure_all(self.metrics, "binary", self.labels_N, outputs_N, self.facts)
 
 
 def scores_of(tasks: Mapping[str, Task], logits_NT: Floats, score: Formula) -> Floats:
@@ -50,12 +54,28 @@ def scores_of(tasks: Mapping[str, Task], logits_NT: Floats, score: Formula) -> F
     return Outputs(tasks, {}, score=score)(logits_NT.astype(np.float32))[SCORE]
 
 
+def derived_metrics(
+    tasks: Mapping[str, Task], score: Formula | None, *, groups: Collection[GroupKind]
+) -> dict[str, list[Metric]]:
+    """What is measured besides the tasks: the metrics of each entry of :func:`derived`.
+
+    Args:
+        tasks: By name.
+        score: The formula by which rows are ranked, if there is one.
+        groups: What metrics can be computed within.
+    """
+    binary = metrics_of("binary", groups=groups)
+    found = {f"{name}{CONDITIONAL}": binary for name, task in tasks.items() if task.after is not None}
+    if score is None:
+        return found
+    order = [AUC, *(m for m in binary if m.within is not None)]
+    found |= {f"{SCORE}/{name}": order for name, task in tasks.items() if task.kind == "binary"}
+    of_gains = [m for m in binary if m.name.partition("@")[0] in _OF_GAINS]
+    return found | ({SCORE: of_gains} if of_gains else {})
+
+
 def derived(
-    tasks: Mapping[str, Task],
-    labels_NT: Floats,
-    logits_NT: Floats,
-    facts: Mapping[str, RowFacts],
-    score: Formula | None,
+    tasks: Mapping[str, Task], labels_NT: Floats, facts: Mapping[str, RowFacts], score: Formula | None
 ) -> Iterator[Derived]:
     """What is measured besides the tasks.
 
@@ -66,31 +86,36 @@ def derived(
     Args:
         tasks: By name, in the order of the columns.
         labels_NT: Labels, NaN where a row has none.
-        logits_NT: The ranker's.
         facts: Users, lists and weights of the rows, by task.
         score: The formula by which rows are ranked, if there is one.
     """
-    at = {name: t for t, name in enumerate(tasks)}
+    metrics = derived_metrics(tasks, score, groups=next(iter(facts.values())).kinds)
+    column = {name: labels_NT[:, t].astype(np.float64) for t, name in enumerate(tasks)}
     for name, task in tasks.items():
+        entry = f"{name}{CONDITIONAL}"
         if task.after is not None:
-            given_N = np.where(labels_NT[:, at[task.after]] == 1, labels_NT[:, at[name]], np.nan)
-            logits_N = conditional_logits(logits_NT[:, at[name]], logits_NT[:, at[task.after]])
-            metrics = metrics_of("binary", groups=facts[name].kinds)
-            yield Derived(f"{name}{CONDITIONAL}", given_N, logits_N, facts[name], metrics)
+            given_N = np.where(column[task.after] == 1, column[name], np.nan)
+            at, first = list(tasks).index(name), list(tasks).index(task.after)
+            yield Derived(entry, given_N, partial(_conditional, at, first), facts[name], metrics[entry])
     if score is None:
         return
-    scores_N = scores_of(tasks, logits_NT, score).astype(np.float64)
-    for name, task in tasks.items():
-        if task.kind == "binary":
-            order = [AUC, *(m for m in metrics_of("binary", groups=facts[name].kinds) if m.within is not None)]
-            yield Derived(f"{SCORE}/{name}", labels_NT[:, at[name]].astype(np.float64), scores_N, facts[name], order)
-    gains_N = score({name: labels_NT[:, at[name]] for name in score.names}).astype(np.float64)
-    there_N = np.logical_and.reduce([~np.isnan(labels_NT[:, at[name]]) for name in score.names])
-    if np.isfinite(gains_N[there_N]).all() and (gains_N[there_N] >= 0).all():
-        own = facts[score.names[0]]
-        of_gains = [m for m in metrics_of("binary", groups=own.kinds) if m.name.partition("@")[0] in _OF_GAINS]
-        if of_gains:
-            yield Derived(SCORE, np.where(there_N, gains_N, np.nan), scores_N, own, of_gains)
+    scores = partial(_scores, tasks, score)
+    for name in tasks:
+        if (entry := f"{SCORE}/{name}") in metrics:
+            yield Derived(entry, column[name], scores, facts[name], metrics[entry])
+    gains_N = score({name: column[name] for name in score.names}).astype(np.float64)
+    there_N = np.logical_and.reduce([~np.isnan(column[name]) for name in score.names])
+    if SCORE in metrics and np.isfinite(gains_N[there_N]).all() and (gains_N[there_N] >= 0).all():
+        labels_N = np.where(there_N, gains_N, np.nan)
+        yield Derived(SCORE, labels_N, scores, facts[score.names[0]], metrics[SCORE])
+
+
+def _conditional(task: int, first: int, logits_NT: Floats) -> Floats:
+    return conditional_logits(logits_NT[:, task], logits_NT[:, first])
+
+
+def _scores(tasks: Mapping[str, Task], score: Formula, logits_NT: Floats) -> Floats:
+    return scores_of(tasks, logits_NT, score).astype(np.float64)
 
 
 def conditional_logits(logits_N: Floats, first_N: Floats) -> Floats:

@@ -3,6 +3,7 @@
 Letters: N rows, T tasks.
 """
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.storage import open_directory
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.config import DataConfig
 from data_pipelines.names import LIST, key_name
 from data_pipelines.notebook import html_table
@@ -267,14 +268,22 @@ def measure(
             intervals[name] = _intervals(TestRows.of(labels_N, facts, kind=kind, draws=draws), logits_N)
     taken = ["row"]
     if score is not None:
-        columns[SCORE] = scores_of(dataset.config.tasks, logits_NT, score)
+        columns[SCORE] = scores_N = scores_of(dataset.config.tasks, logits_NT, score)
+        if undefined := int((~np.isfinite(scores_N)).sum()):
+            warnings.warn(
+                f"score: {score.text!r} is NaN or infinite for {undefined:,} of {len(scores_N):,} rows of the {split} "
+                "split, so its order is not measured: change the formula, such as log(x) to log(max(x, 1e-6)).",
+                Notice,
+                stacklevel=2,
+            )
         taken.append(SCORE)
     besides = {}
-    for part in derived(dataset.config.tasks, labels_NT, logits_NT, by_task, score):
-        besides[part.name] = part.measure()
-        if draws:
+    for part in derived(dataset.config.tasks, labels_NT, by_task, score):
+        besides[part.name] = part.measure(logits_NT)
+        outputs_N = part.outputs(logits_NT)
+        if draws and np.isfinite(outputs_N).all():
             rows = TestRows.of(part.labels_N, part.facts, draws=draws)
-            intervals[part.name] = _intervals(rows, part.outputs_N, part.metrics)
+            intervals[part.name] = _intervals(rows, outputs_N, part.metrics)
     predictions = (
         pl.DataFrame({"row": np.arange(len(labels_NT))})
         .hstack(keys.rename(lambda key: key_name(key, taken)))

@@ -1,20 +1,22 @@
 """The monitor of early stopping and searches: a weighted sum of metrics of the valid split."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
 from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
+from recsys.evaluation.derived import Derived
 from recsys.metrics.arrays import Floats
 from recsys.metrics.metric import Metric
 from recsys.metrics.registry import find_metric, metrics_of
 from recsys.metrics.rows import GroupKind, RowFacts
 
 Term = tuple[str, Metric]
-"""A task and a metric of it."""
+"""A task, or an entry that is derived from tasks, and a metric of it."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,22 @@ class Monitor:
     terms: Mapping[str, tuple[Term, ...]]
 
     @staticmethod
-    def of(weights: Mapping[str, float], kinds: Mapping[str, TaskKind], *, groups: Collection[GroupKind]) -> "Monitor":
+    def of(
+        weights: Mapping[str, float],
+        kinds: Mapping[str, TaskKind],
+        *,
+        groups: Collection[GroupKind],
+        besides: Mapping[str, Sequence[Metric]] = MappingProxyType({}),
+    ) -> "Monitor":
         """The monitor that a config asks for.
 
         Args:
-            weights: Weights by key: a metric (its mean over the tasks that have it) or ``<task>/<metric>``.
+            weights: Weights by key: a metric (its mean over the tasks that have it), ``<task>/<metric>``, or
+                ``<entry>/<metric>``.
             kinds: Kinds of the tasks by name.
             groups: What metrics can be computed within.
+            besides: The metrics of what is derived from the tasks, by entry
+                (:func:`~recsys.evaluation.derived.derived_metrics`).
 
         Raises:
             UserError: A key is not a metric of these tasks, or its weight has the wrong sign.
@@ -47,8 +58,11 @@ class Monitor:
             metric = find_metric(name)
             wanted = {t: kind for t, kind in kinds.items() if task in ("", t)}
             tasks = [t for t, kind in wanted.items() if metric is not None and kind in metric.kinds]
+            tasks += [entry for entry, metrics in besides.items() if entry == task and metric in metrics]
             if metric is None or not tasks:
                 known = [f"{t}/{m.name}" for t, kind in kinds.items() for m in metrics_of(kind, groups=groups)]
+                there = [(entry, m) for entry, metrics in besides.items() for m in metrics]
+                known += [f"{entry}/{m.name}" for entry, m in there if missing_groups(m, groups) is None]
                 raise UserError(f"train.monitor.{key}: there is no such metric; there are {', '.join(known)}.")
             if missing := missing_groups(metric, groups):
                 raise UserError(f"train.monitor.{key}: {metric.label} needs {missing}: add it.")
@@ -66,8 +80,18 @@ class Monitor:
         """The names of the metrics that have to be measured."""
         return frozenset(metric.name for terms in self.terms.values() for _, metric in terms)
 
+    @property
+    def entries(self) -> frozenset[str]:
+        """The names of the tasks, and of what is derived from them, that are monitored."""
+        return frozenset(task for terms in self.terms.values() for task, _ in terms)
+
     def defined_on(
-        self, split: str, kinds: Mapping[str, TaskKind], labels_NT: Floats, facts: Mapping[str, RowFacts]
+        self,
+        split: str,
+        kinds: Mapping[str, TaskKind],
+        labels_NT: Floats,
+        facts: Mapping[str, RowFacts],
+        besides: Iterable[Derived] = (),
     ) -> tuple["Monitor", list[str]]:
         """The monitor without metrics that are undefined on these rows, and one sentence about each.
 
@@ -76,22 +100,29 @@ class Monitor:
             kinds: Kinds of the tasks by name, in the order of the columns of ``labels_NT``.
             labels_NT: Labels, NaN where a row has none.
             facts: Users, lists and weights by task.
+            besides: What is derived from the tasks on these rows.
 
         Raises:
             UserError: Nothing would be left.
         """
+        judged: dict[str, tuple[TaskKind, Floats, RowFacts]] = {
+            task: (kind, labels_NT[:, t], facts.get(task, RowFacts())) for t, (task, kind) in enumerate(kinds.items())
+        }
+        judged |= {part.name: ("binary", part.labels_N, part.facts) for part in besides}
         notes: list[str] = []
         kept: dict[str, tuple[Term, ...]] = {}
         for key, terms in self.terms.items():
             defined = []
             for task, metric in terms:
-                labels_N = labels_NT[:, list(kinds).index(task)]
-                reason = why_undefined(metric, kinds[task], labels_N, facts.get(task, RowFacts()))
+                reason: str | None = "the formula of the labels is negative, NaN or infinite for a row"
+                if task in judged:
+                    reason = why_undefined(metric, *judged[task])
+                whose = "task" if task in kinds else "entry"
                 if reason is None:
                     defined.append((task, metric))
                 else:
                     notes.append(
-                        f"train.monitor.{key} leaves out {metric.label} of task {task}, which is undefined on the "
+                        f"train.monitor.{key} leaves out {metric.label} of {whose} {task}, which is undefined on the "
                         f"{split} split: {reason}."
                     )
             if defined:
@@ -104,7 +135,7 @@ class Monitor:
         return replace(self, weights={key: self.weights[key] for key in kept}, terms=kept), notes
 
     def value(self, tasks: Mapping[str, Mapping[str, float]]) -> float:
-        """The monitored value of these metrics (by task, then by name); NaN if one of them is undefined."""
+        """The monitored value of these metrics (by task or entry, then by name); NaN if one of them is undefined."""
         total = 0.0
         for key, terms in self.terms.items():
             values = [

@@ -20,15 +20,18 @@ from data_pipelines.logs.validation import checked
 from data_pipelines.names import REASON, TIME
 from data_pipelines.past.state import State
 from models.weights import Weights
+from recsys.config.experiment import stored_config
 from recsys.evaluation.catalog import Catalog, baselines
 from recsys.metrics.arrays import Floats
 from recsys.metrics.bootstrap import Resampling, interval
 from recsys.metrics.top_k import top_k, top_k_metrics
-from recsys.runs.checkpoints import load_weights
+from recsys.runs.checkpoints import CONFIG_FILE, load_weights
 from serving.artifact.artifact import Artifact, served_encoder, write_artifact
 from serving.artifact.card import ModelCard
+from serving.artifact.outputs import Outputs
 from serving.batch.pairs import PairScorer
 from serving.batch.scorer import Scorer
+from serving.formula import Formula
 
 MODEL = "model"
 SEGMENTS = ("all", "repeated", "new")
@@ -44,6 +47,7 @@ class Ranking:
     Attributes:
         split: What is ranked for.
         k: Length of the lists.
+        by: What candidates are ranked by: ``score``, the formula of the config, or else the first task.
         users: Users that took something in the split.
         candidates: Items that were taken before the split began.
         segments: By segment (``all``; ``repeated``: items that the user had taken before; ``new``: the others), how
@@ -53,6 +57,7 @@ class Ranking:
 
     split: str
     k: int
+    by: str
     users: int
     candidates: int
     segments: dict[str, dict[str, Any]]
@@ -67,6 +72,7 @@ def rank(
     item: str | None = None,
     users: int = 10_000,
     draws: int = 400,
+    score: Formula | None = None,
 ) -> Ranking:
     """Rank all candidates for the users of ``split``, as they would have been ranked when it began.
 
@@ -82,31 +88,39 @@ def rank(
         item: The column of items (see :meth:`Catalog.of`).
         users: Rank for at most so many users, drawn evenly.
         draws: Bootstrap draws of users for the intervals.
+        score: The formula by which candidates are ranked; if absent, that of the run's config, and if it has none, they
+            are ranked by the first task. What a user took are rows with the label 1 of the first task in any case.
 
     Raises:
-        UserError: The data set is not split by time or its log is gone, or the model cannot score pairs.
+        UserError: The data set is not split by time or its log is gone, the model cannot score pairs, or the formula
+            is NaN or infinite for a pair.
     """
     if split not in ("valid", "test") or k < 1:
         raise UserError(f"a ranking is of the valid or test split, and k at least 1, not {split!r} and {k}.")
     weights = load_weights(source) if isinstance(source, Path) else source
+    if score is None and isinstance(source, Path):
+        score = stored_config(source / CONFIG_FILE).formula
     catalog = Catalog.of(dataset, split, item=item, users=users)
+    outputs = Outputs(dataset.config.tasks, {}, score=score)
     collected: list[Values] = []
     with TemporaryDirectory(prefix="ranking-") as scratch:
-        for first, logits_UC in _scores(weights, dataset, catalog, Path(scratch)):
-            last = first + len(logits_UC)
-            scores = {MODEL: logits_UC, **baselines(catalog, first, last)}
+        for first, scores_UC in _scores(weights, dataset, catalog, outputs, Path(scratch)):
+            last = first + len(scores_UC)
+            scores = {MODEL: scores_UC, **baselines(catalog, first, last)}
             collected.append(_measure(catalog, scores, first, last, k))
     segments = {name: _summary([part[name] for part in collected], draws) for name in SEGMENTS}
-    return Ranking(split, k, len(catalog.users), len(catalog.items), segments)
+    return Ranking(split, k, outputs.ranks_by, len(catalog.users), len(catalog.items), segments)
 
 
-def _scores(weights: Weights, dataset: Dataset, catalog: Catalog, scratch: Path) -> Iterator[tuple[int, Floats]]:
-    """The first user of each chunk, and (u, C) logits of the first task."""
+def _scores(
+    weights: Weights, dataset: Dataset, catalog: Catalog, outputs: Outputs, scratch: Path
+) -> Iterator[tuple[int, Floats]]:
+    """The first user of each chunk, and (u, C) what candidates are ranked by: scores, or logits of the first task."""
     encoder = served_encoder(weights, dataset.encoder)
     plan, log, state = encoder.served, expand(dataset.manifest.meta["log"]), None
     if plan.past:
         state = State.before(dataset.encoder.plan, log, catalog.begin, scratch / "state").path
-    write_artifact(weights, encoder, state, ModelCard(name="ranking"), scratch / "artifact")
+    write_artifact(weights, encoder, state, ModelCard(name="ranking"), scratch / "artifact", outputs=outputs)
     candidates = pl.DataFrame({catalog.item: catalog.items}).lazy()
     offered = sources.join_sides(plan, candidates, partial=True).collect()
     wanted = plan.row_columns - set(offered.columns)
@@ -125,7 +139,7 @@ def _scores(weights: Weights, dataset: Dataset, catalog: Catalog, scratch: Path)
     first = 0
     pairs = PairScorer(Scorer(Artifact.open(scratch / "artifact")), offered)
     for chunk, logits_UCT in pairs.score(asked):
-        yield first, logits_UCT[:, :, 0].astype(np.float64)
+        yield first, pairs.ranked_by(logits_UCT, outputs.ranks_by).astype(np.float64)
         first += len(chunk)
 
 

@@ -25,6 +25,7 @@ from recsys.metrics.bootstrap import interval
 from recsys.metrics.metric import Metric
 from recsys.metrics.registry import find_metric, main_metric
 from serving.artifact.card import Value
+from serving.columns import VALUES
 
 BASE_RATE = "base_rate"
 """The baseline that predicts the mean label of the training rows for every row."""
@@ -191,7 +192,7 @@ def _base_rate(dataset: Dataset) -> Fitted:
     task, config = next(iter(dataset.config.tasks.items()))
     kind: TaskKind = config.kind
     logit = mean_label(dataset.labels("train")[:, 0], dataset.weights("train", task))
-    if kind != "regression":
+    if kind not in VALUES:
         odds = logit / max(1 - logit, _LEAST) if kind == "binary" else logit
         logit = math.log(max(odds, _LEAST))
     return Fitted(lambda split: np.full(dataset.splits[split], logit))

@@ -14,6 +14,7 @@ from models.layers.heads import TaskKind
 from recsys.metrics.arrays import Floats, Groups
 from recsys.metrics.bootstrap import Resampling
 from recsys.metrics.rows import GroupKind, RowFacts
+from serving.columns import VALUES
 
 Better = Literal["higher", "lower", "closest to 1"]
 """Which values of a metric are better."""
@@ -33,7 +34,7 @@ class Metric:
     Args:
         name: Its key in configs, JSON and tables, such as ``auc``.
         label: Its name in pages and tables, such as ``AUC``.
-        kinds: The kinds of tasks it is for: ``binary``, ``regression``, ``count``.
+        kinds: The kinds of tasks it is for: ``binary``, ``regression``, ``count``, ``duration``, ``ordinal``.
         value: ``value(labels_N, outputs_N, weights_N)``, or with ``needs_groups``
             ``value(labels_N, outputs_N, groups_N, weights_N)``. ``weights_N`` (or ``None``) counts a row that many
             times. NaN where the metric is undefined: one class only, no rows.
@@ -41,7 +42,7 @@ class Metric:
         needs_groups: Whether it is computed within groups of rows.
         groups: Which groups those are: the rows of each of the ``users``, or the ``lists`` of ``data.group``.
         reads: What ``outputs_N`` is: the ``logits`` that the ranker gives, or ``predictions``: probabilities of binary
-            tasks, values of regressions, rates of counts.
+            tasks, values of regressions, rates of counts, expected levels of ordinal ones.
         routine: Measured at every evaluation during training. Others are measured there only if ``train.monitor``
             names them, and by ``recsys evaluate`` always.
         headline: Shown in tables that compare models.
@@ -125,7 +126,7 @@ def measure_all(
 
 
 def predictions_of(kind: TaskKind, logits_N: Floats) -> Floats:
-    """(N,) the predictions that logits stand for: probabilities, rates of counts, or the values themselves."""
-    if kind == "regression":
+    """(N,) the predictions that logits stand for: probabilities, rates of counts, or values and expected levels."""
+    if kind in VALUES:
         return logits_N
     return np.asarray(expit(logits_N.astype(np.float64)) if kind == "binary" else np.exp(logits_N))

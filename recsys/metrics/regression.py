@@ -50,7 +50,7 @@ POISSON_DEVIANCE = Metric(
 RMSE = Metric(
     "rmse",
     "RMSE",
-    ("regression", *_COUNTS),
+    ("regression", *_COUNTS, "ordinal"),
     root_mean_squared_error,
     better="lower",
     reads="predictions",

@@ -111,7 +111,7 @@ class Objective:
         if log_q_BT is not None:
             logits_BT = logits_BT - log_q_BT
         weights_BT = None if weights_BT is None or not self._weighted else weights_BT / self._mean_T
-        losses_T = task_losses(logits_BT, labels_BT, self._kinds, weights_BT)
+        losses_T = task_losses(logits_BT, labels_BT, self._kinds, weights_BT, ordinal=ranker.ordinal)
         if any(self._replaced):
             losses_T = self._with_replaced(losses_T, logits_BT, labels_BT, weights_BT, lists_B)
         if ranker.task_weights is not None:

@@ -109,7 +109,7 @@ class Trainer:
         self._losses = Losses(processes, self._log, self.run.folder)
         check_train_labels(self.dataset)
         assert settings.monitor is not None
-        self._validation = Validation(self.dataset, settings.monitor, processes)
+        self._validation = Validation(self.dataset, settings.monitor, processes, score=self.config.formula)
         self.state = build_state(config, self.loader.schema, processes.device)
         self.total_steps = settings.epochs * len(self.loader)
         self._writer = CheckpointWriter(self.run, processes, keep=settings.keep_checkpoints, aside=aside)

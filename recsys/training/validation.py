@@ -13,9 +13,12 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.errors import UserError
 from models.layers.heads import TaskKind
+from recsys.evaluation.derived import derived, derived_metrics
 from recsys.evaluation.evaluate import TaskMetrics, facts_by_task, group_kinds, predict, task_metrics
 from recsys.evaluation.monitor import Monitor
+from recsys.metrics.registry import EVERY
 from recsys.runs.processes import Processes
+from serving.formula import Formula
 
 SPLIT = "valid"
 
@@ -26,6 +29,7 @@ class Validation:
     Args:
         dataset: The data set that the ranker is trained on.
         monitor: ``train.monitor``, with its default filled in.
+        score: The formula by which rows are ranked, if there is one.
         processes: The ranks that train together.
 
     Attributes:
@@ -36,15 +40,23 @@ class Validation:
         UserError: The monitor names no metric, or has none that the valid split defines.
     """
 
-    def __init__(self, dataset: Dataset, monitor: Mapping[str, float], processes: Processes) -> None:
+    def __init__(
+        self, dataset: Dataset, monitor: Mapping[str, float], processes: Processes, *, score: Formula | None = None
+    ) -> None:
         self.dataset, self._processes = dataset, processes
         self._kinds: dict[str, TaskKind] = {name: task.kind for name, task in dataset.config.tasks.items()}
-        self.monitor = Monitor.of(monitor, self._kinds, groups=group_kinds(dataset.config))
+        tasks, groups = dataset.config.tasks, group_kinds(dataset.config)
+        besides = derived_metrics(tasks, score, groups=EVERY)
+        self.monitor = Monitor.of(monitor, self._kinds, groups=groups, besides=besides)
         self.notes: list[str] = []
         if self.has_rows:
             self._labels_NT = dataset.labels(SPLIT)
             self._facts = facts_by_task(dataset, SPLIT)
-            self.monitor, self.notes = self.monitor.defined_on(SPLIT, self._kinds, self._labels_NT, self._facts)
+            entries = list(derived(tasks, self._labels_NT, self._facts, score))
+            self.monitor, self.notes = self.monitor.defined_on(
+                SPLIT, self._kinds, self._labels_NT, self._facts, entries
+            )
+            self._entries = [entry for entry in entries if entry.name in self.monitor.entries]
 
     @property
     def has_rows(self) -> bool:
@@ -52,7 +64,7 @@ class Validation:
         return bool(self.dataset.splits.get(SPLIT))
 
     def measure(self, model: nn.Module, loader: Loader) -> TaskMetrics:
-        """Metrics by task: the routine ones and those that are monitored.
+        """Metrics by task: the routine ones and those that are monitored, also of what is derived from the tasks.
 
         Args:
             model: Gives the logits of a batch.
@@ -61,10 +73,11 @@ class Validation:
         rows, logits_NT = predict(model, loader, self._processes.device)
         rows, logits_NT = self._processes.gather(rows), self._processes.gather(logits_NT)
         logits = logits_NT[rows.argsort()].numpy()
-        return {
+        measured = {
             name: task_metrics(kind, self._labels_NT[:, t], logits[:, t], self._facts[name], also=self.monitor.names)
             for t, (name, kind) in enumerate(self._kinds.items())
         }
+        return measured | {entry.name: entry.measure(logits) for entry in self._entries}
 
 
 def check_train_labels(dataset: Dataset) -> None:

@@ -40,7 +40,8 @@ def warm_ranker(weights: Weights, dataset: Dataset, gone: Sequence[str], config:
     for batch in _masked_batches(dataset, ranker, gone, config.batch_size, seed):
         assert batch.labels is not None
         logits_BT = batch.of_sample(ranker(batch))
-        loss = (task_losses(logits_BT, batch.labels, kinds, batch.weights) * weights_T).sum()
+        losses_T = task_losses(logits_BT, batch.labels, kinds, batch.weights, ordinal=ranker.ordinal)
+        loss = (losses_T * weights_T).sum()
         if (balance := ranker.auxiliary_loss()) is not None:
             loss = loss + balance
         optimizer.zero_grad()

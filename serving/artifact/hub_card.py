@@ -7,7 +7,9 @@ import yaml
 
 from serving.artifact.card import ModelCard
 
-_TASKS = {"binary": "tabular-classification"} | dict.fromkeys(("regression", "count", "duration"), "tabular-regression")
+_TASKS = {"binary": "tabular-classification"} | dict.fromkeys(
+    ("regression", "count", "duration", "ordinal"), "tabular-regression"
+)
 
 
 def hub_card(card: ModelCard, kinds: dict[str, str], usage: str) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.config.learning import Task
 from serving.artifact.calibration import Calibration, sigmoid
-from serving.columns import CONDITIONAL, Values, chains_of, columns
+from serving.columns import CONDITIONAL, VALUES, Values, chains_of, columns
 from serving.formula import SCORE, Formula
 
 
@@ -46,8 +46,8 @@ class Outputs:
     def __call__(self, logits_NT: NDArray[np.float32]) -> dict[str, Values]:
         """(N,) values by column.
 
-        A binary task gives a probability, calibrated if possible; a count or a duration its expected value; a
-        regression the value itself. The probability of a task is at most that of the task that it comes after.
+        A binary task gives a probability, calibrated if possible; a count, a duration or a level its expected
+        value; a regression the value itself. The probability of a task is at most that of the task that it comes after.
         """
         alone = {name: self._prediction(name, logits_NT[:, t]) for t, name in enumerate(self.tasks)}
         return columns(alone, self._chains, conditional=self.conditional, score=self.score)
@@ -63,4 +63,4 @@ class Outputs:
         kind = self.tasks[name].kind
         if kind == "binary":
             return sigmoid(logits_N.astype(np.float64)).astype(np.float32)
-        return logits_N if kind == "regression" else np.exp(logits_N)
+        return logits_N if kind in VALUES else np.exp(logits_N)

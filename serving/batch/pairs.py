@@ -141,16 +141,18 @@ class PairScorer:
         k = min(k, len(self._candidates))
         parts = []
         for chunk, logits_UCT in self.score(users, counts):
-            if task in self._scorer.tasks:  # logits order rows as predictions do, without the ties of rounding
-                ranked_UC = logits_UCT[:, :, self._scorer.tasks.index(task)]
-            else:
-                ranked_UC = self._scorer.predict(logits_UCT.reshape(-1, logits_UCT.shape[2]))[task]
-            best_UK = np.argsort(-ranked_UC.reshape(logits_UCT.shape[:2]), axis=1, kind="stable")[:, :k]
+            best_UK = np.argsort(-self.ranked_by(logits_UCT, task), axis=1, kind="stable")[:, :k]
             best_NT = np.take_along_axis(logits_UCT, best_UK[:, :, None], 1).reshape(-1, logits_UCT.shape[2])
             predictions = self._scorer.predict(best_NT)
             ranks = pl.Series("rank", np.tile(np.arange(1, k + 1, dtype=np.int32), len(chunk)))
             parts.append(self._keys(chunk, best_UK).with_columns(ranks, pl.Series(task, predictions[task])))
         return pl.concat(parts)
+
+    def ranked_by(self, logits_UCT: np.ndarray, column: str) -> np.ndarray:
+        """(U, C) what orders candidates by a column of the scores: of a task its logits, which have fewer ties."""
+        if column in self._scorer.tasks:
+            return logits_UCT[:, :, self._scorer.tasks.index(column)]
+        return self._scorer.predict(logits_UCT.reshape(-1, logits_UCT.shape[2]))[column].reshape(logits_UCT.shape[:2])
 
     def _keys(self, users: pl.DataFrame, places_UK: np.ndarray) -> pl.DataFrame:
         """Key columns of each user next to those of its candidates."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.columns import chains_of, columns
+from serving.columns import VALUES, chains_of, columns
 from serving.formula import SCORE, Formula
 from serving.portable.files import Floats, PortableError
 from serving.portable.network import sigmoid
@@ -53,4 +53,4 @@ def predict(task: Mapping[str, Any], logits_B: Floats) -> Floats:
         logits_B = calibration["slope"] * logits_B.astype(np.float64) + calibration["intercept"]
     if task["kind"] == "binary":
         return np.asarray(sigmoid(logits_B.astype(np.float64)), np.float32)
-    return np.asarray(logits_B if task["kind"] == "regression" else np.exp(logits_B), np.float32)
+    return np.asarray(logits_B if task["kind"] in VALUES else np.exp(logits_B), np.float32)

@@ -52,6 +52,10 @@ class Network:
         for task, first in model["chains"]:
             a_B, b_B = -logits_BT[:, task], -logits_BT[:, first]
             logits_BT[:, task] = -np.logaddexp(np.logaddexp(a_B, b_B), a_B + b_B)
+        for part in model.get("ordinal", []):
+            levels, thresholds = (np.array(part[key], np.float32) for key in ("levels", "thresholds"))
+            above_BK = sigmoid(logits_BT[:, part["task"], None] - thresholds)
+            logits_BT[:, part["task"]] = levels[0] + above_BK @ np.diff(levels)
         return np.asarray(logits_BT, np.float32)
 
     def linear(self, name: str, x_BD: Floats) -> Floats:

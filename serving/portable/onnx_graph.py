@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from serving.columns import chains_of
+from serving.columns import VALUES, chains_of
 from serving.portable.files import DENSE, IDS, LOGITS, NUMBERS, TABLES, places
 from serving.portable.onnx_nodes import Graph
 
@@ -153,10 +153,10 @@ class _Network:
                 logits = graph("Add", logits, term)
             if dense and graph.has("wide.linear.weight"):
                 logits = graph("Add", logits, graph.linear("wide.linear", dense))
-        return self._over_all_rows(logits)
+        return self._by_task(logits)
 
-    def _over_all_rows(self, logits: str) -> str:
-        """The logits (B, T), with the products of tasks that come after each other."""
+    def _by_task(self, logits: str) -> str:
+        """(B, T) with the products of tasks that come after each other, and the expected levels of ordinal ones."""
         graph = self._graph
         columns = [graph.columns(logits, at, at + 1) for at in range(graph.shape("heads.linear.weight")[0])]
         for task, first in self._model["chains"]:
@@ -164,7 +164,15 @@ class _Network:
             columns[task] = graph(
                 "Neg", graph("ReduceLogSumExp", graph.concat([a, b, graph("Add", a, b)]), graph.longs(1), keepdims=1)
             )
-        return graph.concat(columns) if self._model["chains"] else logits
+        for part in self._model["ordinal"]:
+            above = graph("Sigmoid", graph("Sub", columns[part["task"]], graph.floats(*part["thresholds"])))
+            steps = np.diff(np.array(part["levels"], np.float32))
+            columns[part["task"]] = graph(
+                "Add",
+                graph("MatMul", above, graph.constant(steps[:, None], np.float32)),
+                graph.floats(part["levels"][0]),
+            )
+        return graph.concat(columns) if self._model["chains"] or self._model["ordinal"] else logits
 
     def _standardized(self, numbers: str) -> str:
         graph = self._graph
@@ -286,7 +294,7 @@ def _predictions(graph: Graph, tasks: Sequence[Mapping[str, Any]]) -> str:
             if calibration is not None:
                 x = graph("Mul", x, graph.constant([calibration["slope"]], np.float64))
                 x = graph("Add", x, graph.constant([calibration["intercept"]], np.float64))
-            if task["kind"] != "regression":
+            if task["kind"] not in VALUES:
                 x = graph("Sigmoid" if task["kind"] == "binary" else "Exp", x)
         columns.append(graph("Cast", x, to=TensorProto.FLOAT))
     places = {task["name"]: at for at, task in enumerate(tasks)}

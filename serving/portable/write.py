@@ -25,6 +25,7 @@ from models.layers.interactions.cross import CrossNet
 from models.layers.interactions.multiplicative import MultiplicativeBlocks
 from models.layers.interactions.none import NoInteraction
 from models.layers.interactions.pairs import DotInteraction, FactorizationMachine, PairInteraction
+from models.layers.ordinal import OrdinalTasks
 from models.layers.towers import DenseTower, Tower
 from models.moe.router import routers
 from models.moe.tower import MixtureTower
@@ -212,7 +213,15 @@ def _network(artifact: Artifact, ranker: Ranker) -> dict[str, Any]:
         "additive": [] if ranker.additive is None else list(ranker.additive.terms),
         "wide": ranker.wide is not None,
         "chains": ranker.schema.chains,
+        "ordinal": [] if ranker.ordinal is None else _ordinal(ranker.ordinal),
     }
+
+
+def _ordinal(tasks: OrdinalTasks) -> list[dict[str, Any]]:
+    return [
+        {"task": t, "levels": part.levels_K.tolist(), "thresholds": part.thresholds().tolist()}
+        for t, part in tasks.parts.items()
+    ]
 
 
 def _interaction(artifact: Artifact, interaction: Interaction) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.locations import expand
+from models.layers.ordinal import OrdinalTasks
 from recsys.config.experiment import TrainConfig
 from recsys.training.model_state import ModelState
 from recsys.training.start.earlier_run import start_from_run
@@ -13,7 +14,7 @@ from recsys.training.start.svd import start_tables
 
 
 def set_first_weights(state: ModelState, config: TrainConfig, dataset: Dataset, schema: Schema) -> None:
-    """Set the weights that ``train.start`` asks for, and fit the standardisation of dense features.
+    """Set the weights that ``train.start`` asks for, the thresholds of levels, and the standardisation of numbers.
 
     Args:
         state: The model, with random weights.
@@ -35,6 +36,17 @@ def set_first_weights(state: ModelState, config: TrainConfig, dataset: Dataset, 
         numbers = [feature.name for feature in schema.dense]
         parts = Loader(dataset, "train", batch_size=1 << 16, features=numbers)
         state.ranker.standardize.fit(part.dense for part in parts)
+    if state.ranker.ordinal is not None:
+        start_levels(state.ranker.ordinal, dataset)
+        state.start_average()
     if start == "linear":
         start_wide(state, dataset, schema, weighted=config.weights)
         state.start_average()
+
+
+def start_levels(tasks: OrdinalTasks, dataset: Dataset) -> None:
+    """Set the thresholds with which a latent score of 0 gives every level its share of the training rows."""
+    labels_NT = dataset.labels("train")
+    for t, levels in tasks.parts.items():
+        values_K = levels.levels_K.cpu().numpy()
+        levels.start_at([float((labels_NT[:, t] == value).sum()) for value in values_K])

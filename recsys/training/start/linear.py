@@ -70,7 +70,7 @@ def start_wide(state: ModelState, dataset: Dataset, schema: Schema, *, weighted:
         weighted: Whether rows count by their weights.
 
     Raises:
-        UserError: There is no wide part, there are several tasks, or ids have no rows of their own.
+        UserError: There is no wide part, there are several tasks or an ordinal one, or ids have no rows of their own.
     """
     ranker = state.ranker
     if ranker.wide is None or len(schema.tasks) > 1 or ranker.managed_ids is not None:
@@ -81,6 +81,8 @@ def start_wide(state: ModelState, dataset: Dataset, schema: Schema, *, weighted:
     assert isinstance(ranker.tables, SparseTables)
     design = _Design(schema, ranker.tables, ranker.standardize, weighted=weighted)
     kind = dataset.config.tasks[schema.tasks[0]].kind
+    if kind not in _LINKS:
+        raise UserError(f"train.start: linear fits no task of kind {kind}: start from random.")
     train, valid = design.rows(dataset, "train"), design.rows(dataset, "valid") if dataset.splits.get("valid") else None
     weights_C = _fit(train, valid, _LINKS[kind])
     fill_tables(state.model, {name: _column(weights_C[at]) for name, at in design.tables.items()})

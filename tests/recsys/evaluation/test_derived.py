@@ -6,7 +6,7 @@ import torch
 
 from data_pipelines.config.learning import Task
 from models.layers.chains import logit_of_product
-from recsys.evaluation.derived import conditional_logits, derived
+from recsys.evaluation.derived import conditional_logits, derived, derived_metrics
 from recsys.metrics.grouped import ndcg_at_k
 from recsys.metrics.rows import RowFacts
 from serving.formula import Formula
@@ -24,7 +24,10 @@ FACTS = dict.fromkeys(TASKS, RowFacts(lists_N=LISTS_N))
 
 def measured(score: str | None) -> dict[str, dict[str, float]]:
     formula = None if score is None else Formula.parse(score, TASKS)
-    return {part.name: part.measure() for part in derived(TASKS, LABELS_NT, LOGITS_NT, FACTS, formula)}
+    parts = list(derived(TASKS, LABELS_NT, FACTS, formula))
+    known = derived_metrics(TASKS, formula, groups={"lists"})
+    assert all([m.name for m in part.metrics] == [m.name for m in known[part.name]] for part in parts)
+    return {part.name: part.measure(LOGITS_NT) for part in parts}
 
 
 def test_conditional_logits_are_the_inverse_of_the_product() -> None:
@@ -52,6 +55,12 @@ def test_the_order_of_a_score_is_measured_against_labels_and_gains() -> None:
     assert found["score/click"]["auc"] == pytest.approx(
         np.mean([(scores_N[a] > scores_N[b]) + (scores_N[a] == scores_N[b]) / 2 for a in (0, 1, 4) for b in (2, 3, 5)])
     )
+
+
+def test_a_score_that_is_undefined_for_a_row_measures_nothing() -> None:
+    found = measured("log(price) * click")
+    assert np.isnan(list(found["score/click"].values())).all()
+    assert np.isfinite(found["buy:conditional"]["auc"])
 
 
 def test_a_formula_whose_labels_give_no_gains_is_measured_against_the_tasks_only() -> None:

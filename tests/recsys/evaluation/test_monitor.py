@@ -5,9 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from data_pipelines.config.learning import Task
 from data_pipelines.errors import UserError
+from recsys.evaluation.derived import derived, derived_metrics
 from recsys.evaluation.monitor import Monitor
+from recsys.metrics.registry import EVERY
 from recsys.metrics.rows import RowFacts
+from serving.formula import Formula
 
 KINDS = {"click": "binary", "buy": "binary"}
 LABELS = np.array([[0.0, 0], [1, 0], [1, 0], [0, 0]])
@@ -64,3 +68,40 @@ def test_calibration_counts_by_its_distance_from_one() -> None:
     monitor = Monitor.of({"calibration": 1}, {"click": "binary"}, groups=())
     assert monitor.value({"click": {"calibration": 1.1}}) == pytest.approx(-0.1)
     assert monitor.value({"click": {"calibration": 0.7}}) == pytest.approx(-0.3)
+
+
+TASKS = {"click": Task(column="click"), "price": Task(column="price", kind="regression")}
+ROWS = np.array([[1.0, 9], [0, 2], [0, 5], [1, 1]])
+LISTS = dict.fromkeys(TASKS, RowFacts(lists_N=np.array([0, 0, 1, 1])))
+
+
+def monitor_of(weights: dict[str, float], formula: str, *, lists: bool = True) -> Monitor:
+    besides, kinds = derived_metrics(TASKS, Formula.parse(formula, TASKS), groups=EVERY), {"click": "binary"}
+    return Monitor.of(weights, {**kinds, "price": "regression"}, groups={"lists"} if lists else set(), besides=besides)
+
+
+def test_the_order_of_the_score_is_monitored_as_evaluate_measures_it() -> None:
+    monitor = monitor_of({"score/list_ndcg@10": 1, "score/click/auc": 0.5, "rmse": -1}, "click * price")
+    entries = list(derived(TASKS, ROWS, LISTS, Formula.parse("click * price", TASKS)))
+    kinds = {"click": "binary", "price": "regression"}
+    monitor, notes = monitor.defined_on("valid", kinds, ROWS, LISTS, entries)
+    assert not notes
+    assert monitor.entries == {"score", "score/click", "price"}
+    measured = {entry.name: entry.measure(np.array([[2.0, 1], [1, 3], [0, 2], [-1, 4]])) for entry in entries}
+    expected = measured["score"]["list_ndcg@10"] + 0.5 * measured["score/click"]["auc"] - 2
+    assert monitor.value(measured | {"price": {"rmse": 2.0}}) == pytest.approx(expected)
+
+
+def test_a_metric_of_tasks_alone_is_no_metric_of_the_score() -> None:
+    with pytest.raises(UserError, match=r"score/logloss: there is no such metric; .*score/list_ndcg@10"):
+        monitor_of({"score/logloss": -1}, "click * price")
+    with pytest.raises(UserError, match=r"score/list_ndcg@10: .* needs data.group, the columns of a list"):
+        monitor_of({"score/list_ndcg@10": 1}, "click * price", lists=False)
+
+
+def test_a_formula_whose_labels_give_no_gains_cannot_be_monitored() -> None:
+    monitor = monitor_of({"score/list_ndcg@10": 1}, "click - price")
+    entries = list(derived(TASKS, ROWS, LISTS, Formula.parse("click - price", TASKS)))
+    kinds = {"click": "binary", "price": "regression"}
+    with pytest.raises(UserError, match=r"entry score, which is undefined .* the formula of the labels is negative"):
+        monitor.defined_on("valid", kinds, ROWS, LISTS, entries)

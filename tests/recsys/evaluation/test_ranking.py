@@ -21,6 +21,7 @@ from recsys.evaluation.ranking import Ranking, rank
 from serving.artifact.artifact import Artifact, write_artifact
 from serving.artifact.card import ModelCard
 from serving.batch.scorer import Scorer
+from serving.formula import Formula
 
 K = 4
 
@@ -139,6 +140,17 @@ def test_rankings_are_those_of_plain_loops(
         differences = np.subtract(rankers["model"], rankers["popularity"])  # type: ignore[arg-type]
         assert low <= differences.mean() <= high
     assert ranking.segments["new"]["model"]["recall"] < ranking.segments["repeated"]["own_repeats"]["recall"]
+
+
+def test_a_formula_ranks_as_the_artifact_would(ranking: Ranking, dataset: Dataset, weights: Weights) -> None:
+    assert ranking.by == "chosen"
+    same = rank(weights, dataset, k=K, draws=10, score=Formula.parse("log(chosen) + 1", ["chosen"]))
+    assert same.by == "score"
+    assert same.segments["all"]["model"] == ranking.segments["all"]["model"]
+    reverse = rank(weights, dataset, k=ranking.candidates, draws=10, score=Formula.parse("1 - chosen", ["chosen"]))
+    every = rank(weights, dataset, k=ranking.candidates, draws=10)
+    assert reverse.segments["all"]["model"]["recall"] == every.segments["all"]["model"]["recall"]
+    assert reverse.segments["all"]["model"]["ndcg"] != every.segments["all"]["model"]["ndcg"]
 
 
 def test_few_users_and_small_chunks(

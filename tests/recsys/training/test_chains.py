@@ -1,5 +1,6 @@
 """A task that happens only after another one, and a score, from the log to the answers of artifacts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ Made = tuple[ExperimentConfig, Dataset, Path, Evaluation]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("chains")
     log().write_parquet(folder / "log.parquet")
-    chained = config(folder / "log.parquet", {"after": "click"}, score="buy * 20 + click")
+    training = {"epochs": 3, "batch_size": 128, "patience": 9, "monitor": {"score/click/auc": 1}}
+    chained = config(folder / "log.parquet", {"after": "click"}, score="buy * 20 + click", train=training)
     dataset = prepare(chained.data, folder / "dataset")
     train(chained, dataset, folder / "run")
     return chained, dataset, folder, evaluate(folder / "run", dataset, "test", draws=20)
@@ -86,6 +88,16 @@ def test_weights_of_tasks_are_learned_and_logged(made: Made) -> None:
     assert (learned < 0).all()  # both losses are below 1 / 2
     logged = pl.read_parquet(folder / "run" / "metrics.parquet").filter(pl.col("metric") == "task_weights/buy")
     assert logged["value"][-1] == pytest.approx(float((-learned[0]).exp()), rel=0.2)
+
+
+def test_the_order_of_the_score_is_monitored_as_it_is_evaluated(made: Made) -> None:
+    _, dataset, folder, _ = made
+    result = json.loads((folder / "run" / "manifest.json").read_text())["meta"]["result"]
+    expected = evaluate(folder / "run", dataset, "valid", draws=0).derived["score/click"]["auc"]
+    assert result["value"] == pytest.approx(expected)
+    assert result["valid"]["score/click"]["auc"] == pytest.approx(expected)
+    logged = pl.read_parquet(folder / "run" / "metrics.parquet").filter(pl.col("metric") == "score/click/auc")
+    assert logged["value"].max() == pytest.approx(expected)
 
 
 def test_evaluation_measures_conditional_probabilities_and_the_score(made: Made) -> None:

@@ -41,6 +41,10 @@ def test_it_computes_what_the_artifact_computes(model: str, tmp_path: Path) -> N
     compare(write(tmp_path, MODELS[model]), tmp_path / "portable")
 
 
+def test_expected_levels_of_an_ordinal_task(tmp_path: Path) -> None:
+    compare(write(tmp_path, MODELS["cross"], levels=[0, 1, 2.5, 4]), tmp_path / "portable")
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4, 2])
 def test_quantized_pruned_and_factored_tables(bits: int, tmp_path: Path) -> None:
     keep = torch.ones(15, dtype=torch.bool)

@@ -53,6 +53,10 @@ def test_conditional_probabilities_and_a_score(tmp_path: Path) -> None:
     compare(artifact, tmp_path)
 
 
+def test_expected_levels_of_an_ordinal_task(tmp_path: Path) -> None:
+    compare(write(tmp_path, MODELS["cross"], levels=[0, 1, 2.5, 4], score="click * stars"), tmp_path)
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4, 2])
 def test_quantized_pruned_and_factored_tables(bits: int, tmp_path: Path) -> None:
     keep = torch.ones(15, dtype=torch.bool)
