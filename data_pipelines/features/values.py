@@ -64,12 +64,13 @@ def canonical(values: pl.Series) -> pl.Series:
     suspects = np.flatnonzero(_ENDS[first, last])
     if not len(suspects):
         return values
-    found = values[suspects].to_frame("text")
-    with_point = found.select(pl.col("text").str.contains(".", literal=True).fill_null(False)).to_series().to_numpy()
+    found = values[suspects]
+    has_point = pl.col("text").str.contains(".", literal=True).fill_null(False)
+    with_point = found.to_frame("text").select(has_point).to_series().to_numpy()
     likely = (last[suspects] != ord("0")) | with_point | _BLANK_FIRST[first[suspects]]
     if not likely.any():
         return values
-    suspects, found = suspects[likely], found.to_series().filter(likely)
+    suspects, found = suspects[likely], found.filter(likely)
     changed = _rewritten(found)
     return values if found.equals(changed) else values.clone().scatter(suspects, changed)
 
