@@ -122,7 +122,8 @@ class Ranker(nn.Module):
         added = {f.name: config.table_dim(f.table) for f in schema.sparse if f.additive}
         self.additive = AdditiveTerms(added, tasks) if added else None
         self.wide = Wide(schema.dense_width, tasks) if config.wide else None
-        self.ordinal = OrdinalTasks(schema) if schema.levels else None
+        levels = {t: schema.levels[name] for t, name in enumerate(schema.tasks) if name in schema.levels}
+        self.ordinal = OrdinalTasks(levels) if levels else None
         self.task_weights = UncertaintyWeights(tasks) if config.tasks.weights == "uncertainty" else None
         self.apply(_start_linear)
         if self.wide is not None:

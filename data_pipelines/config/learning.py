@@ -110,8 +110,11 @@ class Task(Config):
         if self.levels and self.kind != "ordinal":
             raise ValueError(f"levels are for kind: ordinal, not for kind: {self.kind}")
         if self.kind == "ordinal":
-            if len(self.levels) < 2:
-                raise ValueError("kind: ordinal needs levels, at least two numbers, such as levels: [1, 2, 3, 4, 5]")
+            if len(self.levels) < 3:
+                raise ValueError(
+                    "kind: ordinal needs levels, at least three numbers such as [1, 2, 3, 4, 5] (two levels are a "
+                    "binary task: use at_least)"
+                )
             stored = np.array(self.levels, np.float32)
             if not np.isfinite(stored).all() or (np.diff(stored) <= 0).any():
                 shown = ", ".join(f"{level:g}" for level in self.levels)

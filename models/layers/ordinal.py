@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipelines.batch import Schema
-
 _LEAST_SHARE = 1e-4
 """At the start no level is taken to be rarer, so that thresholds are finite and apart."""
 
@@ -82,19 +80,17 @@ class OrdinalTasks(nn.Module):
     """The ordinal tasks among the columns of a ranker.
 
     Args:
-        schema: Names the tasks, and the levels of those that are ordinal.
-
-    Attributes:
-        parts: By column, the levels of the task; in the order of the columns.
+        levels: By column, the K values of a task's levels in ascending order.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, levels: Mapping[int, Sequence[float]]) -> None:
         super().__init__()
-        self.columns = [t for t, name in enumerate(schema.tasks) if name in schema.levels]
-        self.tasks = nn.ModuleList(OrdinalLevels(schema.levels[schema.tasks[t]]) for t in self.columns)
+        self.columns = list(levels)
+        self.tasks = nn.ModuleList(OrdinalLevels(levels_K) for levels_K in levels.values())
 
     @property
     def parts(self) -> Mapping[int, OrdinalLevels]:
+        """By column, the levels of the task and its thresholds."""
         return dict(zip(self.columns, cast(Iterable[OrdinalLevels], self.tasks), strict=True))
 
     def forward(self, latent_BT: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from data_pipelines.batch import Schema
 from models.layers.heads import task_losses
 from models.layers.ordinal import OrdinalLevels, OrdinalTasks
 
@@ -62,8 +61,7 @@ def test_thresholds_stay_in_order_whatever_their_parameters_are() -> None:
 
 
 def test_the_loss_of_tasks_reads_latent_scores_in_training_and_levels_in_evaluation() -> None:
-    schema = Schema(tables=(), sparse=(), dense=(), tasks=("click", "stars"), levels={"stars": (1.0, 2.0, 5.0)})
-    ordinal = OrdinalTasks(schema)
+    ordinal = OrdinalTasks({1: (1.0, 2.0, 5.0)})
     latent_BT = torch.tensor([[0.5, -1.0], [-0.5, 3.0], [0.0, 0.0]])
     labels_BT = torch.tensor([[1.0, 2.0], [0.0, 5.0], [1.0, math.nan]])
     click, stars = task_losses(latent_BT, labels_BT, ["binary", "ordinal"], ordinal=ordinal).tolist()

@@ -118,9 +118,10 @@ def test_rows_below_the_first_level_are_refused_and_counted(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("watched", "said"),
     [
-        ({"levels": []}, "needs levels, at least two numbers"),
+        ({"levels": []}, "needs levels, at least three numbers"),
+        ({"levels": [0, 1]}, "two levels are a binary task: use at_least"),
         ({"levels": [5, 3, 4]}, "in ascending order, and are 5, 3, 4"),
-        ({"levels": [1, float("nan")]}, "finite numbers in ascending order"),
+        ({"levels": [0, 1, float("nan")]}, "finite numbers in ascending order"),
         ({"at_least": 3}, "at_least makes a binary label"),
         ({"kind": "count"}, "levels are for kind: ordinal, not for kind: count"),
         ({"after": "click"}, "task `watched` is of kind ordinal"),
