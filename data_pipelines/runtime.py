@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 
-__all__ = ["ENVIRONMENT", "tune_process"]
+__all__ = ["ENVIRONMENT", "no_telemetry", "tune_process"]
 
 ENVIRONMENT = {
     # By default Polars decodes so many row groups ahead of a slow query that they take twice the memory of the query,
@@ -57,3 +57,11 @@ def tune_process() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for message, category in _MUTED:
         warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def no_telemetry() -> None:
+    """Switch off the telemetry of MLflow, unless the environment says otherwise.
+
+    MLflow reads this when it is imported, so every import of it comes after this call.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

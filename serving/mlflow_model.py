@@ -13,6 +13,7 @@ import polars as pl
 from data_pipelines.disk.storage import new_directory
 from data_pipelines.errors import UserError
 from data_pipelines.features.kinds.number import NumberFeature
+from data_pipelines.runtime import no_telemetry
 from serving.artifact.artifact import Artifact
 from serving.batch.scorer import Scorer
 
@@ -40,6 +41,7 @@ def mlflow_model(artifact: Artifact) -> dict[str, Any]:
         >>> sorted(rs.mlflow_model(rs.Artifact.open(Path("artifact"))))
         ['data_path', 'input_example', 'loader_module', 'metadata', 'pip_requirements', 'signature']
     """
+    no_telemetry()
     try:
         import mlflow.models
         import mlflow.types.schema

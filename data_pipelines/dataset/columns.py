@@ -60,7 +60,7 @@ class PartWriter:
 
     def write(self, frame: pl.DataFrame) -> None:
         """Append rows; an empty frame only makes sure that there is a part to take the schema from."""
-        if self._writer is None or self._in_part >= PART_ROWS:
+        if self._writer is None or (len(frame) and self._in_part >= PART_ROWS):
             self._end_part()
             self._path = self.folder / f"part-{self._parts:05d}.arrow"
             self._writer = pa.ipc.new_file(str(self._path), to_arrow(frame.clear()).schema)
@@ -94,6 +94,7 @@ class Columns:
     Attributes:
         labelled: Whether blocks have labels, weights and corrections.
         lists: Whether blocks have the keys of lists.
+        shards: Rows of the files, in order.
     """
 
     batches: Sequence[pa.RecordBatch]
@@ -101,6 +102,7 @@ class Columns:
     events: Mapping[str, Events] = field(default_factory=dict)
     labelled: bool = True
     lists: bool = False
+    shards: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
@@ -109,9 +111,13 @@ class Columns:
 
     @staticmethod
     def open(folder: Path, schema: Schema, events: Mapping[str, Events]) -> "Columns":
+        return Columns.of_files([below(folder, path.name) for path in parts(folder)], schema, events)
+
+    @staticmethod
+    def of_files(paths: Iterable[Path], schema: Schema, events: Mapping[str, Events]) -> "Columns":
         batches: list[pa.RecordBatch] = []
-        for path in parts(folder):
-            path = below(folder, path.name)
+        shards: list[int] = []
+        for path in paths:
             with intact(path):
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
                 found = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -119,7 +125,8 @@ class Columns:
                     batch.validate()  # buffers are as long as they say; ids and offsets are checked as they are read
                 _check_columns(schema, events, reader.schema)
             batches += found
-        return Columns(batches, schema, events)
+            shards.append(sum(batch.num_rows for batch in found))
+        return Columns(batches, schema, events, shards=shards)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

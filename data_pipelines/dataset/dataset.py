@@ -16,10 +16,14 @@ from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, Columns
 from data_pipelines.dataset.drift import drift
 from data_pipelines.dataset.prepare import Earlier, write
 from data_pipelines.dataset.raw_rows import raw_rows
+from data_pipelines.dataset.shards import ShardColumns
+from data_pipelines.dataset.summary import SUMMARY, Summary
 from data_pipelines.disk import storage
 from data_pipelines.disk.damage import intact
 from data_pipelines.disk.file_names import below
+from data_pipelines.disk.object_store import is_address
 from data_pipelines.disk.parallel import Engine
+from data_pipelines.disk.partial_copy import PartialCopy
 from data_pipelines.disk.storage import Manifest
 from data_pipelines.errors import UserError
 from data_pipelines.features.config import DataConfig
@@ -33,6 +37,8 @@ from data_pipelines.notebook import html_table
 from data_pipelines.past.deliveries import Late
 from data_pipelines.past.state import State
 
+_LATER = ("splits/", "state/", "quarantine")
+"""Names of files that :meth:`Dataset.stream` does not fetch at once begin with one of these."""
 _LINEAGE = TypeAdapter(list[str])
 _SPLITS = TypeAdapter(dict[Annotated[str, Field(pattern="^(train|valid|test)$")], Annotated[int, Field(ge=0)]])
 
@@ -95,6 +101,8 @@ class Dataset:
 
     Attributes:
         path: Its folder.
+        location: Where it can be found again: the address of a data set that was opened with :meth:`stream`, or the
+            folder.
         manifest: What made it, and its checksums.
         splits: Rows of each split.
         schema: Of its encoded features.
@@ -107,9 +115,9 @@ class Dataset:
         (60, 1)
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
+    def __init__(self, path: Path, manifest: Manifest, copy: PartialCopy | None = None) -> None:
+        self.path, self.manifest, self._copy = path, manifest, copy
+        self.location = str(path.resolve()) if copy is None else copy.address
         with intact(path / storage.MANIFEST):
             self.splits: dict[str, int] = _SPLITS.validate_python(manifest.meta["splits"])
 
@@ -123,6 +131,44 @@ class Dataset:
         path = Path(path)
         return Dataset(path, storage.open_directory(path, "dataset", verify=verify))
 
+    @staticmethod
+    def stream(address: str, *, cache_bytes: int | None = None) -> "Dataset":
+        """Open the data set at an object store without fetching its rows.
+
+        A :class:`Loader` then fetches the files whose rows it reads, and the next ones meanwhile; everything else
+        fetches what it reads when it is first asked for. Files are in the user's cache folder, where all processes of
+        this machine share them, and are compared with their checksums when they arrive.
+
+        Args:
+            address: Such as ``s3://bucket/dataset``; what ``prepare`` wrote.
+            cache_bytes: The most bytes of files read by loaders that this process keeps; all of them if absent.
+
+        Raises:
+            UserError: There is no data set, or its files arrive damaged; or an earlier version prepared it, which did
+                not write what is needed to open it this way.
+        """
+        if not is_address(address):
+            raise UserError(f"{address} is not an address of an object store: open it as a folder.")
+        copy = PartialCopy(address, limit=cache_bytes)
+        storage.check_manifest(copy.manifest, "dataset", address)
+        if SUMMARY not in copy.manifest.files:
+            raise UserError(f"{address} was prepared by an earlier version: prepare it again, or leave mix_shards out.")
+        copy.fetch(name for name in copy.manifest.files if not name.startswith(_LATER))
+        return Dataset(copy.folder, copy.manifest, copy)
+
+    @property
+    def fetched(self) -> int | None:
+        """Bytes that this process has fetched of a data set that was opened with :meth:`stream`; ``None`` of others."""
+        return None if self._copy is None else self._copy.fetched
+
+    @cached_property
+    def summary(self) -> Summary:
+        """What is known of all rows of its splits, without reading them."""
+        path = below(self.path, SUMMARY)
+        if path.is_file():
+            return Summary.read(path, self.schema)
+        return Summary.of(self.path, self.schema, list(self.splits))  # an earlier version wrote none
+
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder that made it."""
@@ -131,6 +177,7 @@ class Dataset:
     @cached_property
     def state(self) -> State | None:
         """What new rows need of the past; ``None`` where no feature depends on it."""
+        self._fetch("state/")
         folder = self.path / "state"
         return State.open(folder) if folder.is_dir() else None
 
@@ -170,9 +217,7 @@ class Dataset:
         Raises:
             UserError: There is no such split or feature.
         """
-        schema = self.schema if features is None else self.encoder.select(features).schema
-        histories = {f.sequence for f in schema.sparse if f.sequence is not None}
-        events = {name: Events.open(below(self.path, f"events/{name}")) for name in histories}
+        schema, events = self._read(features)
         columns = Columns.open(self._split(split), schema, events)
         self._check_drawn(columns)
         if len(columns) != self.splits[split]:
@@ -181,6 +226,23 @@ class Dataset:
                 "prepare the data set again."
             )
         return columns
+
+    def streamed_columns(self, split: str, features: Sequence[str] | None = None) -> Columns | ShardColumns:
+        """As :meth:`columns`; of a data set that was opened with :meth:`stream`, files are fetched as rows are read."""
+        if self._copy is None or split not in self.splits:
+            return self.columns(split, features)
+        schema, events = self._read(features)
+        names = self._names(f"splits/{split}/")
+        shards = self.summary.parts.get(split, [])
+        if len(shards) != len(names) or sum(shards) != self.splits[split]:
+            raise UserError(f"{self.location}: {SUMMARY} and {storage.MANIFEST} disagree: prepare the data set again.")
+        return ShardColumns(self._copy, names, shards, schema, events)
+
+    def _read(self, features: Sequence[str] | None) -> tuple[Schema, dict[str, Events]]:
+        """The schema of some features, and the events of the histories among them."""
+        schema = self.schema if features is None else self.encoder.select(features).schema
+        histories = {f.sequence for f in schema.sparse if f.sequence is not None}
+        return schema, {name: Events.open(below(self.path, f"events/{name}")) for name in histories}
 
     def _check_drawn(self, columns: Columns) -> None:
         """Refuse a data set of an earlier version, whose drawn rows lack what says how they were drawn."""
@@ -250,4 +312,13 @@ class Dataset:
     def _split(self, split: str) -> Path:
         if split not in self.splits:
             raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(SPLITS)}.")
+        self._fetch(f"splits/{split}/")
         return below(self.path, f"splits/{split}")
+
+    def _names(self, prefix: str) -> list[str]:
+        return sorted(name for name in self.manifest.files if name.startswith(prefix))
+
+    def _fetch(self, prefix: str) -> None:
+        """Make sure that the files below a folder are there."""
+        if self._copy is not None:
+            self._copy.fetch(self._names(prefix))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from data_pipelines.dataset.blocks import Block
 from data_pipelines.dataset.columns import Columns, Range
+from data_pipelines.dataset.shards import ShardColumns
 from data_pipelines.errors import UserError
 
 BLOCK_ROWS = 512
@@ -33,7 +34,10 @@ class EpochOrder(Protocol):
     windows: Positions
     starts: Positions | None
 
-    def load(self, columns: Columns, window: int) -> Block:
+    def ranges(self, window: int) -> list[Range]:
+        """The rows of a window as ranges of the split."""
+
+    def load(self, columns: Columns | ShardColumns, window: int) -> Block:
         """The rows of a window, with the order in which batches take them."""
 
 
@@ -43,26 +47,53 @@ class InOrder:
     def __init__(self, rows: int, starts: Positions | None = None) -> None:
         self.windows, self.starts = _even(rows), starts
 
-    def load(self, columns: Columns, window: int) -> Block:
-        return columns.block([(int(self.windows[window]), int(self.windows[window + 1]))])
+    def ranges(self, window: int) -> list[Range]:
+        return [(int(self.windows[window]), int(self.windows[window + 1]))]
+
+    def load(self, columns: Columns | ShardColumns, window: int) -> Block:
+        return columns.block(self.ranges(window))
 
 
 class ShuffledRows:
-    """Blocks of neighbouring rows in random order, and the rows inside windows of such blocks as well."""
+    """Blocks of neighbouring rows in random order, and the rows inside windows of such blocks as well.
+
+    With ``mixed``, shards are put in random order, and blocks and rows are shuffled inside groups of so many shards.
+
+    Args:
+        shards: Rows of each shard.
+        mixed: Shards of a group; all if absent.
+    """
 
     starts: Positions | None = None
 
-    def __init__(self, rows: int, seed: int, epoch: int) -> None:
-        self.windows, self._seed, self._epoch = _even(rows), seed, epoch
-        blocks = -(-rows // BLOCK_ROWS)
-        self._first = np.random.default_rng([seed, epoch]).permutation(blocks) * BLOCK_ROWS
-        sizes = np.minimum(BLOCK_ROWS, rows - self._first)
-        self._blocks = np.concatenate([[0], np.cumsum(sizes)])
+    def __init__(self, shards: Sequence[int], seed: int, epoch: int, mixed: int | None = None) -> None:
+        self._seed, self._epoch = seed, epoch
+        generator = np.random.default_rng([seed, epoch])
+        edges = np.concatenate([[0], np.cumsum(shards)]).astype(np.int64)
+        groups = [edges[[0, -1]][None]]
+        if mixed is not None:
+            spans_S2 = np.stack([edges[:-1], edges[1:]], axis=1)[generator.permutation(len(shards))]
+            groups = [spans_S2[at : at + mixed] for at in range(0, len(shards), mixed)]
+        first, sizes, windows, before = [], [], [np.zeros(1, np.int64)], 0
+        for group_S2 in groups:
+            own = np.concatenate([np.arange(low, high, BLOCK_ROWS) for low, high in group_S2])
+            own_sizes = np.concatenate([_block_sizes(high - low) for low, high in group_S2])
+            order = generator.permutation(len(own))
+            first.append(own[order])
+            sizes.append(own_sizes[order])
+            windows.append(before + _even(int(own_sizes.sum()))[1:])
+            before += int(own_sizes.sum())
+        self.windows = np.concatenate(windows)
+        self._first = np.concatenate(first)
+        self._blocks = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
 
-    def load(self, columns: Columns, window: int) -> Block:
-        low, high = int(self.windows[window]), int(self.windows[window + 1])
-        block = columns.block(_pieces(self._first, self._blocks, low, high), shuffled=True)
-        block.order = np.random.default_rng([self._seed, self._epoch, window]).permutation(high - low)
+    def ranges(self, window: int) -> list[Range]:
+        return _pieces(self._first, self._blocks, int(self.windows[window]), int(self.windows[window + 1]))
+
+    def load(self, columns: Columns | ShardColumns, window: int) -> Block:
+        block = columns.block(self.ranges(window), shuffled=True)
+        rows = int(self.windows[window + 1] - self.windows[window])
+        block.order = np.random.default_rng([self._seed, self._epoch, window]).permutation(rows)
         return block
 
 
@@ -92,7 +123,7 @@ class ShuffledLists:
 
     def _shuffled(self, bounds: Positions, window: int, seed: list[int]) -> tuple[Positions, Positions]:
         """Where in a window lists begin, in the order in which batches take them; and that order of its rows."""
-        pieces = self._pieces(window)
+        pieces = self.ranges(window)
         sizes = np.concatenate([np.diff(_within(bounds, low, high)) for low, high in pieces])
         begins = np.cumsum(sizes) - sizes
         order = np.random.default_rng(seed).permutation(len(sizes))
@@ -100,11 +131,11 @@ class ShuffledLists:
         rows = np.arange(sizes.sum()) + np.repeat(begins[order] - taken, sizes[order])
         return taken, rows
 
-    def _pieces(self, window: int) -> list[Range]:
+    def ranges(self, window: int) -> list[Range]:
         return _pieces(self._first, self._blocks, int(self.windows[window]), int(self.windows[window + 1]))
 
-    def load(self, columns: Columns, window: int) -> Block:
-        block = columns.block(self._pieces(window), shuffled=True)
+    def load(self, columns: Columns | ShardColumns, window: int) -> Block:
+        block = columns.block(self.ranges(window), shuffled=True)
         block.order = self._lists[window][1]
         return block
 
@@ -152,6 +183,10 @@ def _relative(ranges: Sequence[Range], starts: Positions) -> Positions:
 
 def _within(bounds: Positions, low: int, high: int) -> Positions:
     return bounds[np.searchsorted(bounds, low) : np.searchsorted(bounds, high) + 1]
+
+
+def _block_sizes(rows: int) -> Positions:
+    return np.minimum(BLOCK_ROWS, rows - np.arange(0, rows, BLOCK_ROWS))
 
 
 def _even(rows: int) -> Positions:

@@ -26,6 +26,7 @@ from data_pipelines.dataset.epoch_order import (
     shares,
     size,
 )
+from data_pipelines.dataset.shards import ShardColumns
 from data_pipelines.errors import UserError
 
 _AHEAD = 3
@@ -38,6 +39,9 @@ class Loader:
     such blocks: disks read runs, memory holds a window or two, and up to 1,048,576 rows the shuffle is global. The
     order of an epoch depends on the seed alone, and not on batch size or ranks.
 
+    With ``mix_shards`` files are put in random order, and rows are shuffled inside groups of so many files. A rank then
+    reads few files at a time; of a data set that was opened with :meth:`Dataset.stream`, it fetches only those.
+
     Ranks have equal shares of the rows (to one row), none of them twice, and equally many batches; the last batch may
     be smaller, or larger by one row.
 
@@ -49,6 +53,7 @@ class Loader:
             ``loader.schema``.
         max_rows: Stop after the first ``max_rows`` rows of the split.
         lists: Keep lists (:meth:`Dataset.lists`) whole, and say in ``Batch.lists`` which row is in which.
+        mix_shards: With ``shuffle``: files whose rows are shuffled together; all if absent. Not with ``lists``.
         threads: Threads that make batches ahead; with 0, each batch is made on demand.
 
     Raises:
@@ -73,11 +78,14 @@ class Loader:
         features: Sequence[str] | None = None,
         max_rows: int | None = None,
         lists: bool = False,
+        mix_shards: int | None = None,
         threads: int = 1,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}.")
-        self.columns: Columns = dataset.columns(split, features)
+        if lists and mix_shards is not None:
+            raise UserError("mix_shards needs rows that can be shuffled one by one: leave it out to keep lists whole.")
+        self.columns = dataset.streamed_columns(split, features)
         self.schema: Schema = self.columns.schema
         self._rows = min(len(self.columns), max_rows if max_rows is not None else len(self.columns))
         if self._rows < world_size:
@@ -86,7 +94,7 @@ class Loader:
             raise UserError(f"split {split!r} has {self._rows} rows, too few for {world_size} ranks.")
         self._batch_size, self._shuffle, self._seed, self._threads = batch_size, shuffle, seed, threads
         self._rank, self._world_size = rank, world_size
-        self._epoch, self._ordered = 0, -1
+        self._epoch, self._ordered, self._mixed = 0, -1, mix_shards
         self._bounds: Positions | None = _list_bounds(dataset, split, self._rows) if lists else None
         self.columns.lists = lists
         self._restart()
@@ -152,7 +160,10 @@ class Loader:
             if self._shuffle:
                 return ShuffledLists(self._bounds, self._seed, self._epoch)
             return InOrder(self._rows, self._bounds[:-1])
-        return ShuffledRows(self._rows, self._seed, self._epoch) if self._shuffle else InOrder(self._rows)
+        if not self._shuffle:
+            return InOrder(self._rows)
+        shards = [self._rows] if self._mixed is None else _first_rows(self.columns.shards, self._rows)
+        return ShuffledRows(shards, self._seed, self._epoch, self._mixed)
 
     def _shared(self) -> Share:
         return shares(self._ranges, self._batch_size, self._world_size, self._order.starts)[self._rank]
@@ -177,6 +188,8 @@ class Loader:
         """What makes each batch that is left; ``start`` is given what loads a window, and returns what waits for it."""
         (share, bounds), order = self._share, self._order
         windows: dict[int, Callable[[], Block]] = {}
+        left = cut(share, bounds[self._next], bounds[-1]) if self._next < len(self) else []
+        later = deque(dict.fromkeys(window for window, _, _ in _by_window(left, order.windows)))
         for index in range(self._next, len(self)):
             ranges = cut(share, bounds[index], bounds[index + 1])
             pieces = list(_by_window(ranges, order.windows))
@@ -184,6 +197,10 @@ class Loader:
             windows = {
                 window: windows.get(window) or start(partial(order.load, self.columns, window)) for window in needed
             }
+            while later and later[0] in needed:
+                later.popleft()
+                if later and isinstance(self.columns, ShardColumns):
+                    self.columns.prefetch(order.ranges(later[0]))
             yield partial(self._make, [(windows[window], low, high) for window, low, high in pieces])
 
     def _make(self, pieces: list[tuple[Callable[[], Block], int, int]]) -> Batch:
@@ -208,6 +225,12 @@ def _list_bounds(dataset: Dataset, split: str, rows: int) -> Positions:
             f"{dataset.path} has no lists: say in data.group which rows are shown together, and prepare the data again."
         )
     return np.append(np.flatnonzero(list_starts(lists_N[:rows])), rows).astype(np.int64)
+
+
+def _first_rows(shards: Sequence[int], rows: int) -> list[int]:
+    """How many of the first ``rows`` rows of a split are in each shard."""
+    edges = np.minimum(np.concatenate([[0], np.cumsum(shards)]), rows)
+    return [int(own) for own in np.diff(edges)]
 
 
 def _at_once(load: Callable[[], Block]) -> Callable[[], Block]:

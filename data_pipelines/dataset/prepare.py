@@ -15,6 +15,7 @@ import polars as pl
 from data_pipelines.dataset.columns import KEY, LABEL, LOG_Q_OF, WEIGHT, PartWriter
 from data_pipelines.dataset.lists import arrange
 from data_pipelines.dataset.staging import accepted, copied, staged_log
+from data_pipelines.dataset.summary import SUMMARY, Summary
 from data_pipelines.disk import storage
 from data_pipelines.disk.parallel import Engine, Part, merged, parts_of
 from data_pipelines.disk.spill import CHUNK_ROWS
@@ -116,6 +117,7 @@ def write(
     profile |= {"duplicates": fresh.duplicates, "outcomes": outcomes, "side_tables": unmatched}
     profile |= {"undecided": undecided} if undecided else {}
     (folder / "profile.json").write_text(json.dumps(profile, indent=1))
+    (folder / SUMMARY).write_text(Summary.of(folder, encoder.schema, SPLITS).model_dump_json(indent=1))
     return splits
 
 

@@ -123,7 +123,7 @@ def pull(address: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        remote, manifest = RemoteFolder(address), _manifest(address)
+        remote, manifest = RemoteFolder(address), complete_manifest(address)
         _check_space(address, manifest, beside)
         for name, entry in manifest.files.items():
             remote.fetch(name, beside, limit=entry.bytes)
@@ -149,7 +149,7 @@ def fetched(location: str | Path) -> Path:
         return Path(location)
     address = str(location)
     cache = cache_folder(address)
-    copy = cache / _manifest(address).fingerprint
+    copy = cache / complete_manifest(address).fingerprint
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # all ranks of a training ask for the same data set
         if not copy.is_dir():
@@ -195,7 +195,12 @@ def _refuse_existing(address: str) -> None:
         raise UserError(f"{address} already exists: name another address, or remove it first.")
 
 
-def _manifest(address: str) -> Manifest:
+def complete_manifest(address: str) -> Manifest:
+    """The manifest of the directory at an address.
+
+    Raises:
+        UserError: There is no complete directory.
+    """
     manifest = RemoteFolder(address).manifest()
     if manifest is None:
         raise UserError(f"{address} has no {MANIFEST}: nothing complete is there.")

@@ -270,14 +270,7 @@ def open_directory(
     if not path.is_dir():
         raise UserError(f"{path} is not a directory: give the path of {_a(kind)}.")
     manifest = _read_manifest(path, kind, remedy)
-    if manifest.kind != kind:
-        raise UserError(f"{path} is {_a(manifest.kind)}, not {_a(kind)}.")
-    if manifest.format != FORMAT:
-        raise UserError(
-            f"{path} has format {manifest.format}, this version reads format {FORMAT}: make the {kind} again, "
-            f"or use the version that made it ({manifest.made_by.get('sparse-recsys', 'unknown')})."
-        )
-    check_extensions(manifest.meta, path)
+    check_manifest(manifest, kind, path)
     for name, entry in manifest.files.items():
         file = below(path, name)
         if not file.is_file():
@@ -286,6 +279,25 @@ def open_directory(
         if file.stat().st_size != entry.bytes or actual != entry:
             raise UserError(f"{file} is damaged (its checksum does not match): {remedy}.")
     return manifest
+
+
+def check_manifest(manifest: Manifest, kind: str, place: object) -> None:
+    """Refuse a directory of another kind or format, or one that needs an extension.
+
+    Args:
+        place: Its path or address.
+
+    Raises:
+        UserError: It is not one of ``kind``, of another format, or an extension that it needs has not been imported.
+    """
+    if manifest.kind != kind:
+        raise UserError(f"{place} is {_a(manifest.kind)}, not {_a(kind)}.")
+    if manifest.format != FORMAT:
+        raise UserError(
+            f"{place} has format {manifest.format}, this version reads format {FORMAT}: make the {kind} again, "
+            f"or use the version that made it ({manifest.made_by.get('sparse-recsys', 'unknown')})."
+        )
+    check_extensions(manifest.meta, place)
 
 
 def complete(path: Path) -> Manifest:

@@ -3,8 +3,6 @@
 Letters: B rows of a batch, D numbers of a row.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -27,18 +25,12 @@ class Standardize(Part):
         self.register_buffer("deviation_D", torch.ones(width))
 
     @torch.no_grad()
-    def fit(self, parts: Iterable[Tensor]) -> None:
-        """Learn means and deviations of (B, D) parts; a constant column keeps the deviation 1."""
-        rows, total_D, squares_D = 0, self.mean_D.double() * 0, self.mean_D.double() * 0
-        for part_BD in parts:
-            small_BD = squash(part_BD.to(total_D.device)).double()
-            rows, total_D, squares_D = (
-                rows + len(part_BD),
-                total_D + small_BD.sum(0),
-                squares_D + small_BD.square().sum(0),
-            )
-        mean_D = total_D / max(rows, 1)
-        variance_D = squares_D / max(rows, 1) - mean_D.square()
+    def learn(self, mean_D: Tensor, square_D: Tensor) -> None:
+        """Set the scale from float64 means and mean squares of :func:`squash` of the training rows.
+
+        A constant column keeps the deviation 1.
+        """
+        variance_D = square_D - mean_D.square()
         constant_D = variance_D <= 1e-12 * (1 + mean_D.square())
         self.mean_D.copy_(mean_D)
         self.deviation_D.copy_(variance_D.clamp(min=0).sqrt().masked_fill(constant_D, 1.0))

@@ -54,20 +54,37 @@ PolicyKeys = Annotated[
 @app.command("train")
 def train_verb(
     config: Config,
-    dataset: DataFolder,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="What `recsys prepare` wrote; may be an address.")],
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder to write; may be an address.")],
     overrides: Overrides = None,
+    cache: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="GIB",
+            help="With train.mix_shards and DATASET at an address: keep at most this much of its rows on this disk, "
+            "for each rank; all that was read if absent.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint of RUN.")] = False,
     json: Json = False,
 ) -> None:
     """Train a ranker; under torchrun, on several ranks."""
     from data_pipelines.dataset.dataset import Dataset
+    from data_pipelines.disk.object_store import fetched, is_address
+    from data_pipelines.errors import UserError
     from recsys.config.experiment import load_config
     from recsys.training.faults import InterruptedTrainingError
     from recsys.training.train import train
 
     experiment = load_config(config, overrides or ())
-    data = Dataset.open(dataset)
+    streams = is_address(dataset) and experiment.train.mix_shards is not None
+    if cache is not None and not streams:
+        raise UserError("--cache is for a DATASET at an address that is trained with train.mix_shards: leave it out.")
+    if streams:
+        data = Dataset.stream(dataset, cache_bytes=None if cache is None else int(cache * (1 << 30)))
+    else:
+        data = Dataset.open(fetched(dataset))
     rows = data.splits["train"] * experiment.train.epochs
     try:
         with progress_bar("training", rows) as advance:

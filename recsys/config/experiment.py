@@ -120,6 +120,13 @@ class TrainConfig(Config):
     )
     keep_checkpoints: int = Field(default=2, ge=1)
     loader_threads: int = Field(default=1, ge=1)
+    mix_shards: int | None = Field(
+        default=None,
+        ge=1,
+        description="Shuffle rows among so many files of the train split at a time, of about a million rows each, "
+        "instead of among all. A data set at an address is then not fetched as a whole: each rank fetches the files "
+        "that it reads.",
+    )
     mlflow: Location | None = Field(default=None, description="Tracking URI of MLflow, a folder or a server.")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data_pipelines.batch import Batch
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
+from data_pipelines.disk.object_store import fetched
 from data_pipelines.disk.storage import open_directory
 from data_pipelines.errors import Notice, UserError
 from data_pipelines.features.config import DataConfig
@@ -163,12 +164,12 @@ def facts_of(dataset: Dataset, split: str, task: str) -> RowFacts:
 
 
 def dataset_of(run: Path) -> Path:
-    """The data set that a finished run was trained on.
+    """The data set that a finished run was trained on; a local copy if it is at an object store.
 
     Raises:
         UserError: ``run`` is not a run, or has not finished, or the data set was moved.
     """
-    path = Path(open_directory(run, "run", verify="sizes").meta["dataset"])
+    path = fetched(open_directory(run, "run", verify="sizes").meta["dataset"])
     if not path.is_dir():
         raise UserError(f"{run} was trained on {path}, which is not there: name its new place with --dataset.")
     return path

@@ -9,11 +9,11 @@ from typing import Any
 from data_pipelines.errors import UserError
 from data_pipelines.locations import expand
 from data_pipelines.redaction import conceal, redacted
+from data_pipelines.runtime import no_telemetry
 
 EXPERIMENT = "recsys"
 _LONGEST_NAME, _LONGEST_VALUE = 240, 6000
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # only the server that the config names is told
     "MLFLOW_ALLOW_FILE_STORE": "true",  # since 3.17, MLflow refuses a folder without this
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL with its password
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # training waits for the answer
@@ -35,6 +35,7 @@ class MlflowRun:
     """
 
     def __init__(self, uri: str, name: str, parameters: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        no_telemetry()
         for variable, value in _ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
         try:

@@ -5,7 +5,6 @@ Letters: B rows of a batch, T tasks.
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -56,7 +55,8 @@ class Objective:
         self._weighted = config.weights
         self._weights_T = torch.tensor([task.weight for task in tasks], device=device)
         self._factors_T = likelihood_factors(self._kinds).to(device)
-        means = [_mean_weight(dataset, name) for name in dataset.config.tasks]
+        # Losses are divided by the mean weight, so that weights do not change the size of steps.
+        means = [dataset.summary.tasks[name].mean_weight for name in dataset.config.tasks]
         self._mean_T = torch.tensor(means, dtype=torch.float32, device=device)
         self._loss = config.loss
         self._unknown = UnknownIds(config.unknown, schema)
@@ -135,15 +135,6 @@ class Objective:
                 weights_B = None if weights_BT is None else weights_BT[:, t]
                 losses[t] = loss_of_labelled(self._loss, logits_BT[:, t], labels_BT[:, t], lists_B, weights_B)
         return torch.stack(losses)
-
-
-def _mean_weight(dataset: Dataset, task: str) -> float:
-    """The mean weight of labelled rows of the train split, so that weights do not change the size of steps."""
-    weights_N = dataset.weights("train", task)
-    if weights_N is None:
-        return 1.0
-    labels_N = dataset.labels("train")[:, dataset.schema.tasks.index(task)]
-    return float(weights_N[~np.isnan(labels_N)].mean())
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:

@@ -104,7 +104,9 @@ class Trainer:
         lists, aside = settings.loss.needs_lists, settings.checkpoint_aside
         if aside is None:
             aside = processes.device.type == "cuda"
-        self.loader = self._loader("train", batch_size=settings.batch_size, shuffle=True, lists=lists)
+        self.loader = self._loader(
+            "train", batch_size=settings.batch_size, shuffle=True, lists=lists, mix_shards=settings.mix_shards
+        )
         self._batches = DeviceBatches(self.loader, processes.device)
         self._losses = Losses(processes, self._log, self.run.folder)
         check_train_labels(self.dataset)
@@ -202,6 +204,7 @@ class Trainer:
         """
         self.start()
         valid = self._write_final()
+        self._note_fetched()
         self._open.close()
         result = Result(
             run=self.location,
@@ -218,13 +221,21 @@ class Trainer:
             about = {
                 "name": self.config.name,
                 "seed": self.config.seed,
-                "dataset": str(self.dataset.path.resolve()),
+                "dataset": self.dataset.location,
                 "dataset_fingerprint": self.dataset.manifest.fingerprint,
                 **self.config.extensions_meta(),
             }
             self.run.seal(about | {"result": result.model_dump(mode="json", exclude={"run"})})
         self.processes.barrier()
         return result
+
+    def _note_fetched(self) -> None:
+        """Note how many bytes each rank has fetched of a data set that is streamed."""
+        if self.dataset.fetched is None:
+            return
+        ranks = ", ".join(f"{int(fetched):,}" for fetched in self.processes.gather_text(str(self.dataset.fetched)))
+        total = sum(entry.bytes for entry in self.dataset.manifest.files.values())
+        self._log.note(f"bytes of the data set that each rank fetched: {ranks}, of {total:,}.")
 
     def __enter__(self) -> Self:
         return self

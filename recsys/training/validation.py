@@ -5,10 +5,8 @@ Letters: N rows, T tasks.
 
 from collections.abc import Mapping
 
-import polars as pl
 from torch import nn
 
-from data_pipelines.dataset.columns import LABEL, WEIGHT
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.loader import Loader
 from data_pipelines.errors import UserError
@@ -87,26 +85,21 @@ def check_train_labels(dataset: Dataset) -> None:
         UserError: A task has no label in the train split, or all its labels there are equal.
     """
     for name, task in dataset.config.tasks.items():
-        weighted = name in dataset.encoder.plan.weighted_tasks
-        counts = pl.col(f"{WEIGHT}{name}") > 0 if weighted else pl.lit(True)
-        label = pl.col(f"{LABEL}{name}").drop_nulls().drop_nans()
-        there = pl.col(f"{LABEL}{name}").is_not_null() & pl.col(f"{LABEL}{name}").is_not_nan()
-        found = dataset.frame("train").select(
-            low=label.min(), high=label.max(), rows=label.len(), counting=(there & counts).sum()
-        )
-        low, high, rows, counting = found.collect().row(0)
-        if not rows:
+        labels = dataset.summary.tasks[name]
+        if not labels.labelled:
             raise UserError(
                 f"task {name}: no row of the train split has a label, so nothing can be learned: check "
                 f"data.tasks.{name} and data.split, and prepare the data again."
             )
-        if not counting:
+        if not labels.counting:
             raise UserError(
-                f"task {name}: the weights of all {rows:,} labelled rows of the train split are 0, so nothing can be "
-                f"learned: check data.weight (or data.tasks.{name}.row_weight), and prepare the data again."
+                f"task {name}: the weights of all {labels.labelled:,} labelled rows of the train split are 0, so "
+                f"nothing can be learned: check data.weight (or data.tasks.{name}.row_weight), and prepare the data "
+                "again."
             )
-        if task.kind == "binary" and low == high:
+        if task.kind == "binary" and labels.low == labels.high:
             raise UserError(
-                f"task {name}: all {rows:,} labels of the train split are {low:g}, so nothing can be learned: check "
-                f"data.tasks.{name} (which values count as positive) and data.split, and prepare the data again."
+                f"task {name}: all {labels.labelled:,} labels of the train split are {labels.low:g}, so nothing can be "
+                f"learned: check data.tasks.{name} (which values count as positive) and data.split, and prepare the "
+                "data again."
             )

@@ -81,6 +81,15 @@ def test_it_can_be_registered(artifact: Artifact, tmp_path: Path, monkeypatch: p
         mlflow.set_tracking_uri(None)
 
 
+def test_an_export_switches_the_telemetry_off(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    mlflow_model(artifact)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
+    mlflow_model(artifact)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "false"
+
+
 def test_nothing_is_written_over_what_is_there(artifact: Artifact, saved: Path) -> None:
     with pytest.raises(UserError, match="already exists"):
         write_mlflow(artifact, saved)

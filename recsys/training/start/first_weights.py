@@ -1,8 +1,9 @@
 """Initial weights: random, from a linear model, from a truncated SVD, or from an earlier run."""
 
+import torch
+
 from data_pipelines.batch import Schema
 from data_pipelines.dataset.dataset import Dataset
-from data_pipelines.dataset.loader import Loader
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.locations import expand
 from models.layers.ordinal import OrdinalTasks
@@ -19,7 +20,7 @@ def set_first_weights(state: ModelState, config: TrainConfig, dataset: Dataset, 
     Args:
         state: The model, with random weights.
         config: Its ``start``: ``random``, ``linear``, ``svd``, or the folder or address of a run, with ``${NAME}`` read
-            from the environment; and whether rows count by their ``weights``.
+            from the environment; whether rows count by their ``weights``; and ``mix_shards``.
         dataset: The data set to train on.
         schema: The encoded features that it reads.
 
@@ -33,14 +34,12 @@ def set_first_weights(state: ModelState, config: TrainConfig, dataset: Dataset, 
     if start == "svd":
         start_tables(state.model, dataset, schema.feature_names)
     if schema.dense:
-        numbers = [feature.name for feature in schema.dense]
-        parts = Loader(dataset, "train", batch_size=1 << 16, features=numbers)
-        state.ranker.standardize.fit(part.dense for part in parts)
+        state.ranker.standardize.learn(*map(torch.from_numpy, dataset.summary.moments(schema)))
     if state.ranker.ordinal is not None:
         start_levels(state.ranker.ordinal, dataset)
         state.start_average()
     if start == "linear":
-        start_wide(state, dataset, schema, weighted=config.weights)
+        start_wide(state, dataset, schema, weighted=config.weights, mix_shards=config.mix_shards)
         state.start_average()
 
 

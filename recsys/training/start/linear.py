@@ -60,7 +60,9 @@ _LINKS: dict[TaskKind, _Link] = {
 }
 
 
-def start_wide(state: ModelState, dataset: Dataset, schema: Schema, *, weighted: bool = True) -> None:
+def start_wide(
+    state: ModelState, dataset: Dataset, schema: Schema, *, weighted: bool = True, mix_shards: int | None = None
+) -> None:
     """Fit the wide part alone, with an L2 penalty, and write it into the model, whose heads then start from zero.
 
     The ranker then starts as this linear model. The penalty is chosen by the loss of the valid split. Dense features
@@ -68,6 +70,7 @@ def start_wide(state: ModelState, dataset: Dataset, schema: Schema, *, weighted:
 
     Args:
         weighted: Whether rows count by their weights.
+        mix_shards: As ``train.mix_shards``: files whose rows are shuffled together before the rows to fit are taken.
 
     Raises:
         UserError: There is no wide part, there are several tasks or an ordinal one, or ids have no rows of their own.
@@ -83,7 +86,8 @@ def start_wide(state: ModelState, dataset: Dataset, schema: Schema, *, weighted:
     kind = dataset.config.tasks[schema.tasks[0]].kind
     if kind not in _LINKS:
         raise UserError(f"train.start: linear fits no task of kind {kind}: start from random.")
-    train, valid = design.rows(dataset, "train"), design.rows(dataset, "valid") if dataset.splits.get("valid") else None
+    train = design.rows(dataset, "train", mix_shards)
+    valid = design.rows(dataset, "valid", mix_shards) if dataset.splits.get("valid") else None
     weights_C = _fit(train, valid, _LINKS[kind])
     fill_tables(state.model, {name: _column(weights_C[at]) for name, at in design.tables.items()})
     with torch.no_grad():
@@ -136,18 +140,21 @@ class _Design:
         ]
         self._mean_F = np.array([feature.name in means for feature in schema.sparse], bool)
 
-    def rows(self, dataset: Dataset, split: str) -> _Rows:
+    def rows(self, dataset: Dataset, split: str, mix_shards: int | None = None) -> _Rows:
         """The rows of a split that have a label and count, or a part of them; weights have the mean 1."""
-        parts = list(self._parts(dataset, split))
+        parts = list(self._parts(dataset, split, mix_shards))
         matrices, *facts = zip(*parts, strict=True)
         labels_N, weights_N, offset_N = (np.concatenate(fact).astype(np.float64) for fact in facts)
         used_N = ~np.isnan(labels_N) & (weights_N > 0)
         weights_N = weights_N[used_N] / weights_N[used_N].mean()
         return _Rows(sp.vstack(matrices, format="csr")[used_N], labels_N[used_N], weights_N, offset_N[used_N])
 
-    def _parts(self, dataset: Dataset, split: str) -> Iterator[tuple[sp.csr_matrix, Floats, Floats, Floats]]:
-        rows, entries = 0, 0
-        for batch in Loader(dataset, split, batch_size=_BATCH_ROWS, shuffle=True, features=self._schema.feature_names):
+    def _parts(
+        self, dataset: Dataset, split: str, mix_shards: int | None
+    ) -> Iterator[tuple[sp.csr_matrix, Floats, Floats, Floats]]:
+        rows, entries, features = 0, 0, self._schema.feature_names
+        loader = Loader(dataset, split, batch_size=_BATCH_ROWS, shuffle=True, features=features, mix_shards=mix_shards)
+        for batch in loader:
             assert batch.labels is not None
             matrix = self._matrix(batch)
             counted = None if batch.weights is None or not self._weighted else batch.weights[:, 0].numpy()

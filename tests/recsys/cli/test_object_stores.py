@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from data_pipelines.dataset import columns, prepare
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.errors import UserError
@@ -51,15 +53,20 @@ def test_every_verb_reads_and_writes_addresses(
     assert scores["click"].is_between(0, 1).all()
     with pytest.raises(UserError, match="already exists"):
         recsys("prepare", str(config), f"{bucket}/dataset")
-    missing = CliRunner().invoke(app, ["train", str(config), f"{bucket}/nothing", f"{bucket}/other"])
-    assert missing.exit_code == 2
-    assert "nothing complete is there" in missing.output
+    with pytest.raises(UserError, match="nothing complete is there"):
+        recsys("train", str(config), f"{bucket}/nothing", f"{bucket}/other")
+    with pytest.raises(UserError, match="--cache is for a DATASET at an address"):
+        recsys("train", str(config), f"{bucket}/dataset", f"{bucket}/other", "--cache", "1")
 
 
-def test_ranks_send_their_parts_of_a_run(bucket: str, tiny_data: dict[str, Any], tmp_path: Path) -> None:
+def test_ranks_fetch_their_files_of_a_data_set_and_send_their_parts_of_a_run(
+    bucket: str, tiny_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "PART_ROWS", 200)
+    monkeypatch.setattr(prepare, "CHUNK_ROWS", 200)
     config = tmp_path / "config.yaml"
     sharded = {table: {"sharding": "row_wise"} for table in ("user", "item")}
-    settings = {"epochs": 2, "batch_size": 128, "checkpoint_every": 2, "checkpoint_aside": True}
+    settings = {"epochs": 1, "batch_size": 128, "checkpoint_every": 2, "checkpoint_aside": True, "mix_shards": 2}
     content = {"data": tiny_data, "model": {"dim": 4, "tables": sharded}, "train": settings}
     config.write_text(yaml.safe_dump(content))
     recsys("prepare", str(config), f"{bucket}/dataset")
@@ -73,6 +80,12 @@ def test_ranks_send_their_parts_of_a_run(bucket: str, tiny_data: dict[str, Any],
     assert done.returncode == 0, done.stderr
     run = fetched(f"{bucket}/run")
     assert len(list(run.glob("checkpoints/final/*.safetensors"))) == 2
-    expected = json.loads(done.stdout.splitlines()[-1])["valid"]["logloss"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    expected = result["valid"]["logloss"]
+    [note] = [note for note in result["notes"] if "each rank fetched" in note]
+    *ranks, total = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", note))
+    assert len(ranks) == 2
+    assert min(ranks) > 0
+    assert sum(ranks) < total  # nobody has read the test split or the state
     dataset = Dataset.open(fetched(f"{bucket}/dataset"))
     assert evaluate(run, dataset, "valid", draws=0).tasks["click"]["logloss"] == pytest.approx(expected, abs=1e-6)

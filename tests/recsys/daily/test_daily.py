@@ -1,4 +1,7 @@
-"""A week of the daily road: days that are killed, repeated, late, bad, and worse than the day before."""
+"""Seven days of the daily road: killed in every step, refused, bad, partly late, delivered twice, and ordinary ones.
+
+A fixture runs the first six once. Tests look at what they left, and the last test runs the seventh by the command.
+"""
 
 import json
 import os
@@ -24,6 +27,7 @@ from serving.artifact.artifact import Artifact
 from serving.http.jobs import JobStore
 
 ROWS, FIRST, DAY = 400, 1_700_006_400, 86_400
+LATE = 3
 
 
 class _Killed(BaseException):
@@ -44,12 +48,23 @@ def day_of(number: int, *, flipped: bool = False) -> pl.DataFrame:
     return pl.DataFrame({"user": user, "item": names, "time": times, "click": click.astype(np.int64)})
 
 
+BAD_DAYS: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
+    "empty": (lambda day: day.clear(), "holds no rows"),
+    "without a column": (lambda day: day.drop("item"), "item"),
+    "mostly unreadable": (lambda day: day.with_columns(pl.lit(7).alias("click")), "max_quarantined|refused"),
+    "spelled differently": (lambda day: day.with_columns(item="a" + pl.col("item")), "daily.max_unknown"),
+    "late": (lambda day: day.with_columns(pl.col("time") - 2 * DAY), "daily.max_late"),
+    "too short": (lambda day: day.head(1), "data.split.test|train"),
+}
+
+
 @dataclass
 class Road:
     """A folder of the daily road, its config, and the logs of its days."""
 
     root: Path
     killed_in: list[str] = field(default_factory=list)
+    repeated: list[tuple[Day, bool]] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -83,7 +98,11 @@ class Road:
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
-    """The road after three days: an ordinary one, one killed in every step, and one whose model was refused."""
+    """The road after six days.
+
+    1 is ordinary. 2 is killed in every step. The model of 3 is refused. 4 comes damaged first, and is killed when old
+    days are removed. 5 has a few rows of day 4. 6 is delivered twice.
+    """
     road = Road(tmp_path_factory.mktemp("daily"))
     config: dict[str, Any] = {
         "name": "tiny",
@@ -98,6 +117,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
                 "user": {"kind": "id"},
                 "item": {"kind": "id"},
                 "clicks": {"kind": "statistic", "by": ["user"], "of": "click", "measure": "rate"},
+                "seen": {"kind": "statistic", "by": ["user"], "measure": "count"},
             },
         },
         "model": {"dim": 8, "interaction": {"kind": "none"}, "tower": {"kind": "mlp", "hidden": [8]}},
@@ -116,6 +136,14 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
     assert day.switched
     _kill_in_every_step(road, road.log(2))
     road.run(road.log(3, day_of(3, flipped=True)))
+    with pytest.raises(UserError, match=r"daily\.max_unknown"):
+        road.run(road.log(4, BAD_DAYS["spelled differently"][0](day_of(4))))
+    _kill_in_every_step(road, road.log(4, day_of(4)))
+    road.run(road.log(5, pl.concat([day_of(4).tail(LATE), day_of(5)])))
+    copy = road.root / "again.parquet"
+    for log in (road.log(6), str(copy)):
+        road.repeated.append(road.run(log))
+        copy.write_bytes(Path(road.log(6)).read_bytes())
     return road
 
 
@@ -147,8 +175,9 @@ def test_a_day_that_is_killed_in_every_step_is_done_once(road: Road) -> None:
         "bringing the past forward",
         "recording the day",
         "switching",
+        "removing old days",
     ]
-    assert [day.number for day in road.days] == [1, 2, 3]
+    assert [day.number for day in road.days] == [1, 2, 3, 4, 5, 6]
     second = road.days[1]
     assert second.switched
     assert second.metrics["artifact"] > 0.7
@@ -166,39 +195,47 @@ def test_a_worse_model_is_refused_and_the_earlier_one_gets_the_past_of_the_day(r
     assert third.difference is not None
     assert third.difference.verdict == "worse"
     assert "worse than daily.max_worse (0.0) allows" in third.reasons[0]
-    current, second = Artifact.open(road.folder / "current"), Artifact.open(road.folder / "days/0002/artifact")
-    assert (road.folder / "current").resolve() == (road.folder / "days/0003/kept").resolve()
+    assert third.artifact == "days/0003/kept"
+    current, second = Artifact.open(road.folder / third.artifact), Artifact.open(road.folder / "days/0002/artifact")
     assert current.model == second.model
     assert (current.path / "tables.safetensors").read_bytes() == (second.path / "tables.safetensors").read_bytes()
     assert current.state is not None
     assert State.open(current.state).latest == third.latest == int(day_of(3)["time"][-1]) * 1_000_000
 
 
-def test_the_same_day_twice_changes_nothing(road: Road) -> None:
-    before = road.files()
-    copy = road.root / "copy.parquet"
-    copy.write_bytes(Path(road.log(2)).read_bytes())
-    day, new = road.run(str(copy))
-    assert not new
-    assert day == road.days[1]
-    assert road.files() == before
+def test_the_day_after_a_refused_model_starts_from_the_one_that_was_kept(road: Road) -> None:
+    run, data = road.folder / "days/0004/run", Dataset.open(road.folder / "days/0004/dataset")
+    assert load_config(run / "config.yaml").train.start.endswith("days/0002/run")
+    assert data.manifest.meta["extends"] == Dataset.open(road.folder / "days/0003/dataset").manifest.fingerprint
 
 
-BAD_DAYS: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
-    "empty": (lambda day: day.clear(), "holds no rows"),
-    "without a column": (lambda day: day.drop("item"), "item"),
-    "mostly unreadable": (lambda day: day.with_columns(pl.lit(7).alias("click")), "max_quarantined|refused"),
-    "spelled differently": (lambda day: day.with_columns(item="a" + pl.col("item")), "daily.max_unknown"),
-    "late": (lambda day: day.with_columns(pl.col("time") - 2 * DAY), "daily.max_late"),
-    "too short": (lambda day: day.head(1), "data.split.test|train"),
-}
+def test_a_few_late_rows_are_used_and_counted(road: Road) -> None:
+    assert [day.late for day in road.days] == [0, 0, 0, 0, LATE, 0]
+    assert sum(road.days[4].rows.values()) == ROWS + LATE
+
+
+def test_the_same_day_twice_is_one_day(road: Road) -> None:
+    (first, new), (second, again) = road.repeated
+    assert new
+    assert not again
+    assert first == second == road.days[5]
+    assert os.readlink(road.folder / "current") == first.artifact
+
+
+def test_the_past_of_the_current_artifact_has_every_row_of_every_day_once(road: Road) -> None:
+    logs = [pl.read_parquet(road.log(number)) for number in range(1, 7)]
+    expected = pl.concat(logs).group_by("user").len("seen").sort("user")
+    state = Artifact.open(road.folder / "current").state
+    assert state is not None
+    found = State.open(state).attach(expected.select("user").lazy()).collect()["seen"]
+    assert np.expm1(found.to_numpy()) == pytest.approx(expected["seen"].to_numpy(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", BAD_DAYS)
 def test_a_bad_day_leaves_everything_as_it_was(road: Road, kind: str) -> None:
     before, (spoil, said) = road.files(), BAD_DAYS[kind]
     with pytest.raises(UserError, match=said):
-        road.run(road.log(90, spoil(day_of(4))))
+        road.run(road.log(90, spoil(day_of(7))))
     assert road.files() == before
 
 
@@ -210,11 +247,11 @@ def test_a_day_that_was_begun_comes_before_another(road: Road) -> None:
             raise _Killed
 
     with pytest.raises(_Killed):
-        road.run(road.log(4), say=kill)
-    with pytest.raises(UserError, match=r"day-4.parquet was begun and not finished"):
-        road.run(road.log(5))
+        road.run(road.log(7), say=kill)
+    with pytest.raises(UserError, match=r"day-7.parquet was begun and not finished"):
+        road.run(road.log(8))
     with pytest.raises(UserError, match="begun with another config"):
-        road.run(road.log(4), "train.epochs=2")
+        road.run(road.log(7), "train.epochs=2")
     with History.open(road.folder) as history:
         history.discard()
     assert road.files() == before
@@ -246,27 +283,23 @@ def test_a_line_that_a_kill_cut_short_is_no_day_and_a_damaged_ledger_is_refused(
         raise AssertionError
 
 
-def test_the_command_trains_from_the_model_that_was_kept_scores_and_switches_a_service(
-    road: Road, tmp_path: Path
-) -> None:
-    day_of(5).drop("click").write_parquet(tmp_path / "input.parquet")
+def test_the_command_does_the_seventh_day_scores_and_switches_a_service(road: Road, tmp_path: Path) -> None:
+    day_of(8).drop("click").write_parquet(tmp_path / "input.parquet")
     jobs_db = f"sqlite:///{tmp_path / 'jobs.db'}"
-    arguments = ["daily", road.root / "config.yaml", road.folder, "daily.keep=1", "--log", road.log(4), "--json"]
+    arguments = ["daily", road.root / "config.yaml", road.folder, "daily.keep=1", "--log", road.log(7), "--json"]
     arguments += ["--input", tmp_path / "input.parquet", "--output", tmp_path / "scores", "--jobs-db", jobs_db]
     for new in (True, False):
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
         result = json.loads(done.stdout.splitlines()[-1])
-        assert (result["day"], result["new"], result["switched"], result["model"]) == (4, new, True, 4)
+        assert (result["day"], result["new"], result["switched"], result["model"]) == (7, new, True, 7)
         assert result["scores"]["rows_out"] == ROWS
-    assert "is finished already, as day 4: nothing has changed" in done.stderr
+    assert "is finished already, as day 7: nothing has changed" in done.stderr
     assert len(pl.read_parquet(tmp_path / "scores/*.parquet")) == ROWS
-    start = load_config(road.folder / "days/0004/run/config.yaml").train.start
-    assert start.endswith("days/0002/run")  # not from the refused model of day 3, though the data extend those of day 3
     store, path = JobStore(jobs_db), (road.folder / "current").resolve()
-    assert store.live() == "road-0004"
-    registered = store.artifacts()["road-0004"]
+    assert store.live() == "road-0007"
+    registered = store.artifacts()["road-0007"]
     assert (registered.path, registered.fingerprint) == (str(path), Artifact.open(path).fingerprint)
-    assert sorted(path.name for path in (road.folder / "days").iterdir()) == ["0004"]
+    assert sorted(path.name for path in (road.folder / "days").iterdir()) == ["0007"]
     with pytest.raises(UserError, match="--input says what to score"):
         app(["daily", *map(str, arguments[1:6]), "--input", "x"], standalone_mode=False)

@@ -88,7 +88,7 @@ def test_the_first_weights_are_a_logistic_regression(log: Path, dataset: Dataset
     bags = matrix[:, tags].toarray()
     kinds = matrix[:, [at for at, name in enumerate(names) if name.startswith("kind=")]].toarray()
     scale = Standardize(1)
-    scale.fit([torch.from_numpy(matrix[:, -1].toarray())])
+    scale.learn(*map(torch.from_numpy, dataset.summary.moments(dataset.schema)))
     numbers = scale(torch.from_numpy(matrix[:, -1].toarray())).numpy()
     design = np.hstack([kinds, bags / np.maximum(bags.sum(1, keepdims=True), 1), numbers])
     residual_N = expit(logits_N) - labels_N
