@@ -21,7 +21,7 @@ test: .venv/dev  ## Run the tests: make test TESTS=tests/models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-gpu:  ## The tests that need a GPU, with the Python of the CUDA build: make test-gpu GPU_PYTHON=python3
-	OMP_NUM_THREADS=1 $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider $(TESTS)
+	OMP_NUM_THREADS=1 $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider --continue-on-collection-errors $(TESTS)
 
 lint: .venv/dev  ## Style and format of the code.
 	$(BIN)/ruff check .

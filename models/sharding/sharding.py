@@ -192,7 +192,7 @@ def shard(
         ranks = topology(world_size, device.type, nodes, memory_per_rank(device, nodes))
         plan = choose_plan(ranker, limits, ranks)
     # At one rank nothing below moves the dense part; tables on the meta device are allocated where they are sharded.
-    ranker._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+    ranker._apply(lambda each: each if each.is_meta else each.to(device))  # type: ignore[no-untyped-call]
     sharded = _shard_experts(ranker, device, world_size)
     with quiet(), torch.random.fork_rng(devices=[]):
         parallel = [key for key, limit in limits.items() if limit.sharding_types == ["data_parallel"]]

@@ -45,7 +45,7 @@ class ManagedRows(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the buffers; TorchRec's module keeps a second reference to those of its eviction policy."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         slots: Any = self.slots
         slots._mch_metadata = {name: getattr(slots, f"_mch_{name}") for name in slots._mch_metadata}
         return self

@@ -44,7 +44,7 @@ class PlainTables(nn.Module):
         return {name: self._rows[index] for name, index in self._names.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._keep = {name: fn(keep_R) for name, keep_R in self._keep.items()}
         self._factors = {name: fn(factor_dD) for name, factor_dD in self._factors.items()}
         return self

@@ -28,8 +28,8 @@ from models.moe.router import routers
 from models.ranker import LookedUp, Ranker
 from models.sparsity.lever import Lever
 
-_RELATIVE, _ABSOLUTE = 0.01, 0.001
-"""How far the loss of the first replay may be from that of the same kernels without a graph."""
+_RELATIVE, _ABSOLUTE = 0.01, 1e-4
+"""How far loss and gradients of the first replay may be from those of the same kernels without a graph."""
 
 
 class Tail(Protocol):
@@ -138,7 +138,8 @@ class CapturedLoss:
     def loss(self, looked_up: LookedUp, batch: Batch) -> Tensor | None:
         """The loss of a batch that :meth:`takes` accepts; ``None`` if it must be computed without graphs.
 
-        The first call captures, and compares the loss of the graph with that of the same kernels without one.
+        The first call captures, and compares loss and gradients of the graph with those of the same kernels without
+        one.
         """
         parts = [*looked_up.pooled.values(), *looked_up.wide.values()]
         others = [part for part in (batch.weights, batch.log_q) if part is not None]
@@ -180,19 +181,20 @@ class CapturedLoss:
                     for buffer, before in zip(dense.buffers(), buffers, strict=True):
                         buffer.copy_(before)
 
-        with torch.no_grad():
-            expected = float(undisturbed(lambda: dense(*samples)))
-        if not math.isfinite(expected):
+        inputs = [part for part in (*samples, *dense.parameters()) if part.requires_grad]
+        expected = undisturbed(lambda: _loss_and_gradients(dense(*samples), inputs))
+        if not all(map(math.isfinite, expected)):
             return None  # a training that diverges says so itself
         try:
             replay: Callable[..., Tensor] = undisturbed(lambda: self._recorded(dense, samples))
-            found = float(undisturbed(lambda: replay(*samples).detach()))
+            found = undisturbed(lambda: _loss_and_gradients(replay(*samples), inputs))
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             self._give_up((str(error) or type(error).__name__).splitlines()[0])
             return None
-        if not math.isclose(found, expected, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
-            self._give_up(f"the loss of its first replay is {found:.6g}, not {expected:.6g}")
-            return None
+        for what, mine, wanted in zip(("loss", "norm of gradients"), found, expected, strict=True):
+            if not math.isclose(mine, wanted, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
+                self._give_up(f"the {what} of its first replay is {mine:.6g}, not {wanted:.6g}")
+                return None
         return replay
 
     def _recorded(self, dense: _Dense, samples: tuple[Tensor, ...]) -> Any:
@@ -223,3 +225,9 @@ class CapturedLoss:
             Notice,
             stacklevel=2,
         )
+
+
+def _loss_and_gradients(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[float, float]:
+    """A loss, and the norm of its gradients."""
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return float(loss.detach()), float(nn.utils.get_total_norm([part for part in found if part is not None]))

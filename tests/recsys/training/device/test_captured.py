@@ -100,6 +100,7 @@ class FailsAfterWarmUp(Recorder):
         (FailsAfterWarmUp(), r"\(capturing stream has unjoined work\)"),
         (fails, r"\(operation not permitted when stream is capturing\)"),
         (Recorder(lambda loss: 2 * loss), r"the loss of its first replay is .*, not "),
+        (Recorder(lambda loss: 2 * loss - loss.detach()), r"the norm of gradients of its first replay is .*, not "),
     ],
 )
 def test_a_capture_that_fails_is_said_once_and_the_training_goes_on(

@@ -29,6 +29,7 @@ MLP, MIXTURE = {"kind": "mlp", "hidden": [16]}, {"kind": "moe", "experts": 4, "h
 CONFIGS: dict[str, dict[str, Any]] = {
     "cross, wide and gates": {"interaction": {"kind": "cross"}, "tower": MLP, "wide": True, "gates": True},
     "pairs and batch norm": {"interaction": {"kind": "dot"}, "tower": MLP, "batch_norm": True},
+    "k-winners": {"tower": MLP | {"k_winners": 0.5}},
     "multiplicative": {"interaction": {"kind": "multiplicative"}, "tower": MLP},
     "attention": {"pooling": {"likes": "attention"}, "tower": MLP, "tasks": {"weights": "uncertainty"}},
     "convolution": {"pooling": {"likes": "convolution"}, "tower": MLP},
@@ -82,6 +83,20 @@ def test_a_step_keeps_every_tensor_on_the_device_and_reads_none(name: str, monke
         average.update(dict(ranker.named_parameters()))
     found = [*ranker.parameters(), *ranker.buffers(), *(p.grad for p in ranker.parameters() if p.grad is not None)]
     assert {tensor.device for tensor in found} == {META}
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *READ])
+def test_every_part_trains_in_bfloat16(name: str) -> None:
+    ranker, batch = make_ranker((CONFIGS | READ)[name]), random_batch(64)
+    for parameter in ranker.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits_BT = ranker(batch)
+    assert batch.labels is not None
+    torch.autograd.backward(task_losses(logits_BT, batch.labels, ["binary", "regression"]).sum())
+    gradients = [parameter.grad for parameter in ranker.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert sum(bool(gradient.any()) for gradient in gradients) > len(gradients) // 2
 
 
 def test_a_meta_device_refuses_what_a_gpu_would_refuse_or_be_read_for() -> None:
