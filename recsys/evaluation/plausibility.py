@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from data_pipelines.batch import Schema
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.errors import Notice
+from data_pipelines.features.kinds.number import NumberConfig
 from data_pipelines.logs.outcomes import Labels
 from data_pipelines.profile.leaks import LEAK_AUC, alone_auc
 
@@ -30,7 +30,7 @@ def warn_of_implausible(dataset: Dataset, split: str, task: str, auc: float, fea
     if not reasons and auc < _HIGH_AUC:
         return
     labels_N = dataset.labels(split)[:, dataset.schema.tasks.index(task)].astype(np.float64)
-    alone = _alone(dataset.schema, dataset.frame(split), labels_N, features)
+    alone = _alone(dataset, split, labels_N, features)
     ordered = sorted(alone, key=lambda name: -alone[name])
     honest = max((value for name, value in alone.items() if name.split(".")[0] not in reasons), default=0.5)
     best = ", ".join(f"{name} {alone[name]:.3f}" for name in ordered[:_SHOWN])
@@ -54,10 +54,19 @@ def _is_read(feature: str, encoded: Sequence[str]) -> bool:
     return any(name.split(".")[0] == feature for name in encoded)
 
 
-def _alone(schema: Schema, frame: pl.LazyFrame, labels_N: Labels, features: Sequence[str]) -> dict[str, float]:
-    """AUC of each id and each number alone, learned on one half of the rows and tested on the other."""
+def _alone(dataset: Dataset, split: str, labels_N: Labels, features: Sequence[str]) -> dict[str, float]:
+    """AUC of each id and each number alone, learned on one half of the rows and tested on the other.
+
+    Of a number in pieces, their sum orders the rows as the number does.
+    """
+    schema, configs = dataset.schema, dataset.config.features
     ids = [spec.name for spec in schema.sparse if spec.kind == "id" and spec.name in features]
-    numbers = [spec.name for spec in schema.dense if spec.width == 1 and spec.name in features]
-    rows = frame.select(*(pl.col(name).cast(pl.String) for name in ids), *numbers).head(_MOST_ROWS).collect()
+    numbers = [
+        pl.col(spec.name) if spec.width == 1 else pl.col(spec.name).arr.sum()
+        for spec in schema.dense
+        if spec.name in features and (spec.width == 1 or isinstance(configs.get(spec.name), NumberConfig))
+    ]
+    columns = [*(pl.col(name).cast(pl.String) for name in ids), *numbers]
+    rows = dataset.frame(split).select(columns).head(_MOST_ROWS).collect()
     found = {name: alone_auc(rows[name], labels_N[:_MOST_ROWS]) for name in rows.columns}
     return {name: auc for name, auc in found.items() if auc is not None}

@@ -11,7 +11,17 @@ from data_pipelines.files.side_tables import Join
 from data_pipelines.profile import words
 from data_pipelines.profile.columns import Column
 from data_pipelines.profile.inspection import LogProfile
-from data_pipelines.profile.starter.features import features, in_lists, left_out, past, task_name, unknown_shares
+from data_pipelines.profile.starter.features import (
+    distinct_values,
+    features,
+    in_lists,
+    is_binary,
+    left_out,
+    past,
+    shows_interactions,
+    task_name,
+    unknown_shares,
+)
 from data_pipelines.profile.wording import line, listed, percent, scalar
 
 _FEWEST_DAYS = 10
@@ -73,9 +83,6 @@ def starter_config(profile: LogProfile) -> str:
 
 _FEW_VALUES = 5
 """Distinct values up to which a column is named as a possible label."""
-_EVENTS_PER_VALUE = 5
-"""Rows of the rarer class per distinct value from which a log shows how values act together."""
-
 _REPEATED = 0.05
 """Share of repeats among the rows from which half of the negatives are what the user took before."""
 
@@ -86,7 +93,7 @@ def _model(profile: LogProfile) -> Iterator[str]:
     yield "model:"
     yield "  dim: 16                                   # width of the embeddings"
     yield "  init_std: 0.0001                          # tables start near zero, and grow by what they learn"
-    if _shows_interactions(profile):
+    if shows_interactions(profile):
         yield "  batch_norm: true                          # values have many events each: embeddings count at any size"
     yield "  wide: true                                # a linear model of ids and numbers, to which the rest adds"
     yield "  interaction: {kind: cross, layers: 1}     # or fm, dot, multiplicative, none"
@@ -108,34 +115,19 @@ def _train(profile: LogProfile) -> Iterator[str]:
     yield "  start: linear                             # fits the wide part to the training rows, before all else"
     yield "  epochs: 10                                # at most: training stops when validation no longer improves"
     yield f"  batch_size: {batch_size}"
-    if _values(profile) <= _SMALL_TABLES:
+    if distinct_values(profile) <= _SMALL_TABLES:
         yield f"  tables: {{optimizer: adam, learning_rate: 0.003, weight_decay: 0.01, {_WIDE}}}"
     else:
         yield f"  tables: {{optimizer: rowwise_adagrad, learning_rate: 0.02, {_WIDE}}}"
     yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
     yield "  ema: 0.99                                 # average of the weights over about 100 steps"
-    if _is_binary(profile):
+    if is_binary(profile):
         yield "  monitor: {logloss: -1}                    # of valid rows: tells more than AUC where positives are few"
     yield "  patience: 3"
     unknown = unknown_shares(profile)
     if unknown:
         shares = ", ".join(f"{scalar(name)}: {share:g}" for name, share in unknown.items())
         yield line(f"  unknown: {{{shares}}}", "ids to train as unknown: new rows have many new values")
-
-
-def _values(profile: LogProfile) -> int:
-    """Distinct values of all columns that have tables."""
-    return sum(column.distinct or 0 for column in profile.of("user", "item", "id", "bag") if not column.suspicions)
-
-
-def _is_binary(profile: LogProfile) -> bool:
-    return profile.label is None or profile.label_kind == "binary"
-
-
-def _shows_interactions(profile: LogProfile) -> bool:
-    """Whether a log has enough events per value to learn how values act together, beyond what each does alone."""
-    rate = profile.label_rate if _is_binary(profile) and profile.label_rate is not None else 0.5
-    return profile.rows * min(rate, 1 - rate) >= _EVENTS_PER_VALUE * _values(profile)
 
 
 def what_is_missing(profile: LogProfile) -> str | None:

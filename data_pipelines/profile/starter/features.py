@@ -23,6 +23,12 @@ _BAG_VALUES = 10_000
 _MOST_BAGS = 2
 _MOST_IDS = 3
 _MANY_VALUES = 10
+_EVENTS_PER_VALUE = 5
+"""Rows of the rarer class per distinct value from which a log shows how values act together."""
+_PIECES = 16
+"""Buckets of a number whose effect may bend."""
+_EVENTS_PER_PIECE = 50
+"""Rows of the rarer class per bucket from which a log shows how effects of numbers bend."""
 
 
 def feature_names(profile: LogProfile) -> dict[str, str]:
@@ -111,6 +117,33 @@ def in_lists(profile: LogProfile) -> Iterator[str]:
         yield f"    {scalar(_free(f'{name}_in_list', names))}: {{kind: relative, {source}, measures: [rank, zscore]}}"
 
 
+def distinct_values(profile: LogProfile) -> int:
+    """Distinct values of all columns that have tables."""
+    return sum(column.distinct or 0 for column in profile.of("user", "item", "id", "bag") if not column.suspicions)
+
+
+def is_binary(profile: LogProfile) -> bool:
+    """Whether the task of a log is to predict a probability."""
+    return profile.label is None or profile.label_kind == "binary"
+
+
+def shows_interactions(profile: LogProfile) -> bool:
+    """Whether a log has enough events per value to learn how values act together, beyond what each does alone."""
+    return _events(profile) >= _EVENTS_PER_VALUE * distinct_values(profile)
+
+
+def _shows_bends(profile: LogProfile) -> bool:
+    """Whether a log has enough events to learn how the effects of its numbers bend."""
+    pieces = _PIECES * len(profile.of("number"))
+    return shows_interactions(profile) and _events(profile) >= _EVENTS_PER_PIECE * pieces
+
+
+def _events(profile: LogProfile) -> float:
+    """Rows of the rarer class."""
+    rate = profile.label_rate if is_binary(profile) and profile.label_rate is not None else 0.5
+    return profile.rows * min(rate, 1 - rate)
+
+
 def task_name(profile: LogProfile) -> str:
     """The name of the task of a log's label."""
     assert profile.label is not None
@@ -138,7 +171,7 @@ def _definitions(profile: LogProfile, column: Column) -> Iterator[tuple[str, str
             rare = ", min_count: 2" if _has_rare_values(column) else ""
             yield "", f"kind: bag{delimiter}{rare}", f"{_values(column)}, {column.mean_length:.1f} per row"
         case "number":
-            yield "", *_number(column)
+            yield "", *_number(profile, column)
             yield from _beside(profile, column)
         case "vector" if column.mean_length:
             yield "", f"kind: vector, width: {column.mean_length:.0f}", "as it is"
@@ -168,10 +201,14 @@ def _values(column: Column) -> str:
     return f"{column.distinct or 0:,} values{new}"
 
 
-def _number(column: Column) -> tuple[str, str]:
+def _number(profile: LogProfile, column: Column) -> tuple[str, str]:
     low, high = float(column.low or 0), float(column.high or 0)
     indicator = ", indicator: true" if column.nulls > 0.01 else ""
     nulls = f", {percent(column.nulls)} null" if indicator else ""
+    distinct = column.distinct or 0
+    if distinct > _FEW_IDS and _shows_bends(profile):
+        pieces = f"transform: piecewise, buckets: {min(_PIECES, distinct - 1)}"
+        return f"kind: number, {pieces}{indicator}", f"{column.low} to {column.high}, its effect may bend{nulls}"
     if low >= 0 and column.mean and high > _SKEWED * column.mean:
         return f"kind: number, transform: log1p{indicator}", f"{column.low} to {column.high}, skewed{nulls}"
     return f"kind: number, transform: standardize{indicator}", f"{column.low} to {column.high}{nulls}"

@@ -10,6 +10,7 @@ import polars as pl
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.dataset.matrices import blocks, to_csr
 from data_pipelines.errors import UserError
+from data_pipelines.features.kinds.number import NumberConfig
 from recsys.evaluation.baselines.base import Fitted, judging_split, labels_of, schema_of, weights_of
 from recsys.metrics.arrays import Floats
 
@@ -69,5 +70,14 @@ def _tree_columns(dataset: Dataset, split: str, features: Sequence[str] | None) 
         part = matrix[:, block]
         if name not in ids:
             few = part.shape[1] <= _FLAGS or name in {feature.name for feature in schema.dense}
-            columns.append(part.toarray() if few else np.asarray(part.sum(1), np.float32))
+            summed = _pieces(dataset, name) if few else part.shape[1]
+            if summed:
+                columns.append(np.asarray(part[:, :summed].sum(1), np.float32))
+            columns.append(part[:, summed:].toarray())
     return np.hstack(columns)
+
+
+def _pieces(dataset: Dataset, name: str) -> int:
+    """How many columns are pieces of one number: trees read their sum, which orders the rows as the number does."""
+    config = dataset.config.features.get(name)
+    return config.buckets if isinstance(config, NumberConfig) and config.transform == "piecewise" else 0

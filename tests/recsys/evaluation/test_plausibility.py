@@ -44,6 +44,7 @@ def prepared(folder: Path, **columns: Any) -> Dataset:
     ("feature", "auc", "said"),
     [
         ({"paid": {"kind": "number"}}, 0.99, "look at 'paid'"),
+        ({"paid": {"kind": "number", "transform": "piecewise", "indicator": True}}, 0.99, "look at 'paid'"),
         ({"liked": {"kind": "id"}}, 0.7, "look at 'liked', whose column is set only where 'click' is positive"),
         ({"hint": {"kind": "id"}}, 0.995, "a few features together"),
     ],

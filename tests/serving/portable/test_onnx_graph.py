@@ -93,7 +93,7 @@ def test_its_predictions_are_those_of_the_scorer(portable: Path) -> None:
         "ids.tags": np.array([[2, 3, -1], [-1, -1, -1]]),
         "ids.words": np.array([[2], [3]]),
         "ids.bucket": np.array([2, 3]),
-        "dense": np.zeros((2, 3), np.float32),
+        "dense": np.zeros((2, 7), np.float32),
     }
     logits, predictions = session.run(["logits", "predictions"], inputs)
     bags = {"ids.tags": (np.array([2, 3]), np.array([0, 2, 2]))}

@@ -1,6 +1,7 @@
 """The recipe of a starter config: what it asks of the model and of training, by what the log is."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -50,6 +51,17 @@ def test_rows_are_normalised_where_values_have_events_enough(profile: LogProfile
     assert many.train == few.train
     rare = with_items(profile, 30).model_copy(update={"label_rate": 0.01})
     assert written(rare, tmp_path).model == few.model
+
+
+def test_numbers_are_piecewise_where_the_log_shows_how_their_effect_bends(profile: LogProfile, tmp_path: Path) -> None:
+    def price(log: LogProfile) -> dict[str, Any]:
+        return written(log, tmp_path).data.features["price"].model_dump()
+
+    large = profile.model_copy(update={"rows": 20_000})
+    assert price(profile)["transform"] == "standardize"
+    assert (price(large)["transform"], price(large)["buckets"]) == ("piecewise", 16)
+    assert price(with_items(large, 5_000))["transform"] == "standardize"
+    assert price(large.model_copy(update={"label_rate": 0.01}))["transform"] == "standardize"
 
 
 def test_a_label_that_is_a_number_keeps_its_own_monitor(tmp_path: Path) -> None:

@@ -61,6 +61,26 @@ def test_a_baseline_of_some_features_sees_no_others(dataset: Dataset) -> None:
         assert abs(auc(dataset.labels("test")[:, 0], noise) - 0.5) < 0.1
 
 
+def test_trees_read_a_number_in_pieces_as_the_number(tmp_path: Path) -> None:
+    pytest.importorskip("lightgbm")
+    rng = np.random.default_rng(0)
+    amounts = rng.integers(0, 20, 800)
+    labels = rng.random(800) < np.where(amounts % 7 < 3, 0.8, 0.2)
+    pl.DataFrame({"amount": amounts, "y": labels.astype(int)}).write_parquet(tmp_path / "log.parquet")
+    pieces = {"kind": "number", "column": "amount", "transform": "piecewise", "buckets": 4, "indicator": True}
+    config = DataConfig.model_validate(
+        {
+            "log": str(tmp_path / "log.parquet"),
+            "tasks": {"y": {"column": "y"}},
+            "split": {"by": "random", "valid": 0.2, "test": 0.2},
+            "features": {"amount": {"kind": "number"}, "pieces": pieces},
+        }
+    )
+    made = prepare(config, tmp_path / "dataset")
+    whole, cut = (FITS["lightgbm"](made, [name]).logits("test") for name in ("amount", "pieces"))
+    np.testing.assert_allclose(cut, whole)
+
+
 def test_a_task_without_labels_everywhere_is_refused(tmp_path: Path) -> None:
     frame = pl.DataFrame({"a": [1, 2, 3, 4] * 5, "y": [0.5, 1.5, 2.0, 1.0] * 5})
     frame.write_parquet(tmp_path / "log.parquet")
