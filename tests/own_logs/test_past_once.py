@@ -154,5 +154,5 @@ def test_a_job_reads_the_past_from_any_state_of_its_features(tmp_path: Path) -> 
         features={"u": {"kind": "id"}, "n": {"kind": "statistic", "measure": "count", "by": ["u"], "window": 9}},
     )
     prepare(other, tmp_path / "other")
-    with pytest.raises(UserError, match="has no 'n' as"):
+    with pytest.raises(UserError, match="does not hold 'n' as"):
         score(artifact, rows, tmp_path / "mismatch", state=tmp_path / "other" / "state")

@@ -95,7 +95,7 @@ def test_other_states_are_refused(root: Path, tmp_path: Path) -> None:
     body = {"path": str(root / "artifact"), "state": str(root / "other" / "state")}
     refused = client.put("/v1/artifacts/a", json=body)
     assert refused.status_code == 422
-    assert "has no 'n' as" in refused.text
+    assert "does not hold 'n' as" in refused.text
     shutil.copytree(root / "dataset" / "state", tmp_path / "outside")
     outside = client.put("/v1/artifacts/a", json={**body, "state": str(tmp_path / "outside")})
     assert outside.status_code == 422
