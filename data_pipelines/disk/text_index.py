@@ -80,9 +80,9 @@ class EnumIndex:
             return places
 
         def values(found: pl.Series) -> pl.Series:
-            return then(found.struct.field("text"), found.struct.field("place"))
+            return then(*found.struct.unnest())
 
-        found = pl.struct(text.alias("text"), places.alias("place"))
+        found = pl.struct(text, places.alias(":place"))
         return found.map_batches(values, return_dtype=pl.Int32, is_elementwise=True)
 
 

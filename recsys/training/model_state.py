@@ -1,6 +1,7 @@
 """The model in training (sharded ranker, optimizers, levers, averaged weights), and all of it as named tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, unquote
@@ -183,6 +184,13 @@ class ModelState:
 
     def _live(self) -> dict[str, Tensor]:
         """Views of every weight that this process updates, and of running statistics."""
+        if self.model.device.type == "cuda":
+            settle_caches(self.ranker)
+        return self._views
+
+    @cached_property
+    def _views(self) -> dict[str, Tensor]:
+        """The views of :meth:`_live`: all weights are changed in place, so that they are found once."""
         shards = {f"{s.table}@{s.row_offset},{s.col_offset}": s.weight for s in local_rows(self.ranker)}
         dense = self.ranker.dense_state()
         return {name: tensor for name, tensor in dense.items() if tensor.is_floating_point()} | shards
