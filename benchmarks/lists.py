@@ -1,20 +1,26 @@
 """Lists: what features relative to a list and losses over lists are worth, beside LightGBM's lambdarank.
 
-All models learn from the same encoded rows of trivago's hotel lists, in the folder that ``RECSYS_DATA`` names. The arm
-and the setting of LightGBM that are compared are those with the best NDCG on valid rows. Metrics of lists are means
-over lists, and differences have an interval that holds test rows (whole users) and, with several seeds, seeds.
+All models learn from the same encoded rows of trivago's hotel lists, in the folder that ``RECSYS_DATA`` names: the
+features that ``init`` writes and :data:`MORE`. Ours are trained as ``init`` writes it, with another loss, and stop by
+the NDCG of valid rows, as LightGBM does. The arm and the setting of LightGBM that are compared are those with the best
+NDCG on valid rows. Metrics of lists are means over lists, and differences have an interval that holds test rows (whole
+users) and, with several seeds, seeds.
 
 Without real data only the planted truth is measured: how often intervals of inverse propensity scoring cover the true
 value of a policy, and whether those of positions cover what positions were planted to add.
 
-``python -m benchmarks.lists 3 "LightGBM lambdarank;calibrated"`` measures these two alone, with three seeds.
+``python -m benchmarks.lists 3 "LightGBM lambdarank, 15 leaves;calibrated"`` measures these two alone, with three seeds.
+Each result is kept in the folder that ``RECSYS_RESULTS`` names, so a stopped run resumes.
 """
 
 import json
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +29,17 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common import machine, real_data, table
+from benchmarks.first import Measured, Results, train_one
+from benchmarks.first_positives import content_of_init
 from data_pipelines.dataset.dataset import Dataset, prepare
 from data_pipelines.errors import UserError
+from data_pipelines.profile.inspection import inspect_log
 from data_pipelines.synthetic_lists import ListsConfig, draw_lists, generate_lists, lists_experiment
 from recsys.config.experiment import ExperimentConfig
+from recsys.config.validation import parse_config
 from recsys.demo_lists import positions_covered
 from recsys.evaluation.added import ADDED_FILE
+from recsys.evaluation.baselines.trees import tree_columns
 from recsys.evaluation.comparison import TestRows
 from recsys.evaluation.evaluate import evaluate, facts_of
 from recsys.metrics.arrays import Floats, run_starts
@@ -38,69 +49,36 @@ from recsys.metrics.registry import get_metric
 from recsys.metrics.significance import Effect, combine
 from recsys.training.train import train
 
-SEEDS = 1
+SEEDS = 3
 METRICS = ("list_ndcg@10", "list_mrr", "list_auc", "auc", "logloss")
 PEERS: Mapping[str, Mapping[str, Any]] = {
-    "LightGBM binary": {"objective": "binary"},
-    "LightGBM lambdarank": {"objective": "lambdarank"},
-    "LightGBM lambdarank, 31 leaves": {"objective": "lambdarank", "num_leaves": 31},
+    "LightGBM binary": {"objective": "binary", "num_leaves": 15},
+    "LightGBM lambdarank, 7 leaves": {"objective": "lambdarank", "num_leaves": 7, "learning_rate": 0.1},
     "LightGBM lambdarank, 15 leaves": {"objective": "lambdarank", "num_leaves": 15},
+    "LightGBM lambdarank, 15 leaves, smaller steps": {
+        "objective": "lambdarank",
+        "num_leaves": 15,
+        "learning_rate": 0.03,
+    },
+    "LightGBM lambdarank, 31 leaves": {"objective": "lambdarank", "num_leaves": 31},
+    "LightGBM lambdarank, 63 leaves": {"objective": "lambdarank", "num_leaves": 63},
 }
 REPETITIONS = 100
 ROUNDS = 500
 """Of LightGBM at most; it stops early by the valid split."""
 
-RELATIVE: Mapping[str, Any] = {
+MORE: Mapping[str, Any] = {
     "price_in_list": {
         "kind": "relative",
         "column": "price",
         "measures": ["rank", "share", "from_mean", "from_min", "from_median", "zscore", "count"],
     },
-    "rate_in_list": {"kind": "relative", "of": "item_rate", "measures": ["rank", "from_mean", "zscore"]},
-    "count_in_list": {"kind": "relative", "of": "item_count", "measures": ["rank", "zscore"]},
-    "own_in_list": {"kind": "relative", "of": "user_item", "measures": ["rank", "zscore"]},
+    "own_in_list": {"kind": "relative", "of": "count_of_user_and_item", "measures": ["rank", "zscore"]},
+    "seen": {"kind": "recency", "by": ["user_id", "item"]},
+    "seen_in_list": {"kind": "relative", "of": "seen", "measures": ["rank", "zscore"]},
+    "place": {"kind": "id", "column": "position", "serve": 1},
 }
-DATA: Mapping[str, Any] = {
-    "time": "timestamp",
-    "user": "user_id",
-    "group": ["session_id", "timestamp", "step"],
-    "tasks": {"click": {"column": "clicked"}},
-    "keys": ["item"],
-    "features": {
-        "item": {"kind": "id", "min_count": 5},
-        "city": {"kind": "id"},
-        "platform": {"kind": "id"},
-        "device": {"kind": "id"},
-        "position": {"kind": "id"},
-        "place": {"kind": "id", "column": "position", "serve": 1},
-        "filters": {"kind": "bag", "column": "current_filters", "delimiter": "|"},
-        "price": {"kind": "number", "transform": "log1p"},
-        "item_rate": {"kind": "statistic", "measure": "rate", "of": "click", "by": ["item"]},
-        "item_count": {"kind": "statistic", "measure": "count", "by": ["item"]},
-        "user_item": {"kind": "statistic", "measure": "count", "by": ["user_id", "item"]},
-        "user_count": {"kind": "statistic", "measure": "count", "by": ["user_id"]},
-        **RELATIVE,
-    },
-}
-SETTINGS: Mapping[str, Any] = {
-    "model": {
-        "dim": 16,
-        "init_std": 0.0001,
-        "interaction": {"kind": "cross", "layers": 2},
-        "tower": {"kind": "mlp", "hidden": [128, 64]},
-    },
-    "train": {
-        "epochs": 2,
-        "batch_size": 512,
-        "tables": {"learning_rate": 0.02},
-        "dense": {"optimizer": "adam", "learning_rate": 0.001},
-        "unknown": {"item": 0.3},
-        "ema": 0.995,
-        "evaluate_every": 120,
-        "patience": 4,
-        "monitor": {"list_ndcg@10": 1},
-    },
-}
+"""Features beside those that ``init`` writes."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +95,12 @@ class Arm:
     relative: bool = True
     term: bool = False
 
-    @property
-    def features(self) -> list[str]:
-        """What it reads."""
-        without = {"position" if self.term else "place"} | (set() if self.relative else RELATIVE.keys())
-        return [name for name in DATA["features"] if name not in without]
+    def features(self, all_of: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """What it reads of the features of ``data``."""
+        without = {"position" if self.term else "place"}
+        if not self.relative:
+            without |= {name for name, feature in all_of.items() if feature["kind"] == "relative"}
+        return [name for name in all_of if name not in without]
 
 
 ARMS: Mapping[str, Arm] = {
@@ -129,29 +108,27 @@ ARMS: Mapping[str, Arm] = {
     "pointwise": Arm({"kind": "pointwise"}),
     "softmax": Arm({"kind": "softmax"}),
     "lambdarank": Arm({"kind": "lambdarank"}),
-    "calibrated": Arm({"kind": "calibrated", "share": 0.8}),
-    "calibrated, position as a term": Arm({"kind": "calibrated", "share": 0.8}, term=True),
+    "calibrated": Arm({"kind": "calibrated", "share": 0.5}),
+    "calibrated, position as a term": Arm({"kind": "calibrated", "share": 0.5}, term=True),
 }
 
 
-def experiment(log: Path, arm: Arm, seed: int) -> ExperimentConfig:
-    """The config of one training."""
-    training = {**SETTINGS["train"], "features": arm.features, "loss": dict(arm.loss)}
-    blocks = {**SETTINGS, "data": {**DATA, "log": str(log)}, "seed": seed, "train": training}
-    return ExperimentConfig.model_validate(blocks)
+def experiment(content: Mapping[str, Any], arm: Arm, seed: int) -> ExperimentConfig:
+    """The config of one training: what ``init`` wrote, more features, a loss, and the order of lists to stop by."""
+    features = {**content["data"]["features"], **MORE}
+    training = {"features": arm.features(features), "loss": dict(arm.loss), "monitor": {"list_ndcg@10": 1}}
+    blocks = {
+        "data": {**content["data"], "features": features},
+        "train": {**content["train"], **training},
+        "seed": seed,
+    }
+    return parse_config(ExperimentConfig, {**content, **blocks}, source="init")
 
 
-def scores_of(log: Path, arm: Arm, seed: int, dataset: Dataset, folder: Path) -> dict[str, Floats]:
-    """(N,) logits of the rows of valid and test."""
-    train(experiment(log, arm, seed), dataset, folder)
-    found = {split: evaluate(folder, dataset, split, draws=0).predictions for split in ("valid", "test")}
-    return {split: frame["click:logit"].to_numpy() for split, frame in found.items()}
-
-
-def peer_scores(dataset: Dataset, changes: Mapping[str, Any]) -> dict[str, Floats]:
-    """(N,) scores of LightGBM for valid and test, stopped early by the NDCG of valid."""
-    names = ARMS["pointwise"].features
-    columns = {split: _numbers(dataset, split, names) for split in ("train", "valid", "test")}
+def peer_scores(dataset: Dataset, names: Sequence[str], changes: Mapping[str, Any]) -> Measured:
+    """Scores of LightGBM for valid and test, stopped early by the NDCG of valid."""
+    began = time.process_time()
+    columns = {split: tree_columns(dataset, split, names) for split in ("train", "valid", "test")}
     sets = {}
     for split in ("train", "valid"):
         lists_N = dataset.lists(split)
@@ -159,26 +136,12 @@ def peer_scores(dataset: Dataset, changes: Mapping[str, Any]) -> dict[str, Float
         starts = run_starts(lists_N)
         sizes_L = np.diff(starts, append=len(lists_N))
         sets[split] = lightgbm.Dataset(columns[split], dataset.labels(split)[:, 0], group=sizes_L)
-    settings: dict[str, Any] = {
-        "learning_rate": 0.05,
-        "num_leaves": 63,
-        "min_data_in_leaf": 50,
-        "seed": 0,
-        "deterministic": True,
-    }
-    settings |= {"metric": "ndcg", "eval_at": [10], "num_threads": 2, "verbosity": -1, **changes}
+    settings: dict[str, Any] = {"learning_rate": 0.05, "min_data_in_leaf": 50, "seed": 0, "deterministic": True}
+    settings |= {"metric": "ndcg", "eval_at": [10], "num_threads": 1, "verbosity": -1, **changes}
     stop = lightgbm.early_stopping(30, verbose=False)
     booster = lightgbm.train(settings, sets["train"], ROUNDS, valid_sets=[sets["valid"]], callbacks=[stop])
-    return {split: np.asarray(booster.predict(columns[split], raw_score=True)) for split in ("valid", "test")}
-
-
-def _numbers(dataset: Dataset, split: str, names: Sequence[str]) -> Floats:
-    """(N, D) dense features as they are, ids and the lengths of bags as numbers."""
-    schema = dataset.encoder.select(names).schema
-    frame = dataset.frame(split).collect()
-    bags = {spec.name for spec in schema.sparse if spec.kind == "bag"}
-    columns = [frame[name].list.len() if name in bags else frame[name] for name in schema.feature_names]
-    return np.stack([column.to_numpy().astype(np.float32) for column in columns], 1)
+    valid, test = (np.asarray(booster.predict(columns[split], raw_score=True)) for split in ("valid", "test"))
+    return Measured(valid, test, (time.process_time() - began) / 60)
 
 
 def difference(rows: TestRows, metric: str, ours: Sequence[Floats], theirs: Floats) -> Effect:
@@ -196,19 +159,22 @@ def on_trivago(log: Path, seeds: int, names: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"name at least one of {'; '.join(ARMS)}, and at least one of {'; '.join(PEERS)}.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset = prepare(experiment(log, ARMS["pointwise"], 0).data, folder / "dataset")
+        results = Results(Path(os.environ.get("RECSYS_RESULTS", folder / "results")))
+        content = content_of_init(inspect_log(str(log)), folder / "init.yaml")
+        dataset = prepare(experiment(content, ARMS["pointwise"], 0).data, folder / "dataset")
+        task = dataset.schema.tasks[0]
         rows = {
-            split: TestRows.of(dataset.labels(split)[:, 0], facts_of(dataset, split, "click"))
+            split: TestRows.of(dataset.labels(split)[:, 0], facts_of(dataset, split, task))
             for split in ("valid", "test")
         }
         found: dict[str, list[dict[str, Floats]]] = {}
         values: dict[str, dict[str, dict[str, float]]] = {split: {} for split in rows}
         for arm in (*peers, *arms):
             if arm in PEERS:
-                found[arm] = [peer_scores(dataset, PEERS[arm])]
+                made = [_peer(content, dataset, arm, results)]
             else:
-                places = [folder / f"{arm}-{seed}" for seed in range(seeds)]
-                found[arm] = [scores_of(log, ARMS[arm], seed, dataset, place) for seed, place in enumerate(places)]
+                made = [_train(experiment(content, ARMS[arm], seed), dataset, arm, results) for seed in range(seeds)]
+            found[arm] = [{"valid": run.valid, "test": run.test} for run in made]
             for split in rows:
                 values[split][arm] = _mean(rows[split], split, found[arm])
                 print(f"{arm}, {split}: {values[split][arm]}", file=sys.stderr, flush=True)
@@ -231,6 +197,18 @@ def on_trivago(log: Path, seeds: int, names: Sequence[str]) -> dict[str, Any]:
         "lambdarank_ndcg10": values["test"][peer]["list_ndcg@10"],
         "ndcg10_difference": limits,
     }
+
+
+def _train(config: ExperimentConfig, dataset: Dataset, arm: str, results: Results) -> Measured:
+    settings = config.model_dump_json(exclude={"data": {"log"}})
+    return results.get(f"lists/{arm}/{config.seed}", settings, partial(train_one, config, dataset))
+
+
+def _peer(content: Mapping[str, Any], dataset: Dataset, peer: str, results: Results) -> Measured:
+    arm = experiment(content, ARMS["pointwise"], 0)
+    settings = arm.data.model_dump_json(exclude={"log"}) + json.dumps(dict(PEERS[peer]))
+    names = arm.train.features or []
+    return results.get(f"lists/{peer}", settings, partial(peer_scores, dataset, names, PEERS[peer]))
 
 
 def _mean(rows: TestRows, split: str, runs: Sequence[Mapping[str, Floats]]) -> dict[str, float]:

@@ -36,7 +36,7 @@ def fit_gradient_boosting(dataset: Dataset, features: Sequence[str] | None = Non
     def rows(split: str) -> Any:
         labels_N = labels_of(dataset, split)
         known_N = ~np.isnan(labels_N)
-        matrix, weights_N = _tree_columns(dataset, split, features), weights_of(dataset, split)
+        matrix, weights_N = tree_columns(dataset, split, features), weights_of(dataset, split)
         return lightgbm.Dataset(matrix[known_N], labels_N[known_N], weight=weights_N[known_N])
 
     settings = {
@@ -55,12 +55,13 @@ def fit_gradient_boosting(dataset: Dataset, features: Sequence[str] | None = Non
     booster = lightgbm.train(settings, rows("train"), **judged)
 
     def logits(split: str) -> Floats:
-        return np.asarray(booster.predict(_tree_columns(dataset, split, features), raw_score=True))
+        return np.asarray(booster.predict(tree_columns(dataset, split, features), raw_score=True))
 
     return Fitted(logits)
 
 
-def _tree_columns(dataset: Dataset, split: str, features: Sequence[str] | None) -> npt.NDArray[np.float32]:
+def tree_columns(dataset: Dataset, split: str, features: Sequence[str] | None) -> npt.NDArray[np.float32]:
+    """(N, D) what gradient boosting reads: numbers, ids in their order, flags of small bags, sizes of larger ones."""
     matrix, _ = to_csr(dataset, split, features)
     schema = schema_of(dataset, features)
     ids = [feature.name for feature in schema.sparse if feature.kind == "id"]
