@@ -1,5 +1,6 @@
 """``recsys daily``: one day of daily training."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,6 +59,8 @@ def daily_verb(
             _make_live(history, jobs_db)
         result: dict[str, Any] = {"day": day.number, "new": new, "current": history.current}
         result |= day.model_dump(mode="json", exclude={"number", "artifact", "log_checksum"})
+        if not json and day.latest is not None:
+            result["latest"] = datetime.fromtimestamp(day.latest // 1_000_000, UTC).isoformat()
         if source is not None and output is not None:
             result["scores"] = _score(history, day, source, output)
     finish(result, json, command("score", history.current, "INPUT", "OUTPUT"))

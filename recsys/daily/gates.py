@@ -70,7 +70,7 @@ def check_day(
 
 
 def _check_known(config: DailyConfig, log: str, data: Dataset, before: Dataset) -> None:
-    rows = _all_rows(data, data.schema.feature_names)
+    rows = _all_rows(data, [feature.name for feature in data.schema.sparse if feature.kind != "history"])
     shares = unseen_shares(data.schema, rows, known=before.schema)
     above = {name: share for name, (_, share) in shares.items() if share > config.max_unknown}
     if above:

@@ -106,6 +106,7 @@ def test_a_rank_gets_the_batches_of_the_folder_and_fetches_only_their_files(loca
     dataset = Dataset.stream(address)
     assert shards_there(dataset) == set()
     before = dataset.fetched
+    assert before is not None
     assert_same(list(loader(dataset, rank=0, world_size=2)), expected[0])
     assert shards_there(dataset) == shards_of(expected[0])
     assert len(shards_there(dataset)) == 4
@@ -174,6 +175,7 @@ def test_the_summary_is_that_of_the_rows(local: Dataset) -> None:
     assert summary.parts["train"] == [SHARD_ROWS] * 8
     labels, weights = local.labels("train")[:, 0], local.weights("train", "click")
     task = summary.tasks["click"]
+    assert weights is not None
     assert (task.labelled, task.low, task.high) == (len(frame), labels.min(), labels.max())
     assert task.mean_weight == pytest.approx(weights.mean())
     small = np.log1p(np.abs(frame["price"].to_numpy())) * np.sign(frame["price"].to_numpy())

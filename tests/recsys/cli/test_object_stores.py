@@ -83,9 +83,9 @@ def test_ranks_fetch_their_files_of_a_data_set_and_send_their_parts_of_a_run(
     result = json.loads(done.stdout.splitlines()[-1])
     expected = result["valid"]["logloss"]
     [note] = [note for note in result["notes"] if "each rank fetched" in note]
-    *ranks, total = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", note))
-    assert len(ranks) == 2
-    assert min(ranks) > 0
-    assert sum(ranks) < total  # nobody has read the test split or the state
+    *fetched_by_rank, total = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", note))
+    assert len(fetched_by_rank) == 2
+    assert min(fetched_by_rank) > 0
+    assert sum(fetched_by_rank) < total  # nobody has read the test split or the state
     dataset = Dataset.open(fetched(f"{bucket}/dataset"))
     assert evaluate(run, dataset, "valid", draws=0).tasks["click"]["logloss"] == pytest.approx(expected, abs=1e-6)

@@ -118,6 +118,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
                 "item": {"kind": "id"},
                 "clicks": {"kind": "statistic", "by": ["user"], "of": "click", "measure": "rate"},
                 "seen": {"kind": "statistic", "by": ["user"], "measure": "count"},
+                "recent": {"kind": "history", "of": ["item"], "last": 3},
             },
         },
         "model": {"dim": 8, "interaction": {"kind": "none"}, "tower": {"kind": "mlp", "hidden": [8]}},
@@ -294,6 +295,7 @@ def test_the_command_does_the_seventh_day_scores_and_switches_a_service(road: Ro
         result = json.loads(done.stdout.splitlines()[-1])
         assert (result["day"], result["new"], result["switched"], result["model"]) == (7, new, True, 7)
         assert result["scores"]["rows_out"] == ROWS
+        assert result["latest"] == int(day_of(7)["time"][-1]) * 1_000_000
     assert "is finished already, as day 7: nothing has changed" in done.stderr
     assert len(pl.read_parquet(tmp_path / "scores/*.parquet")) == ROWS
     store, path = JobStore(jobs_db), (road.folder / "current").resolve()
