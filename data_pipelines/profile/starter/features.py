@@ -205,9 +205,8 @@ def _number(profile: LogProfile, column: Column) -> tuple[str, str]:
     low, high = float(column.low or 0), float(column.high or 0)
     indicator = ", indicator: true" if column.nulls > 0.01 else ""
     nulls = f", {percent(column.nulls)} null" if indicator else ""
-    distinct = column.distinct or 0
-    if distinct > _FEW_IDS and _shows_bends(profile):
-        pieces = f"transform: piecewise, buckets: {min(_PIECES, distinct - 1)}"
+    if (column.distinct or 0) > _PIECES and _shows_bends(profile):  # fewer values are ids beside the number
+        pieces = f"transform: piecewise, buckets: {_PIECES}"
         return f"kind: number, {pieces}{indicator}", f"{column.low} to {column.high}, its effect may bend{nulls}"
     if low >= 0 and column.mean and high > _SKEWED * column.mean:
         return f"kind: number, transform: log1p{indicator}", f"{column.low} to {column.high}, skewed{nulls}"
