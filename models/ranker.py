@@ -14,15 +14,15 @@ from data_pipelines.batch import Batch, Schema
 from data_pipelines.errors import UserError
 from models.layers.additive import AdditiveTerms
 from models.layers.batch_norm import BatchNorm
-from models.layers.chains import logits_over_all_rows
 from models.layers.gates import FeatureGates
 from models.layers.heads import Heads, TasksConfig
 from models.layers.histories import Histories
 from models.layers.interactions import AnyInteraction, CrossConfig, Fields, Interaction
 from models.layers.normalization import Standardize
-from models.layers.ordinal import OrdinalTasks
+from models.layers.outcomes.chains import logits_over_all_rows
+from models.layers.outcomes.ordinal import OrdinalTasks
+from models.layers.outcomes.task_weights import UncertaintyWeights
 from models.layers.part import Component, Int8Input, Part, UnitGroup, module_components, own_tensors
-from models.layers.task_weights import UncertaintyWeights
 from models.layers.towers import AnyTower, Tower
 from models.layers.wide import Wide
 from models.moe.router import routers
@@ -133,8 +133,8 @@ class Ranker(nn.Module):
         """Logits (B, T), float32, in the order of the schema's tasks.
 
         That of a task that happens only after another one is of its probability over all rows
-        (:func:`models.layers.chains.logits_over_all_rows`). The column of an ordinal task holds latent scores in
-        training mode and expected levels in evaluation mode (:class:`models.layers.ordinal.OrdinalTasks`).
+        (:func:`models.layers.outcomes.chains.logits_over_all_rows`). The column of an ordinal task holds latent scores
+        in training mode and expected levels in evaluation mode (:class:`models.layers.outcomes.ordinal.OrdinalTasks`).
         """
         return self.rank(*self.look_up(batch))
 

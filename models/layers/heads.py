@@ -16,7 +16,7 @@ from torch import Tensor
 from data_pipelines.config.base import Config
 from data_pipelines.errors import UserError
 from models.layers.int8 import Int8Linear
-from models.layers.ordinal import OrdinalTasks
+from models.layers.outcomes.ordinal import OrdinalTasks
 from models.layers.part import Int8Input, Part, UnitSlice, narrow_linear
 from models.products import Linear, linear
 
@@ -52,7 +52,7 @@ class TasksConfig(Config):
     weights: Literal["fixed", "uncertainty"] = Field(
         default="fixed",
         description="`uncertainty`: the weights of the losses of tasks are learned (see "
-        "`models.layers.task_weights.UncertaintyWeights`), and multiply `weight` of each task.",
+        "`models.layers.outcomes.task_weights.UncertaintyWeights`), and multiply `weight` of each task.",
     )
 
     @property

@@ -122,7 +122,7 @@ def conditional_logits(logits_N: Floats, first_N: Floats) -> Floats:
     """(N,) logits of the probability of a task given the one it comes after, from their logits over all rows.
 
     With ``p = q r``, ``1 / r - 1 = (exp(-z) - exp(-a)) / (1 + exp(-a))`` for the logits ``z`` of ``p`` and ``a`` of
-    ``q``. The inverse of :func:`models.layers.chains.logit_of_product` in its first argument.
+    ``q``. The inverse of :func:`models.layers.outcomes.chains.logit_of_product` in its first argument.
     """
     z_N, a_N = logits_N.astype(np.float64), first_N.astype(np.float64)
     ahead_N = np.maximum(a_N - z_N, 1e-7)

@@ -14,7 +14,7 @@ from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.names import POSITIVE
 from models.layers.heads import task_losses
 from models.layers.losses import loss_of_labelled
-from models.layers.task_weights import likelihood_factors
+from models.layers.outcomes.task_weights import likelihood_factors
 from models.products import computes_bf16
 from models.ranker import Ranker
 from models.tables.id_changes import IdChanges

@@ -25,7 +25,7 @@ from models.layers.interactions.cross import CrossNet
 from models.layers.interactions.multiplicative import MultiplicativeBlocks
 from models.layers.interactions.none import NoInteraction
 from models.layers.interactions.pairs import DotInteraction, FactorizationMachine, PairInteraction
-from models.layers.ordinal import OrdinalTasks
+from models.layers.outcomes.ordinal import OrdinalTasks
 from models.layers.towers import DenseTower, Tower
 from models.moe.router import routers
 from models.moe.tower import MixtureTower

@@ -6,7 +6,7 @@ from data_pipelines.batch import Schema
 from data_pipelines.dataset.dataset import Dataset
 from data_pipelines.disk.object_store import fetched
 from data_pipelines.locations import expand
-from models.layers.ordinal import OrdinalTasks
+from models.layers.outcomes.ordinal import OrdinalTasks
 from recsys.config.experiment import TrainConfig
 from recsys.training.model_state import ModelState
 from recsys.training.start.earlier_run import start_from_run

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_pipelines.config.learning import Task
-from models.layers.chains import logit_of_product
+from models.layers.outcomes.chains import logit_of_product
 from recsys.evaluation.derived import conditional_logits, derived, derived_metrics
 from recsys.metrics.grouped import ndcg_at_k
 from recsys.metrics.rows import RowFacts

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.layers.heads import task_losses
 from models.layers.losses import LossConfig, loss_of_labelled
-from models.layers.task_weights import likelihood_factors
+from models.layers.outcomes.task_weights import likelihood_factors
 from models.moe.expert_parallel import clip_gradients
 from models.ranker import Ranker, RankerConfig
 from models.tables.plain import PlainTables

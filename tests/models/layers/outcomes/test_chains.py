@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.batch import Schema
-from models.layers.chains import logit_of_product, logits_over_all_rows
+from models.layers.outcomes.chains import logit_of_product, logits_over_all_rows
 
 LOGITS = st.floats(-300, 300, width=32)
 

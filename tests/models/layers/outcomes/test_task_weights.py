@@ -2,7 +2,7 @@
 
 import torch
 
-from models.layers.task_weights import UncertaintyWeights, likelihood_factors
+from models.layers.outcomes.task_weights import UncertaintyWeights, likelihood_factors
 
 
 def test_weights_settle_where_each_likelihood_is_largest() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from models.layers.heads import task_losses
-from models.layers.ordinal import OrdinalLevels, OrdinalTasks
+from models.layers.outcomes.ordinal import OrdinalLevels, OrdinalTasks
 
 SHARES = st.lists(st.floats(0.01, 1), min_size=2, max_size=6)
 
