@@ -1,10 +1,10 @@
 """Lists: what features relative to a list and losses over lists are worth, beside LightGBM's lambdarank.
 
 All models learn from the same encoded rows of trivago's hotel lists, in the folder that ``RECSYS_DATA`` names: the
-features that ``init`` writes and :data:`MORE`. Ours are trained as ``init`` writes it, with another loss, and stop by
-the NDCG of valid rows, as LightGBM does. The arm and the setting of LightGBM that are compared are those with the best
-NDCG on valid rows. Metrics of lists are means over lists, and differences have an interval that holds test rows (whole
-users) and, with several seeds, seeds.
+features that ``init`` writes and a few more (``MORE``). Ours are trained as ``init`` writes it, with another loss, and
+stop by the NDCG of valid rows, as LightGBM does. The arm and the setting of LightGBM that are compared are those with
+the best NDCG on valid rows. Metrics of lists are means over lists, and differences have an interval that holds test
+rows (whole users) and, with several seeds, seeds.
 
 Without real data only the planted truth is measured: how often intervals of inverse propensity scoring cover the true
 value of a policy, and whether those of positions cover what positions were planted to add.

@@ -35,7 +35,8 @@ def label_checks(name: str, task: Task, raw: RawColumns) -> Iterator[tuple[str, 
         return
     read = raw.number(f"task {name!r}", task.column)
     if raw.schema[task.column] == pl.String:
-        reason = f"{task.column}: no number (name the values that count with `positive`)"
+        hint = " (name the values that count with `positive`)" if task.kind == "binary" else ""
+        reason = f"{task.column}: no number{hint}"
         yield reason, unread(pl.col(task.column), read)
     if task.kind == "binary" and task.at_least is None:
         yield (

@@ -7,6 +7,7 @@ import pytest
 
 from data_pipelines.config.learning import Task
 from data_pipelines.errors import UserError
+from models.layers.heads import TaskKind
 from recsys.evaluation.derived import derived, derived_metrics
 from recsys.evaluation.monitor import Monitor
 from recsys.metrics.registry import EVERY
@@ -71,20 +72,20 @@ def test_calibration_counts_by_its_distance_from_one() -> None:
 
 
 TASKS = {"click": Task(column="click"), "price": Task(column="price", kind="regression")}
+OF_TASKS: dict[str, TaskKind] = {"click": "binary", "price": "regression"}
 ROWS = np.array([[1.0, 9], [0, 2], [0, 5], [1, 1]])
 LISTS = dict.fromkeys(TASKS, RowFacts(lists_N=np.array([0, 0, 1, 1])))
 
 
 def monitor_of(weights: dict[str, float], formula: str, *, lists: bool = True) -> Monitor:
-    besides, kinds = derived_metrics(TASKS, Formula.parse(formula, TASKS), groups=EVERY), {"click": "binary"}
-    return Monitor.of(weights, {**kinds, "price": "regression"}, groups={"lists"} if lists else set(), besides=besides)
+    besides = derived_metrics(TASKS, Formula.parse(formula, TASKS), groups=EVERY)
+    return Monitor.of(weights, OF_TASKS, groups={"lists"} if lists else set(), besides=besides)
 
 
 def test_the_order_of_the_score_is_monitored_as_evaluate_measures_it() -> None:
     monitor = monitor_of({"score/list_ndcg@10": 1, "score/click/auc": 0.5, "rmse": -1}, "click * price")
     entries = list(derived(TASKS, ROWS, LISTS, Formula.parse("click * price", TASKS)))
-    kinds = {"click": "binary", "price": "regression"}
-    monitor, notes = monitor.defined_on("valid", kinds, ROWS, LISTS, entries)
+    monitor, notes = monitor.defined_on("valid", OF_TASKS, ROWS, LISTS, entries)
     assert not notes
     assert monitor.entries == {"score", "score/click", "price"}
     measured = {entry.name: entry.measure(np.array([[2.0, 1], [1, 3], [0, 2], [-1, 4]])) for entry in entries}
@@ -102,6 +103,5 @@ def test_a_metric_of_tasks_alone_is_no_metric_of_the_score() -> None:
 def test_a_formula_whose_labels_give_no_gains_cannot_be_monitored() -> None:
     monitor = monitor_of({"score/list_ndcg@10": 1}, "click - price")
     entries = list(derived(TASKS, ROWS, LISTS, Formula.parse("click - price", TASKS)))
-    kinds = {"click": "binary", "price": "regression"}
     with pytest.raises(UserError, match=r"entry score, which is undefined .* the formula of the labels is negative"):
-        monitor.defined_on("valid", kinds, ROWS, LISTS, entries)
+        monitor.defined_on("valid", OF_TASKS, ROWS, LISTS, entries)
