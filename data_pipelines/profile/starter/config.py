@@ -34,6 +34,8 @@ _WEIGHTED = {"sample", "instance", "row", "case", "survey", "frequency"}
 """Words that say that a weight is that of a row, and not that of an item."""
 _SMALL_TABLES = 200_000
 """Distinct values, of all columns, up to which every row of the tables is updated at each step."""
+_AVERAGED_TABLES = 2_000_000
+"""Distinct values up to which weights are averaged: it reads and writes every row of the tables at each step."""
 
 
 def starter_config(profile: LogProfile) -> str:
@@ -120,7 +122,10 @@ def _train(profile: LogProfile) -> Iterator[str]:
     else:
         yield f"  tables: {{optimizer: rowwise_adagrad, learning_rate: 0.02, {_WIDE}}}"
     yield "  dense: {optimizer: adamw, learning_rate: 0.003}"
-    yield "  ema: 0.99                                 # average of the weights over about 100 steps"
+    if distinct_values(profile) <= _AVERAGED_TABLES:
+        yield "  ema: 0.99                                 # average of the weights over about 100 steps"
+    else:
+        yield "  # ema: 0.99                               # an average of all rows of the tables takes most of a step"
     if is_binary(profile):
         yield "  monitor: {logloss: -1}                    # of valid rows: tells more than AUC where positives are few"
     yield "  patience: 3"

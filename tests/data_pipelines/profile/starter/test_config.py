@@ -45,6 +45,13 @@ def test_tables_of_many_values_learn_without_updating_every_row(profile: LogProf
     assert written(with_items(profile, 300_000), tmp_path).train.tables.optimizer == "rowwise_adagrad"
 
 
+def test_weights_are_averaged_unless_tables_are_so_large_that_it_takes_most_of_a_step(
+    profile: LogProfile, tmp_path: Path
+) -> None:
+    assert written(with_items(profile, 300_000), tmp_path).train.ema == 0.99
+    assert written(with_items(profile, 3_000_000), tmp_path).train.ema is None
+
+
 def test_rows_are_normalised_where_values_have_events_enough(profile: LogProfile, tmp_path: Path) -> None:
     few, many = (written(with_items(profile, distinct), tmp_path) for distinct in (100, 30))
     assert many.model == few.model.model_copy(update={"batch_norm": True})
