@@ -138,9 +138,8 @@ def test_a_day_later_training_starts_from_the_run_of_the_day_before(
 
     # What else a run may have been trained on, or be, is refused.
     stranger = prepare(config.data, tmp_path / "stranger", log=str(tmp_path / "day2.parquet"))
-    with pytest.raises(
-        UserError, match=r"train\.start: .*yesterday was trained on another data set, which .*stranger does not extend"
-    ):
+    said = r"train\.start: .*yesterday was trained on another data set, which .*stranger does not extend"
+    with pytest.raises(UserError, match=said):
         train(configure(experiment, model=model, train__start=still["start"]), stranger, tmp_path / "refused")
     wider = configure(experiment, data=data, model=model | {"dim": 16}, train__start=still["start"])
     with pytest.raises(UserError, match=r"train\.start: .*yesterday has another model: 'user' has shape \(8,\) there"):
