@@ -33,7 +33,9 @@ class TimeConfig(FeatureConfig):
         description="How its times are written, as in `data.time_format`, which holds for the column `data.time`.",
     )
     zone: str | None = Field(
-        default=None, description="The time zone of hours, days and months, such as `Europe/Berlin`; UTC if absent."
+        default=None,
+        description="The time zone of hours, days and months, such as `Europe/Berlin`; UTC if absent. Times without an "
+        "offset are taken as UTC, so leave it out if they are local.",
     )
     parts: list[Literal["hour", "weekday", "day", "month", "cyclic", "age"]] = Field(
         default=["hour", "weekday"],
