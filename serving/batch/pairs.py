@@ -57,7 +57,11 @@ class PairScorer:
         columns = {name: feature.columns() | feature.optional_columns() for name, feature in features.items()}
         mine = [name for name, wanted in columns.items() if wanted and wanted <= named]
         if not mine:
-            raise UserError(f"no feature reads only the candidates' columns {', '.join(candidates.columns)}.")
+            read = ", ".join(sorted({column for wanted in columns.values() for column in wanted}))
+            raise UserError(
+                f"no feature reads only the candidates' columns {', '.join(candidates.columns)}: add the columns of "
+                f"one; the features read {read}."
+            )
         compared = {name for name in columns if encoder.plan.feature(name).name in encoder.plan.relative}
         theirs = [name for name, wanted in columns.items() if not wanted & named and name not in compared]
         both = [name for name in columns if name not in {*mine, *theirs}]
