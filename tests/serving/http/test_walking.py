@@ -47,7 +47,7 @@ def test_links_to_folders_are_not_followed(tree: Path, tmp_path: Path) -> None:
 
 def test_walks_end(tree: Path) -> None:
     for walk in (Walk(entries=10), Walk(seconds=0.0)):
-        with pytest.raises(UserError, match="name a folder nearer"):
+        with pytest.raises(UserError, match="name a folder that holds fewer other files"):
             list(walk.below(tree))
 
 
