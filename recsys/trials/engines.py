@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -79,15 +81,18 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
         jobs: As many as the processors allow if ``None``.
     """
     jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
+    context = get_context("spawn")
+    end, ending = context.Pipe(duplex=False)
     with (
         _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))),
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin) as pool,
+        end,
+        ending,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(end,)) as pool,
     ):
         try:
             yield Engine(jobs, threads, pool.submit)
         except KeyboardInterrupt:
-            for process in active_children():
-                process.terminate()  # else the pool waits for trials to end
+            ending.close()  # else the pool waits for trials to end
             raise
         except BrokenProcessPool:
             raise RuntimeError(
@@ -95,20 +100,16 @@ def processes(*, threads: int = 1, jobs: int | None = None) -> Iterator[Engine]:
             ) from None
 
 
-def _begin() -> None:
-    """The first call in a process of the pool."""
+def _begin(end: Connection) -> None:
+    """The first call in a process of the pool, which ends as soon as its parent has ended or has closed the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes: the parent ends this one
     tune_process()
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as the process that waits for its trial has ended."""
     parent = parent_process()
     assert parent is not None
+    ends: list[Connection | int] = [end, parent.sentinel]
 
     def watch() -> None:
-        parent.join()
+        wait_for_any(ends)
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()

@@ -5,6 +5,7 @@ A fixture runs the first six once. Tests look at what they left, and the last te
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -285,6 +286,7 @@ def test_a_line_that_a_kill_cut_short_is_no_day_and_a_damaged_ledger_is_refused(
 
 
 def test_the_command_does_the_seventh_day_scores_and_switches_a_service(road: Road, tmp_path: Path) -> None:
+    road = Road(shutil.copytree(road.root, tmp_path / "copy", symlinks=True))  # other tests see six days
     day_of(8).drop("click").write_parquet(tmp_path / "input.parquet")
     jobs_db = f"sqlite:///{tmp_path / 'jobs.db'}"
     arguments = ["daily", road.root / "config.yaml", road.folder, "daily.keep=1", "--log", road.log(7), "--json"]

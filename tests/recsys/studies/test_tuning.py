@@ -232,7 +232,8 @@ def test_trials_that_diverge_after_an_evaluation_are_not_the_best(
     assert notes[0].endswith("; none has ended well")
 
 
-def test_an_interruption_ends_trials_that_are_running() -> None:
+def test_an_interruption_ends_trials_that_are_running_and_no_others(engine: Engine) -> None:
+    assert engine.submit(partial(pow, 2, 3)).result() == 8
     running = []
 
     def stop_after_a_start() -> None:
@@ -243,3 +244,4 @@ def test_an_interruption_ends_trials_that_are_running() -> None:
     with pytest.raises(KeyboardInterrupt):
         stop_after_a_start()
     assert running[0].done()
+    assert engine.submit(partial(pow, 2, 3)).result() == 8
