@@ -80,7 +80,9 @@ class PartialCopy:
         arrived = RemoteFolder(self.address).fetch(name, self.folder / _FETCHING, limit=entry.bytes)
         if checksum(arrived) != entry:
             arrived.unlink()
-            raise UserError(f"{self.address}/{name} is damaged (its checksum does not match): send the directory again.")
+            raise UserError(
+                f"{self.address}/{name} is damaged (its checksum does not match): send the directory again."
+            )
         os.replace(arrived, path)
         with self._lock:
             self.fetched += entry.bytes

@@ -1,5 +1,6 @@
 """Delimited text."""
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,6 +17,7 @@ from data_pipelines.files.scratch import scratch_file
 from data_pipelines.files.text import Dialect, clean_copy, encoding_of, first_record, head_of, is_plain
 
 _TYPED = re.compile(r"(.+):(?:token|token_seq|float|float_seq)")
+_OTHER_DELIMITERS = (";", "\t", "|", ",")
 _READ_BY_ENGINE = ("", ".gz", ".zst", ".zlib")
 
 
@@ -63,12 +65,23 @@ class CsvFormat(FileFormat):
         files = [file for path in paths if (file := self._open(path)) is not None]
         if not files:
             raise UserError(f"{location} holds no rows: every file of it is empty.")
+        if needed is not None:
+            self._check_delimiter(location, files[0].names, needed)
         alike = all(file.copy is None and file.names == files[0].names for file in files)
         if alike:
             frame = self._lazy([file.path for file in files], files[0].names)
         else:
             frame = combine(location, [(file.path, self._rows(file)) for file in files], needed)
         return Scan(self._decimals(frame), pl.concat([file.refused for file in files]))
+
+    def _check_delimiter(self, location: str, names: tuple[str, ...], needed: frozenset[str]) -> None:
+        """Refuse a header that is one column, which nobody needs and another delimiter would divide."""
+        mark = next((mark for mark in _OTHER_DELIMITERS if mark in names[0]), None)
+        if len(names) == 1 and mark is not None and names[0] not in needed:
+            raise UserError(
+                f"{location}: with the delimiter {self.delimiter!r}, its lines are one column, {names[0]!r}: set the "
+                f"key `format: {{kind: csv, delimiter: {json.dumps(mark)}}}`."
+            )
 
     def _open(self, path: str) -> "_File | None":
         """The file as it can be read: as it stands, or a clean copy; ``None`` where it is empty."""

@@ -152,3 +152,11 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, rows:
     assert scan.refused.is_empty()
     expected = frame.with_columns(pl.all().replace("", None))
     assert_frame_equal(scan.frame.collect(), expected)
+
+
+def test_lines_that_another_delimiter_divides_are_refused_with_the_key(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user;item\n1;2\n")
+    with pytest.raises(
+        UserError, match=r"one column, 'user;item': set the key `format: \{kind: csv, delimiter: \";\"\}`"
+    ):
+        scan_files(str(tmp_path / "log.csv"), needed=frozenset({"user"}))
